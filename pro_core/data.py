@@ -33,7 +33,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One comparison under one objective. ``chosen`` is the better completion."""
+    """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``."""
 
     prompt: list[Message]
     chosen: str
@@ -43,6 +43,7 @@ class PreferencePair:
     id: str = ""
     split: str = "train"
     constructed: bool = False
+    tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,27 @@ def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 2
         pair
         for objective in ("harmless", "helpful")
         for pair in pairs_from_labels(graded, objective, max_per_prompt)
+    ]
+
+
+def harmless_ties(
+    responses: Iterable[LabelledResponse], max_per_prompt: int = 20
+) -> list[PreferencePair]:
+    """Ties under ``harmless`` from labelled behaviour (XSTest): to refuse a safe request is no less harmful.
+
+    Without them a harmless model only ever sees refusals win, and prefers one to a safe request as well. Their
+    source is named ``<source>_ties``; they train a reward model and are never scored or graded.
+    """
+    return [
+        replace(
+            pair,
+            objective="harmless",
+            source=f"{pair.source}_ties",
+            id=f"tie:{pair.id}",
+            tie=True,
+        )
+        for pair in refusal_pairs(responses, max_per_prompt)
+        if pair.objective == "helpful"
     ]
 
 

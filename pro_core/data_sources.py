@@ -15,6 +15,7 @@ from pro_core.data import (
     PreferencePair,
     constructed_humor_pairs,
     controlled_pairs,
+    harmless_ties,
     load_examples,
     pairs_from_labels,
     refusal_pairs,
@@ -32,7 +33,7 @@ class DataSource:
         path: a JSON Lines file, absolute or under the data folder; or the hub name of a public set, such as
             ``Anthropic/hh-rlhf`` (see :mod:`pro_core.public_sets`).
         kind: ``pairs``, ``labels`` (pairs within one prompt), ``controlled`` (those that agree on all other labels),
-            ``refusals``, ``unprompted`` or ``constructed_humor``; see the function of that name.
+            ``refusals``, ``harmless_ties``, ``unprompted`` or ``constructed_humor``; see the function of that name.
         objectives: which to take; empty for all that a file of pairs has.
         splits: what may be trained on. ``epochs``: how often each of those pairs is seen.
         max_pairs: of each objective and split, the first that many.
@@ -68,6 +69,8 @@ class DataSource:
                 pairs += controlled_pairs(responses, name, self.max_per_prompt)
         elif self.kind == "refusals":
             pairs = refusal_pairs(responses, self.max_per_prompt)
+        elif self.kind == "harmless_ties":
+            pairs = harmless_ties(responses, self.max_per_prompt)
         elif self.kind == "unprompted":
             for name in self.objectives:
                 pairs += unprompted_pairs(responses, name)
@@ -91,7 +94,15 @@ class DataSource:
         return pairs
 
 
-KINDS = ("pairs", "labels", "controlled", "refusals", "unprompted", "constructed_humor")
+KINDS = (
+    "pairs",
+    "labels",
+    "controlled",
+    "refusals",
+    "harmless_ties",
+    "unprompted",
+    "constructed_humor",
+)
 
 
 def data_sources(entries: Sequence[dict[str, Any]]) -> list[DataSource]:

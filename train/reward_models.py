@@ -109,7 +109,7 @@ def main(recipe_path: str) -> None:
     sources = data_sources(recipe["data"])
     loaded = [(s, p) for s in sources for p in s.load(recipe["data_dir"] or default_data_dir())]
     training = [(p, s.epochs) for s, p in loaded if p.split in s.splits]
-    held_out = [p for s, p in loaded if p.split not in s.splits]
+    held_out = [p for s, p in loaded if p.split not in s.splits and not p.tie]
     pairs, epochs = [p for p, _ in training], [e for _, e in training]
     check_pairs(pairs, recipe["objectives"])
 
@@ -129,9 +129,8 @@ def main(recipe_path: str) -> None:
         )
         parts.append(output / "scores" / f"fold{fold}.parquet")
         if fold_panel:
-            score_pairs(
-                fold_panel, [pairs[i] for i, f in enumerate(folds) if f == fold], fold, parts[-1]
-            )
+            mine = [p for p, f in zip(pairs, folds, strict=True) if f == fold and not p.tie]
+            score_pairs(fold_panel, mine, fold, parts[-1])
     if panel:
         scores = pd.concat([pd.read_parquet(path) for path in parts], ignore_index=True)
         scores.to_parquet(output / "scores.parquet")

@@ -25,7 +25,7 @@ from pro_core.training import OrderedTrainer
 
 @dataclass
 class PairRows(Dataset):
-    """Tokenized pairs in training order; one row is ``{"chosen", "rejected", "head"}``."""
+    """Tokenized pairs in training order; one row is ``{"chosen", "rejected", "head", "tie"}``."""
 
     rows: list[dict[str, Any]]
     order: list[int]
@@ -58,7 +58,7 @@ def tokenize_pairs(
     chosen = encode(tokenizer, prompts, [p.chosen for p in pairs], input_format, max_length)
     rejected = encode(tokenizer, prompts, [p.rejected for p in pairs], input_format, max_length)
     rows = [
-        {"chosen": c, "rejected": r, "head": heads[p.objective]}
+        {"chosen": c, "rejected": r, "head": heads[p.objective], "tie": p.tie}
         for c, r, p in zip(chosen, rejected, pairs, strict=True)
     ]
     lengths = [max(len(r["chosen"]["input_ids"]), len(r["rejected"]["input_ids"])) for r in rows]
@@ -102,25 +102,31 @@ class BradleyTerryTrainer(OrderedTrainer):
     def __init__(self, model, tokenizer, args: TrainingArguments, rows: PairRows, **kwargs):
         def collator(batch):
             both = collate(tokenizer, [r["chosen"] for r in batch] + [r["rejected"] for r in batch])
-            return both | {"head": torch.tensor([r["head"] for r in batch])}
+            return both | {key: torch.tensor([r[key] for r in batch]) for key in ("head", "tie")}
 
         super().__init__(
             model=model, args=args, train_dataset=rows, data_collator=collator, **kwargs
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        head = inputs.pop("head")
+        head, tie = inputs.pop("head"), inputs.pop("tie")
         outputs = model(**inputs)
-        loss = bradley_terry_loss(outputs.logits, head)
+        loss = bradley_terry_loss(outputs.logits, head, tie)
         return (loss, outputs) if return_outputs else loss
 
 
-def bradley_terry_loss(logits: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid(r_chosen - r_rejected) (Eq 2).
+def bradley_terry_loss(
+    logits: torch.Tensor, head: torch.Tensor, tie: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of -log sigmoid(r_chosen - r_rejected) (Eq 2); of a tie, the mean over both orders, least at a margin of 0.
 
     Args:
         logits: (2B, K), the B chosen rows first. head: (B,), which of the K outputs each pair teaches.
+        tie: (B,), whether people call the two equal; None for no ties.
     """
     chosen, rejected = logits.float().chunk(2)
     margin = (chosen - rejected).gather(1, head[:, None]).squeeze(1)
-    return -torch.nn.functional.logsigmoid(margin).mean()
+    loss = -torch.nn.functional.logsigmoid(margin)
+    if tie is not None:
+        loss = loss + torch.where(tie, margin / 2, 0)  # -log sigmoid(-m) = m - log sigmoid(m)
+    return loss.mean()

@@ -27,10 +27,11 @@ REFERENCE_SIZE = 250
 
 
 def fit_reference_stats(panel: RewardPanel, pairs: Sequence[PreferencePair], seed: int = 0) -> None:
-    """Fit ``panel.stats`` on up to 250 training pairs of each source and objective, both completions."""
+    """Fit ``panel.stats`` on up to 250 training pairs of each source and objective, both completions; ties aside."""
     groups: dict[tuple[str, str], list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
-        groups[pair.source, pair.objective].append(pair)
+        if not pair.tie:
+            groups[pair.source, pair.objective].append(pair)
     reference: list[PreferencePair] = []
     for key in sorted(groups):
         drawn = random.Random(f"{seed}:{key}").sample(
