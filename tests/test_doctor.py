@@ -106,12 +106,13 @@ def test_where_an_adapter_must_help_the_verdict_says_by_how_much():
     # Dealt to the wrong prompts, the same weights are worth nothing.
     assert e.gain.lead["shuffled"].low > 0
     assert e.gain.accuracy["any weights"].value > e.gain.accuracy["adapter"].value
+    assert all(rival in render_text(e) for rival in (*RIVALS, "shuffled", "any weights"))
 
 
 @pytest.mark.parametrize("kind", ["noise", "constant"])
 def test_where_prompts_do_not_matter_no_gain_is_claimed(kind):
-    # Seeds 0 to 59 at 400 pairs gave no false gain either, for both kinds: 0 of 120.
-    found = [verdict_on(kind, 160, seed) for seed in range(5)]
+    # Of seeds 0 to 59 at 240 pairs a gain was claimed for none with noise and for one with constant weights.
+    found = [verdict_on(kind, 120, seed) for seed in range(3)]
     assert "gain" not in [e.verdict.kind for e in found]
     assert abs(np.mean([e.gain.lead["fitted global"].value for e in found])) < 2
 
@@ -232,9 +233,9 @@ def test_one_objective_twelve_and_a_constant_one():
         table[f"raw_{side}_constant"] = table[f"z_{side}_constant"] = 0.0
     many = examine(table, features, names, repeats=1)
     assert any(note.startswith("constant: the same score") for note in many.notes)
+    assert render_html(one).count("<svg") == 4 and render_html(many).count("<svg") == 13
     for e in (one, many):
         assert not [line for line in render_text(e).splitlines() if len(line) > WIDTH]
-        assert render_html(e).count("<svg") >= 4
     nothing = scores(np.zeros((60, 3)), objectives, prompts)
     flat = examine(nothing, features, NAMES)
     assert flat.verdict.headline == "none: the reward models tell no two responses apart"
@@ -262,22 +263,32 @@ def test_a_score_that_is_not_a_number_names_its_objective():
 
 
 def test_a_panel_that_was_trained_on_these_pairs_is_suspected():
-    margin, features, objectives, prompts, _ = planted("constant", 400, seed=0)
-    table = scores(margin, objectives, prompts)
-    table.loc[:199, "split"] = "train"
-    assert not any("trained" in note for note in examine(table, features, NAMES, repeats=1).notes)
-    margin[:200] = np.abs(margin[:200])
-    table = scores(margin, objectives, prompts)
-    table.loc[:199, "split"] = "train"
-    assert "--split test" in examine(table, features, NAMES, repeats=1).notes[-1]
+    # 39 prompts are not cross-validated, which is not what this is about; each has 4 pairs.
+    margin, features, objectives, prompts, _ = planted("constant", 156, seed=0, per_prompt=4)
+
+    def notes(margin):
+        table = scores(margin, objectives, prompts)
+        table.loc[:79, "split"] = "train"
+        return examine(table, features, NAMES).notes
+
+    assert not any("trained" in note for note in notes(margin))
+    margin[:80] = np.abs(margin[:80])
+    assert "--split test" in notes(margin)[-1]
 
 
 def test_hostile_texts_are_inert_on_both_pages():
-    margin, features, _, prompts, _ = planted("helps", 100, seed=0)
+    margin, features, _, prompts, _ = planted("helps", 60, seed=0)
     hostile = "</text></svg><script>alert(1)</script> $x^{$ {{ 7*7 }}\x1b[2J"
-    table = scores(margin, [hostile] * 50 + ["helpful"] * 50, prompts)
+    table = scores(margin, [hostile] * 30 + ["helpful"] * 30, prompts)
     table["source"] = "<img src=x onerror=alert(2)>"
-    e = examine(table, features, NAMES, notes=[hostile], about={"panel": "<b>p</b>"}, repeats=1)
+    e = examine(
+        table,
+        features,
+        NAMES,
+        notes=[hostile],
+        about={"panel": "<b>p</b>", "encoder": "<i>", "seed": 0},
+        repeats=1,
+    )
     html = render_html(e)
     assert "<script" not in html and "<img" not in html and "<b>" not in html
     assert "\x1b" not in html + render_text(e) and "49" not in html.split("{{ 7*7 }}")[0][-40:]
@@ -430,13 +441,13 @@ def test_the_command_from_files_to_both_pages_and_faster_again(
     tmp_path, panel, monkeypatch, capsys
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    data = write(tmp_path / "d.jsonl", [pair(i, NAMES[i % 2]) for i in range(120)])
+    data = write(tmp_path / "d.jsonl", [pair(i, NAMES[i % 2]) for i in range(60)])
     report = tmp_path / "new" / "report.html"
-    arguments = ["--panel", str(panel), "--data", data, "--max-pairs", "90", "--html", str(report)]
+    arguments = ["--panel", str(panel), "--data", data, "--max-pairs", "50", "--html", str(report)]
     command.main(arguments)  # returns: the exit code is 0, though random reward models cannot help
     first = capsys.readouterr()
-    assert "VERDICT" in first.out and "90 of 120 pairs" in first.out and str(report) in first.out
-    assert "reference set of 4" in first.out and "0 texts were cached, 180 scored" in first.err
+    assert "VERDICT" in first.out and "50 of 60 pairs" in first.out and str(report) in first.out
+    assert "reference set of 4" in first.out and "0 texts were cached, 100 scored" in first.err
     html = report.read_text()
     assert html.count("<svg") == 13
 
@@ -448,7 +459,7 @@ def test_the_command_from_files_to_both_pages_and_faster_again(
     command.main(arguments)
     second = capsys.readouterr()
     assert second.out == first.out and report.read_text() == html
-    assert "180 texts were cached, 0 scored" in second.err
+    assert "100 texts were cached, 0 scored" in second.err
 
 
 def test_a_panel_without_statistics_is_standardized_on_the_data(
@@ -482,6 +493,14 @@ def test_bad_input_ends_in_one_line_and_a_code(tmp_path, panel, broken, said, ca
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_report_that_cannot_be_written_costs_no_page(tmp_path, panel, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = write(tmp_path / "d.jsonl", [pair(i) for i in range(3)])
+    with pytest.raises(SystemExit, match="name another place with --html"):
+        command.main(["--panel", str(panel), "--data", data, "--html", f"{data}/r.html"])
+    assert "VERDICT" in capsys.readouterr().out
+
+
 def test_a_panel_that_is_none_and_a_model_that_answers_nan(tmp_path, panel, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = write(tmp_path / "d.jsonl", [pair(i) for i in range(3)])
@@ -494,8 +513,3 @@ def test_a_panel_that_is_none_and_a_model_that_answers_nan(tmp_path, panel, monk
     monkeypatch.setattr(sys.modules["pro_core.rewards.panel"], "forward_in_batches", forward)
     with pytest.raises(SystemExit, match="not finite.*'helpful': 6"):
         command.main(["--panel", str(panel), "--data", data])
-
-
-def test_every_rival_has_a_lead_on_the_page():
-    text = render_text(verdict_on("helps", 100, seed=0))
-    assert all(rival in text for rival in (*RIVALS, "shuffled", "any weights"))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,13 +74,12 @@ def _positive(text: str) -> int:
     return number
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Load, sample, score, measure; print the page and write the report.
+def scored(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load, sample and score: the arguments of :func:`pro_core.doctor.verdict.examine`.
 
     Raises:
-        DataError, StorageError, ValueError: input that cannot be used.
+        DataError, StorageError, ValueError, OSError: input that cannot be used.
     """
-    say("loading the libraries")
     from pro_core.doctor.cache import Cache
     from pro_core.doctor.inputs import (
         StoredPanel,
@@ -88,9 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
         sample_pairs,
         scored_table,
     )
-    from pro_core.doctor.page import render_html
-    from pro_core.doctor.text import render_text
-    from pro_core.doctor.verdict import examine
 
     panel = StoredPanel(arguments.panel)
     loaded = load_pairs(arguments.data, panel.objective_names, arguments.split)
@@ -99,26 +96,20 @@ def run(arguments: argparse.Namespace) -> None:
     cache = Cache()
     table = scored_table(panel, pairs, cache, progress("texts scored"))
     say(f"reading the prompts ({cache.found:,} texts were cached, {cache.computed:,} scored)")
-    features = prompt_features(table, arguments.encoder, cache)
-    say("cross-validating an adapter")
-    about = {
-        "panel": arguments.panel,
-        "reference": panel.stats.n if panel.stats else 0,
+    return {
+        "table": table,
+        "features_ND": prompt_features(table, arguments.encoder, cache, progress("prompts read")),
+        "objective_names": panel.objective_names,
+        "available": len(loaded.pairs),
+        "notes": loaded.notes,
+        "about": {
+            "panel": arguments.panel,
+            "reference": panel.stats.n if panel.stats else 0,
+            "encoder": arguments.encoder,
+            "seed": arguments.seed,
+        },
+        "seed": arguments.seed,
     }
-    examination = examine(
-        table,
-        features,
-        panel.objective_names,
-        len(loaded.pairs),
-        loaded.notes,
-        about,
-        seed=arguments.seed,
-    )
-    arguments.html.parent.mkdir(parents=True, exist_ok=True)
-    arguments.html.write_text(render_html(examination), encoding="utf-8")
-    say("done")
-    print(render_text(examination))
-    print(f"The same with plots: {arguments.html}")
 
 
 def say(what: str) -> None:
@@ -132,11 +123,28 @@ def progress(what: str):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    say("loading the libraries")
+    from pro_core.doctor.page import render_html
+    from pro_core.doctor.text import render_text
+    from pro_core.doctor.verdict import examine
+
     try:
-        run(options)
+        found = scored(options)
     except (ValueError, OSError) as error:  # DataError and StorageError are ValueErrors
         sys.exit(f"doctor: {' '.join(str(error).split())}")
+    say("cross-validating an adapter")
+    examination = examine(**found)
+    say("drawing the report")
+    html = render_html(examination)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    print(render_text(examination), flush=True)
+    try:
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        options.html.write_text(html, encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"doctor: the report cannot be written ({error}); name another place with --html")
+    print(f"The same with plots: {options.html}")
+    say("done")
 
 
 if __name__ == "__main__":

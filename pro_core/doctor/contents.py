@@ -65,6 +65,9 @@ def about_lines(e: Examination) -> list[str]:
         )
         objectives = f"{K} objective{'s' if K > 1 else ''}"
         lines.insert(0, f"Panel {e.about['panel']}, {objectives}. Responses standardized {scale}.")
+        lines.append(
+            f"Prompts read by {e.about['encoder']}; sample and folds by seed {e.about['seed']}."
+        )
     return lines
 
 

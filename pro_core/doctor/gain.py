@@ -22,8 +22,9 @@ from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
 Floats = NDArray[np.floating]
 
 FOLDS, INNER_FOLDS = 5, 4
-STRENGTHS = (np.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+STRENGTHS = (np.inf, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Shrinkage of W, strongest first; infinite leaves the fitted global weights."""
+SCALES = (0.0, *np.geomspace(0.05, 50, 40))
 MAX_COMPONENTS = 64
 RIVALS = ("uniform", "best global", "fitted global")
 """What needs no prompt. An adapter that does not beat all three has not gained by reading it."""
@@ -160,17 +161,21 @@ def _components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Flo
 def _choose_strength(
     x_ND: Floats, margin_NK: Floats, objective_N: NDArray, fold_N: NDArray
 ) -> float:
-    """The shrinkage with the least loss on inner held-out prompts."""
-    losses = np.zeros(len(STRENGTHS))
+    """The shrinkage with the least loss on inner held-out prompts, each at the scale that suits it best.
+
+    At its own scale a head that has fitted noise is overconfident, and its loss says so even where its winners are
+    better: the loss would then turn down prompts that help.
+    """
+    mixed = np.zeros((len(STRENGTHS), len(margin_NK)))
     for fold in np.unique(fold_N):
         train, test = fold_N != fold, fold_N == fold
         balance, head = _balance(objective_N[train]), None
         for i, strength in enumerate(STRENGTHS):
             head = fit_head(x_ND[train], margin_NK[train], balance, strength, head)
-            mixed = (head_weights(head, x_ND[test]) * margin_NK[test]).sum(axis=1)
-            loss = np.logaddexp(0, -np.exp(head[0, 0]) * mixed)
-            losses[i] += (_balance(objective_N[test]) * loss).sum()
-    return STRENGTHS[int(losses.argmin())]
+            mixed[i, test] = (head_weights(head, x_ND[test]) * margin_NK[test]).sum(axis=1)
+    balance = _balance(objective_N)
+    losses = [(np.logaddexp(0, -scale * mixed) * balance).mean(axis=1) for scale in SCALES]
+    return STRENGTHS[int(np.min(losses, axis=0).argmin())]
 
 
 def _dealt(text_N: NDArray, rng) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from pro_core.doctor.contents import METHODS, label, share
 from pro_core.doctor.gain import Floats, Measured
@@ -240,10 +241,9 @@ def _heat(
             if not np.isfinite(value) or (r == k and rows is names):
                 continue  # nothing to say, or an objective with itself
             strength = min(1.0, abs(value - middle) / (1 - middle))
-            axes.fill_between(
-                [k - 0.5, k + 0.5], r - 0.5, r + 0.5, color=A if value > middle else B,
-                alpha=0.75 * strength, linewidth=0,
-            )  # fmt: skip
+            colour = A if value > middle else B
+            cell = Rectangle((k - 0.5, r - 0.5), 1, 1, color=colour, alpha=0.75 * strength, lw=0)
+            axes.add_patch(cell)
             text = f"{100 * value:.0f}" if percent or small else f"{value:+.2f}"
             axes.text(k, r, text, ha="center", va="center", fontsize=6 if small else 8)
     axes.xaxis.tick_top()

@@ -235,7 +235,8 @@ def _unclear(gain: Gain, both: str, pairs: int, available: int) -> list[str]:
 
 
 def _ceiling(gain: Gain) -> list[str]:
-    if gain.ceiling is None:
+    """What stands above the adapter; nothing where the pairs' own reward models do no better than it does."""
+    if gain.ceiling is None or gain.ceiling.value <= gain.lead["uniform"].value:
         return []
     return [
         f"An oracle that knows the objective of each pair would gain {points(gain.ceiling)} over uniform weights: an "
