@@ -351,6 +351,10 @@ def test_labelled_responses_become_pairs_and_the_rest_is_named(tmp_path):
             "other",
         ),
         ([pair(0, chosen="same", rejected="same")], "the same text"),
+        (
+            [{"response": r, "labels": {"truthful": v}} for r, v in (("a", 1), ("b", 0))],
+            "without a prompt",
+        ),
         ([], "no rows"),
     ],
 )
@@ -467,11 +471,14 @@ def test_a_panel_without_statistics_is_standardized_on_the_data(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = json.loads((panel / "panel.json").read_text())
-    (panel / "panel.json").write_text(json.dumps(config | {"stats": None}))
-    data = write(tmp_path / "d.jsonl", [pair(i) for i in range(20)])
+    record = {"helpful": {"accuracy": 0.6, "test": "test pairs of d"}}
+    config |= {"stats": None, "accuracy": record}
+    (panel / "panel.json").write_text(json.dumps(config))
+    data = write(tmp_path / "d.jsonl", [pair(i, split="train") for i in range(20)])
     command.main(["--panel", str(panel), "--data", data, "--html", str(tmp_path / "r.html")])
     said = capsys.readouterr().out
     assert "no statistics" in said and "20 prompts; below 40" in said
+    assert "trained on the train rows" in " ".join(said.split())  # its record names this file
 
 
 @pytest.mark.parametrize(

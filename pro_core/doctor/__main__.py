@@ -87,6 +87,7 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
         prompt_features,
         sample_pairs,
         scored_table,
+        seen_in_training,
     )
 
     panel = StoredPanel(arguments.panel)
@@ -101,7 +102,7 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
         "features_ND": prompt_features(table, arguments.encoder, cache, progress("prompts read")),
         "objective_names": panel.objective_names,
         "available": len(loaded.pairs),
-        "notes": loaded.notes,
+        "notes": [*seen_in_training(panel, pairs), *loaded.notes],
         "about": {
             "panel": arguments.panel,
             "reference": panel.stats.n if panel.stats else 0,

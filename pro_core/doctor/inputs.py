@@ -120,10 +120,10 @@ def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, 
         notes.append(
             f"{source}: the labels {', '.join(unknown)} left out, the panel has no such objective."
         )
-    if not pairs and set(found) & set(objective_names):
+    if not pairs and alone < len(responses) and set(found) & set(objective_names):
         notes.append(
-            f"{source}: no two of its {len(responses):,} responses answer one prompt and differ in a label: "
-            "ties give no pairs."
+            f"{source}: no two of its {len(responses) - alone:,} responses to a prompt answer the same one and "
+            "differ in a label: ties give no pairs."
         )
     return pairs
 
@@ -197,6 +197,22 @@ class StoredPanel:
             _ = self.panel
             found = fingerprint(self.folder, sources, strict=False)
         return text_key(str(found), json.dumps(self.config["models"]))
+
+
+def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:
+    """A warning where train rows come from a source on whose test rows the panel's own record was measured."""
+    tested = {
+        word
+        for a in (stored.config.get("accuracy") or {}).values()
+        for word in a.get("test", "").split()
+    }
+    sources = sorted({p.source for p in pairs if p.split == "train" and p.source in tested})
+    if not sources:
+        return []
+    return [
+        f"The panel's record was measured on the test rows of {', '.join(sources)}, so it has probably trained on the "
+        "train rows that are in here, and looks too good. Add --split test."
+    ]
 
 
 def scored_table(

@@ -244,7 +244,7 @@ def _heat(
             colour = A if value > middle else B
             cell = Rectangle((k - 0.5, r - 0.5), 1, 1, color=colour, alpha=0.75 * strength, lw=0)
             axes.add_patch(cell)
-            text = f"{100 * value:.0f}" if percent or small else f"{value:+.2f}"
+            text = str(round(100 * value)) if percent or small else f"{value:+.2f}"
             axes.text(k, r, text, ha="center", va="center", fontsize=6 if small else 8)
     axes.xaxis.tick_top()
     if small:  # numbers above the columns, and beside the rows where these are the same objectives
