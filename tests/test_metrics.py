@@ -10,6 +10,8 @@ from pro_core.evaluation.metrics import (
     correct,
     hypervolume,
     is_nondominated,
+    macro_accuracy,
+    prompt_counts,
 )
 from pro_core.evaluation.report import read_rows, replace_section, result_row, write_rows
 
@@ -42,6 +44,19 @@ def test_the_interval_counts_prompts_not_pairs():
     assert copies[1] - copies[0] < 0.05
     with pytest.raises(ValueError, match="no pairs"):
         accuracy_with_interval([], [])
+
+
+def test_the_macro_accuracy_is_over_groups_in_every_resample():
+    right, groups, prompts = [1, 1, 0, 1], ["a", "a", "a", "b"], ["p", "q", "q", "r"]
+    index, counts = prompt_counts(prompts)
+    value, drawn = macro_accuracy(right, groups, index, counts)
+    assert value == pytest.approx((2 / 3 + 1) / 2)
+    p, q, r = counts.T
+    with np.errstate(invalid="ignore"):
+        of_a = (p + q) / (p + 2 * q)
+    # A resample without a prompt of "b" is graded on "a" alone, and the other way round.
+    by_hand = np.where(r == 0, of_a, np.where(p + q == 0, 1, (of_a + 1) / 2))
+    np.testing.assert_allclose(drawn, by_hand)
 
 
 def test_fronts_by_hand():

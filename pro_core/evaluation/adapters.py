@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pro_core.adapter_training import balanced, fit_global_weights
-from pro_core.evaluation.metrics import correct, prompt_counts
+from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
 from pro_core.rewards.scores import columns, margins
 from pro_core.weights import implicit_weights
 
@@ -84,7 +84,11 @@ def compare(
     right = {m: correct((margin * w).sum(axis=1)) for m, w in weights.items()}
     objective = table["objective"].to_numpy(str)
     slices = {name: objective == name for name in objective_names if (objective == name).any()}
-    drawn = {m: _macro(r, slices, index, counts) for m, r in right.items()}
+    known = np.isin(objective, list(objective_names))
+    drawn = {
+        m: macro_accuracy(r[known], objective[known], index[known], counts)[1]
+        for m, r in right.items()
+    }
     report: dict[str, dict] = {}
     for method, r in right.items():
         lo, hi = np.percentile(drawn[method], [2.5, 97.5])
@@ -115,17 +119,6 @@ def compare(
             if other != MAIN
         }
     return report
-
-
-def _macro(right: NDArray, slices, index: NDArray, counts: NDArray) -> NDArray[np.float64]:
-    """The average over objectives of the accuracy, for each bootstrap resample of the prompts."""
-    P = counts.shape[1]
-    per_objective = []
-    for rows in slices.values():
-        rights = np.bincount(index[rows], right[rows], P)
-        totals = np.bincount(index[rows], minlength=P)
-        per_objective.append((counts @ rights) / np.maximum(counts @ totals, 1))
-    return np.mean(per_objective, axis=0)
 
 
 def safety_rates(

@@ -56,6 +56,28 @@ def correct(margins: ArrayLike) -> NDArray[np.float64]:
     return (np.sign(np.asarray(margins, dtype=np.float64)) + 1) / 2
 
 
+def macro_accuracy(
+    right: ArrayLike, groups: ArrayLike, index: NDArray, counts: NDArray
+) -> tuple[float, NDArray[np.float64]]:
+    """The accuracy averaged over groups, and the same for each resample of the prompts: (value, (resamples,)).
+
+    Args:
+        right: (N,) 1 where the pair is right, 0 where wrong.
+        groups: (N,) what to average over, such as the objectives. A resample that draws none of a group's prompts
+            averages over the others.
+        index, counts: from :func:`prompt_counts`.
+    """
+    right, groups = np.asarray(right, dtype=np.float64), np.asarray(groups)
+    values, draws = [], []
+    for group in np.unique(groups):
+        rows = groups == group
+        rights = np.bincount(index[rows], right[rows], counts.shape[1])
+        totals = counts @ np.bincount(index[rows], minlength=counts.shape[1])
+        values.append(right[rows].mean())
+        draws.append(np.where(totals > 0, (counts @ rights) / np.maximum(totals, 1), np.nan))
+    return float(np.mean(values)), np.nanmean(draws, axis=0)
+
+
 def is_nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     """Which of the points (N, M) no other point beats in every objective; maximization."""
     return np.asarray(_is_nondominated(np.asarray(points, dtype=float), maximise=True))

@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pro_core.data import PreferencePair, first_user_turn
+from pro_core.objectives import Message
 from pro_core.rewards.panel import RewardPanel
 
 REFERENCE_SIZE = 250
@@ -54,10 +55,23 @@ def score_pairs(
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A response stands in many pairs: score each (prompt, response) once.
+    prompts, completions, where = distinct_texts(pairs)
+    raw = panel.score(prompts, completions, _progress(path.name))
+    z = panel.require_stats().normalize(raw)
+    table = pair_table(pairs, where, raw, z, panel.objective_names, fold)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_parquet(temporary)
+    os.replace(temporary, path)
+
+
+def distinct_texts(
+    pairs: Sequence[PreferencePair],
+) -> tuple[list[list[Message]], list[str], NDArray[np.int64]]:
+    """Each (prompt, response) once, since a response stands in many pairs: prompts, completions, and (N, 2) where in
+    them the chosen and the rejected completion of each pair are."""
     keys: dict[tuple[str, str], int] = {}
     prompts, completions = [], []
-    where = np.zeros((len(pairs), 2), dtype=int)
+    where = np.zeros((len(pairs), 2), dtype=np.int64)
     for i, pair in enumerate(pairs):
         text = json.dumps(pair.prompt)
         for side, completion in enumerate((pair.chosen, pair.rejected)):
@@ -66,8 +80,18 @@ def score_pairs(
                 prompts.append(pair.prompt)
                 completions.append(completion)
             where[i, side] = keys[text, completion]
-    raw = panel.score(prompts, completions, _progress(path.name))
-    z = panel.require_stats().normalize(raw)
+    return prompts, completions, where
+
+
+def pair_table(
+    pairs: Sequence[PreferencePair],
+    where: NDArray[np.int64],
+    raw_MK: NDArray,
+    z_MK: NDArray,
+    objective_names: Sequence[str],
+    fold: int = -1,
+) -> pd.DataFrame:
+    """The table of N pairs from the raw and standardized scores of their M distinct texts."""
     table = {
         "id": [p.id for p in pairs],
         "source": [p.source for p in pairs],
@@ -79,12 +103,10 @@ def score_pairs(
         "text": [first_user_turn(p.prompt) if p.prompt else p.chosen for p in pairs],
     }
     for side, name in enumerate(("chosen", "rejected")):
-        for k, objective in enumerate(panel.objective_names):
-            table[f"raw_{name}_{objective}"] = raw[where[:, side], k]
-            table[f"z_{name}_{objective}"] = z[where[:, side], k]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pd.DataFrame(table).to_parquet(temporary)
-    os.replace(temporary, path)
+        for k, objective in enumerate(objective_names):
+            table[f"raw_{name}_{objective}"] = raw_MK[where[:, side], k]
+            table[f"z_{name}_{objective}"] = z_MK[where[:, side], k]
+    return pd.DataFrame(table)
 
 
 def columns(table: pd.DataFrame, kind: str, objective_names: Sequence[str]) -> NDArray[np.float32]:

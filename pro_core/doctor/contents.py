@@ -1,0 +1,254 @@
+"""What both pages say: sections of a title, a table and a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pro_core.doctor.gain import RIVALS, Gain
+from pro_core.doctor.measure import EQUAL_LENGTH, ONE_HOT, TEMPERATURES
+from pro_core.doctor.verdict import Examination, percent, points
+
+NAME = 17
+
+METHODS = {
+    "uniform": "one weight for all objectives",
+    "best global": "best on the training prompts",
+    "fitted global": "the adapter's loss, no prompt",
+    "adapter": "weights that follow the prompt",
+    "shuffled": "its weights on the wrong prompts",
+    "own objective": "knows each pair's own objective",
+    "any weights": "knows the answer: the limit",
+}
+"""Every row of the gain's table, in order, and what it is."""
+
+ASSUMPTIONS = (
+    "It assumes that the panel did not train on these pairs: on pairs that it has seen it looks too good. If it did, "
+    "add --split test (the held-out rows of the project's own training scripts), or give other data.",
+    "The adapter here is a cheap one, a linear head on frozen prompt features, and saw only the pairs counted above. "
+    'More pairs or a tuned encoder may gain more, so "none" is about these pairs, not about every adapter.',
+    "A lead counts when its interval is above 0 against uniform and both kinds of global weights; nothing is graded on "
+    "pairs that it was fitted or chosen on. Accuracies are averaged over objectives.",
+)
+"""What the verdict rests on, for both pages."""
+
+
+def label(name: str, width: int = NAME) -> str:
+    """A name from the data, fit for one line: no control characters, cut to ``width``."""
+    clean = "".join(c if c.isprintable() else "?" for c in name)
+    return clean if len(clean) <= width else clean[: width - 2] + ".."
+
+
+def number(value: float, form: str = ".2f") -> str:
+    """A figure, or a dash where it is not a number."""
+    return "-" if not np.isfinite(value) else format(value, form)
+
+
+def share(value: float | None) -> str:
+    """``62%``, or a dash."""
+    return "-" if value is None or not np.isfinite(value) else f"{100 * value:.0f}%"
+
+
+def about_lines(e: Examination) -> list[str]:
+    """What was looked at, for both pages."""
+    sample = f"{e.pairs:,}" if e.pairs == e.available else f"{e.pairs:,} of {e.available:,}"
+    sources = ", ".join(f"{label(s, 40)} {n:,}" for s, n in sorted(e.sources.items()))
+    splits = ", ".join(f"{s} {n:,}" for s, n in sorted(e.splits.items()))
+    lines = [f"{sample} pairs of {e.prompts:,} prompts: {sources}. Splits: {splits}."]
+    if "panel" in e.about:
+        K = len(e.objective_names)
+        n = e.about.get("reference", 0)
+        scale = (
+            f"by its reference set of {n:,}" if n else "on these very ones, it has no statistics"
+        )
+        objectives = f"{K} objective{'s' if K > 1 else ''}"
+        lines.insert(0, f"Panel {e.about['panel']}, {objectives}. Responses standardized {scale}.")
+        lines.append(
+            f"Prompts read by {e.about['encoder']}; sample and folds by seed {e.about['seed']}."
+        )
+    return lines
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. ``key``: which plots belong to it; ``left``: columns that are set to the left;
+    ``legend``: how to read the table."""
+
+    key: str
+    title: str
+    subtitle: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    said: Sequence[str] = ()
+    left: Sequence[int] = (0,)
+    legend: str = ""
+
+
+def sections(e: Examination) -> list[Section]:
+    """The page's parts in order; those about weights only where there are weights."""
+    parts = [_accuracy(e), _models(e)]
+    if e.gain:
+        parts.insert(0, _gain(e, e.gain))
+    if len(e.objective_names) > 1:
+        parts += [_correlation(e), _conflict(e), _saturation(e)]
+    return parts
+
+
+def _gain(e: Examination, gain: Gain) -> Section:
+    rows = []
+    for method, meaning in METHODS.items():
+        if method in gain.accuracy:
+            a = gain.accuracy[method]
+            lead = points(gain.lead[method]) if method in gain.lead else ""
+            held_out = f"{100 * a.value:.1f}% ({100 * a.low:.1f} to {100 * a.high:.1f})"
+            rows.append([method, held_out, lead, meaning])
+    return Section(
+        "gain",
+        "Gain",
+        "cross-validated by prompt, averaged over objectives",
+        ["", "held out (95%)", "adapter's lead, points", "what it is"],
+        rows,
+        [f"The inner folds chose to read the prompt in {share(gain.kept)} of the fits."],
+        left=(0, 3),
+    )
+
+
+def _accuracy(e: Examination) -> Section:
+    header = ["", "pairs", "own model (95%)", "equal length", "longer"]
+    rows = [
+        [
+            label(o.name),
+            f"{o.pairs:,}",
+            percent(o.accuracy) if o.accuracy else "no such model",
+            f"{share(o.equal_length)} ({o.equal_length_pairs})",
+            share(o.longer),
+        ]
+        for o in e.objectives
+    ]
+    said = [
+        "own model: the reward model of the pairs' own objective. equal length: the same on pairs whose shorter "
+        f"completion has at least {100 * EQUAL_LENGTH:.0f}% of the longer's characters (and how many these are). "
+        "longer: the rule that takes the longer one."
+    ]
+    if (gain := e.gain) is not None:
+        fixed = min(RIVALS[1:], key=lambda rival: gain.lead[rival].value)
+        methods = {
+            "uniform": "uniform",
+            fixed: "global",
+            "adapter": "adapter",
+            "any weights": "any",
+        }
+        header += methods.values()
+        for row, o in zip(rows, e.objectives, strict=True):
+            row += [share(gain.by_objective[m][o.name]) for m in methods]
+        said.append(f"uniform, global ({fixed}), adapter, any weights: as above, on these pairs.")
+    subtitle = "of the pairs, how many go the way people chose"
+    return Section("accuracy", "Accuracy", subtitle, header, rows, said)
+
+
+def _models(e: Examination) -> Section:
+    rows = [
+        [
+            label(m.name),
+            number(m.mean),
+            number(m.std),
+            number(m.z_mean, "+.2f"),
+            number(m.z_std),
+            share(m.prompt_share),
+            number(m.length, "+.2f"),
+            number(m.length_margin, "+.2f"),
+        ]
+        for m in e.models
+    ]
+    return Section(
+        "models",
+        "Reward models",
+        "scale, offset and length effect on these responses",
+        ["", "raw mean", "raw sd", "std. mean", "std. sd", "prompt's own", "length", "in pairs"],
+        rows,
+        [
+            "std.: in units of the panel's reference set, 0 and 1 where these responses are like it.",
+            "prompt's own: share of the variance that lies between prompts. A Bradley-Terry reward is defined up to "
+            "such an offset, and only the rest compares responses; true differences between prompts are in it too.",
+            "length: Spearman correlation of score and characters over all responses; in pairs: of their differences.",
+        ],
+    )
+
+
+def _correlation(e: Examination) -> Section:
+    K = len(e.objective_names)
+    rows = []
+    for j, name in enumerate(e.objective_names):
+        cells = [f"{j + 1:>2} {label(name, NAME - 3)}"]
+        for k in range(K):
+            matrix = e.reward_correlation_KK if k < j else e.margin_correlation_KK
+            cells.append("" if j == k else number(matrix[j, k], "+.2f"))
+        rows.append(cells)
+    return Section(
+        "correlation",
+        "Correlation",
+        "of rewards, and of chosen-minus-rejected margins",
+        ["", *(str(k + 1) for k in range(K))],
+        rows,
+        ["Near +1: one objective twice. Near -1: one axis with opposite ends."],
+        legend="Below the diagonal: rewards. Above it: margins.",
+    )
+
+
+def _conflict(e: Examination) -> Section:
+    c, K = e.conflict, len(e.objective_names)
+    opposite = sorted(
+        ((c.opposite_KK[j, k], j, k) for j in range(K) for k in range(j + 1, K)), reverse=True
+    )
+    names = [label(name) for name in e.objective_names]
+    shown = ", ".join(f"{names[j]} / {names[k]} {share(s)}" for s, j, k in opposite[:5])
+    parts = {**e.conflict_by_objective, "all pairs": c}
+    return Section(
+        "conflict",
+        "Conflict",
+        "where weights can change the winner",
+        ["", "right whatever", "weights decide", "wrong whatever", "ties", "decided easily"],
+        [
+            [
+                label(n),
+                share(p.right),
+                share(p.depends),
+                share(p.wrong),
+                share(p.ties),
+                share(p.easily),
+            ]
+            for n, p in parts.items()
+        ],
+        [
+            "whatever: under every weighting. decided easily: at least a tenth of all weightings (uniform on the "
+            "simplex) disagree with the others.",
+            f"Margins most often of opposite sign: {shown}.",
+        ],
+    )
+
+
+def _saturation(e: Examination) -> Section:
+    rows = []
+    for standardized in (False, True):
+        found = [s for s in e.saturation if s.standardized == standardized]
+        name, often = max(found[0].largest.items(), key=lambda item: item[1])
+        rows.append(
+            [
+                "standardized" if standardized else "raw",
+                *(f"{share(s.one_hot)} / {share(s.entropy)}" for s in found),
+                f"{label(name)} ({share(often)})",
+            ]
+        )
+    return Section(
+        "saturation",
+        "Saturation",
+        "of the targets softmax(r / tau) of PRO's Eq 7: nearly one-hot / entropy",
+        ["", *(f"tau {t:g}" for t in TEMPERATURES), "most often largest"],
+        rows,
+        [
+            f"nearly one-hot: a weight above {ONE_HOT:g}. entropy: as a share of log K. Targets that are all one-hot, "
+            "or that name one objective on raw rewards, say more about the reward models than about the prompt."
+        ],
+    )

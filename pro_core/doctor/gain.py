@@ -1,0 +1,242 @@
+"""How many points could an adapter gain on these pairs? A cheap one, cross-validated by prompt, beside its rivals.
+
+The adapter is a linear head on frozen prompt features, w(x) = softmax(b + x W), fitted with the pairwise Bradley-Terry
+loss of :func:`pro_core.adapter.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights with the
+best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded on, and
+the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
+from threadpoolctl import threadpool_limits
+
+from pro_core.adapter_training import fit_global_weights
+from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
+
+Floats = NDArray[np.floating]
+
+FOLDS, INNER_FOLDS = 5, 4
+STRENGTHS = (np.inf, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Shrinkage of W, strongest first; infinite leaves the fitted global weights."""
+SCALES = (0.0, *np.geomspace(0.05, 50, 40))
+MAX_COMPONENTS = 64
+RIVALS = ("uniform", "best global", "fitted global")
+"""What needs no prompt. An adapter that does not beat all three has not gained by reading it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure with its 95% interval (bootstrap over prompts)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Held-out accuracies, averaged over objectives, and the adapter's leads in points (100 x accuracy).
+
+    Attributes:
+        accuracy: method -> its accuracy. Besides adapter and rivals: ``shuffled`` (the adapter's weights dealt to the
+            wrong prompts), ``own objective`` (each pair under the reward model of its own objective; only where the
+            panel has all objectives) and ``any weights`` (right under the weights that suit the pair best).
+        lead: rival -> the adapter's lead over it.
+        ceiling: the lead of ``own objective`` over uniform weights, where there is one.
+        by_objective: method -> objective -> accuracy.
+        kept: how often, of all outer fits, the inner folds chose to read the prompt at all: 0 to 1.
+    """
+
+    accuracy: dict[str, Measured]
+    lead: dict[str, Measured]
+    ceiling: Measured | None
+    by_objective: dict[str, dict[str, float]]
+    kept: float
+
+
+def fit_head(
+    x_ND: Floats, margin_NK: Floats, weight_N: Floats, strength: float, start: Floats | None = None
+) -> Floats:
+    """Parameters (2 + D, K) of the head: row 0 holds the log-scale, row 1 the bias b, the rest W.
+
+    Minimizes mean(weight * -log sigmoid(scale * sum_k w_k(x) margin_k)) + strength * |W|^2, with the gradient written
+    out: a page of the doctor takes hundreds of fits. The scale stands for the temperature of ``pairwise_loss``.
+    """
+    (N, K), D = margin_NK.shape, x_ND.shape[1]
+    reads = np.isfinite(strength)
+
+    def loss(flat: Floats):
+        scale, bias, W = np.exp(flat[0]), flat[1 : 1 + K], flat[1 + K :].reshape(-1, K)
+        weights = softmax(x_ND @ W + bias if reads else np.tile(bias, (N, 1)), axis=1)
+        mixed = (weights * margin_NK).sum(axis=1)
+        slope = -weight_N * expit(-scale * mixed) / N  # of the loss by scale * mixed
+        logits = scale * slope[:, None] * weights * (margin_NK - mixed[:, None])
+        value = (weight_N * np.logaddexp(0, -scale * mixed)).mean()
+        value += 1e-3 * (bias @ bias + flat[0] ** 2) + (strength * (W * W).sum() if reads else 0)
+        gradient = [
+            [scale * (slope @ mixed) + 2e-3 * flat[0]],
+            logits.sum(axis=0) + 2e-3 * bias,
+            (x_ND.T @ logits + 2 * strength * W).ravel() if reads else [],
+        ]
+        return value, np.concatenate(gradient)
+
+    size = 1 + K + (D * K if reads else 0)
+    first = np.zeros(size)
+    if start is not None:
+        first[0], first[1:] = start[0, 0], start[1:].ravel()[: size - 1]
+    bounds = [(-5, 5)] + [(None, None)] * (size - 1)
+    flat = minimize(
+        loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100}
+    ).x
+    head = np.zeros((2 + D, K))
+    head[0] = flat[0]
+    head[1:].ravel()[: size - 1] = flat[1:]
+    return head
+
+
+def head_weights(head: Floats, x_ND: Floats) -> Floats:
+    """Weights (N, K) on the simplex."""
+    return softmax(x_ND @ head[2:] + head[1], axis=1)
+
+
+def cross_validated_weights(
+    margin_NK: Floats, features_ND: Floats, objective_N: NDArray, text_N: NDArray, seed: int
+) -> tuple[dict[str, Floats], float]:
+    """Weights (N, K) for every pair from fits on other prompts: method -> weights, and how often W was kept.
+
+    One division of the prompts into folds; ``seed`` draws it.
+    """
+    N, K = margin_NK.shape
+    rng = np.random.default_rng(seed)
+    fold_N = _folds(text_N, FOLDS, rng)
+    methods = ("adapter", "best global", "fitted global", "shuffled")
+    weights: dict[str, Floats] = {method: np.zeros((N, K)) for method in methods}
+    kept = []
+    for fold in range(FOLDS):
+        train, test = fold_N != fold, fold_N == fold
+        x_train, x_test = _components(features_ND[train], features_ND[test], text_N[train])
+        balance = _balance(objective_N[train])
+        inner = _folds(text_N[train], INNER_FOLDS, rng)
+        strength = _choose_strength(x_train, margin_NK[train], objective_N[train], inner)
+        constant = fit_head(x_train, margin_NK[train], balance, np.inf)
+        head = fit_head(x_train, margin_NK[train], balance, strength, constant)
+        kept.append(np.isfinite(strength))
+        weights["adapter"][test] = head_weights(head, x_test)
+        weights["fitted global"][test] = head_weights(constant, x_test)
+        weights["best global"][test] = fit_global_weights(
+            margin_NK[train], balance, list(objective_N[train]), draws=1000, seed=seed
+        )
+        weights["shuffled"][test] = weights["adapter"][test][_dealt(text_N[test], rng)]
+    return weights, float(np.mean(kept))
+
+
+def _folds(text_N: NDArray, folds: int, rng) -> NDArray[np.int64]:
+    """A fold for every row; rows of one prompt share it, and folds have equally many prompts."""
+    prompts, index = np.unique(text_N, return_inverse=True)
+    return (rng.permutation(len(prompts)) % folds)[index]
+
+
+def _balance(objective_N: NDArray) -> Floats:
+    """Row weights, mean 1, that give every objective the same total: the accuracy is averaged likewise."""
+    _, index, sizes = np.unique(objective_N, return_inverse=True, return_counts=True)
+    return len(objective_N) / len(sizes) / sizes[index]
+
+
+def _components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Floats, Floats]:
+    """Principal components of the training prompts, scaled to a mean squared length of 1; the test rows alike."""
+    _, first = np.unique(text_N, return_index=True)
+    mean = train_ND[first].mean(axis=0)
+    _, size, basis = np.linalg.svd(train_ND[first] - mean, full_matrices=False)
+    count = max(1, min(MAX_COMPONENTS, len(first) // 4))
+    basis = basis[:count].T / max(np.sqrt((size[:count] ** 2).sum() / len(first)), 1e-12)
+    return (train_ND - mean) @ basis, (test_MD - mean) @ basis
+
+
+def _choose_strength(
+    x_ND: Floats, margin_NK: Floats, objective_N: NDArray, fold_N: NDArray
+) -> float:
+    """The shrinkage with the least loss on inner held-out prompts, each at the scale that suits it best.
+
+    At its own scale a head that has fitted noise is overconfident, and its loss says so even where its winners are
+    better: the loss would then turn down prompts that help.
+    """
+    mixed = np.zeros((len(STRENGTHS), len(margin_NK)))
+    for fold in np.unique(fold_N):
+        train, test = fold_N != fold, fold_N == fold
+        balance, head = _balance(objective_N[train]), None
+        for i, strength in enumerate(STRENGTHS):
+            head = fit_head(x_ND[train], margin_NK[train], balance, strength, head)
+            mixed[i, test] = (head_weights(head, x_ND[test]) * margin_NK[test]).sum(axis=1)
+    balance = _balance(objective_N)
+    losses = [(np.logaddexp(0, -scale * mixed) * balance).mean(axis=1) for scale in SCALES]
+    return STRENGTHS[int(np.min(losses, axis=0).argmin())]
+
+
+def _dealt(text_N: NDArray, rng) -> NDArray[np.int64]:
+    """For each row a row of another prompt, by permuting the prompts."""
+    _, first, index = np.unique(text_N, return_index=True, return_inverse=True)
+    return first[rng.permutation(len(first))][index]
+
+
+def measure_gain(
+    margin_NK: Floats,
+    features_ND: Floats,
+    objective_N: Sequence[str],
+    text_N: Sequence[str],
+    own_N: NDArray[np.int64],
+    repeats: int = 3,
+    seed: int = 0,
+) -> Gain:
+    """Cross-validated accuracies of the adapter and its rivals on the same pairs.
+
+    Args:
+        margin_NK: standardized score of the chosen completion minus that of the rejected one.
+        features_ND: features of each pair's prompt.
+        objective_N: under which each pair was judged; text_N: what is drawn together, in folds and resamples.
+        own_N: the column of each pair's own objective, -1 where the panel lacks it.
+        repeats: divisions into folds; a pair's outcome is its average over them.
+    """
+    objectives, texts = np.asarray(objective_N, dtype=str), np.asarray(text_N, dtype=str)
+    right: dict[str, Floats] = {"uniform": correct(margin_NK.mean(axis=1))}
+    kept = []
+    for repeat in range(repeats):
+        # Hundreds of small fits: threads that wait for each other cost 10 times what they do where cores are shared.
+        with threadpool_limits(1):
+            weights, share = cross_validated_weights(
+                margin_NK, features_ND, objectives, texts, seed + repeat
+            )
+        kept.append(share)
+        for method, w in weights.items():
+            outcome = correct((w * margin_NK).sum(axis=1)) / repeats
+            right[method] = right.get(method, 0) + outcome
+    if (own_N >= 0).all():
+        right["own objective"] = correct(margin_NK[np.arange(len(texts)), own_N])
+    right["any weights"] = correct(margin_NK.max(axis=1))
+
+    index, counts = prompt_counts(list(texts), seed=seed)
+    drawn = {m: macro_accuracy(r, objectives, index, counts) for m, r in right.items()}
+    accuracy = {m: _measured(value, draws) for m, (value, draws) in drawn.items()}
+
+    def lead(method: str, rival: str) -> Measured:
+        (value, draws), (other, others) = drawn[method], drawn[rival]
+        return _measured(100 * (value - other), 100 * (draws - others))
+
+    leads = {rival: lead("adapter", rival) for rival in (*RIVALS, "shuffled")}
+    ceiling = lead("own objective", "uniform") if "own objective" in right else None
+    by_objective = {
+        m: {name: float(r[objectives == name].mean()) for name in np.unique(objectives)}
+        for m, r in right.items()
+    }
+    return Gain(accuracy, leads, ceiling, by_objective, float(np.mean(kept)))
+
+
+def _measured(value: float, draws: Floats) -> Measured:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Measured(float(value), float(low), float(high))

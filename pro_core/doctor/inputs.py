@@ -1,0 +1,265 @@
+"""What the doctor reads: preference pairs from files or public sets, a sample of them, and a panel's scores of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pro_core.adapter import PreferenceAdapter
+from pro_core.data import (
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    first_user_turn,
+    load_examples,
+    pairs_from_labels,
+    refusal_pairs,
+)
+from pro_core.data_sources import default_data_dir
+from pro_core.doctor.cache import Cache, fingerprint, text_key
+from pro_core.objectives import check_objective_names
+from pro_core.public_sets import PUBLIC_SETS, load_public_examples
+from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.panel import FORMAT, RewardPanel
+from pro_core.rewards.scores import distinct_texts, pair_table
+from pro_core.storage import StorageError, local_folder, read_config
+
+MAX_PER_PROMPT = 20
+"""Pairs that the labelled responses to one prompt give, an objective."""
+
+
+@dataclass
+class Loaded:
+    """Pairs, and sentences about what was left out."""
+
+    pairs: list[PreferencePair] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_pairs(
+    sources: Sequence[str], objective_names: Sequence[str], split: str | None = None
+) -> Loaded:
+    """All pairs of the files or public sets, of one split or of every one.
+
+    Pairs are taken under whatever objective they have: each is a preference that the weighted sum should predict.
+    Labelled responses become pairs under the labels that the panel has an objective for; another label is a property,
+    and nothing says that people prefer more of it. XSTest's ``behaviour`` becomes its two objectives.
+
+    Raises:
+        DataError: a file that is missing or broken, or no pairs at all.
+    """
+    loaded = Loaded()
+    for source in sources:
+        examples = _examples(source)
+        kept = [e for e in examples if split is None or e.split == split]
+        if not kept:
+            raise DataError(
+                f"{source}: none of its {len(examples):,} rows is in the split {split!r}"
+                if examples
+                else f"{source}: no rows"
+            )
+        responses = [e for e in kept if isinstance(e, LabelledResponse)]
+        pairs = [e for e in kept if isinstance(e, PreferencePair)]
+        pairs += _labelled_pairs(source, responses, objective_names, loaded.notes)
+        told_apart = [p for p in pairs if p.chosen != p.rejected]
+        if len(told_apart) < len(pairs):
+            same = len(pairs) - len(told_apart)
+            loaded.notes.append(
+                f"{source}: {same:,} pairs left out, their two completions are the same text."
+            )
+        loaded.pairs += told_apart
+    if not loaded.pairs:
+        raise DataError(
+            " ".join(loaded.notes)
+            + " No pairs are left: expected rows with `objective`, `prompt`, "
+            "`chosen` and `rejected`, or responses to one prompt that differ in a label of the panel "
+            f"({', '.join(objective_names)})"
+        )
+    return loaded
+
+
+def _examples(source: str):
+    public = {name for s in PUBLIC_SETS.values() for name in (s.name, s.path)}
+    for path in (Path(source), default_data_dir() / source):
+        if path.is_file():
+            return load_examples(path)
+    if source in public:
+        return load_public_examples(source)
+    raise DataError(f"{source}: no such file, and not a public set ({', '.join(sorted(public))})")
+
+
+def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, notes: list[str]):
+    if not responses:
+        return []
+    alone = sum(r.prompt is None for r in responses)
+    if alone:
+        notes.append(
+            f"{source}: {alone:,} texts without a prompt left out, an adapter reads prompts."
+        )
+    behaviour = [r for r in responses if "behaviour" in r.labels and "prompt_unsafe" in r.extra]
+    pairs = list(refusal_pairs(behaviour, MAX_PER_PROMPT))
+    graded = [
+        replace(r, labels={k: v for k, v in r.labels.items() if isinstance(v, int | float)})
+        for r in responses
+    ]
+    found = sorted({name for r in graded for name in r.labels})
+    for name in found:
+        if name in objective_names:
+            pairs += pairs_from_labels(graded, name, MAX_PER_PROMPT)
+    unknown = [name for name in found if name not in objective_names]
+    if unknown:
+        notes.append(
+            f"{source}: the labels {', '.join(unknown)} left out, the panel has no such objective."
+        )
+    if not pairs and alone < len(responses) and set(found) & set(objective_names):
+        notes.append(
+            f"{source}: no two of its {len(responses) - alone:,} responses to a prompt answer the same one and "
+            "differ in a label: ties give no pairs."
+        )
+    return pairs
+
+
+# ---------------------------------------------------------------- the sample
+
+
+def sample_pairs(
+    pairs: Sequence[PreferencePair], max_pairs: int, seed: int = 0
+) -> list[PreferencePair]:
+    """At most ``max_pairs`` pairs: evenly over objectives, and of each over as many prompts as there are.
+
+    An objective with fewer pairs than its share gives them all, and the others share the rest.
+    """
+    if len(pairs) <= max_pairs:
+        return list(pairs)
+    by_objective: dict[str, list[PreferencePair]] = defaultdict(list)
+    for pair in pairs:
+        by_objective[pair.objective].append(pair)
+    sample: list[PreferencePair] = []
+    smallest_first = sorted(by_objective, key=lambda name: (len(by_objective[name]), name))
+    for i, name in enumerate(smallest_first):
+        share = (max_pairs - len(sample)) // (len(smallest_first) - i)
+        sample += _by_prompt(by_objective[name], random.Random(f"{seed}:{name}"))[:share]
+    return sample
+
+
+def _by_prompt(pairs: list[PreferencePair], rng: random.Random) -> list[PreferencePair]:
+    """Shuffled so that every prompt's first pair comes before any prompt's second."""
+    shuffled = rng.sample(pairs, len(pairs))
+    seen: Counter[str] = Counter()
+    turns = []
+    for pair in shuffled:
+        text = first_user_turn(pair.prompt)
+        turns.append(seen[text])
+        seen[text] += 1
+    return [shuffled[i] for i in sorted(range(len(shuffled)), key=lambda i: turns[i])]
+
+
+# ---------------------------------------------------------------- scores and features
+
+
+class StoredPanel:
+    """A saved panel whose models load only when a text has no cached score.
+
+    Attributes:
+        objective_names, stats: as in ``panel.json``; no statistics where the panel has none.
+    """
+
+    def __init__(self, path_or_id: str):
+        self.folder = local_folder(path_or_id)
+        self.config = read_config(self.folder, "panel.json", FORMAT)
+        try:
+            self.objective_names = check_objective_names(self.config["objective_names"])
+            stats = self.config.get("stats")
+            self.stats = RewardStats.from_dict(stats) if stats else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{self.folder / 'panel.json'}: {error}") from None
+
+    @cached_property
+    def panel(self) -> RewardPanel:
+        return RewardPanel.from_pretrained(self.folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        sources = {m["source"]: m.get("revision") for m in self.config["models"] if m.get("source")}
+        found = fingerprint(self.folder, sources)
+        if (
+            found is None
+        ):  # a model of the hub that is not on this machine yet: loading it brings it here
+            _ = self.panel
+            found = fingerprint(self.folder, sources, strict=False)
+        return text_key(str(found), json.dumps(self.config["models"]))
+
+
+def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:
+    """A warning where train rows come from a source on whose test rows the panel's own record was measured."""
+    tested = {
+        word
+        for a in (stored.config.get("accuracy") or {}).values()
+        for word in a.get("test", "").split()
+    }
+    sources = sorted({p.source for p in pairs if p.split == "train" and p.source in tested})
+    if not sources:
+        return []
+    return [
+        f"The panel's record was measured on the test rows of {', '.join(sources)}, so it has probably trained on the "
+        "train rows that are in here, and looks too good. Add --split test."
+    ]
+
+
+def scored_table(
+    stored: StoredPanel, pairs: Sequence[PreferencePair], cache: Cache, on_progress=None
+) -> pd.DataFrame:
+    """The table of :mod:`pro_core.rewards.scores` with the texts themselves, ``chosen`` and ``rejected``.
+
+    Standardized by the panel's statistics; a panel without any, by the mean and deviation of these very texts.
+
+    Raises:
+        ValueError: a model that answers NaN (names its objective).
+    """
+    prompts, completions, where = distinct_texts(pairs)
+
+    def score(rows: list[int]) -> NDArray[np.float32]:
+        return stored.panel.score([prompts[i] for i in rows], [completions[i] for i in rows])
+
+    keys = [
+        text_key(stored.fingerprint, json.dumps(p), c)
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    raw = cache.rows(keys, len(stored.objective_names), score, on_progress)
+    stats = stored.stats or RewardStats.fit(raw, stored.objective_names)
+    table = pair_table(pairs, where, raw, stats.normalize(raw), stored.objective_names)
+    table["chosen"] = [p.chosen for p in pairs]
+    table["rejected"] = [p.rejected for p in pairs]
+    return table
+
+
+def prompt_features(
+    table: pd.DataFrame, encoder: str, cache: Cache, on_progress=None
+) -> NDArray[np.float32]:
+    """The frozen encoder's features of each pair's prompt: (N, D)."""
+    distinct, index = np.unique(table["prompt"].to_numpy(str), return_inverse=True)
+    loaded: list[PreferenceAdapter] = []
+
+    def load() -> PreferenceAdapter:
+        if not loaded:
+            loaded.append(PreferenceAdapter(encoder, ("any",), hidden=0))
+        return loaded[0]
+
+    def encode(rows: list[int]) -> NDArray[np.float32]:
+        return load().encode([json.loads(distinct[i]) for i in rows]).numpy()
+
+    found = fingerprint(None, {encoder: None})
+    if found is None:
+        load()
+        found = fingerprint(None, {encoder: None}, strict=False)
+    keys = [text_key(str(found), text) for text in distinct]
+    return cache.rows(keys, None, encode, on_progress)[index]
