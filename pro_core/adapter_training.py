@@ -103,6 +103,21 @@ def balanced(table: pd.DataFrame) -> NDArray[np.float32]:
     return (weights / weights.mean()).astype(np.float32)
 
 
+def bradley_terry_weights(margins_NK: ArrayLike, weight_N: ArrayLike) -> NDArray[np.float32]:
+    """The one weight vector (K,) with the least pairwise loss at temperature 1."""
+    margin = torch.tensor(np.asarray(margins_NK, dtype=np.float32))
+    weight = torch.tensor(np.asarray(weight_N, dtype=np.float32))
+    logits = torch.zeros(margin.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(300):
+        log_weights = F.log_softmax(logits, dim=-1).expand_as(margin)
+        loss = (pairwise_loss(log_weights, margin, 1.0) * weight).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return F.softmax(logits.detach(), dim=-1).numpy()
+
+
 def fit_global_weights(
     margins_NK: ArrayLike,
     weight_N: ArrayLike,
@@ -125,17 +140,11 @@ def fit_global_weights(
         right = np.stack([share @ (margins_NK @ w > 0) for w in candidates])
         return candidates[int(right.argmax())]
 
-    logits = torch.zeros(K, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=0.05)
-    margin, weight = torch.tensor(margins_NK), torch.tensor(np.asarray(weight_N, dtype=np.float32))
-    for _ in range(300):
-        log_weights = F.log_softmax(logits, dim=-1).expand(len(margin), K)
-        loss = (pairwise_loss(log_weights, margin, 1.0) * weight).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    fitted = F.softmax(logits.detach(), dim=-1).numpy()
-    start = [fitted, np.full(K, 1 / K, np.float32), *np.eye(K, dtype=np.float32)]
+    start = [
+        bradley_terry_weights(margins_NK, weight_N),
+        np.full(K, 1 / K, np.float32),
+        *np.eye(K, dtype=np.float32),
+    ]
     best = best_of(np.vstack([start, rng.dirichlet(np.ones(K), draws)]).astype(np.float32))
     near = rng.dirichlet(best * 100 + 0.1, draws // 4).astype(np.float32)
     return best_of(np.vstack([best[None], near]))

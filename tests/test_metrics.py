@@ -84,8 +84,23 @@ def test_an_adapter_that_knows_the_prompt_beats_every_control():
     assert report["uniform"]["accuracy"] == 0
     assert report["best global"]["accuracy"] == pytest.approx(0.5)
     assert 0.3 < report["shuffled"]["accuracy"] < 0.7
+    assert report["own objective"]["accuracy"] == 1  # the ceiling
     for other, lead in report["adapter"]["lead"].items():
-        assert lead["ci95"][0] > 0, other
+        assert lead["ci95"][0] > 0 or other == "own objective", other
+
+
+def test_the_nearest_prompts_know_what_is_alike():
+    """Helpful prompts lie on one side, harmless ones on the other: a neighbour's weights fit, the average does not."""
+    table = conflicting()
+    side = {
+        p: np.array([1.0 if o == "helpful" else -1.0, 0.1])
+        for p, o in zip(table.prompt, table.objective, strict=True)
+    }
+    same = np.tile(np.array([0.5, 0.5], np.float32), (len(table), 1))
+    weights = control_weights(table, table, same, NAMES, seed=0, features=side)
+    report = compare(table, weights, NAMES)
+    assert report["nearest prompts"]["accuracy"] == 1
+    assert report["fitted global"]["accuracy"] == 0  # half and half, which loses both kinds
 
 
 def test_an_adapter_that_ignores_the_prompt_leads_nothing_when_shuffled():

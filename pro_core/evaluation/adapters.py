@@ -6,18 +6,18 @@ objectives, since a plain pool would be 98% TruthfulQA; constructed pairs are le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter_training import balanced, fit_global_weights
+from pro_core.adapter_training import balanced, bradley_terry_weights, fit_global_weights
 from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
 from pro_core.rewards.scores import columns, margins
 from pro_core.weights import implicit_weights
 
-MAIN = "adapter"
+MAIN, CEILING = "adapter", "own objective"
 
 
 def control_weights(
@@ -27,30 +27,75 @@ def control_weights(
     objective_names: Sequence[str],
     seed: int,
     best_global: NDArray | None = None,
+    features: Mapping[str, NDArray] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Weights (N, K) for the test pairs by method: the adapter's and every control's.
 
-    ``uniform``; ``best global`` (best training accuracy); ``mean`` (the average of Eq 7's weights on standardized
-    rewards over the training pairs); ``shuffled`` (the adapter's, dealt to the wrong prompts) and ``shuffled within
-    source``. Shuffling moves whole prompts: all pairs of one prompt get one other prompt's weights.
+    - ``uniform``;
+    - ``best global``: the one vector with the best training accuracy; ``fitted global``: the one that the
+      adapter's own pairwise loss finds when it may not read the prompt;
+    - ``mean``: the average of Eq 7's weights on standardized rewards over the training pairs;
+    - ``nearest prompts``, where features are given: the average ``margin`` target of the training pairs of the 50
+      prompts most like it;
+    - ``shuffled``: the adapter's weights dealt to the wrong prompts, and ``shuffled within source``. Whole prompts
+      are moved: all pairs of one prompt get one other prompt's weights;
+    - ``own objective``: no control but a ceiling, each pair under the objective that people judged it by.
+
+    Args:
+        features: prompt (as in the tables) to its features (D,), for all prompts of both tables.
     """
     N, K = adapter_NK.shape
     if best_global is None:
         best_global = best_global_weights(train, objective_names)
+    share = balanced(train)
+    fitted = bradley_terry_weights(margins(train, objective_names), share)
     implicit = implicit_weights(columns(train, "z_chosen", objective_names), 1.0)
-    mean = np.average(implicit, axis=0, weights=balanced(train))
+    mean = np.average(implicit, axis=0, weights=share).astype(np.float32)
     rng = np.random.default_rng(seed)
     prompts = test["prompt"].to_numpy(str)
     everywhere = np.zeros(N, dtype=int)
     _, source = np.unique(test["source"].to_numpy(str), return_inverse=True)
-    return {
+    own = np.array([[name == o for name in objective_names] for o in test["objective"]])
+    controls = {
         "uniform": np.full((N, K), 1 / K, np.float32),
         "best global": np.tile(best_global, (N, 1)),
-        "mean": np.tile(mean.astype(np.float32), (N, 1)),
+        "fitted global": np.tile(fitted, (N, 1)),
+        "mean": np.tile(mean, (N, 1)),
+    }
+    if features is not None:
+        controls["nearest prompts"] = _of_nearest(train, prompts, features, objective_names)
+    return controls | {
         MAIN: adapter_NK,
         "shuffled": adapter_NK[_dealt(prompts, everywhere, rng)],
         "shuffled within source": adapter_NK[_dealt(prompts, source, rng)],
+        CEILING: own.astype(np.float32),
     }
+
+
+def _of_nearest(
+    train: pd.DataFrame,
+    prompts: NDArray,
+    features: Mapping[str, NDArray],
+    objective_names: Sequence[str],
+    neighbours: int = 50,
+) -> NDArray[np.float32]:
+    """Weights (N, K): the balanced mean ``margin`` target of the pairs of the nearest training prompts, by cosine."""
+    known, index = np.unique(train["prompt"].to_numpy(str), return_inverse=True)
+    wanted, back = np.unique(prompts, return_inverse=True)
+    share = balanced(train).astype(np.float64)
+    target = implicit_weights(margins(train, objective_names), 1.0) * share[:, None]
+    totals = np.stack([np.bincount(index, column, len(known)) for column in target.T], axis=1)
+    mass = np.bincount(index, share, len(known))
+
+    def unit(names):
+        rows = np.stack([np.asarray(features[name], np.float32) for name in names])
+        rows = rows - centre
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    centre = np.mean([np.asarray(features[name], np.float32) for name in known], axis=0)
+    nearest = np.argsort(-(unit(wanted) @ unit(known).T), axis=1)[:, :neighbours]
+    weights = totals[nearest].sum(axis=1) / mass[nearest].sum(axis=1)[:, None]
+    return weights[back].astype(np.float32)
 
 
 def best_global_weights(train: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[np.float32]:
