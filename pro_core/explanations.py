@@ -21,7 +21,7 @@ from pro_core.data import content_spans, render_messages, to_messages
 from pro_core.encoding import pooled
 from pro_core.objectives import Prompt
 
-READINGS, SPARE_TOKENS = 6, 16
+READINGS, SPARE_TOKENS = 6, 40
 """Left out in earnest: as many words as `READINGS` prompts hold, each with `SPARE_TOKENS` more tokens than this one;
 so some dozens of words of a short prompt, at least six of any. Keeps within ten times the adapter's own time."""
 JOINING = "'’-‐"  # between two letters they belong to the word

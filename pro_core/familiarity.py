@@ -71,7 +71,7 @@ class Familiarity:
         features, logs = _split(features)
         over = _distance(features, gaussian) - _usual(logs, self.length)
         median, high = self.scale.astype(np.float64)
-        return (over - median) / max(high - median, 1e-6)
+        return (over - median) / max(high - median, 0.01)
 
     def known(self, features: NDArray) -> NDArray[np.float32]:
         """(B,) in [0, 1]: 1 up to a strangeness of 1, within which lie 99 in 100 held-out prompts; 0 from 1.5."""
@@ -101,12 +101,12 @@ def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:
 
 
 def _distance(features: NDArray, gaussian) -> NDArray[np.float64]:
-    """The log of the squared Mahalanobis distance (B,)."""
+    """The log of 1 + the squared Mahalanobis distance (B,)."""
     mean, directions, variances, noise = gaussian
     centred = features - mean
     along = centred @ directions.T
     rest = (centred**2).sum(axis=1) - (along**2).sum(axis=1)
-    return np.log((along**2 / variances).sum(axis=1) + np.maximum(rest, 0) / noise + 1e-12)
+    return np.log1p((along**2 / variances).sum(axis=1) + np.maximum(rest, 0) / noise)
 
 
 def _usual(logs: NDArray, length: NDArray) -> NDArray[np.float64]:
