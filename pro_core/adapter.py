@@ -96,9 +96,9 @@ class PreferenceAdapter(PromptEncoder):
         encoder_folder: str | Path | None = None,
         members: int = 1,
     ):
-        super().__init__(encoder, max_length, encoder_folder)
         if members < 1:
             raise ValueError(f"got {members} members, expected at least 1")
+        super().__init__(encoder, max_length, encoder_folder)
         self.objective_names = check_objective_names(objective_names)
         self.hidden, self.train_encoder = hidden, train_encoder
         self.training_record = training or {}
@@ -157,13 +157,13 @@ class PreferenceAdapter(PromptEncoder):
         return weights.cpu().numpy()
 
     def describe_training(
-        self, features_PE: torch.Tensor, fold_P: Sequence[int], weight_P: NDArray
+        self, features_PE: torch.Tensor, fold_P: Sequence[int], weight_P: NDArray | None = None
     ) -> None:
         """Keep what the training prompts were like, and the weights that they got on average.
 
         Args:
             features_PE: (P, 2D + 1), of :meth:`encode`. fold_P: of :meth:`Familiarity.fit`.
-            weight_P: how much each prompt counts in the average.
+            weight_P: how much each prompt counts in the average; all the same when not given.
         """
         self.familiarity = Familiarity.fit(features_PE.numpy(), fold_P)
         weights = self.member_weights(features_PE).mean(axis=1)

@@ -95,9 +95,8 @@ def _split(features: NDArray) -> tuple[NDArray, NDArray]:
 def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:
     pca = PCA(min(DIRECTIONS, len(features) // 4), svd_solver="covariance_eigh").fit(features)
     # Identical prompts have no variance at all; then any other is far.
-    least = 1e-6 * max(float(pca.explained_variance_.sum()), 1e-6)
-    variances = np.maximum(pca.explained_variance_, least)
-    return pca.mean_, pca.components_, variances, max(float(pca.noise_variance_), least)
+    variances = np.maximum(pca.explained_variance_, 1e-6)
+    return pca.mean_, pca.components_, variances, max(float(pca.noise_variance_), 1e-6)
 
 
 def _distance(features: NDArray, gaussian) -> NDArray[np.float64]:
