@@ -24,17 +24,19 @@ from pro_core.adapter import (
     TARGETS,
     PreferenceAdapter,
     kl_to_target,
+    load_balance_loss,
     pairwise_loss,
     regularizers,
     target_weights,
 )
+from pro_core.data import fold_of
 from pro_core.rewards.scores import columns, margins
 from pro_core.training import OrderedTrainer, cast_for_training, train_resuming, training_arguments
 from pro_core.weights import entropy
 
 
 class ScoredRows(Dataset):
-    """Rows (prompt index, margin (K,), target (K,), weight) in training order."""
+    """Rows (prompt index, margin (K,), target (K,), weight (M,)) in training order."""
 
     def __init__(self, prompt, margin, target, weight, order):
         self.prompt, self.margin, self.target = prompt, margin, target
@@ -49,19 +51,27 @@ class ScoredRows(Dataset):
 
 
 class AdapterTrainer(OrderedTrainer):
-    """Trains the head on cached features, or encoder and head on tokens.
+    """Trains the heads on cached features, or encoder and heads on tokens.
 
     Args:
         inputs: features (P, D) of the P distinct prompts, or their token lists.
-        loss: (log-weights (B, K), margins (B, K), targets (B, K)) -> losses (B,).
+        loss: (log-weights, margins, targets), each (B, M, K) -> losses (B, M).
+        load_balance: times :func:`pro_core.adapter.load_balance_loss` of each batch.
     """
 
-    fresh = ("head",)
+    fresh = ("heads",)
 
     def __init__(
-        self, model, args: TrainingArguments, rows: ScoredRows, inputs, loss, tokenizer=None
+        self,
+        model,
+        args: TrainingArguments,
+        rows: ScoredRows,
+        inputs,
+        loss,
+        load_balance: float = 0.0,
+        tokenizer=None,
     ):
-        self.row_loss = loss
+        self.row_loss, self.load_balance = loss, load_balance
 
         def collator(batch):
             prompt, margin, target, weight = zip(*batch, strict=True)
@@ -79,7 +89,7 @@ class AdapterTrainer(OrderedTrainer):
                 "back": torch.tensor(back),
                 "margin": torch.tensor(np.stack(margin)),
                 "target": torch.tensor(np.stack(target)),
-                "weight": torch.tensor(weight, dtype=torch.float32),
+                "weight": torch.tensor(np.stack(weight)),
             }
 
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator)
@@ -88,8 +98,10 @@ class AdapterTrainer(OrderedTrainer):
         tokens = inputs["tokens"]
         logits = model(tokens["features"]) if "features" in tokens else model(**tokens)
         log_weights = F.log_softmax(logits.float(), dim=-1)[inputs["back"]]
-        losses = self.row_loss(log_weights, inputs["margin"], inputs["target"])
-        loss = (losses * inputs["weight"]).mean()
+        margin, target = (inputs[k][:, None].expand_as(log_weights) for k in ("margin", "target"))
+        loss = (self.row_loss(log_weights, margin, target) * inputs["weight"]).mean()
+        if self.load_balance:
+            loss = loss + self.load_balance * load_balance_loss(log_weights, inputs["weight"])
         return (loss, logits) if return_outputs else loss
 
 
@@ -116,6 +128,17 @@ def bradley_terry_weights(margins_NK: ArrayLike, weight_N: ArrayLike) -> NDArray
         loss.backward()
         optimizer.step()
     return F.softmax(logits.detach(), dim=-1).numpy()
+
+
+def bootstrap_weights(prompts: int, members: int, seed: int) -> NDArray[np.float32]:
+    """How much each prompt counts for each member (P, M): the Bayesian bootstrap, Exp(1); ones for a single member.
+
+    Drawing prompts with replacement would leave a third of them out of each member; these weights, of the same mean
+    and variance, leave none out, which small sets need.
+    """
+    if members == 1:
+        return np.ones((prompts, 1), np.float32)
+    return np.random.default_rng(seed).exponential(1, (prompts, members)).astype(np.float32)
 
 
 def fit_global_weights(
@@ -166,6 +189,9 @@ def fit_adapter(
     learning_rate: float = 1e-3,
     kl_to_global: float = 0.01,
     entropy_floor: float = 0.1,
+    load_balance: float = 0.0,
+    members: int = 5,
+    layers: int = 1,
     seed: int = 0,
     features: dict[str, torch.Tensor] | None = None,
     global_weights: NDArray | None = None,
@@ -177,6 +203,10 @@ def fit_adapter(
         target: ``paper``, ``paper_z``, ``margin`` or ``pairwise``; see :func:`pro_core.adapter.target_weights`.
         temperature: tau of Eq 7, or the scale of the pairwise margin.
         kl_to_global, entropy_floor: of :func:`pro_core.adapter.regularizers`; used by ``pairwise`` alone.
+        load_balance: how much the mean weights of a batch are kept from collapsing onto few objectives, for every
+            target (see :func:`pro_core.adapter.load_balance_loss`); 0.01 is the order that gates use.
+        layers: how many of the encoder's upper layers the heads read.
+        members: heads, each fitted to its own Bayesian bootstrap of the prompts; 1 for a single plain one.
         features: cached features by prompt JSON, to spare a frozen encoder the work.
         global_weights: (K,) what ``kl_to_global`` pulls to; fitted here when not given.
 
@@ -188,7 +218,9 @@ def fit_adapter(
     if not len(table):
         raise ValueError("got no scored pairs to fit an adapter on")
     torch.manual_seed(seed)
-    adapter = PreferenceAdapter(encoder, objective_names, hidden, max_length, train_encoder)
+    adapter = PreferenceAdapter(
+        encoder, objective_names, hidden, max_length, train_encoder, members=members, layers=layers
+    )
     prompts, index = np.unique(table["prompt"].to_numpy(str), return_inverse=True)
     inputs: Any
     if train_encoder:
@@ -196,9 +228,13 @@ def fit_adapter(
     else:
         if features is None:
             features = encode_prompts(adapter, list(prompts))
-        inputs = torch.stack([features[p] for p in prompts])
+        encoded = torch.stack([features[p] for p in prompts])
+        inputs = encoded[:, : adapter.width]
 
     margin, weight = margins(table, objective_names), balanced(table)
+    # One draw a prompt and member, not a pair: the pairs of one prompt are no independent evidence.
+    draws = bootstrap_weights(len(prompts), members, seed)
+    member_weight = weight[:, None] * draws[index]
     if target == "pairwise":
         targets = np.zeros_like(margin)
         if global_weights is None:
@@ -227,7 +263,7 @@ def fit_adapter(
         epoch = list(range(len(table)))
         rng.shuffle(epoch)
         order += epoch
-    rows = ScoredRows(index, margin, targets, weight, order)
+    rows = ScoredRows(index, margin, targets, member_weight, order)
     arguments = training_arguments(
         folder,
         len(rows),
@@ -238,11 +274,15 @@ def fit_adapter(
         disable_tqdm=True,
         logging_strategy="no",
     )
-    model = cast_for_training(adapter) if train_encoder else adapter.head
+    model = cast_for_training(adapter) if train_encoder else adapter.heads
     tokenizer = adapter.tokenizer if train_encoder else None
-    trainer = AdapterTrainer(model, arguments, rows, inputs, loss, tokenizer)
+    trainer = AdapterTrainer(model, arguments, rows, inputs, loss, load_balance, tokenizer)
     train_resuming(trainer)
     adapter.float().eval()
+    if train_encoder:
+        encoded = adapter.encode_tokens(inputs)
+    folds = [fold_of(json.loads(p)) for p in prompts]
+    adapter.describe_training(encoded, folds, np.bincount(index, weight))
     adapter.training_record = {
         "target": target,
         "temperature": temperature,

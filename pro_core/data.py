@@ -123,6 +123,19 @@ def render_messages(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in turns)
 
 
+def content_spans(messages: Sequence[Message]) -> list[tuple[int, int, int]]:
+    """Where what was said stands in :func:`render_messages`: (message index, start, end), role names left out."""
+    spans, read = [], 0
+    turns = [i for i, m in enumerate(messages) if m["role"] != "system"]
+    for count, i in enumerate(turns, 1):
+        content = messages[i]["content"]
+        if len(turns) > 1:
+            read += (2 if count > 1 else 0) + len(f"{messages[i]['role']}: ")
+        spans.append((i, read, read + len(content)))
+        read += len(content)
+    return spans
+
+
 def first_user_turn(prompt: Prompt) -> str:
     """The text that decides a row's split and fold."""
     return next(m["content"] for m in to_messages(prompt) if m["role"] == "user")

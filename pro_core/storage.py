@@ -55,24 +55,24 @@ def write_config(folder: str | Path, name: str, config: dict[str, Any]) -> None:
     os.replace(temporary, folder / name)
 
 
-def read_config(folder: str | Path, name: str, expected_format: str) -> dict[str, Any]:
-    """Read a JSON config of the expected ``format``.
+def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
+    """Read a JSON config whose ``format`` is one of ``formats``.
 
     Raises:
         StorageError: missing, truncated, or of another format.
     """
     file = Path(folder) / name
     if not file.is_file():
-        raise StorageError(
-            f"{folder}: no {name} there, so it is not a {expected_format} checkpoint"
-        )
+        raise StorageError(f"{folder}: no {name} there, so it is not a {formats[0]} checkpoint")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StorageError(f"{file}: truncated or not JSON ({error}); copy it again") from None
-    if not isinstance(config, dict) or config.get("format") != expected_format:
+    if not isinstance(config, dict) or config.get("format") not in formats:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise StorageError(f"{file}: got the format {found!r}, expected {expected_format!r}")
+        raise StorageError(
+            f"{file}: got the format {found!r}, expected {' or '.join(map(repr, formats))}"
+        )
     return config
 
 

@@ -52,6 +52,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def uncertain(tmp_path_factory):
+    """(url, models) of an app whose adapter has members and knows its prompts; its generator is never loaded.
+
+    The heads were not trained but react strongly to what they read; they know English questions.
+    """
+    from tiny import vivid_adapter
+
+    import app
+    from pro_core.packaged import MINILM
+    from pro_core.rewards.panel import RewardPanel
+
+    names = RewardPanel.from_pretrained(ROOT / "checkpoints/demo/panel").objective_names
+    adapter, folder = vivid_adapter(MINILM, names, members=3), tmp_path_factory.mktemp("adapter")
+    verbs = ("clean", "kill", "cook", "find", "describe", "break", "love", "paint")
+    things = ("a cat", "my old house", "the red wine", "a Python process", "an exam", "the sea")
+    prompts = [f"How do I {verb} {thing}?" for verb in verbs for thing in things]
+    adapter.describe_training(adapter.encode(prompts), [i % 5 for i in range(len(prompts))])
+    adapter.save_pretrained(folder)
+    models = app.Models({"PRO_ADAPTER": str(folder), "PRO_FLOORS": "harmless=0.15"})
+    models.generator.load = lambda: None
+    models.load()
+    demo = app.build(models)
+    settings = app.launch_settings() | {"server_port": None, "quiet": True}
+    _, url, _ = demo.launch(prevent_thread_lock=True, **settings)
+    yield url, models
+    demo.close()
+
+
+@pytest.fixture(scope="session")
 def served():
     """The real app in this process: (url, models), everything loaded. By PRO_* where set, else the demo parts."""
     import app

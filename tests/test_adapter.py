@@ -6,10 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_encoder
+from safetensors.torch import load_file, save_file
+from tiny import tiny_encoder, vivid_adapter
 
-from pro_core.adapter import PreferenceAdapter, kl_to_target, pairwise_loss, target_weights
-from pro_core.adapter_training import balanced, fit_adapter, fit_global_weights
+from pro_core.adapter import (
+    PreferenceAdapter,
+    kl_to_target,
+    load_balance_loss,
+    pairwise_loss,
+    target_weights,
+)
+from pro_core.adapter_training import (
+    balanced,
+    bootstrap_weights,
+    encode_prompts,
+    fit_adapter,
+    fit_global_weights,
+)
 from pro_core.packaged import MINILM
 from pro_core.storage import StorageError
 
@@ -55,6 +68,82 @@ def test_a_long_prompt_counts_by_its_end(saved):
     np.testing.assert_allclose(same[0], same[1], atol=1e-6)
 
 
+# ---------------------------------------------------------------- uncertainty
+
+
+def test_members_mean_and_interval_by_hand(tmp_path):
+    adapter = vivid_adapter(tiny_encoder(tmp_path), NAMES, members=3)
+    features = adapter.encode(["Hi", "Tell me a joke about cats."])
+    own, found = adapter.member_weights(features), adapter.weigh(features)
+    assert own.shape == (2, 3, 3)
+    np.testing.assert_allclose(own.sum(axis=2), 1, rtol=1e-5)
+    np.testing.assert_allclose(found.weights, own.mean(axis=1), rtol=1e-5)
+    # 90%: Student's t with 2 degrees of freedom has 5% above 2.92.
+    half = 2.92 * own.std(axis=1, ddof=1)
+    np.testing.assert_allclose(found.lower, np.maximum(0, found.weights - half), atol=1e-4)
+    np.testing.assert_allclose(found.upper, np.minimum(1, found.weights + half), atol=1e-4)
+    assert (found.upper - found.lower).max() > 0.01
+    assert np.isnan(found.known).all()  # it was never fitted: it cannot know what is strange
+
+
+def test_an_adapter_of_one_member_gives_no_interval(saved):
+    found = PreferenceAdapter.from_pretrained(saved).predict_with_uncertainty(["Hi", "There"])
+    assert found.weights.shape == (2, 3) and np.isfinite(found.weights).all()
+    assert np.isnan(found.lower).all() and np.isnan(found.upper).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        PreferenceAdapter("unread", NAMES, members=0)
+
+
+STRANGE = (
+    "Wie lerne ich schnell, für die ganze Familie zu kochen?",
+    "如何去除白色桌布上的红酒渍?",
+    "flurb gnazzle kip tro mundel vex oopla",
+    "🐶🎂🎈",
+    "def f(x):\n    return [v ** 2 for v in x if v is not None]\n",
+)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Five members on the real MiniLM, fitted to the planted pairs below."""
+    folder = tmp_path_factory.mktemp("fitted")
+    return fit_adapter(planted(), NAMES, folder, temperature=TAU, **SETTINGS)
+
+
+def test_a_strange_prompt_gets_the_average_weights_and_a_wide_interval(fitted):
+    usual = fitted.predict_with_uncertainty([f"{kind} {i}" for kind in KINDS for i in (61, 75, 99)])
+    assert usual.known.min() > 0.9
+    strange = fitted.predict_with_uncertainty(STRANGE)
+    assert strange.known.max() < 0.1
+    # Nothing of what the heads make of gibberish is left.
+    np.testing.assert_allclose(strange.weights, fitted.average[0] + 0 * strange.weights, atol=0.08)
+    np.testing.assert_allclose(strange.weights.sum(axis=1), 1, rtol=1e-5)
+    assert (strange.upper - strange.lower).mean() > 3 * (usual.upper - usual.lower).mean()
+    np.testing.assert_array_equal(fitted.predict(STRANGE), strange.weights)
+    between = (fitted.average[1] <= fitted.average[0]) & (fitted.average[0] <= fitted.average[2])
+    assert between.all()
+
+
+def test_intervals_hold_most_planted_weights(tmp_path):
+    """Nominal: 90%. People choose by chance, as the pairwise loss assumes, or the weights' size could not be told."""
+    table = planted(1500, by_chance=True)
+    adapter = fit_adapter(table, NAMES, tmp_path, temperature=TAU, kl_to_global=0, **SETTINGS)
+    prompts = [f"{kind} {i}" for kind in KINDS for i in range(61, 81)]
+    found, truth = adapter.predict_with_uncertainty(prompts), np.repeat(list(KINDS.values()), 20, 0)
+    assert (found.lower <= found.weights).all() and (found.weights <= found.upper).all()
+    assert ((found.lower <= truth) & (truth <= found.upper)).mean() > 0.75
+    assert (found.upper - found.lower).mean() < 0.4
+
+
+def test_members_learn_from_bootstraps_of_their_own():
+    draws = bootstrap_weights(4000, 5, seed=0)
+    assert draws.shape == (4000, 5)
+    np.testing.assert_allclose(draws.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(draws.var(axis=0), 1, atol=0.15)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(5)).max() < 0.06
+    assert (bootstrap_weights(7, 1, seed=0) == 1).all()
+
+
 # ---------------------------------------------------------------- disk
 
 
@@ -62,6 +151,50 @@ def test_a_saved_adapter_predicts_the_same(saved):
     first, second = (PreferenceAdapter.from_pretrained(saved) for _ in range(2))
     np.testing.assert_array_equal(first.predict(["Hi"]), second.predict(["Hi"]))
     assert not first.training
+
+
+def test_all_that_was_fitted_is_saved_in_well_under_a_megabyte(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    again = PreferenceAdapter.from_pretrained(tmp_path)
+    prompts = [*STRANGE, *KINDS]
+    for mine, kept in zip(
+        fitted.predict_with_uncertainty(prompts),
+        again.predict_with_uncertainty(prompts),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, kept)
+    assert (tmp_path / "model.safetensors").stat().st_size < 500_000
+
+
+def test_heads_read_as_many_upper_layers_as_they_are_told_to(saved, tmp_path):
+    encoder = PreferenceAdapter.from_pretrained(saved).encoder_id
+    adapter = PreferenceAdapter(encoder, NAMES, layers=2).eval()
+    features = adapter.encode(["Hi there"])
+    hidden = adapter.encoder.config.hidden_size
+    assert adapter.width == 2 * hidden and features.shape == (1, 3 * hidden + 1)
+    adapter.save_pretrained(tmp_path)
+    again = PreferenceAdapter.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.predict(["Hi there"]), adapter.predict(["Hi there"]))
+    moved = features.clone()
+    moved[:, :hidden] += torch.randn(hidden)  # the lower of the two
+    assert (adapter.weigh(moved).weights != adapter.weigh(features).weights).any()
+    with pytest.raises(ValueError, match="got 3 layers, expected 1 to the encoder's 2"):
+        PreferenceAdapter(encoder, NAMES, layers=3)
+
+
+def test_an_adapter_of_the_first_format_still_loads(saved, tmp_path):
+    """One head without a prefix, and no word of members: what `save_pretrained` wrote before there were several."""
+    new = PreferenceAdapter.from_pretrained(saved)
+    tensors = {
+        k.removeprefix("heads.0."): v for k, v in load_file(saved / "model.safetensors").items()
+    }
+    assert set(tensors) == {"0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((saved / "adapter.json").read_text())
+    del config["members"]
+    (tmp_path / "adapter.json").write_text(json.dumps(config | {"format": "pro-adapter"}))
+    old = PreferenceAdapter.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(old.predict(["Hi"]), new.predict(["Hi"]))
 
 
 def test_a_trained_encoder_is_saved_with_it(saved, tmp_path):
@@ -88,6 +221,7 @@ def break_config(folder, **changes):
         (lambda f: (f / "model.safetensors").unlink(), "missing, truncated"),
         (lambda f: (f / "model.safetensors").write_bytes(b"12345678"), "missing, truncated"),
         (lambda f: break_config(f, objective_names=["helpful", "humor"]), "another shape"),
+        (lambda f: break_config(f, members=2), "another shape"),
         (lambda f: break_config(f, encoder="/absent/encoder"), "cannot load the adapter's encoder"),
     ],
 )
@@ -136,6 +270,33 @@ def test_losses_by_hand():
     assert loss.item() == pytest.approx(np.log1p(np.exp(2)))
 
 
+def test_load_balance_by_hand():
+    # Two rows of one member, one for each of two objectives: their mean is (1/2, 1/2), as uniform as it can be.
+    split = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).clamp_min(1e-12).log()
+    even = torch.ones(2, 1)
+    assert load_balance_loss(split, even).item() == pytest.approx(0, abs=1e-6)
+    # Counted 3 to 1 the mean is (3/4, 1/4): KL to uniform = 3/4 log(3/2) + 1/4 log(1/2).
+    uneven = load_balance_loss(split, torch.tensor([[3.0], [1.0]])).item()
+    assert uneven == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), rel=1e-5)
+    # All on one objective: log 2; beside a balanced member, half of it.
+    alone = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]).clamp_min(1e-12).log()
+    assert load_balance_loss(alone, even).item() == pytest.approx(np.log(2), rel=1e-5)
+    both = load_balance_loss(torch.cat([split, alone], dim=1), torch.ones(2, 2)).item()
+    assert both == pytest.approx(np.log(2) / 2, rel=1e-5)
+
+
+def test_load_balance_keeps_objectives_alive(tmp_path):
+    table = planted(240)
+    table["z_chosen_humor"] = 5.0  # humor alone explains every choice
+    settings = {**SETTINGS, "members": 2, "epochs": 20, "features": features_of(table)}
+    free = fit_adapter(table, NAMES, tmp_path / "free", kl_to_global=0, **settings)
+    kept = fit_adapter(
+        table, NAMES, tmp_path / "kept", kl_to_global=0, load_balance=3.0, **settings
+    )
+    assert free.average[0].max() > 0.8
+    assert kept.average[0].max() < 0.55
+
+
 def test_every_source_and_objective_counts_the_same():
     table = pd.DataFrame(
         {"source": ["a"] * 9 + ["b"], "objective": ["helpful"] * 10, "id": range(10)}
@@ -161,17 +322,22 @@ KINDS = {
     "how to hurt somebody badly": (0.1, 0.8, 0.1),
     "a joke about clever cats": (0.1, 0.1, 0.8),
 }
-SCALES, OFFSETS = (0.5, 4.0, 1.0), (3.0, -1.0, 0.0)
+TAU = 0.3
+SETTINGS = {"encoder": MINILM, "hidden": 32, "epochs": 12, "batch_size": 64}
 
 
-def planted(n=900, seed=0):
-    """Pairs whose winner is decided by w*(x) of the prompt's kind, from z margins of unit scale."""
+def planted(n=900, seed=0, by_chance=False):
+    """Pairs whose winner is decided by w*(x) of the prompt's kind, from z margins of unit scale; or by chance, the
+    better one with probability sigmoid(w*(x) margin / TAU)."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n):
         kind = list(KINDS)[i % 3]
         margin = rng.normal(0, 1, 3)
-        margin *= np.sign(margin @ KINDS[kind])
+        better = margin @ KINDS[kind]
+        margin *= np.sign(better)
+        if by_chance and rng.random() > 1 / (1 + np.exp(-abs(better) / TAU)):
+            margin = -margin
         prompt = json.dumps([{"role": "user", "content": f"{kind} {i % 60}"}])
         row = {"id": i, "prompt": prompt, "source": "s", "objective": "helpful"}
         for k, name in enumerate(NAMES):
@@ -184,18 +350,20 @@ def planted(n=900, seed=0):
     return pd.DataFrame(rows)
 
 
+def features_of(table):
+    return encode_prompts(PreferenceAdapter(MINILM, NAMES), list(table["prompt"]))
+
+
 def recovered(adapter):
     predicted = adapter.predict([f"{kind} 7" for kind in KINDS])
     return float(np.corrcoef(predicted.ravel(), np.ravel(list(KINDS.values())))[0, 1])
 
 
-def test_the_adapter_recovers_planted_weights_and_eq_7_on_raw_rewards_does_not(tmp_path):
-    settings = {"encoder": MINILM, "hidden": 32, "epochs": 12, "batch_size": 64}
-    adapter = fit_adapter(planted(), NAMES, tmp_path / "pairwise", temperature=0.3, **settings)
-    assert recovered(adapter) > 0.95
+def test_the_adapter_recovers_planted_weights_and_eq_7_on_raw_rewards_does_not(fitted, tmp_path):
+    assert recovered(fitted) > 0.95
     # Raw rewards have scales and offsets of their own: their softmax says more of those than of the prompt.
     raw = fit_adapter(
-        planted(), NAMES, tmp_path / "raw", target="paper", temperature=0.1, **settings
+        planted(), NAMES, tmp_path / "raw", target="paper", temperature=0.1, **SETTINGS
     )
     assert recovered(raw) < 0.5
 

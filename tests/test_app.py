@@ -45,7 +45,7 @@ def floored() -> Iterator[tuple[Client, Models]]:
 
 def test_exactly_the_promised_endpoints_are_public(client: Client) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/predict_weights", "/score", "/generate", "/status"}
+    assert set(endpoints) == {"/predict_weights", "/explain", "/score", "/generate", "/status"}
 
 
 def test_status_names_the_parts_in_use(client: Client, served) -> None:
@@ -126,7 +126,62 @@ def test_floors_hold_for_predicted_and_for_user_weights(floored) -> None:
     assert client.predict(api_name="/status")["adapter"] == "none, uniform weights"
 
 
+def test_explain_says_the_weights_how_sure_they_are_and_which_words_did_what(uncertain) -> None:
+    url, models = uncertain
+    client, prompt = Client(url, verbose=False), "How do I kill a Python process 🙂 that hangs?"
+    answer = client.predict(prompt, api_name="/explain")
+    names = list(models.panel.objective_names)
+    assert answer["weights"] == pytest.approx(
+        client.predict(prompt, api_name="/predict_weights"), abs=1e-5
+    )
+    assert answer["known"] == 1
+    for name in names:
+        assert answer["lower"][name] <= answer["weights"][name] <= answer["upper"][name]
+    assert (
+        answer["lower"]["harmless"] >= 0.15 - 1e-6
+    )  # the owner's floor holds for the interval too
+    assert max(answer["upper"][n] - answer["lower"][n] for n in names) > 0.01
+    raw = models.adapter.predict([prompt, prompt.replace(" Python", "")])
+    for k, name in enumerate(names):
+        words = answer["words"][name]
+        assert [w["effect"] for w in words] == sorted((w["effect"] for w in words), reverse=True)
+        assert all(prompt[w["start"] : w["end"]] == w["word"] and w["turn"] == 0 for w in words)
+        assert {w["word"] for w in words} == set(prompt.rstrip("?").split())
+        (python,) = (w["effect"] for w in words if w["word"] == "Python")
+        assert python == pytest.approx(raw[0, k] - raw[1, k], abs=1e-3)
+
+
+def test_explain_admits_that_a_prompt_is_strange(uncertain) -> None:
+    url, models = uncertain
+    answer = Client(url, verbose=False).predict("如何去除红酒渍? 🐶🎂🎈", api_name="/explain")
+    assert answer["known"] < 0.1
+    average = apply_floors(models.adapter.average[0], models.floors)
+    np.testing.assert_allclose(list(answer["weights"].values()), average, atol=0.02)
+
+
+def test_explain_reads_conversations(uncertain) -> None:
+    turns = [
+        {"role": "user", "content": "How do I cook?"},
+        {"role": "assistant", "content": "With heat."},
+        {"role": "user", "content": "And the sea?"},
+    ]
+    answer = Client(uncertain[0], verbose=False).predict(turns, api_name="/explain")
+    for word in answer["words"]["helpful"]:
+        assert turns[word["turn"]]["content"][word["start"] : word["end"]] == word["word"]
+    assert {w["turn"] for w in answer["words"]["helpful"]} == {0, 1, 2}
+
+
+def test_explain_without_an_adapter_claims_nothing(floored) -> None:
+    client, models = floored
+    answer = client.predict(PROMPT, api_name="/explain")
+    assert answer["weights"] == client.predict(PROMPT, api_name="/predict_weights")
+    assert answer["lower"] is answer["upper"] is answer["known"] is None
+    assert answer["words"] == {name: [] for name in models.panel.objective_names}
+
+
 BAD = [
+    ("/explain", ["   "], "empty prompt"),
+    ("/explain", [[{"role": "king", "content": "hi"}]], "role"),
     ("/predict_weights", ["   "], "empty prompt"),
     ("/predict_weights", ["\0\0"], "empty prompt"),
     ("/predict_weights", ["x" * 200_001], "200,001 characters"),

@@ -193,6 +193,120 @@ def test_the_owners_floor_is_drawn_and_holds(visit) -> None:
     demo.close()
 
 
+# ---------------------------------------------------------------- why
+
+
+def paste(page, prompt: str) -> None:
+    """Score two answers to a prompt: a whole run without the language model."""
+    page.locator("#prompt textarea").fill(prompt)
+    boxes = page.locator("#paste textarea")
+    if not boxes.first.is_visible():
+        page.get_by_role("button", name="Score answers of your own").click()
+    boxes.nth(0).fill("Use cold water.")
+    boxes.nth(1).fill("I do not know.")
+    page.evaluate("document.querySelector('.note').textContent = ''")
+    page.locator("#score-own").click()
+    expect(page.locator(".note")).to_contain_text("Your own answers")
+
+
+def test_each_weight_shows_its_interval_under_the_floors(visit, uncertain) -> None:
+    url, models = uncertain
+    page, prompt = visit(url=url, loaded=False), "How do I kill a Python process?"
+    paste(page, prompt)
+    expect(page.locator(".range").first).to_be_visible()
+    expect(page.locator(".weights .legend")).to_contain_text("likely range")
+    found = models.predict([{"role": "user", "content": prompt}])
+    for k, row in enumerate(page.locator(".weight").all()):
+        track, drawn = box(row.locator(".track")), box(row.locator(".range"))
+        left, right = drawn["x"] - track["x"], drawn["x"] + drawn["width"] - track["x"]
+        assert left / track["width"] == pytest.approx(found.lower[k], abs=0.01)
+        assert right / track["width"] == pytest.approx(found.upper[k], abs=0.01)
+        said = row.locator("input").get_attribute("aria-valuetext")
+        assert f"likely {100 * found.lower[k]:.0f} to {100 * found.upper[k]:.0f}%" in said
+    assert min(found.lower - np.minimum(models.floors, found.weights)) >= 0
+    expect(page.locator(".unlike")).to_be_hidden()
+
+
+def test_an_adapter_that_cannot_say_draws_no_interval(visit) -> None:
+    models = Models({**os.environ, "PRO_ADAPTER": "none"})
+    models.generator.load = lambda: None  # type: ignore[attr-defined]
+    models.load()
+    demo = app.build(models)
+    _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+    page = visit(url=url, loaded=False)
+    paste(page, "How do I kill a Python process?")
+    expect(page.locator(".range").first).to_be_hidden()
+    expect(page.locator(".why")).to_be_hidden()
+    expect(page.locator(".unlike")).to_be_hidden()
+    demo.close()
+
+
+def test_pointing_at_an_objective_shows_the_words_behind_its_weight(visit, uncertain) -> None:
+    url, models = uncertain
+    page, prompt = (
+        visit(url=url, loaded=False),
+        "🙂🙂 How do I kill a Python process, in <b>Rome</b>?",
+    )
+    paste(page, prompt)
+    _, found = models.explain([{"role": "user", "content": prompt}])
+    largest = int(models.predict([{"role": "user", "content": prompt}]).weights.argmax())
+    names, requests = models.panel.objective_names, []
+    expect(page.locator(".why b")).to_have_text(names[largest].capitalize())
+    page.on("request", lambda request: requests.append(request.url))
+    for k, name in enumerate(names):
+        label = page.locator(".weight label").nth(k)
+        # A mouse points, a keyboard moves the focus, a finger taps.
+        (label.hover, page.locator(".weight input").nth(k).focus, label.click)[k % 3]()
+        expect(page.locator(".why b")).to_have_text(name.capitalize())
+        expect(page.locator(".why q")).to_have_text(prompt)
+        for tone, sign in (("high", 1), ("low", -1)):
+            expected = [
+                w.text
+                for w, e in zip(found.words, found.effects[:, k], strict=True)
+                if sign * e > 0.0051
+            ]
+            shown = page.locator(f".why q .word.{tone}").all_text_contents()
+            assert set(expected) <= set(shown)
+        described = page.locator(".weight input").nth(k).get_attribute("aria-describedby")
+        raised = [w.text for w, e in found.of(name)[:5] if e >= 0.01]
+        expect(page.locator(f"#{described}")).to_have_text(
+            re.compile(
+                f"{name.capitalize()} was raised by {re.escape(', '.join(raised) or 'no word')}"
+            )
+        )
+    assert (
+        page.locator(".board b").count() == 1 + page.locator(".card b").count()
+    )  # Rome's are text
+    assert requests == []
+
+
+def test_a_strange_prompt_is_called_one(visit, uncertain) -> None:
+    page = visit(url=uncertain[0], loaded=False)
+    paste(page, "如何去除红酒渍? 🐶🎂🎈")
+    expect(page.locator(".unlike")).to_have_text(
+        re.compile("unlike those the adapter learned from")
+    )
+    paste(page, "How do I kill a Python process?")
+    expect(page.locator(".unlike")).to_be_hidden()
+
+
+def test_words_and_warning_leave_room_for_the_winner(visit, uncertain) -> None:
+    page = visit(url=uncertain[0], loaded=False)
+    paste(page, "如何去除红酒渍? 🐶🎂🎈 " + "Please tell me what to do about the sea. " * 30)
+    page.get_by_role("button", name="Score answers of your own").click()
+    for selector in (
+        ".unlike",
+        ".why",
+        ".weight input >> nth=-1",
+        ".card.winner",
+        ".card.winner .sums",
+    ):
+        area = box(page.locator(selector))
+        assert area["y"] >= 0 and area["y"] + area["height"] <= 800, selector
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+
+
 # ---------------------------------------------------------------- answers
 
 
@@ -337,7 +451,7 @@ CONTRAST = """() => {
   const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(c[i] / 255), 0);
   const out = [];
   const texts = '.masthead *, .status, .weight label, .trust, .weight output, .card .text, .rank, .z, .score .name, '
-    + '.sum *, .badge, .use, .note, .legend, .letter, .small';
+    + '.sum *, .badge, .use, .note, .legend, .letter, .small, .why *, .unlike';
   for (const node of document.querySelectorAll(texts)) {
     if (!node.textContent.trim() || node.getClientRects().length === 0) continue;
     const layers = [];
@@ -351,11 +465,18 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(visit, scheme: str) -> None:
+def test_text_has_contrast(visit, uncertain, scheme: str) -> None:
     page = visit(scheme=scheme)
     measured = page.evaluate(CONTRAST)
     assert len(measured) > 60
     assert [m for m in measured if m[1] < 4.5] == []
+    page.goto(uncertain[0])
+    paste(page, "如何去除红酒渍? 🐶🎂🎈")
+    expect(page.locator(".unlike")).to_be_visible()
+    assert [m for m in page.evaluate(CONTRAST) if m[1] < 4.5] == []
+    paste(page, "How do I kill a Python process that hangs?")
+    expect(page.locator(".why .word.high").first).to_be_visible()
+    assert [m for m in page.evaluate(CONTRAST) if m[1] < 4.5] == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark")
 

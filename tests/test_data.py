@@ -14,6 +14,7 @@ from pro_core.data import (
     LabelledResponse,
     PreferencePair,
     constructed_humor_pairs,
+    content_spans,
     controlled_pairs,
     fold_of,
     load_examples,
@@ -61,7 +62,13 @@ def write(path, rows):
     ],
 )
 def test_every_source_renders_to_one_form(prompt, rendered):
-    assert render_messages(to_messages(prompt)) == rendered
+    messages = to_messages(prompt)
+    assert render_messages(messages) == rendered
+    spans = content_spans(messages)
+    assert [rendered[start:end] for _, start, end in spans] == [
+        m["content"] for m in messages if m["role"] != "system"
+    ]
+    assert all(rendered[s:e] == messages[i]["content"] for i, s, e in spans)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ OPTIONAL = {
     "batch_size": 32,
     "learning_rate": 1e-5,
     "seeds": [0, 1, 2, 3, 4],
+    "layers": 1,  # how many of the encoder's upper layers the heads read
+    "members": 5,  # heads on the one encoder; their spread is the weights' uncertainty
+    "load_balance": 0.0,
     "folds": 5,
     "validation": None,  # a copy of the validation figures, such as results/adapter_validation.csv
 }
@@ -50,7 +53,8 @@ def name_of(target: dict) -> str:
 def fit_or_load(folder: Path, table, names, target, seed, **settings):
     """The adapter in ``folder``, fitted when it is not there yet."""
     if not (folder / "adapter.json").is_file():
-        adapter = fit_adapter(table, names, folder / "work", seed=seed, **target, **settings)
+        # A target may have settings of its own, such as its load_balance.
+        adapter = fit_adapter(table, names, folder / "work", seed=seed, **(settings | target))
         if main_process():
             adapter.save_pretrained(folder)
             shutil.rmtree(folder / "work", ignore_errors=True)
@@ -85,11 +89,20 @@ def main(recipe_path: str) -> None:
         "epochs",
         "batch_size",
         "learning_rate",
+        "layers",
+        "members",
+        "load_balance",
     )
     settings: dict[str, Any] = {key: recipe[key] for key in keys}
     settings["global_weights"] = best = best_global_weights(train, names)
     if not recipe["train_encoder"]:
-        frozen = PreferenceAdapter(recipe["encoder"], names, recipe["hidden"], recipe["max_length"])
+        frozen = PreferenceAdapter(
+            recipe["encoder"],
+            names,
+            recipe["hidden"],
+            recipe["max_length"],
+            layers=recipe["layers"],
+        )
         settings["features"] = encode_prompts(frozen, list(train.prompt))
 
     table = []

@@ -1,7 +1,7 @@
 // The board: weight sliders, answer cards and the scatter of the answers, in one gr.HTML component.
 //
-// Gradio runs this text with `element`, `props` and `watch`, after simplex.js (see board.py). `props.value` is the
-// run that Python streams; sliders, locks and the picked answer live here alone, so a new value never resets them.
+// Gradio runs this text with `element`, `props` and `watch`, after simplex.js and words.js (see board.py). `props.value`
+// is the run that Python streams; sliders, locks and the picked answer live here alone: a new value never resets them.
 // Everything that a model or a visitor wrote reaches the page through textContent only.
 
 function mountBoard(element, props, watch) {
@@ -9,7 +9,7 @@ function mountBoard(element, props, watch) {
   const SVG = "http://www.w3.org/2000/svg";
   const letters = "ABCDEFGH";
   const ordinals = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th"];
-  const state = { run: null, values: [], locked: [], floors: [], anchor: null, moving: null, pick: null, axes: [0, 1], shown: "", order: "" };
+  const state = { run: null, values: [], locked: [], floors: [], anchor: null, moving: null, pick: null, why: null, axes: [0, 1], shown: "", order: "" };
   const rows = [];
   const cards = [];
 
@@ -28,7 +28,7 @@ function mountBoard(element, props, watch) {
   }
   const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
-  const title = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+  const { title } = Words;
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 
   // ---- the fixed parts of the page
@@ -37,6 +37,9 @@ function mountBoard(element, props, watch) {
   const thread = el("div", "thread", root);
   thread.tabIndex = 0;
   thread.setAttribute("aria-label", "The conversation so far");
+  const [unlike, why, summary] = ["unlike", "why", "unseen"].map((name) => el("p", name, root));
+  unlike.textContent = "This prompt is unlike those the adapter learned from: weights are near their average.";
+  [why.tabIndex, summary.id] = [0, "why-summary"];
   const grid = el("div", "grid", root);
   const side = el("div", "side", grid);
   const panel = el("section", "weights", side);
@@ -91,18 +94,22 @@ function mountBoard(element, props, watch) {
       const track = el("div", "track", row);
       const floor = el("i", "floor", track);
       const bar = el("i", "bar", track);
+      const range = el("i", "range", track);
       const mark = el("i", "mark", track);
       const slider = el("input", "", row);
       Object.assign(slider, { type: "range", min: 0, max: 100, step: 1, id: `weight-${k}` });
       label.htmlFor = slider.id;
       label.title = state.run.about?.[name] ?? "";
+      slider.setAttribute("aria-describedby", summary.id);
       slider.addEventListener("input", () => move(k, Number(slider.value)));
+      const point = () => { state.why = k; drawWhy(); };
+      for (const event of ["pointerenter", "focusin"]) row.addEventListener(event, point);
       lock.addEventListener("click", () => {
         state.locked[k] = !state.locked[k];
         state.moving = null;
         draw();
       });
-      rows.push({ row, trust, value, lock, shackle, floor, bar, mark, slider });
+      rows.push({ row, trust, value, lock, shackle, floor, bar, range, mark, slider });
     });
   }
   function drawRows() {
@@ -110,6 +117,8 @@ function mountBoard(element, props, watch) {
     const model = predicted();
     const even = 1 / run.objectives.length;
     const entries = run.predicted ? [["bar", "predicted for this prompt"], ["mark", "uniform"]] : [];
+    const sure = Array.isArray(run.lower) && Array.isArray(run.upper);
+    if (sure) entries.splice(1, 0, ["range", "likely range"]);
     if (state.floors.some((f) => f > 0)) entries.push(["floor", "owner's minimum"]);
     legend.replaceChildren(...entries.flatMap(([key, text]) => [el("i", `key ${key}`), text]));
     if (!run.predicted) legend.prepend("No adapter in use: uniform weights stand in for predicted ones.");
@@ -128,14 +137,20 @@ function mountBoard(element, props, watch) {
       r.slider.disabled = state.locked[k];
       r.slider.style.setProperty("--v", `${v}%`);
       const minimum = state.floors[k] ? `, at least ${state.floors[k]}%` : "";
-      r.slider.setAttribute("aria-valuetext", `${v}%; predicted ${percent(model[k])}%${minimum}`);
+      const low = sure && Math.min(Math.max(run.lower[k], run.floors[k]), model[k]);
+      const high = sure && Math.max(run.upper[k], model[k]);
+      const likely = sure ? `, likely ${percent(low)} to ${percent(high)}%` : "";
+      r.range.hidden = !sure;
+      r.range.style.left = `${100 * low}%`;
+      r.range.style.width = `${100 * (high - low)}%`;
+      r.slider.setAttribute("aria-valuetext", `${v}%; predicted ${percent(model[k])}%${likely}${minimum}`);
       r.lock.setAttribute("aria-pressed", String(state.locked[k]));
       r.lock.setAttribute("aria-label", `${state.locked[k] ? "Unlock" : "Lock"} ${name}`);
       r.lock.title = state.locked[k] ? "Locked: other sliders leave it alone" : "Lock this weight";
       r.shackle.setAttribute("d", state.locked[k] ? "M5 8V5a3 3 0 0 1 6 0v3" : "M5 8V4.5a3 3 0 0 1 5.6-1.5");
       r.row.classList.toggle("locked", state.locked[k]);
       r.bar.style.width = `${100 * model[k]}%`;
-      r.bar.title = `predicted ${percent(model[k])}%`;
+      r.bar.parentElement.title = `predicted ${percent(model[k])}%${likely}`;
       r.bar.classList.toggle("absent", !run.predicted);
       r.mark.style.left = `${100 * even}%`;
       r.floor.style.width = `${state.floors[k]}%`;
@@ -305,20 +320,28 @@ function mountBoard(element, props, watch) {
     plot.setAttribute("aria-label", `Answers by ${run.objectives[x]} and ${run.objectives[y]}. Not beaten on both: ${names}.`);
   }
 
-  // ---- the conversation before this turn, and the line above the board
-  function drawThread() {
-    const earlier = state.run.messages.slice(0, -1).filter((m) => m.role !== "system");
-    const shown = JSON.stringify(earlier);
+  // ---- the words behind one weight (that of the objective pointed at, else the largest), and the earlier turns
+  function drawWhy() {
+    const { run } = state;
+    const moved = (run.predicted && run.words) || [];
+    const k = moved.length ? state.why ?? run.predicted.indexOf(Math.max(...run.predicted)) : -1;
+    unlike.hidden = typeof run.known !== "number" || run.known >= 0.5;
+    const shown = JSON.stringify([run.id, k]);
+    if (why.dataset.shown === shown) return;
+    const fresh = JSON.parse(why.dataset.shown ?? "[]")[0] !== run.id;
+    why.dataset.shown = shown;
+    why.hidden = k < 0;
+    write(summary, k < 0 ? "" : Words.sentence(run, k));
+    if (k >= 0) Words.line(why, run, k);
+    const earlier = run.messages.map((m, turn) => ({ ...m, turn })).slice(0, -1).filter((m) => m.role !== "system");
     thread.hidden = earlier.length === 0;
-    if (thread.dataset.shown === shown) return;
-    thread.dataset.shown = shown;
     thread.replaceChildren(...earlier.map((m) => {
       const line = el("p", m.role);
       el("b", "", line, m.role === "user" ? "You " : "Answer kept ");
-      el("span", "", line, m.content).dir = "auto";
+      Words.tint(Object.assign(el("span", "", line), { dir: "auto" }), run, m.turn, k);
       return line;
     }));
-    thread.scrollTop = thread.scrollHeight;
+    if (fresh) thread.scrollTop = thread.scrollHeight;
   }
 
   function draw() {
@@ -349,7 +372,7 @@ function mountBoard(element, props, watch) {
       const changed = !old || old.id !== run.id;
       state.shown = shown;
       state.floors = floors;
-      if (changed) state.pick = null;
+      if (changed) Object.assign(state, { pick: null, why: null });
       reset(predicted());
     }
     write(note, run.note ?? "");
@@ -358,7 +381,7 @@ function mountBoard(element, props, watch) {
     root.dataset.phase = run.phase ?? "";
     root.dataset.busy = String(Boolean(run.busy));
     root.dataset.run = run.id ?? "";
-    drawThread();
+    drawWhy();
     draw();
   }
 

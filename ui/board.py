@@ -40,6 +40,15 @@ class Answer(TypedDict):
     error: str | None
 
 
+class Moved(TypedDict):
+    """A word of the prompt: characters `start` to `end` of `messages[turn]`, and what it did to the K weights."""
+
+    turn: int
+    start: int
+    end: int
+    effects: list[float]
+
+
 class Run(TypedDict, total=False):
     """One prompt with its weights and answers: all that the board draws."""
 
@@ -54,6 +63,12 @@ class Run(TypedDict, total=False):
     floors: list[float]
     accuracy: dict[str, dict[str, Any]]
     predicted: list[float] | None  # None: no adapter, uniform weights stand in
+    lower: (
+        list[float] | None
+    )  # the 90% interval of each; None or absent where the adapter cannot say
+    upper: list[float] | None
+    known: float | None  # 1: like the training prompts; 0: nothing like them
+    words: list[Moved]  # absent until they are found, and in older recordings
     candidates: list[Answer]
     model: str
     date: str
@@ -67,7 +82,8 @@ def board(run: Run) -> gr.HTML:
         html_template='<div class="board"></div>',
         css_template=(HERE / "board.css").read_text(encoding="utf-8"),
         js_on_load="\n".join(
-            (HERE / name).read_text(encoding="utf-8") for name in ("simplex.js", "board.js")
+            (HERE / name).read_text(encoding="utf-8")
+            for name in ("simplex.js", "words.js", "board.js")
         ),
         apply_default_css=False,
     )

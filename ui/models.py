@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.adapter import PreferenceAdapter
+from pro_core.adapter import PreferenceAdapter, UncertainWeights
+from pro_core.explanations import Explanation, explain
 from pro_core.generation import GenerationError, LocalGenerator, generator_from_env
 from pro_core.objectives import Message
 from pro_core.rewards.panel import RewardPanel
@@ -94,9 +95,28 @@ class Models:
 
     def weights(self, messages: Sequence[Message]) -> np.ndarray | None:
         """The adapter's weights (K,) under the floors, or None without an adapter."""
+        predicted = self.predict(messages)
+        return None if predicted is None else predicted.weights
+
+    def predict(self, messages: Sequence[Message]) -> UncertainWeights | None:
+        """The adapter's weights and their interval (K,) under the floors, and `known`; None without an adapter."""
         if self.adapter is None:
             return None
-        return apply_floors(self.adapter.predict([messages])[0], self.floors)
+        rows = self.adapter.predict_with_uncertainty([messages])
+        return self._floored(*(row[0] for row in rows))
+
+    def explain(self, messages: Sequence[Message]) -> tuple[UncertainWeights, Explanation] | None:
+        """The same weights, and which words moved them (before any floor); None without an adapter."""
+        if self.adapter is None:
+            return None
+        found = explain(self.adapter, messages)
+        return self._floored(found.weights, found.lower, found.upper, found.known), found
+
+    def _floored(self, weights, lower, upper, known) -> UncertainWeights:
+        """The interval never reaches below a floor, and always holds its weight."""
+        weights = apply_floors(weights, self.floors)
+        lower = np.minimum(np.maximum(lower, self.floors), weights)
+        return UncertainWeights(weights, lower, np.maximum(upper, weights), known)
 
     def uniform(self) -> np.ndarray:
         """1/K each (K,), under the floors: what counts where there is no adapter."""

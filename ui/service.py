@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from functools import wraps
 from typing import Any
@@ -18,6 +18,7 @@ import gradio as gr
 import numpy as np
 
 from pro_core.data import to_messages
+from pro_core.explanations import Explanation
 from pro_core.generation import (
     STYLES,
     Candidate,
@@ -48,6 +49,16 @@ def clean(text: Any) -> str:
     return str(text or "").encode("utf-8", "replace").decode("utf-8")
 
 
+def number(value: Any) -> float | None:
+    """A number as JSON can carry it: None for NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def numbers(values: np.ndarray) -> list[float] | None:
+    """Numbers as JSON can carry them: None where they are NaN, which an adapter of one member gives for all."""
+    return values.tolist() if np.isfinite(values).all() else None
+
+
 class Page:
     """The page's handlers. Each takes and gives runs (see `ui.board.Run`)."""
 
@@ -57,7 +68,7 @@ class Page:
     async def ask(
         self, prompt: str, n: int, tokens: int, styles: bool, old: Run, seed: int | None = None
     ) -> AsyncIterator[Run]:
-        """A new conversation: weights at once, answers as they are written, then their scores."""
+        """A new conversation: weights at once, the words behind them, answers as they are written, their scores."""
         async for run in self._answer([], prompt, n, tokens, styles, old, seed):
             yield run
 
@@ -96,6 +107,7 @@ class Page:
             if not self.models.finished:
                 run["note"] = "The weights are there; the language model is still loading…"
             yield run
+            run = await self._explained(run)
             batch = [styled(messages, style) for style in given]
             settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
             async for written in self._write(run, batch, settings):
@@ -111,7 +123,16 @@ class Page:
 
     async def _new_run(self, messages: list[Message], candidates: list[Answer]) -> Run:
         panel = await self.models.when_ready()
-        weights = await asyncio.to_thread(self.models.weights, messages)
+        predicted = await asyncio.to_thread(self.models.predict, messages)
+        if predicted is None:
+            found = dict.fromkeys(("predicted", "lower", "upper", "known"))
+        else:
+            found = {
+                "predicted": predicted.weights.tolist(),
+                "lower": numbers(predicted.lower),
+                "upper": numbers(predicted.upper),
+                "known": number(predicted.known),
+            }
         return {
             "id": str(time.time_ns()),
             "phase": "done",
@@ -123,9 +144,21 @@ class Page:
             "about": {name: DESCRIPTIONS.get(name, "") for name in panel.objective_names},
             "floors": self.models.floors.tolist(),
             "accuracy": panel.accuracy,
-            "predicted": None if weights is None else weights.tolist(),
             "candidates": candidates,
+            **found,
         }
+
+    async def _explained(self, run: Run) -> Run:
+        """The run with the words behind its weights."""
+        found = await asyncio.to_thread(self.models.explain, run["messages"])
+        if found is None:
+            return run
+        _, why = found
+        words = [
+            {"turn": w.turn, "start": w.start, "end": w.end, "effects": row.tolist()}
+            for w, row in zip(why.words, why.effects.round(4), strict=True)
+        ]
+        return {**run, "words": words}
 
     async def _write(
         self, run: Run, batch: list[list[Message]], settings: GenerationSettings
@@ -185,6 +218,7 @@ class Page:
                 raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
             messages = to_messages([{"role": "user", "content": clean(prompt)}])
             run = await self._new_run(messages, [answer(text) for text in kept])
+            run = await self._explained(run)
             return await self._finish({**run, "note": "Your own answers, scored."})
         except (ValueError, GenerationError) as error:
             return {**old, "note": sentence(error), "tone": "error", "busy": False}
@@ -233,6 +267,37 @@ class Api:
         panel = await self.models.when_ready()
         weights = await asyncio.to_thread(self.models.weights, conversation(prompt))
         return self._named(panel, self.models.uniform() if weights is None else weights)
+
+    async def explain(self, prompt: str | list) -> dict:
+        """The weights, their 90% interval, how far the prompt is known, and the words that moved each weight.
+
+        `words` holds for each objective {"word", "turn", "start", "end", "effect"}, from the word that raised it most
+        to the one that lowered it most: `effect` is the weight minus the weight without the word, before floors; the
+        word stands in message number `turn`, at these characters. `lower`, `upper` and `known` are null where the
+        adapter cannot say.
+        """
+        panel = await self.models.when_ready()
+        found = await asyncio.to_thread(self.models.explain, conversation(prompt))
+        if found is None:
+            words: dict = {name: [] for name in panel.objective_names}
+            unsaid = dict.fromkeys(("lower", "upper", "known"))
+            return {"weights": self._named(panel, self.models.uniform()), **unsaid, "words": words}
+        predicted, why = found
+        lower, upper = numbers(predicted.lower), numbers(predicted.upper)
+        return {
+            "weights": self._named(panel, predicted.weights),
+            "lower": None if lower is None else self._named(panel, lower),
+            "upper": None if upper is None else self._named(panel, upper),
+            "known": number(predicted.known),
+            "words": {name: self._words(why, name) for name in panel.objective_names},
+        }
+
+    @staticmethod
+    def _words(why: Explanation, objective: str) -> list[dict[str, Any]]:
+        return [
+            {"word": w.text, "turn": w.turn, "start": w.start, "end": w.end, "effect": effect}
+            for w, effect in why.of(objective)
+        ]
 
     async def score(self, prompt: str | list, response: str) -> dict:
         """{objective: {"raw": float, "z": float}} for one response to a prompt."""
@@ -293,7 +358,7 @@ class Api:
         return await asyncio.to_thread(self.models.status)
 
     @staticmethod
-    def _named(panel: RewardPanel, weights_K: np.ndarray) -> dict[str, float]:
+    def _named(panel: RewardPanel, weights_K: Iterable[float]) -> dict[str, float]:
         return dict(zip(panel.objective_names, map(float, weights_K), strict=True))
 
     @staticmethod
@@ -308,6 +373,7 @@ class Api:
     def endpoints(self) -> dict[str, Callable[..., Any]]:
         functions: list[Callable[..., Any]] = [
             self.predict_weights,
+            self.explain,
             self.score,
             self.generate,
             self.status,

@@ -1,0 +1,134 @@
+"""Do the words that `/explain` names matter? Deleting them against deleting random words, and what it costs.
+
+    python tests/bench_explanations.py [--adapter checkpoints/demo/adapter] [--prompts 200] [--rounds 5]
+
+Prints, on people's held-out prompts, how far the largest weight falls when the words said to raise it most are deleted
+together, against as many random words (mean over prompts, 95% interval of the paired difference), by length of prompt;
+then the time of an explanation as a multiple of the adapter's own for the same prompt (medians, taken in turn).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from pro_core import PreferenceAdapter, load_examples, to_messages
+from pro_core.data import content_spans, render_messages
+from pro_core.data_sources import default_data_dir
+from pro_core.explanations import explain, words_of
+
+FILES = ("hh_pairs", "truthfulqa_responses", "xstest_responses")
+LENGTHS = ((0, 16), (16, 64), (64, 10**9))
+
+
+def held_out_prompts(count: int) -> list:
+    """Conversations that trained no adapter (XSTest has no such rows: its validation prompts), as many of each file."""
+    chosen = []
+    for name in FILES:
+        examples = load_examples(default_data_dir() / f"{name}.jsonl.gz")
+        split = "validation" if name == "xstest_responses" else "test"
+        prompts = {render_messages(e.prompt): e.prompt for e in examples if e.split == split}
+        rows = list(prompts.values())
+        chosen += [
+            rows[i] for i in np.linspace(0, len(rows) - 1, -(-count // len(FILES))).astype(int)
+        ]
+    return chosen[:count]
+
+
+def places(messages) -> list[tuple[int, int, int]]:
+    """Every word of a conversation: (message, start, end)."""
+    return [
+        (turn, start, end)
+        for turn, _, _ in content_spans(messages)
+        for start, end in words_of(messages[turn]["content"])
+    ]
+
+
+def without(messages, words) -> list:
+    """The conversation without some words, each a (message, start, end)."""
+    left = [dict(m) for m in messages]
+    for turn, start, end in sorted(words, reverse=True):
+        text = left[turn]["content"]
+        left[turn]["content"] = text[:start] + text[end:]
+    return left
+
+
+def falls(adapter, messages, top: int, rng) -> tuple[float, float] | None:
+    """How far the largest weight falls without its ``top`` words, and on average without as many random ones."""
+    found, everywhere = explain(adapter, messages), places(messages)
+    if len(everywhere) <= top or len(found.words) < top:
+        return None
+    k = int(found.weights.argmax())
+    best = np.argsort(-found.effects[:, k], kind="stable")[:top]
+    named = [(found.words[i].turn, found.words[i].start, found.words[i].end) for i in best]
+    drawn = [
+        [everywhere[i] for i in rng.choice(len(everywhere), top, replace=False)] for _ in range(5)
+    ]
+    try:
+        weights = adapter.predict([without(messages, words) for words in (named, *drawn)])[:, k]
+    except ValueError:  # nothing was left of the prompt
+        return None
+    falls = found.weights[k] - weights
+    return float(falls[0]), float(falls[1:].mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--adapter", default="checkpoints/demo/adapter")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    adapter = PreferenceAdapter.from_pretrained(arguments.adapter)
+    prompts = [to_messages(p) for p in held_out_prompts(arguments.prompts)]
+    words = np.array([len(places(p)) for p in prompts])
+    rng = np.random.default_rng(0)
+    print("largest weight, points it falls        named words   random words   difference (95%)")
+    for top in (1, 3):
+        rows = [falls(adapter, p, top, rng) for p in prompts]
+        for low, high in ((0, 10**9), *LENGTHS):
+            kept = [
+                r for r, n in zip(rows, words, strict=True) if r is not None and low <= n < high
+            ]
+            if len(kept) < 5:
+                continue
+            named, drawn = 100 * np.array(kept).T
+            resampled = rng.choice(named - drawn, (2000, len(named))).mean(axis=1)
+            lo, hi = np.percentile(resampled, [2.5, 97.5])
+            size = "all prompts" if high - low > 10**8 and not low else f"{low} to {high - 1} words"
+            size = f"{low} words and more" if low and high > 10**8 else size
+            print(
+                f"top {top}, {size:20s} n={len(kept):<5d} {named.mean():10.1f} {drawn.mean():14.1f} "
+                f"{(named - drawn).mean():14.1f} ({lo:.1f} to {hi:.1f})"
+            )
+
+    print(f"\ntime, in the adapter's own for the same prompt ({torch.get_num_threads()} threads)")
+    for low, high in LENGTHS:
+        some = [p for p, n in zip(prompts, words, strict=True) if low <= n < high][:12]
+        ratios, own = [], []
+        for prompt in some:
+            seconds: dict = {adapter.predict: [], explain: []}
+            for _ in range(arguments.rounds + 1):  # the first warms up
+                started = time.perf_counter()
+                adapter.predict([prompt])
+                middle = time.perf_counter()
+                explain(adapter, prompt)
+                seconds[adapter.predict].append(middle - started)
+                seconds[explain].append(time.perf_counter() - middle)
+            mine, whole = (statistics.median(times[1:]) for times in seconds.values())
+            own.append(mine)
+            ratios.append(whole / mine)
+        if some:
+            print(
+                f"{low} words and more: adapter {1000 * statistics.median(own):.0f} ms, explanation "
+                f"{statistics.median(ratios):.1f} x (most {max(ratios):.1f} x) over {len(some)} prompts"
+            )
+
+
+if __name__ == "__main__":
+    main()
