@@ -128,13 +128,14 @@ def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):
     launch = (
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts one process
         "--num_processes",
         "2",
         "--main_process_port",
         "0",
     )
-    run(*launch, "train/reward_models.py", recipe("two"))
+    said = run(*launch, "train/reward_models.py", recipe("two")).stdout
+    assert said.count("two/panel: trunk, ") == 2  # a line from each process
     prompts, texts = [r["prompt"] for r in own_pairs()], [r["chosen"] for r in own_pairs()]
     one, two = (
         RewardPanel.from_pretrained(tmp_path / n / "panel").score(prompts, texts)

@@ -1,7 +1,7 @@
 """Train K reward models on preference pairs, as one trunk with K heads or one model an objective (Eq 2).
 
     python train/reward_models.py recipes/demo_panel.yaml
-    accelerate launch --cpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml
+    accelerate launch --multi_gpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml   # on CPUs too
 
 Writes a panel (models, statistics, accuracies, model card) and `scores.parquet`: every pair scored by a panel
 that was not trained on its prompt, which is what `train/adapter.py` learns from. A killed run, started again,
