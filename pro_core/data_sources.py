@@ -153,7 +153,8 @@ def _responses_of(row: dict[str, Any], source: str, default_id: str) -> list[Lab
         texts = [row["response"]]
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"got the responses {texts!r}, expected texts")
-    common = {key: row[key] for key in ("prompt", "id", "split") if key in row} | {"labels": {}}
+    common: dict[str, Any] = {k: row[k] for k in ("prompt", "id", "split") if k in row}
+    common["labels"] = {}
     found = []
     for i, text in enumerate(texts):
         example = example_of(common | {"response": text}, source, default_id)

@@ -117,11 +117,12 @@ def beside_baselines(
             "bag of words": bag_of_words(train, mine),
             "longer wins": longer_wins(mine),
         }
-        lengths = [[len(p.chosen) for p in mine], [len(p.rejected) for p in mine]]
+        chosen, rejected = (text_lengths([getattr(p, side) for p in mine]) for side in SIDES)
         for key, margin in margins.items():
             texts = list(rows["text"])
             accuracy = accuracy_with_interval(margin, texts)
-            measured.setdefault(key, {})[name] = accuracy | length_report(margin, *lengths, texts)
+            owed = length_report(margin, chosen, rejected, texts)
+            measured.setdefault(key, {})[name] = accuracy | owed
     return measured
 
 

@@ -94,18 +94,7 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
     specials = special_tokens(tokenizer)
     completions = [without_special_tokens(c, specials) for c in completions]
     if input_format == "chat":
-        texts = []
-        for conversation, completion in zip(conversations, completions, strict=True):
-            turns = [
-                m | {"content": without_special_tokens(m["content"], specials)}
-                for m in conversation
-            ]
-            texts.append(chat_text(tokenizer, turns, completion))
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-        return [
-            {key: encoded[key][i][-max_length:] for key in encoded if key != "token_type_ids"}
-            for i in range(len(texts))
-        ]
+        return _encode_chat(tokenizer, conversations, completions, max_length, specials)
     template = template_of(input_format)
     view = view_of(template)
     own_text = "".join(part or "" for part in fill(template, "", "", tokenizer.bos_token))
@@ -124,11 +113,25 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
     if "{sep}" in template:
         seconds = [second for _, second in filled]
         encoded = tokenizer(firsts, seconds, truncation="longest_first", max_length=max_length)
+        keys = list(encoded)
     else:
         encoded = tokenizer(firsts, truncation=True, max_length=max_length)
-    alone = "{sep}" not in template
-    keys = [key for key in encoded if not (alone and key == "token_type_ids")]
+        keys = [key for key in encoded if key != "token_type_ids"]
     return [{key: encoded[key][i] for key in keys} for i in range(len(firsts))]
+
+
+def _encode_chat(tokenizer, conversations, completions, max_length: int, specials):
+    texts = []
+    for conversation, completion in zip(conversations, completions, strict=True):
+        turns = [
+            m | {"content": without_special_tokens(m["content"], specials)} for m in conversation
+        ]
+        texts.append(chat_text(tokenizer, turns, completion))
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
+    return [
+        {key: encoded[key][i][-max_length:] for key in encoded if key != "token_type_ids"}
+        for i in range(len(texts))
+    ]
 
 
 def collate(tokenizer, encoded: Sequence[dict[str, list[int]]]) -> dict[str, Any]:

@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pro_core.data import LabelledResponse
@@ -46,8 +44,8 @@ class Shard:
     def finished(self) -> bool:
         """The file is there and can be read to its end."""
         try:
-            return bool(pq.read_metadata(self.path).num_rows == len(self.responses))
-        except (OSError, pa.ArrowInvalid):
+            return len(pd.read_parquet(self.path, columns=["id"])) == len(self.responses)
+        except (OSError, ValueError):  # not there, or not a whole Parquet file
             return False
 
 
@@ -113,11 +111,10 @@ def _write(shard: Shard, rewards_NK: NDArray, objective_names: Sequence[str]) ->
         "length": [len(r.response) for r in rows],
     }
     for k, name in enumerate(objective_names):
-        reward = rewards_NK[:, k].astype(np.float32)
-        columns[f"raw_{name}"] = pa.array(reward, mask=np.isnan(reward))
+        columns[f"raw_{name}"] = rewards_NK[:, k].astype(np.float32)  # NaN becomes null
     shard.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}")
-    pq.write_table(pa.table(columns), temporary)
+    pd.DataFrame(columns).to_parquet(temporary)
     os.replace(temporary, shard.path)
 
 
@@ -128,9 +125,9 @@ def write_manifest(panel: RewardPanel, shards: Sequence[Shard]) -> dict[str, Any
     missing = dict.fromkeys(panel.objective_names, 0)
     listed: list[dict[str, Any]] = []
     for shard in shards:
-        table = pq.read_table(shard.path, columns=[f"raw_{name}" for name in missing])
+        table = pd.read_parquet(shard.path, columns=[f"raw_{name}" for name in missing])
         for name in missing:
-            missing[name] += table[f"raw_{name}"].null_count
+            missing[name] += int(table[f"raw_{name}"].isna().sum())
         listed.append(
             {
                 "file": shard.path.name,
