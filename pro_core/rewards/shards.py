@@ -96,8 +96,6 @@ def score_shards(
         )
         _write(shard, rewards, panel.objective_names)
         before += N
-    if on_progress and left:
-        on_progress(total, total)
 
 
 def _write(shard: Shard, rewards_NK: NDArray, objective_names: Sequence[str]) -> None:
