@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import random
 import re
 from collections import defaultdict
@@ -232,7 +233,12 @@ def example_of(
     if not isinstance(row["response"], str):
         raise ValueError(f"got {row['response']!r} as 'response', expected text")
     extra: dict[str, Any] = {key: row[key] for key in ("prompt_unsafe", "context") if key in row}
-    return LabelledResponse(prompt, row["response"], dict(row["labels"]), extra=extra, **common)
+    labels = {name: label for name, label in dict(row["labels"]).items() if label is not None}
+    for name, label in labels.items():  # `behaviour` alone is a word, see `refusal_pairs`
+        number = isinstance(label, (bool, int, float)) and math.isfinite(label)
+        if not number and name != "behaviour":
+            raise ValueError(f"got the label {name}: {label!r}, expected a finite number, or null")
+    return LabelledResponse(prompt, row["response"], labels, extra=extra, **common)
 
 
 # ---------------------------------------------------------------- labels to pairs
@@ -350,8 +356,14 @@ def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed
     reward model, never an adapter.
     """
     pairs = []
+    labelled = [r for r in responses if objective in r.labels]
+    for r in labelled:
+        if r.labels[objective] not in (0, 1):
+            raise DataError(
+                f"{r.id}: got the label {objective}: {r.labels[objective]!r}, expected 0 or 1"
+            )
     for split in SPLITS:
-        rows = [r for r in responses if r.split == split and objective in r.labels]
+        rows = [r for r in labelled if r.split == split]
         good = [r for r in rows if r.labels[objective] == 1]
         bad = [r for r in rows if r.labels[objective] == 0]
         rng = random.Random(f"{seed}:{objective}:{split}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pro_core.data import (
     PreferencePair,
     constructed_humor_pairs,
     controlled_pairs,
+    example_of,
     harmless_ties,
     load_examples,
     pairs_from_labels,
+    read_jsonl,
     refusal_pairs,
     unprompted_pairs,
 )
@@ -54,11 +57,9 @@ class DataSource:
             DataError: an unknown kind, no pairs, or an objective without any.
         """
         path = Path(data_dir) / self.path
-        public = {name for s in PUBLIC_SETS.values() for name in (s.name, s.path)}
-        if self.path in public and not path.exists():
-            examples = load_public_examples(self.path)
-        else:
-            examples = load_examples(path)
+        examples = (
+            load_public_examples(self.path) if is_public(path, self.path) else load_examples(path)
+        )
         pairs = [e for e in examples if isinstance(e, PreferencePair)]
         responses = [e for e in examples if isinstance(e, LabelledResponse)]
         if self.kind == "labels":
@@ -80,9 +81,10 @@ class DataSource:
             raise DataError(f"{path}: got the kind {self.kind!r}, expected one of {KINDS}")
         if self.objectives:
             pairs = [p for p in pairs if p.objective in self.objectives]
-        missing = set(self.objectives) - {p.objective for p in pairs}
+        missing = sorted(set(self.objectives) - {p.objective for p in pairs})
         if missing or not pairs:
-            raise DataError(f"{path}: no pairs for {sorted(missing) or 'any objective'}")
+            reasons = "".join(f"; {_why_no_pairs(name, responses)}" for name in missing)
+            raise DataError(f"{path}: no pairs for {missing or 'any objective'}{reasons}")
         if self.max_pairs is not None:
             seen: Counter[tuple[str, str]] = Counter()
             kept = []
@@ -92,6 +94,20 @@ class DataSource:
                     kept.append(pair)
             pairs = kept
         return pairs
+
+
+def is_public(path: Path, name: str) -> bool:
+    """Whether a recipe's ``path`` is the name of a public set rather than a file in the data folder."""
+    return not path.exists() and name in {n for s in PUBLIC_SETS.values() for n in (s.name, s.path)}
+
+
+def _why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
+    labels = Counter(r.labels[objective] for r in responses if objective in r.labels)
+    if not labels:
+        return f"nothing there is labelled {objective!r}"
+    if len(labels) == 1:
+        return f"all {labels.total()} labels {objective!r} are {next(iter(labels))!r}, and a pair needs two that differ"
+    return f"no two responses to one prompt differ in their label {objective!r}"
 
 
 KINDS = (
@@ -117,6 +133,82 @@ def data_sources(entries: Sequence[dict[str, Any]]) -> list[DataSource]:
         except TypeError as error:
             raise DataError(f"data entry {entry!r}: {error}") from None
     return sources
+
+
+def load_responses(path: str | Path) -> list[LabelledResponse]:
+    """Every response of a file, for scoring; its labels are not looked at.
+
+    A record has a ``prompt`` (left out for texts that stand alone) and ``response``, or ``responses`` (a list), or
+    ``chosen`` and ``rejected``. Ids of several responses to one prompt get a number.
+
+    Raises:
+        DataError: naming the file and the record.
+    """
+    source = Path(path).name.split(".")[0]
+    found = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            found += _responses_of(row, source, f"{source}-{number}")
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}, record {number} (id {row.get('id')!r}): {reason}") from None
+    return found
+
+
+def _responses_of(row: dict[str, Any], source: str, default_id: str) -> list[LabelledResponse]:
+    if "responses" in row:
+        texts = row["responses"]
+    elif "chosen" in row:
+        texts = [row["chosen"], row["rejected"]]
+    else:
+        texts = [row["response"]]
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"got the responses {texts!r}, expected texts")
+    common: dict[str, Any] = {k: row[k] for k in ("prompt", "id", "split") if k in row}
+    common["labels"] = {}
+    found = []
+    for i, text in enumerate(texts):
+        example = example_of(common | {"response": text}, source, default_id)
+        assert isinstance(example, LabelledResponse)
+        found.append(example if len(texts) == 1 else replace(example, id=f"{example.id}-{i}"))
+    return found
+
+
+def load_texts(entries: Sequence[dict[str, Any]], data_dir: str | Path) -> list[LabelledResponse]:
+    """Every response of a config's ``data`` list, each (prompt, response) once, in the order of the list.
+
+    An entry without a ``kind`` is a file of responses (see :func:`load_responses`) or a public set; one
+    with a kind is an entry of a recipe, of whose pairs both completions are taken.
+
+    Raises:
+        DataError: as the loaders do.
+    """
+    found: list[LabelledResponse] = []
+    for entry in entries:
+        path = Path(data_dir) / str(entry.get("path"))
+        if "kind" in entry:
+            pairs = data_sources([entry])[0].load(data_dir)
+        elif set(entry) != {"path"}:
+            raise DataError(
+                f"data entry {entry!r}: expected a path, and more only beside a kind of {KINDS}"
+            )
+        elif is_public(path, entry["path"]):
+            examples = load_public_examples(entry["path"])
+            pairs = [e for e in examples if isinstance(e, PreferencePair)]
+            found += [e for e in examples if isinstance(e, LabelledResponse)]
+        else:
+            pairs = []
+            found += load_responses(path)
+        for pair in pairs:
+            for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+                identity = f"{pair.id}-{side}"
+                found.append(
+                    LabelledResponse(pair.prompt, text, {}, pair.source, identity, pair.split)
+                )
+    unique: dict[tuple[str, str], LabelledResponse] = {}
+    for response in found:
+        unique.setdefault((json.dumps(response.prompt), response.response), response)
+    return list(unique.values())
 
 
 def default_data_dir() -> Path:

@@ -25,7 +25,7 @@ from pro_core.data import (
     to_messages,
     unprompted_pairs,
 )
-from pro_core.data_sources import DataSource, data_sources
+from pro_core.data_sources import DataSource, data_sources, load_texts
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -264,3 +264,90 @@ def test_controlled_pairs_hold_the_other_labels_still():
     assert found == {("11", "01"), ("10", "00")}
     assert {p.source for p in controlled_pairs(rows, "truthful")} == {"s_controlled"}
     assert not controlled_pairs([replace(r, split="test") for r in rows], "truthful")
+
+
+# ---------------------------------------------------------------- labels and objectives that cannot be learned from
+
+
+@pytest.mark.parametrize("label", ["4", "N/A", float("nan"), float("inf"), [1]])
+def test_a_bad_rating_is_named_by_record(tmp_path, label):
+    good = {"prompt": "a", "response": "x", "labels": {"helpfulness": 4}}
+    write(tmp_path / "f.jsonl.gz", [good, good | {"id": "r2", "labels": {"helpfulness": label}}])
+    with pytest.raises(
+        DataError, match=r"record 2 \(id 'r2'\): got the label helpfulness: .*finite number"
+    ):
+        load_examples(tmp_path / "f.jsonl.gz")
+
+
+def test_a_null_is_no_rating(tmp_path):
+    labels = {"helpful": None, "honest": True}
+    write(tmp_path / "f.jsonl.gz", [{"prompt": "a", "response": "x", "labels": labels}])
+    assert load_examples(tmp_path / "f.jsonl.gz")[0].labels == {"honest": True}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([1, 1, 1, 1], "all 4 labels 'truthful' are 1, and a pair needs two that differ"),
+        ([None] * 4, "nothing there is labelled 'truthful'"),
+        ([0, 0, 1, 1], "no two responses to one prompt differ in their label 'truthful'"),
+    ],
+)
+def test_an_objective_without_pairs_says_why(tmp_path, labels, said):
+    rows = [
+        {"prompt": f"prompt {i // 2}", "response": str(i), "labels": {"truthful": label}}
+        for i, label in enumerate(labels)
+    ]
+    write(tmp_path / "f.jsonl.gz", rows)
+    source = DataSource("f.jsonl.gz", "labels", ("truthful",))
+    with pytest.raises(DataError, match=f"no pairs for .'truthful'.; {said}"):
+        source.load(tmp_path)
+
+
+def test_texts_without_a_prompt_are_labelled_0_or_1():
+    texts = [replace(labelled("", "x", {"humor": 0.5}), prompt=None)]
+    with pytest.raises(DataError, match="got the label humor: 0.5, expected 0 or 1"):
+        unprompted_pairs(texts, "humor")
+
+
+# ---------------------------------------------------------------- responses to be scored
+
+
+def test_every_form_of_a_response_is_found_once(tmp_path):
+    rows = [
+        {"id": "a", "prompt": "p", "response": "one", "split": "test"},
+        {"id": "b", "prompt": "p", "responses": ["one", "two", ""]},  # "one" is known
+        {"id": "c", "prompt": "Human: q", "chosen": "three", "rejected": "four", "objective": "o"},
+        {"id": "d", "response": "alone", "labels": {"humor": "?"}},  # labels are not looked at
+    ]
+    write(tmp_path / "f.jsonl.gz", rows)
+    found = load_texts([{"path": "f.jsonl.gz"}] * 2, tmp_path)
+    assert [(r.id, r.response) for r in found] == [
+        ("a", "one"), ("b-1", "two"), ("b-2", ""), ("c-0", "three"), ("c-1", "four"), ("d", "alone"),
+    ]  # fmt: skip
+    assert found[0].split == "test" and found[3].prompt == [{"role": "user", "content": "q"}]
+    assert found[5].prompt is None
+
+
+def test_an_entry_of_a_recipe_gives_both_sides_of_its_pairs(tmp_path):
+    rows = [{"prompt": "a", "response": t, "labels": {"truthful": t == "x"}} for t in "xyz"]
+    write(tmp_path / "f.jsonl.gz", rows)
+    entry = {"path": "f.jsonl.gz", "kind": "labels", "objectives": ["truthful"]}
+    assert [r.response for r in load_texts([entry], tmp_path)] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "row", "said"),
+    [
+        ({"path": "f.jsonl.gz", "split": "x"}, {}, "expected a path, and more only beside a kind"),
+        ({}, {}, "expected a path"),
+        ({"path": "absent"}, {}, "no such file"),
+        ({"path": "f.jsonl.gz"}, {"prompt": "a"}, "record 1 .id None.: no field 'response'"),
+        ({"path": "f.jsonl.gz"}, {"prompt": "a", "responses": "x"}, "expected texts"),
+        ({"path": "f.jsonl.gz"}, {"prompt": " ", "response": "x"}, "empty prompt"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(tmp_path, entry, row, said):
+    write(tmp_path / "f.jsonl.gz", [row] if row else [])
+    with pytest.raises(DataError, match=said):
+        load_texts([entry], tmp_path)

@@ -312,7 +312,7 @@ def pair(i, objective="helpful", **fields):
 
 def test_labelled_responses_become_pairs_and_the_rest_is_named(tmp_path):
     rows = [
-        {"prompt": "Q", "response": "a", "labels": {"truthful": 1, "verbosity": 3, "who": "me"}},
+        {"prompt": "Q", "response": "a", "labels": {"truthful": 1, "verbosity": 3}},
         {"prompt": "Q", "response": "b", "labels": {"truthful": 0, "verbosity": 4}},
         {"response": "a text alone", "labels": {"truthful": 1}},
         {"prompt": "R", "response": "No.", "labels": {"behaviour": "refusal"}, "prompt_unsafe": 1},

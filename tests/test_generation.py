@@ -374,7 +374,7 @@ class ByLength:
 
     class stats:
         @staticmethod
-        def normalize(raw_NK):
+        def normalize(raw_NK, lengths):
             return (raw_NK / 10).astype(np.float32)
 
     def score(self, prompts, completions):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from pro_core.evaluation.adapters import compare, control_weights, safety_rates
+from pro_core.evaluation.cards import grade, write_panel_card
 from pro_core.evaluation.metrics import (
     accuracy_with_interval,
     correct,
@@ -13,7 +14,16 @@ from pro_core.evaluation.metrics import (
     macro_accuracy,
     prompt_counts,
 )
-from pro_core.evaluation.report import read_rows, replace_section, result_row, write_rows
+from pro_core.evaluation.report import (
+    panel_row,
+    read_rows,
+    replace_section,
+    result_row,
+    write_rows,
+)
+from pro_core.evaluation.reward_models import length_report
+from pro_core.evaluation.tables import length_table
+from pro_core.rewards.calibration import RewardStats
 
 NAMES = ("helpful", "harmless")
 
@@ -143,3 +153,68 @@ def test_a_section_of_the_readme_is_replaced():
     assert replace_section(text, "t", r"new \1") == "a\n<!-- t -->\nnew \\1\n<!-- /t -->\nb"
     with pytest.raises(ValueError, match="no section"):
         replace_section(text, "u", "x")
+
+
+# ---------------------------------------------------------------- what a score owes to length
+
+
+def test_the_length_report_by_hand():
+    margins = [3, 1, -2, -1]
+    chosen, rejected = [100, 50, 10, 100], [20, 46, 40, 90]  # pair 2: 46 of 50; pair 4: 90 of 100
+    report = length_report(margins, chosen, rejected, list("abcd"))
+    assert report["length_correlation"] == pytest.approx(0.8)  # ranks 4 3 1 2 and 4 2 1 3
+    assert report["equal_length"]["n"] == 2 and report["equal_length"]["accuracy"] == 0.5
+    assert length_report([1, 2], [100, 50], [10, 5], ["a", "b"])["equal_length"] is None
+
+
+@pytest.mark.parametrize(("margins", "chosen"), [([1, 1, 1], [3, 4, 5]), ([1, 2, 3], [9, 9, 9])])
+def test_what_never_changes_correlates_with_nothing(margins, chosen):
+    assert length_report(margins, chosen, [9, 9, 9], list("abc"))["length_correlation"] == 0.0
+
+
+def held_out(lengths=True):
+    table = scored([("a", "s", "helpful", (1, 0)), ("b", "s", "helpful", (-1, 0))])
+    table["split"], table["fold"], table["constructed"] = "test", -1, False
+    if lengths:
+        table["length_chosen"], table["length_rejected"] = [20, 10], [10, 10]
+    return table
+
+
+class Panel:
+    objective_names = NAMES
+
+    def __init__(self, accuracy, stats):
+        self.accuracy, self.stats = accuracy, stats
+
+    def require_stats(self):
+        return self.stats
+
+
+def test_the_card_says_what_scores_owe_to_length_and_what_was_not_measured(tmp_path):
+    """An objective with held-out pairs, one without, a constant reward."""
+    recipe = {"model": "m", "shared_trunk": True, "method": "full", "max_length": 9, "seed": 0}
+    stats = RewardStats.fit([[1, 2], [3, 2]], NAMES, "two texts")
+    accuracy = grade(held_out(), NAMES, "test")
+    assert accuracy["helpful"]["length_correlation"] == pytest.approx(1)
+    write_panel_card(tmp_path, Panel(accuracy, stats), recipe, [], held_out())
+    card = (tmp_path / "README.md").read_text()
+    assert "| helpful | 0.500 |" in card and "| +1.00 | 0.000 (1 pairs) |" in card
+    assert "| harmless | not measured |" in card
+    assert "The same score for every text of the reference set: harmless." in card
+    assert "keep what they owe to length" in card
+    removed = RewardStats.fit([[1, 2], [3, 2]], NAMES, "", [1, 9], ["a", "a"])
+    old = grade(held_out(lengths=False), NAMES, "test")  # a table from before lengths were kept
+    assert "length_correlation" not in old["helpful"]
+    write_panel_card(tmp_path, Panel(old, removed), recipe, [], held_out())
+    card = (tmp_path / "README.md").read_text()
+    assert "| not measured | not measured |" in card and "without their length component" in card
+
+
+def test_a_panels_row_and_the_table_of_length():
+    report = grade(held_out(), NAMES, "test")
+    row = panel_row("length", "panel, length kept", 0, "test", report, "r.yaml", 1.0)
+    assert row["n"] == 2 and row["config"] == "r.yaml"
+    assert row["metrics"]["pairs_equal_length_helpful"] == 1
+    table = length_table([row])
+    assert "| helpful | length kept | +1.00 | 0.500 (" in table and "1 pairs |" in table
+    assert length_table([row | {"split": "validation"}]) == ""

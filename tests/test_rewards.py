@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_classifier, tiny_encoder, tokenizer
+from tiny import tiny_classifier, tiny_encoder, tiny_gpt2, tiny_qwen, tokenizer
 
-from pro_core.rewards.batching import encode_pairs, token_budget_batches
+from pro_core.rewards.batching import collate, encode, token_budget_batches
 from pro_core.rewards.bradley_terry import bradley_terry_loss, grouped_by_length
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
@@ -55,14 +55,20 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
 def test_a_long_prompt_loses_its_beginning_and_a_long_completion_its_end():
     words = [f"word{i}" for i in range(200)]
     tok = tokenizer()
-    [row] = encode_pairs(tok, [" ".join(words)], ["yes"], max_length=40)
+
+    def encode_pair(prompt, completion, max_length):
+        return encode(
+            tok, [[{"role": "user", "content": prompt}]], [completion], "pair", max_length
+        )
+
+    [row] = encode_pair(" ".join(words), "yes", 40)
     text = tok.decode(row["input_ids"])
     assert len(row["input_ids"]) <= 40
     assert "word199" in text and "word10 " not in text and "yes" in text
-    [row] = encode_pairs(tok, ["short question"], [" ".join(words)], max_length=40)
+    [row] = encode_pair("short question", " ".join(words), 40)
     text = tok.decode(row["input_ids"])
     assert "short question" in text and "word0" in text and "word199" not in text
-    [row] = encode_pairs(tok, [" ".join(words)], [" ".join(words)], max_length=60)
+    [row] = encode_pair(" ".join(words), " ".join(words), 60)
     assert len(row["input_ids"]) <= 60
     assert "word199" in tok.decode(row["input_ids"]) and "word0 " in tok.decode(row["input_ids"])
 
@@ -109,7 +115,71 @@ def test_statistics_refuse_what_has_none(rewards, said):
         RewardStats.fit(rewards, NAMES)
 
 
+def test_the_length_component_is_fitted_within_prompts_and_removed():
+    """Rewards with a planted slope of their own in each objective, and prompts whose offset grows with their length."""
+    rng = np.random.default_rng(0)
+    prompt = np.repeat(np.arange(200), 4)
+    base = rng.normal(5, 1, 200)[prompt]  # prompts ask for answers of different length
+    lengths = np.round(np.exp(base + rng.normal(0, 0.5, 800)))
+    steps = np.log1p(lengths)
+    quality = rng.normal(0, 1, (800, 2))
+    rewards = quality + steps[:, None] * [2.0, -0.5] + 30 * base[:, None]
+    names = prompt.astype(str)
+    stats = RewardStats.fit(rewards, NAMES, "planted", lengths, names)
+    np.testing.assert_allclose(stats.length_slope, [2.0, -0.5], atol=0.15)  # not 32 and 29.5
+    z = stats.normalize(rewards, lengths)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
+    for k in range(2):
+        within = [v - np.bincount(prompt, v)[prompt] / 4 for v in (z[:, k].astype(float), steps)]
+        assert abs(np.corrcoef(*within)[0, 1]) < 1e-4
+    again = RewardStats.from_dict(json.loads(json.dumps(stats.to_dict())))
+    np.testing.assert_array_equal(again.normalize(rewards, lengths), z)
+    with pytest.raises(ValueError, match="pass the responses' lengths"):
+        stats.normalize(rewards)
+    with pytest.raises(ValueError, match="expected 800 numbers"):
+        stats.normalize(rewards, lengths[:5])
+
+
+def test_statistics_without_lengths_do_not_look_at_them():
+    stats = RewardStats.fit([[1.0, 2.0], [3.0, 5.0]], NAMES)
+    assert stats.length_slope is None
+    np.testing.assert_array_equal(stats.normalize([[1.0, 2.0]], [7]), stats.normalize([[1.0, 2.0]]))
+    old = stats.to_dict()
+    del old["length_slope"], old["length_center"]  # a panel.json from before lengths were known
+    assert RewardStats.from_dict(old).to_dict() == stats.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prompts", "said"),
+    [
+        ([1, 2, 3, 4], None, "pass the prompt"),
+        ([1, 2, 3, 4], ["a", "b", "c", "d"], "no prompt has two responses"),
+        ([5, 5, 7, 7], ["a", "a", "b", "b"], "no prompt has two responses"),
+        ([1, 2, 3, -1], ["a"] * 4, "at least 0"),
+    ],
+)
+def test_a_length_component_that_cannot_be_fitted_says_why(lengths, prompts, said):
+    with pytest.raises(ValueError, match=said):
+        RewardStats.fit(np.arange(8).reshape(4, 2) ** 2.0, NAMES, "", lengths, prompts)
+
+
 # ---------------------------------------------------------------- the panel
+
+
+@pytest.mark.parametrize("K", [1, 12])
+def test_one_objective_and_twelve(tmp_path, K):
+    tiny_classifier(tmp_path / "trunk", K)
+    names = tuple(f"objective-{k}" for k in range(K))
+    specs = [RewardModelSpec(name, "trunk", logit=k) for k, name in enumerate(names)]
+    panel = RewardPanel.build(specs, tmp_path)
+    panel.fit_stats(["a", "a", "b", "b"], ["c", "d d d", "e", "f f"], "four", remove_length=True)
+    panel.save_pretrained(tmp_path)
+    again = RewardPanel.from_pretrained(tmp_path)
+    assert again.objective_names == names
+    z = again.standardized(["a", "b"], ["c", "f f"])
+    assert z.shape == (2, K) and z.dtype == np.float32 and np.isfinite(z).all()
+    assert again.stats.length_slope.shape == (K,)
 
 
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(separate):
@@ -138,7 +208,8 @@ def test_one_trunk_with_heads_scores_like_separate_models_in_one_pass(tmp_path, 
     )
     scores = panel.score(PROMPTS[:2], COMPLETIONS[:2])
     assert len(passes) == 1
-    [row] = encode_pairs(tok, ["Hi"], ["Hello there!"], 512)
+    hi = [{"role": "user", "content": "Hi"}]
+    [row] = encode(tok, [hi], ["Hello there!"], "pair", 512)
     logits = model(**{k: torch.tensor([v]) for k, v in row.items()}).logits[0]
     np.testing.assert_allclose(scores[0], [logits[2].item(), -logits[0].item()], atol=0.05)
 
@@ -183,8 +254,12 @@ def test_scoring_refuses_what_it_cannot_score(separate, prompts, completions, sa
 def test_a_model_that_answers_nan_is_named(separate):
     panel = RewardPanel.from_pretrained(separate)
     panel.models["harmless"][0].classifier.bias.data[:] = float("nan")
-    with pytest.raises(ValueError, match="not finite.*harmless"):
-        panel.score(["Hi"], ["Hello"])
+    with pytest.raises(ValueError, match="not finite .objective: count.: {'harmless': 2}"):
+        panel.score(["Hi"] * 2, ["Hello", "Bye"])
+    with pytest.raises(ValueError, match="{'harmless': 2}"):
+        panel.fit_stats(["Hi"] * 2, ["Hello", "Bye"], "two texts")
+    scores = panel.score(["Hi"] * 2, ["Hello", "Bye"], allow_missing=True)
+    assert np.isnan(scores[:, 1]).all() and np.isfinite(scores[:, 0]).all()
 
 
 def break_config(folder, **changes):
@@ -275,6 +350,53 @@ def test_each_method_moves_what_it_says_and_loads_back(tmp_path, method, pooling
     assert (size > 1_000_000) == (
         method == "full"
     )  # the embeddings are in the base, unless they moved
+
+
+@pytest.mark.parametrize("method", ["full", "upper", "lora"])
+def test_a_causal_trunk_learns_by_each_method_and_loads_back(tmp_path, method):
+    """Qwen2 in small, as its base models are published: chat input, the reward read at the last token."""
+    recipe = {"base": tiny_qwen(tmp_path / "base"), "num_labels": 3, "method": method}
+    recipe |= {"upper_layers": 1, "pooling": "own", "lora": {"r": 4, "lora_alpha": 8}}
+    model, tok = new_reward_model(**recipe)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    rows = encode(
+        tok, [[{"role": "user", "content": "Hi"}]] * 4, ["a", "b c", "d", "e"], "chat", 64
+    )
+    inputs = collate(tok, rows)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        loss = bradley_terry_loss(model(**inputs).logits, torch.tensor([0, 2]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    free = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert moved == free
+    assert any(n.startswith("score") for n in free)
+    trunk = {n for n in free if not n.startswith("score")}
+    if method == "upper":
+        assert trunk and all("layers.1." in n or n == "model.norm.weight" for n in trunk)
+    elif method == "lora":
+        assert trunk and all("lora_" in n for n in trunk)
+    else:
+        assert free == set(before)
+    save_reward_model(model, tmp_path / "saved", recipe)
+    again, tok = load_reward_model(str(tmp_path / "saved"))
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            again(**inputs).logits.float().numpy(), model.eval()(**inputs).logits.numpy(),
+            atol=0.05, rtol=0.02,
+        )  # fmt: skip
+
+
+def test_the_upper_layers_of_gpt2(tmp_path):
+    model, _ = new_reward_model(tiny_gpt2(tmp_path), 1, "upper", upper_layers=1)
+    free = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "score.weight" in free and "transformer.ln_f.weight" in free
+    assert all(
+        ".h.1." in n
+        for n in free - {"score.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"}
+    )
 
 
 def test_an_unknown_method_is_refused(tmp_path):

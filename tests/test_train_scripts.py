@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_encoder
+from tiny import tiny_encoder, tiny_qwen
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.rewards.panel import RewardPanel
@@ -128,13 +128,14 @@ def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):
     launch = (
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts one process
         "--num_processes",
         "2",
         "--main_process_port",
         "0",
     )
-    run(*launch, "train/reward_models.py", recipe("two"))
+    said = run(*launch, "train/reward_models.py", recipe("two")).stdout
+    assert said.count("two/panel: trunk, ") == 2  # a line from each process
     prompts, texts = [r["prompt"] for r in own_pairs()], [r["chosen"] for r in own_pairs()]
     one, two = (
         RewardPanel.from_pretrained(tmp_path / n / "panel").score(prompts, texts)
@@ -213,3 +214,67 @@ def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
         methods = {row["method"] for row in rows}
         assert methods >= ({"bag of words"} if what == "reward_models" else {"uniform", "shuffled"})
         assert all(row["commit"] and row["command"] and row["split"] == "test" for row in rows)
+
+
+# ---------------------------------------------------------------- the papers' recipe, in small
+
+RATINGS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+
+
+def ultrafeedback(folder: Path, n: int = 24) -> None:
+    """Two files in the place of the hub sets of the same names: polite answers are rated higher, and preferred."""
+    rng = random.Random(0)
+    rated, pairs = [], []
+    for i in range(n):
+        prompt, split = (
+            f"Please tell me about topic {i}.",
+            ("train", "train", "train", "test")[i % 4],
+        )
+        good, bad = f"{rng.choice(NICE)}, topic {i}", rng.choice(RUDE)
+        for text, rating in ((good, 5), (bad, 1)):
+            labels = dict.fromkeys(RATINGS, rating)
+            rated.append({"prompt": prompt, "response": text, "labels": labels, "split": split})
+        pairs.append(
+            {
+                "objective": "overall",
+                "prompt": prompt,
+                "chosen": good,
+                "rejected": bad,
+                "split": split,
+            }
+        )
+    for name, rows in (
+        ("openbmb/UltraFeedback", rated),
+        ("HuggingFaceH4/ultrafeedback_binarized", pairs),
+    ):
+        (folder / name).parent.mkdir(parents=True)
+        write_rows(folder / name, rows)
+
+
+def test_the_papers_recipe_and_one_trunk_give_the_same_result_shape(tmp_path):
+    """recipes/ultrafeedback_panel.yaml as it stands but for its sizes: five Qwen2 models, then one with five heads."""
+    from train import reward_models
+
+    ultrafeedback(tmp_path / "data")
+    recipe = yaml.safe_load((ROOT / "recipes" / "ultrafeedback_panel.yaml").read_text())
+    assert recipe["model"] == "Qwen/Qwen2.5-0.5B" and recipe["input_format"] == "chat"
+    assert not recipe["shared_trunk"] and recipe["objectives"] == [*RATINGS, "overall"]
+    recipe |= {"model": tiny_qwen(tmp_path / "base"), "data_dir": str(tmp_path / "data")}
+    recipe |= {"max_length": 64, "learning_rate": 3e-3, "batch_size": 6, "folds": 0}
+    shapes = {}
+    for name, shared in (("separate", False), ("trunk", True)):
+        output = tmp_path / name
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe | {"output": str(output), "shared_trunk": shared}))
+        reward_models.main(str(path))
+        panel = RewardPanel.from_pretrained(output / "panel")
+        assert len(panel.models) == (1 if shared else 5)
+        scores = panel.score(["Please tell me about topic 3.", "Hi"], ["gladly, topic 3", "no"])
+        card = (output / "panel" / "README.md").read_text()
+        assert "UltraFeedback, MIT" in card and "correlation with length" in card
+        assert all("length_correlation" in panel.accuracy[n] for n in panel.objective_names)
+        table = pd.read_parquet(output / "scores.parquet")
+        shapes[name] = (scores.shape, scores.dtype, panel.objective_names, list(table), len(table))
+        assert np.isfinite(scores).all()
+    assert shapes["separate"] == shapes["trunk"]
+    assert shapes["trunk"][0] == (2, 5)

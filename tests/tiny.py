@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+    BartTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DebertaV2Tokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Tokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.packaged import MINILM, resolve_encoder
@@ -68,3 +90,113 @@ def vivid_adapter(encoder: str, names: Sequence[str], members: int = 1) -> Prefe
             head[-1].weight.mul_(12)
             head[-1].weight.sub_(head[-1].weight.mean(dim=1, keepdim=True))
     return adapter.eval()
+
+
+# ---------------------------------------------------------------- other architectures, with tokenizers trained here
+
+TEXT = (
+    "Human: Assistant: User: Instruction: Input: Response: Generate a one-sentence summary of this post. "
+    "hello there what is the capital of France? Paris. tell me a joke, why not? it rained on Sunday and we stayed in"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+def _bpe(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a byte-level BPE, trained on a few words."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([TEXT] * 4, trainer)
+    model = json.loads(trained.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def _save(folder: Path, model, tok, seed: int = 0) -> str:
+    """Random parameters large enough that scores differ by far more than bf16 rounds."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3, generator=generator)
+            elif "norm" not in name.lower() and "ln_" not in name:
+                parameter.zero_()
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_gpt2(folder: Path, num_labels: int = 1, seed: int = 0) -> str:
+    """A random GPT-2 with a reward head; like the real one, its tokenizer has no padding token."""
+    vocab, merges = _bpe(["<|endoftext|>"])
+    config = GPT2Config(
+        vocab_size=len(vocab), n_positions=1024, n_embd=32, n_layer=2, n_head=2, num_labels=num_labels,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    tok = GPT2Tokenizer(vocab=vocab, merges=merges)
+    return _save(folder, GPT2ForSequenceClassification(config), tok, seed)
+
+
+def tiny_distilbert(folder: Path, num_labels: int = 2, seed: int = 0) -> str:
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([TEXT.lower()] * 4, trainer)
+    tok = DistilBertTokenizer(vocab=trained.get_vocab())
+    config = DistilBertConfig(
+        vocab_size=len(tok), dim=32, n_layers=2, n_heads=2, hidden_dim=64, num_labels=num_labels
+    )
+    return _save(folder, DistilBertForSequenceClassification(config), tok, seed)
+
+
+def tiny_bart(folder: Path, num_labels: int = 2, seed: int = 0) -> str:
+    vocab, merges = _bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tok = BartTokenizer(vocab=vocab, merges=merges)
+    config = BartConfig(
+        vocab_size=len(vocab), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=1026,
+        num_labels=num_labels, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+        forced_eos_token_id=None,
+    )  # fmt: skip
+    return _save(folder, BartForSequenceClassification(config), tok, seed)
+
+
+def tiny_deberta(folder: Path, num_labels: int = 1, seed: int = 0) -> str:
+    """A random DeBERTa-v3: relative positions, no token types, as in the real one."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="[UNK]", show_progress=False
+    )
+    trained.train_from_iterator([TEXT] * 4, trainer)
+    pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    tok = DebertaV2Tokenizer(vocab=pieces, unk_id=3)
+    config = DebertaV2Config(
+        vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        type_vocab_size=0, relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False, num_labels=num_labels,
+        pooler_hidden_size=32,
+    )  # fmt: skip
+    return _save(folder, DebertaV2ForSequenceClassification(config), tok, seed)
+
+
+def tiny_qwen(folder: Path, seed: int = 0) -> str:
+    """A random causal Qwen2, as its base models are published: a language model, no reward head, a chat template."""
+    vocab, merges = _bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tok = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, extra_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tok.chat_template = CHATML
+    config = Qwen2Config(
+        vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    return _save(folder, Qwen2ForCausalLM(config), tok, seed)

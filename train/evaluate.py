@@ -1,6 +1,7 @@
 """Grade reward models and adapters on held-out human pairs; print tables and keep the rows in `results/`.
 
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
+python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
 python train/evaluate.py readme          # the README's tables again, from results/ alone
 """
@@ -28,8 +29,14 @@ from pro_core.evaluation.adapters import (
     control_weights,
     safety_rates,
 )
-from pro_core.evaluation.report import read_rows, replace_section, result_row, write_rows
-from pro_core.evaluation.reward_models import beside_baselines
+from pro_core.evaluation.report import (
+    panel_row,
+    read_rows,
+    replace_section,
+    result_row,
+    write_rows,
+)
+from pro_core.evaluation.reward_models import beside_baselines, length_removed
 from pro_core.evaluation.tables import TABLES
 from pro_core.rewards.panel import RewardPanel
 from pro_core.training import ConfigError, read_recipe
@@ -53,24 +60,25 @@ def reward_models(recipe_path: str, split: str) -> list[dict]:
     measured = beside_baselines(panel, scores, pairs, test, recipe["objectives"])
     wall = time.monotonic() - started
     return [
-        result_row(
-            "reward_models",
-            method,
-            recipe["seed"],
-            split,
-            sum(a["n"] for a in by_objective.values()),
-            {f"accuracy_{name}": a["accuracy"] for name, a in by_objective.items()}
-            | {f"n_{name}": a["n"] for name, a in by_objective.items()}
-            | {
-                f"length_correlation_{n}": a["length"]
-                for n, a in by_objective.items()
-                if "length" in a
-            },
-            {f"accuracy_{name}": a["ci95"] for name, a in by_objective.items()},
-            config if method.startswith("panel") else "",
-            wall,
-        )
-        for method, by_objective in measured.items()
+        panel_row("reward_models", method, recipe["seed"], split, report, config, wall)
+        for method, report in measured.items()
+    ]
+
+
+def length(recipe_path: str, split: str) -> list[dict]:
+    """Rows for a finished panel with the length component of its scores kept and removed."""
+    recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
+    started, config = time.monotonic(), Path(recipe_path).name
+    panel = RewardPanel.from_pretrained(recipe["panel"] or Path(recipe["output"]) / "panel")
+    sources = data_sources(recipe["data"])
+    loaded = [(s, p) for s in sources for p in s.load(recipe["data_dir"] or default_data_dir())]
+    training = [p for s, p in loaded if p.split in s.splits]
+    test = [p for s, p in loaded if p.split == split and p.split not in s.splits]
+    measured = length_removed(panel, training, test)
+    wall = time.monotonic() - started
+    return [
+        panel_row("length", f"panel, {how}", recipe["seed"], split, report, config, wall)
+        for how, report in measured.items()
     ]
 
 
@@ -174,7 +182,12 @@ def example_weights(recipe_path: str, split: str) -> list[dict]:
     ]
 
 
-GRADERS = {"reward_models": reward_models, "adapter": adapters, "weights": example_weights}
+GRADERS = {
+    "reward_models": reward_models,
+    "length": length,
+    "adapter": adapters,
+    "weights": example_weights,
+}
 
 
 def main() -> None:
@@ -195,7 +208,7 @@ def main() -> None:
         rows = read_rows(arguments.results / file)
         if rows and arguments.what in ("readme", file.removesuffix(".jsonl")):
             print(f"\n{table(rows)}")
-            if arguments.what == "readme":
+            if arguments.what == "readme" and f"<!-- {name} -->" in text:
                 text = replace_section(text, name, table(rows))
     if arguments.what == "readme":
         readme.write_text(text, encoding="utf-8")

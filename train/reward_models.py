@@ -1,7 +1,7 @@
 """Train K reward models on preference pairs, as one trunk with K heads or one model an objective (Eq 2).
 
     python train/reward_models.py recipes/demo_panel.yaml
-    accelerate launch --cpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml
+    accelerate launch --multi_gpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml   # on CPUs too
 
 Writes a panel (models, statistics, accuracies, model card) and `scores.parquet`: every pair scored by a panel
 that was not trained on its prompt, which is what `train/adapter.py` learns from. A killed run, started again,
@@ -46,6 +46,7 @@ OPTIONAL = {
     "input_format": "pair",  # "chat" for causal models
     "seed": 0,
     "folds": 5,  # 0: no out-of-fold scores
+    "remove_length": False,  # take the length component out of standardized scores
     "grade_on": "test",  # "validation" while settings are being chosen
     "checkpoint_every": 100,
     "data_dir": None,
@@ -97,7 +98,7 @@ def train_panel(recipe: dict, pairs, epochs, folder: Path, work: Path) -> Reward
                 )
         if main_process():
             panel = RewardPanel.build([specs[name] for name in names], folder)
-            fit_reference_stats(panel, pairs)
+            fit_reference_stats(panel, pairs, remove_length=recipe["remove_length"])
             panel.save_pretrained(folder)
     return RewardPanel.from_pretrained(folder) if main_process() else None
 

@@ -15,6 +15,7 @@ from pro_core.adapter import PreferenceAdapter, UncertainWeights
 from pro_core.explanations import Explanation, explain
 from pro_core.generation import GenerationError, LocalGenerator, generator_from_env
 from pro_core.objectives import Message
+from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
@@ -131,8 +132,9 @@ class Models:
         raw_NK = np.full((len(texts), len(self.panel.objective_names)), np.nan, dtype=np.float32)
         z_NK = raw_NK.copy()
         if kept:
-            raw_NK[kept] = self.panel.score([messages] * len(kept), [texts[n] for n in kept])
-            z_NK[kept] = self.panel.require_stats().normalize(raw_NK[kept])
+            written = [texts[n] for n in kept]
+            raw_NK[kept] = self.panel.score([messages] * len(kept), written)
+            z_NK[kept] = self.panel.require_stats().normalize(raw_NK[kept], text_lengths(written))
         return raw_NK, z_NK
 
     def status(self) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def scored_table(
     ]
     raw = cache.rows(keys, len(stored.objective_names), score, on_progress)
     stats = stored.stats or RewardStats.fit(raw, stored.objective_names)
-    table = pair_table(pairs, where, raw, stats.normalize(raw), stored.objective_names)
+    table = pair_table(pairs, completions, where, raw, stats)
     table["chosen"] = [p.chosen for p in pairs]
     table["rejected"] = [p.rejected for p in pairs]
     return table
@@ -255,7 +255,8 @@ def prompt_features(
         return loaded[0]
 
     def encode(rows: list[int]) -> NDArray[np.float32]:
-        return load().encode([json.loads(distinct[i]) for i in rows]).numpy()
+        features = load().encode([json.loads(distinct[i]) for i in rows])
+        return features[:, : load().width].numpy()
 
     found = fingerprint(None, {encoder: None})
     if found is None:

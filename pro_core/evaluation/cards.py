@@ -10,6 +10,8 @@ import pandas as pd
 
 from pro_core.data_sources import DataSource
 from pro_core.evaluation.metrics import accuracy_with_interval
+from pro_core.evaluation.reward_models import EQUAL_LENGTH, length_report
+from pro_core.public_sets import PUBLIC_SETS
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import own_margin
 from pro_core.storage import library_versions
@@ -21,15 +23,19 @@ LICENCES = {
     "colbert_humor_texts": "ColBERT humor, MIT",
     "halueval_responses": "HaluEval, MIT",
     "summeval_responses": "SummEval, MIT",
+    "ultrafeedback_responses": "UltraFeedback, MIT",
+    "ultrafeedback_pairs": "UltraFeedback binarized, MIT",
 }
+HUB_NAMES = {public.path: name for name, public in PUBLIC_SETS.items()}
 
 
 def grade(
     scores: pd.DataFrame, objective_names: Sequence[str], split: str
 ) -> dict[str, dict[str, Any]]:
-    """Pairwise accuracy of each objective on its own held-out pairs; objectives without any are left out.
+    """Pairwise accuracy of each objective on its own held-out pairs, and what length has to do with it.
 
-    Constructed pairs are not counted.
+    Objectives without held-out pairs are left out, constructed pairs are not counted. Of a table without lengths
+    (made before they were kept) :func:`length_report` is left out.
     """
     report = {}
     for name in objective_names:
@@ -41,7 +47,10 @@ def grade(
         ]
         if len(rows):
             sources = ", ".join(sorted(rows.source.unique()))
-            measured = accuracy_with_interval(own_margin(rows, objective_names), list(rows.text))
+            margins, texts = own_margin(rows, objective_names), list(rows.text)
+            measured = accuracy_with_interval(margins, texts)
+            if "length_chosen" in rows and rows.length_chosen.notna().all():
+                measured |= length_report(margins, rows.length_chosen, rows.length_rejected, texts)
             report[name] = measured | {"test": f"{split} pairs of {sources}"}
     return report
 
@@ -67,22 +76,39 @@ def write_panel_card(
         + f", trained by `train/reward_models.py` (method `{recipe['method']}`, "
         f"{recipe['max_length']} tokens, seed {recipe['seed']}). Higher is better for every objective.",
         "",
-        "| objective | pairwise accuracy | 95% interval | pairs | prompts | measured on |",
-        "|---|---|---|---|---|---|",
+        "| objective | pairwise accuracy | 95% interval | pairs | prompts | measured on | correlation with length | "
+        "accuracy at equal length |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in panel.objective_names:
         if name in panel.accuracy:
             a = panel.accuracy[name]
             lines.append(
                 f"| {name} | {a['accuracy']:.3f} | {a['ci95'][0]:.3f} to {a['ci95'][1]:.3f} | "
-                f"{a['n']} | {a['prompts']} | {a['test']} |"
+                f"{a['n']} | {a['prompts']} | {a['test']} | {_length_cells(a)} |"
             )
         else:
-            lines.append(f"| {name} | not measured | | | | no held-out pairs |")
+            lines.append(f"| {name} | not measured | | | | no held-out pairs | | |")
+    stats = panel.require_stats()
+    lines += [
+        "",
+        "Length is in characters. Correlation with length: Spearman's, over pairs, of the score's margin with the "
+        f"difference in length. About equal length: the shorter lacks at most {EQUAL_LENGTH:.0%} of the longer. "
+        + (
+            "Standardized scores are without their length component."
+            if stats.length_slope is not None
+            else "Standardized scores keep what they owe to length."
+        ),
+    ]
+    if stats.constant:
+        lines += [
+            "",
+            f"The same score for every text of the reference set: {', '.join(stats.constant)}.",
+        ]
     lines += ["", "Trained on (pairs; none of the text is shipped):", ""]
     trained = scores[scores.fold >= 0] if (scores.fold >= 0).any() else scores
     for source in sources:
-        name = Path(source.path).name.split(".")[0]
+        name = HUB_NAMES.get(source.path, Path(source.path).name.split(".")[0])
         counts = trained[trained.source == name].objective.value_counts().to_dict()
         licence = LICENCES.get(name, "see the data's own card")
         shown = f"; pairs: {counts}" if counts else ""
@@ -94,9 +120,18 @@ def write_panel_card(
         "Limits: a small encoder, English, little data. A score is a guess about what annotators preferred, "
         "not a fact about the text; compare scores within one prompt. Texts may be cut to the length above.",
         "",
-        f"Statistics: {panel.require_stats().reference}. Versions: {library_versions()}",
+        f"Statistics: {stats.reference}. Versions: {library_versions()}",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _length_cells(measured: dict[str, Any]) -> str:
+    """Two cells: the correlation with length, and the accuracy on pairs of about equal length with their number."""
+    if "length_correlation" not in measured:
+        return "not measured | not measured"
+    equal = measured["equal_length"]
+    shown = f"{equal['accuracy']:.3f} ({equal['n']} pairs)" if equal else "no such pairs"
+    return f"{measured['length_correlation']:+.2f} | {shown}"
 
 
 def write_adapter_card(

@@ -41,6 +41,36 @@ def result_row(
     }
 
 
+def panel_row(
+    experiment: str,
+    method: str,
+    seed: int,
+    split: str,
+    report: dict[str, dict[str, Any]],
+    config: str,
+    wall_s: float,
+) -> dict[str, Any]:
+    """A row from objective -> accuracy with its interval and what length has to do with it.
+
+    See :func:`pro_core.evaluation.reward_models.length_report`. Baselines, which need no recipe, have no config.
+    """
+    metrics: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
+    for name, a in report.items():
+        metrics |= {f"accuracy_{name}": a["accuracy"], f"n_{name}": a["n"]}
+        metrics[f"length_correlation_{name}"] = a["length_correlation"]
+        intervals[f"accuracy_{name}"] = a["ci95"]
+        if a["equal_length"]:
+            metrics[f"accuracy_equal_length_{name}"] = a["equal_length"]["accuracy"]
+            metrics[f"pairs_equal_length_{name}"] = a["equal_length"]["n"]
+            intervals[f"accuracy_equal_length_{name}"] = a["equal_length"]["ci95"]
+        if "slope" in a:
+            metrics[f"slope_{name}"] = a["slope"]
+    n = sum(a["n"] for a in report.values())
+    trained = config if method.startswith("panel") else ""
+    return result_row(experiment, method, seed, split, n, metrics, intervals, trained, wall_s)
+
+
 def _commit() -> str:
     try:
         asked = ["git", "describe", "--always", "--dirty"]

@@ -26,6 +26,39 @@ def reward_models_table(rows: Rows) -> str:
     )
 
 
+def length_table(rows: Rows) -> str:
+    """What a panel's scores owe to length, two lines an objective: kept, and with that component removed."""
+    rows = [r for r in rows if r["split"] == "test"]
+    if not rows:
+        return ""
+    names = [key.removeprefix("n_") for key in rows[0]["metrics"] if key.startswith("n_")]
+    header = [
+        "objective",
+        "scores",
+        "correlation with length",
+        "accuracy",
+        "accuracy at equal length",
+    ]
+    table = []
+    for name in names:
+        for r in rows:
+            equal = f"accuracy_equal_length_{name}"
+            shown = "no such pairs"
+            if equal in r["metrics"]:
+                pairs = int(r["metrics"][f"pairs_equal_length_{name}"])
+                shown = f"{_interval(r, equal)}, {pairs} pairs"
+            table.append(
+                [
+                    name,
+                    r["method"].removeprefix("panel, "),
+                    f"{r['metrics'][f'length_correlation_{name}']:+.2f}",
+                    _interval(r, f"accuracy_{name}"),
+                    shown,
+                ]
+            )
+    return markdown_table(header, table)
+
+
 def adapter_table(rows: Rows) -> str:
     """Accuracy by method, mean over seeds, and the adapter's lead with the seeds' mean interval."""
     main = _test(rows, "adapter")
@@ -83,6 +116,7 @@ def weights_table(rows: Rows) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
+    "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
     "table:safety": ("adapter.jsonl", safety_table),
     "table:weights": ("weights.jsonl", weights_table),

@@ -22,6 +22,7 @@ from pro_core.generation.base import (
     styled,
 )
 from pro_core.objectives import Message, Prompt
+from pro_core.rewards.calibration import text_lengths
 from pro_core.weights import WeightSource, as_weights, weighted_sum
 
 Array = NDArray[np.float32]
@@ -114,7 +115,7 @@ def rank(
     scorable = [candidate for candidate in candidates if candidate.error is None]
     if scorable:
         raw_NK = panel.score([messages] * len(scorable), [c.text for c in scorable])
-        z_NK = panel.stats.normalize(raw_NK)
+        z_NK = panel.stats.normalize(raw_NK, text_lengths([c.text for c in scorable]))
         uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
         totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
         for candidate, raw, z, (used, even) in zip(scorable, raw_NK, z_NK, totals, strict=True):

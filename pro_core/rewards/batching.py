@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 
-from pro_core.data import render_messages
+from pro_core.rewards.formats import (
+    chat_text,
+    fill,
+    render,
+    special_tokens,
+    template_of,
+    view_of,
+    without_special_tokens,
+)
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -34,20 +42,21 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[i
         yield batch
 
 
-def encode_pairs(
-    tokenizer, prompts: Sequence[str], completions: Sequence[str], max_length: int
-) -> list[dict[str, list[int]]]:
-    """Token lists for (prompt, completion) pairs, cut to ``max_length`` tokens in all.
+def cut_to_fit(
+    tokenizer,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    room: int,
+    keep_end: bool = True,
+) -> tuple[list[str], list[str]]:
+    """Prompts and completions cut so that each two have at most ``room`` tokens together.
 
-    A prompt that is too long loses its beginning (the last turn matters most), a completion its end. The
-    prompt keeps at least a third of the room when both are too long.
+    A completion that is too long loses its end, a prompt its beginning (the last turn matters most), or its end
+    where ``keep_end`` is false. The prompt keeps at least a third of the room when both are too long.
     """
-    room = max_length - 4  # special tokens of a pair: at most 4 in the encoders we know
-    prompt_tokens = tokenizer(
-        list(prompts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    completion_tokens = tokenizer(
-        list(completions), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    prompt_tokens, completion_tokens = (
+        tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for texts in (prompts, completions)
     )
     firsts, seconds = [], []
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -56,40 +65,69 @@ def encode_pairs(
         if n_prompt + n_completion > room:
             keep_prompt = max(room // 3, room - n_completion)
             if n_prompt > keep_prompt:
-                prompt = prompt[prompt_tokens["offset_mapping"][i][n_prompt - keep_prompt][0] :]
+                offsets = prompt_tokens["offset_mapping"][i]
+                if keep_end:
+                    prompt = prompt[offsets[n_prompt - keep_prompt][0] :]
+                else:
+                    prompt = prompt[: offsets[keep_prompt - 1][1]]
             keep_completion = room - min(n_prompt, keep_prompt)
             if n_completion > keep_completion:
                 cut = completion_tokens["offset_mapping"][i][keep_completion - 1][1]
                 completion = completion[:cut]
         firsts.append(prompt)
         seconds.append(completion)
-    encoded = tokenizer(firsts, seconds, truncation="longest_first", max_length=max_length)
-    return [{key: encoded[key][i] for key in encoded} for i in range(len(firsts))]
+    return firsts, seconds
 
 
 def encode(tokenizer, conversations, completions, input_format: str, max_length: int):
-    """Token lists of N (conversation, completion) pairs in one spec's input format.
+    """Token lists of N (conversation, completion) pairs in one spec's input format, at most ``max_length`` tokens.
 
     Args:
         conversations: message lists; an empty one for a completion that stands alone.
-        input_format: see :class:`pro_core.rewards.panel.RewardModelSpec`. All but ``pair`` lose their beginning
-            when they are longer than ``max_length``.
+        input_format: see :mod:`pro_core.rewards.formats`. What is too long is cut inside the prompt and the
+            completion, never in the template's own text; ``chat`` loses its beginning.
+
+    Raises:
+        StorageError: ``chat`` without a chat template.
+        ValueError: ``{bos}`` without such a token, or a ``max_length`` that the template alone fills.
     """
-    if input_format == "pair":
-        prompts = [render_messages(c) if c else "" for c in conversations]
-        return encode_pairs(tokenizer, prompts, completions, max_length)
+    specials = special_tokens(tokenizer)
+    completions = [without_special_tokens(c, specials) for c in completions]
+    if input_format == "chat":
+        return _encode_chat(tokenizer, conversations, completions, max_length, specials)
+    template = template_of(input_format)
+    view = view_of(template)
+    own_text = "".join(part or "" for part in fill(template, "", "", tokenizer.bos_token))
+    # Special tokens of a pair: at most 4 in the encoders we know.
+    room = max_length - 4 - len(tokenizer(own_text, add_special_tokens=False)["input_ids"])
+    if room < 4:
+        raise ValueError(
+            f"got max_length {max_length}, which leaves no room for text in {input_format!r}"
+        )
+    prompts = [without_special_tokens(render(c, view), specials) for c in conversations]
+    completions = [c.strip() for c in completions]
+    # A post is cut at its end, as its authors cut it; a conversation at its beginning.
+    cut = cut_to_fit(tokenizer, prompts, completions, room, keep_end=view != "post")
+    filled = [fill(template, p, c, tokenizer.bos_token) for p, c in zip(*cut, strict=True)]
+    firsts = [first for first, _ in filled]
+    if "{sep}" in template:
+        seconds = [second for _, second in filled]
+        encoded = tokenizer(firsts, seconds, truncation="longest_first", max_length=max_length)
+        keys = list(encoded)
+    else:
+        encoded = tokenizer(firsts, truncation=True, max_length=max_length)
+        keys = [key for key in encoded if key != "token_type_ids"]
+    return [{key: encoded[key][i] for key in keys} for i in range(len(firsts))]
+
+
+def _encode_chat(tokenizer, conversations, completions, max_length: int, specials):
     texts = []
     for conversation, completion in zip(conversations, completions, strict=True):
-        if input_format == "chat":
-            turns = [m for m in conversation if m["role"] != "system"]
-            turns = [*turns, {"role": "assistant", "content": completion}]
-            texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
-        else:
-            prompt = render_messages(conversation) if conversation else ""
-            texts.append(
-                input_format.replace("{prompt}", prompt).replace("{completion}", completion)
-            )
-    encoded = tokenizer(texts, add_special_tokens=input_format != "chat", verbose=False)
+        turns = [
+            m | {"content": without_special_tokens(m["content"], specials)} for m in conversation
+        ]
+        texts.append(chat_text(tokenizer, turns, completion))
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
     return [
         {key: encoded[key][i][-max_length:] for key in encoded if key != "token_type_ids"}
         for i in range(len(texts))

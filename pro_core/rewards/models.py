@@ -118,12 +118,17 @@ def new_reward_model(
 
 def trainable_names(model: nn.Module, upper_layers: int) -> set[str]:
     """Names of the parameters outside the embeddings and the lower layers."""
-    layer = re.compile(r"\blayers?\.(\d+)\.")
+    layer = re.compile(r"\b(?:layers?|h|blocks?)\.(\d+)\.")  # GPT-2 and its kin call a layer h
+    embedding = re.compile(r"embed|\bw[tp]e\.")
     depth = 1 + max(int(m[1]) for n, _ in model.named_parameters() if (m := layer.search(n)))
     return {
         name
         for name, _ in model.named_parameters()
-        if (int(m[1]) >= depth - upper_layers if (m := layer.search(name)) else "embed" not in name)
+        if (
+            int(m[1]) >= depth - upper_layers
+            if (m := layer.search(name))
+            else not embedding.search(name)
+        )
     }
 
 
@@ -145,8 +150,16 @@ def save_reward_model(model, folder: str | Path, recipe: dict[str, Any]) -> None
     write_config(folder, "reward_model.json", settings)
 
 
-def load_reward_model(source: str, revision: str | None = None, device: str | None = None):
+def load_reward_model(
+    source: str,
+    revision: str | None = None,
+    device: str | None = None,
+    outputs: int | None = None,
+):
     """(model, tokenizer) of one of our checkpoints or of transformers', in evaluation mode.
+
+    Args:
+        outputs: how many a checkpoint of transformers' has, where its config does not say (BART's default is 3).
 
     Raises:
         StorageError: with the source and the loader's own reason.
@@ -156,7 +169,7 @@ def load_reward_model(source: str, revision: str | None = None, device: str | No
         if (folder / "reward_model.json").is_file():
             model, tokenizer = _load_ours(folder)
         else:
-            model, tokenizer = _load_classifier(source, revision)
+            model, tokenizer = _load_classifier(source, revision, outputs)
     except Exception as error:  # every loader has exceptions of its own
         raise StorageError(
             f"cannot load the reward model {source!r}: {_first_line(error)}"
@@ -183,15 +196,29 @@ def _load_ours(folder: Path):
     return model, tokenizer
 
 
-def _load_classifier(source: str, revision: str | None):
+def _load_classifier(source: str, revision: str | None, outputs: int | None):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     resolved = resolve_encoder(source)
     tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
+    settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
     with quiet_loading():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            resolved, revision=revision, dtype=torch.float32
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            resolved,
+            revision=revision,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, in words
+            output_loading_info=True,
+            **settings,
         )
+    # What is missing would be random numbers, and so would the scores.
+    for name, there, expected in found["mismatched_keys"]:
+        raise ValueError(
+            f"its {name} has the shape {tuple(there)}, expected {tuple(expected)}: give the spec the number of outputs"
+        )
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])[0]
+        raise ValueError(f"its checkpoint lacks {missing}, so it is no reward model")
     return model, tokenizer
 
 
@@ -206,6 +233,7 @@ def _pad_token(model, tokenizer) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "right"  # GPT-2 counts positions from the left, padding included
 
 
 def _first_line(error: Exception) -> str:

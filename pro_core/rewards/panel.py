@@ -3,23 +3,31 @@
 A panel is a folder: ``panel.json`` (objective order, one spec an objective, statistics, test accuracies,
 versions) and the models that live in it. Objectives that name the same source share one forward pass, so
 a trunk with K heads and K separate models are scored by the same code and give the same result shape.
+
+A YAML file of specs is a panel too, without statistics: `recipes/panels/` has those of models on the hub.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import yaml
 from numpy.typing import NDArray
 
-from pro_core.data import to_messages
+from pro_core.data import render_messages, to_messages
 from pro_core.objectives import Prompt, check_objective_names
 from pro_core.rewards.batching import encode, forward_in_batches
-from pro_core.rewards.calibration import RewardStats, check_finite
+from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
+from pro_core.rewards.formats import check_format
+from pro_core.rewards.functions import check_function, function_scores
 from pro_core.rewards.models import load_reward_model
 from pro_core.storage import StorageError, library_versions, local_folder, read_config, write_config
 
@@ -28,37 +36,46 @@ FORMAT = "pro-panel"
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """Where one objective's reward comes from.
+    """Where one objective's reward comes from: a model's output, or a plain function of the response.
 
     Attributes:
         name: the objective.
         source: a folder inside the panel's own, another local folder, or a hub id.
         revision: of a hub id.
-        input_format: ``"pair"`` (prompt and completion as the two segments of an encoder), ``"chat"`` (the
-            tokenizer's chat template), or a text with ``{prompt}`` and ``{completion}``.
+        input_format: the text that the model reads, see :mod:`pro_core.rewards.formats`: ``"pair"`` (prompt and
+            completion as the two segments of an encoder), ``"chat"`` (the tokenizer's chat template), or a text
+            with ``{completion}``.
         logit: index of the model's output that is this objective's reward.
-        direction: 1 when a higher logit is better, -1 when a lower one is.
+        direction: 1 when a higher logit (or value) is better, -1 when a lower one is.
         max_length: tokens in all.
+        outputs: how many the model has, where a hub checkpoint's config does not say.
+        function: instead of a source, see :mod:`pro_core.rewards.functions`; ``pattern`` is a rule's.
     """
 
     name: str
-    source: str
+    source: str = ""
     revision: str | None = None
     input_format: str = "pair"
     logit: int = 0
     direction: int = 1
     max_length: int = 512
+    outputs: int | None = None
+    function: str | None = None
+    pattern: str = ""
 
     def __post_init__(self):
-        if self.direction not in (1, -1):
-            raise ValueError(f"{self.name}: got the direction {self.direction}, expected 1 or -1")
-        if self.input_format not in ("pair", "chat") and not (
-            "{prompt}" in self.input_format and "{completion}" in self.input_format
-        ):
-            raise ValueError(
-                f"{self.name}: got the input format {self.input_format!r}, expected 'pair', 'chat' or "
-                "a text with {prompt} and {completion}"
-            )
+        try:
+            if self.direction not in (1, -1):
+                raise ValueError(f"got the direction {self.direction}, expected 1 or -1")
+            if bool(self.source) == bool(self.function):
+                raise ValueError(
+                    f"got the source {self.source!r} and the function {self.function!r}, expected one of them"
+                )
+            if self.function:
+                check_function(self.function, self.pattern)
+            check_format(self.input_format)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
 
 @dataclass
@@ -68,6 +85,7 @@ class RewardPanel:
     Attributes:
         specs: one an objective, in the order of every K axis.
         models: source -> (model, tokenizer).
+        folder: where sources that are no path of their own lie.
         stats: mean and deviation on the reference set; None until fitted.
         accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test"}``, as measured on test pairs.
     """
@@ -78,6 +96,7 @@ class RewardPanel:
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: str = ""
     token_budget: int = 4096
+    folder: str = ""
 
     def __post_init__(self):
         self.objective_names = check_objective_names(spec.name for spec in self.specs)
@@ -86,6 +105,8 @@ class RewardPanel:
                 f"the statistics are for {self.stats.objective_names}, the panel has {self.objective_names}"
             )
         for spec in self.specs:
+            if spec.function:
+                continue
             heads = self.models[spec.source][0].config.num_labels
             if not 0 <= spec.logit < heads:
                 raise StorageError(
@@ -97,14 +118,17 @@ class RewardPanel:
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         on_progress: Callable[[int, int], None] | None = None,
+        allow_missing: bool = False,
     ) -> NDArray[np.float32]:
         """Raw rewards (N, K) of N completions to N prompts; higher is better for every objective.
 
         Args:
             on_progress: called with (finished, all) model-by-text scores.
+            allow_missing: give NaN where a model answered NaN or infinity, for a caller that counts them.
 
         Raises:
-            ValueError: lists of different length, an empty prompt, or a model that answers NaN.
+            ValueError: lists of different length, an empty prompt, or a model that answers NaN (says for which
+                objective and how many).
         """
         if isinstance(prompts, str) or isinstance(completions, str):
             raise ValueError("expected lists of prompts and completions, got a single text")
@@ -117,7 +141,12 @@ class RewardPanel:
         conversations = [to_messages(p) if len(p) else [] for p in prompts]
         groups: dict[tuple, list[int]] = {}
         for k, spec in enumerate(self.specs):
-            groups.setdefault((spec.source, spec.input_format, spec.max_length), []).append(k)
+            if spec.function:
+                values = function_scores(spec.function, spec.pattern, completions)
+                rewards[:, k] = spec.direction * values
+            else:
+                key = (spec.source, spec.input_format, spec.max_length)
+                groups.setdefault(key, []).append(k)
         for g, ((source, input_format, max_length), ks) in enumerate(groups.items()):
             model, tokenizer = self.models[source]
             encoded = encode(tokenizer, conversations, completions, input_format, max_length)
@@ -126,7 +155,12 @@ class RewardPanel:
             logits = forward_in_batches(model, tokenizer, encoded, self.token_budget, report)
             for k in ks:
                 rewards[:, k] = self.specs[k].direction * logits[:, self.specs[k].logit].numpy()
-        check_finite(rewards, self.objective_names)
+        if on_progress and not groups:
+            on_progress(len(prompts), len(prompts))
+        if allow_missing:
+            rewards[~np.isfinite(rewards)] = np.nan
+        else:
+            check_finite(rewards, self.objective_names)
         return rewards
 
     def standardized(self, prompts: Sequence[Prompt], completions: Sequence[str]):
@@ -135,7 +169,8 @@ class RewardPanel:
         Raises:
             ValueError: the panel has no statistics yet.
         """
-        return self.require_stats().normalize(self.score(prompts, completions))
+        stats = self.require_stats()
+        return stats.normalize(self.score(prompts, completions), text_lengths(completions))
 
     def require_stats(self) -> RewardStats:
         """The statistics, or a ValueError that says how to get them."""
@@ -145,25 +180,54 @@ class RewardPanel:
             )
         return self.stats
 
-    def fit_stats(self, prompts, completions, reference: str) -> RewardStats:
-        """Fit and keep ``stats`` on a reference set; it must come from the train split."""
-        self.stats = RewardStats.fit(
-            self.score(prompts, completions), self.objective_names, reference
-        )
+    def fit_stats(
+        self, prompts, completions, reference: str, remove_length: bool = False
+    ) -> RewardStats:
+        """Fit and keep ``stats`` on a reference set; it must come from the train split.
+
+        Args:
+            remove_length: standardize rewards without their length component, see
+                :mod:`pro_core.rewards.calibration`; needs prompts with two responses or more.
+        """
+        lengths = text_lengths(completions) if remove_length else None
+        texts = [render_messages(to_messages(p)) if len(p) else "" for p in prompts]
+        rewards = self.score(prompts, completions)
+        self.stats = RewardStats.fit(rewards, self.objective_names, reference, lengths, texts)
         return self.stats
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the scores: specs, parameters and tokenizers, wherever they are stored."""
+        sources = {spec.source: i for i, spec in enumerate(self.specs)}
+        digest = hashlib.sha256()
+        for spec in self.specs:
+            where = {"source": str(sources[spec.source]), "revision": None}
+            digest.update(json.dumps(asdict(spec) | where).encode())
+        for model, tokenizer in self.models.values():
+            for name, tensor in model.state_dict().items():
+                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(name.encode() + raw.numpy().tobytes())
+            words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
+            digest.update(json.dumps(words).encode())
+        return digest.hexdigest()
 
     # ------------------------------------------------------------ disk
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write ``panel.json``. Models are saved by their trainer; their folders must lie in ``path``
-        or be reachable by the spec's source."""
+        """Write ``panel.json``. Models are saved by their trainer: those of a panel that is saved beside its own
+        folder are named by where they are."""
+        specs = []
+        for spec in self.specs:
+            own = Path(self.folder, spec.source)
+            if spec.source and own.is_dir() and not Path(path, spec.source).is_dir():
+                spec = replace(spec, source=str(own.resolve()))
+            specs.append(asdict(spec))
         write_config(
             path,
             "panel.json",
             {
                 "format": FORMAT,
                 "objective_names": list(self.objective_names),
-                "models": [asdict(spec) for spec in self.specs],
+                "models": specs,
                 "stats": self.stats.to_dict() if self.stats else None,
                 "accuracy": self.accuracy,
                 "versions": library_versions(),
@@ -172,38 +236,72 @@ class RewardPanel:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, device: str | None = None) -> RewardPanel:
-        """Load a panel from a local folder or a hub id. Nothing remote is executed.
+        """Load a panel from a local folder, a YAML file of specs or a hub id. Nothing remote is executed.
+
+        A YAML file has one key, ``models``: a list of :class:`RewardModelSpec`. Such a panel has no statistics until
+        they are fitted (:meth:`fit_stats`, or `train/score_rewards.py` with ``save_panel``).
 
         Raises:
             StorageError: no ``panel.json``, a truncated file, a missing model folder, another format.
         """
-        folder = local_folder(path_or_id)
-        config = read_config(folder, "panel.json", FORMAT)
+        if Path(path_or_id).suffix in (".yaml", ".yml"):
+            file = Path(path_or_id)
+            config = _read_specs(file)
+        else:
+            file = local_folder(path_or_id) / "panel.json"
+            config = read_config(file.parent, file.name, FORMAT)
         try:
             specs = [RewardModelSpec(**spec) for spec in config["models"]]
             check_objective_names(spec.name for spec in specs)
             stats = RewardStats.from_dict(config["stats"]) if config.get("stats") else None
         except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{folder / 'panel.json'}: {error}") from None
-        if [spec.name for spec in specs] != config.get("objective_names"):
+            raise StorageError(f"{file}: {error}") from None
+        names = [spec.name for spec in specs]
+        if config.get("objective_names", names) != names:
             raise StorageError(
-                f"{folder / 'panel.json'}: objective_names {config.get('objective_names')} are not the "
-                f"models' names in order, {[spec.name for spec in specs]}"
+                f"{file}: objective_names {config['objective_names']} are not the models' names in order, {names}"
             )
-        return cls.build(
-            specs, folder, stats, config.get("accuracy", {}), str(path_or_id), device=device
-        )
+        accuracy = config.get("accuracy", {})
+        return cls.build(specs, file.parent, stats, accuracy, str(path_or_id), device=device)
 
     @classmethod
     def build(cls, specs, folder, stats=None, accuracy=None, source="", device=None) -> RewardPanel:
         """A panel from specs, each source loaded once; those inside ``folder`` come from there."""
-        models = {}
+        models, asked = {}, {}
         for spec in specs:
+            if spec.function:
+                continue
+            settings = {"revision": spec.revision, "outputs": spec.outputs}
             if spec.source not in models:
                 inside = Path(folder) / spec.source
                 where = str(inside) if inside.is_dir() else spec.source
-                models[spec.source] = load_reward_model(where, spec.revision, device)
-        return cls(list(specs), models, stats, accuracy or {}, source or str(folder))
+                models[spec.source] = load_reward_model(where, device=device, **settings)
+                asked[spec.source] = settings
+            if settings != asked[spec.source]:
+                raise StorageError(
+                    f"{spec.name}: got {settings} for {spec.source}, of which another objective takes "
+                    f"{asked[spec.source]}: a panel holds a model once"
+                )
+        return cls(
+            list(specs), models, stats, accuracy or {}, source or str(folder), folder=str(folder)
+        )
+
+
+def _read_specs(file: Path) -> dict[str, Any]:
+    """``{"models": [...]}`` of a YAML file."""
+    if not file.is_file():
+        raise StorageError(f"{file}: no such file")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StorageError(f"{file}: not YAML ({error})") from None
+    if not isinstance(config, dict) or set(config) != {"models"}:
+        found = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise StorageError(f"{file}: got {found}, expected one key, 'models', with a list of specs")
+    models = config["models"]
+    if not isinstance(models, list) or not all(isinstance(spec, dict) for spec in models):
+        raise StorageError(f"{file}: got models {models!r}, expected a list of specs")
+    return config
 
 
 def _report(on_progress: Callable[[int, int], None] | None, before: int, total: int, finished: int):

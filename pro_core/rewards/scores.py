@@ -1,8 +1,9 @@
 """Pairs scored by a panel, as a table: one row a pair, what adapters learn from and evaluations read.
 
 Columns: ``id, source, objective, split, fold, constructed, prompt`` (messages as JSON), ``text`` (the first user turn,
-which decides folds), and for each objective ``raw_chosen_<name>, raw_rejected_<name>, z_chosen_<name>,
-z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not train on.
+which decides folds), ``length_chosen, length_rejected`` (characters), and for each objective ``raw_chosen_<name>,
+raw_rejected_<name>, z_chosen_<name>, z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not
+train on.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 
 from pro_core.data import PreferencePair, first_user_turn
 from pro_core.objectives import Message
+from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
 
 REFERENCE_SIZE = 250
 
 
-def fit_reference_stats(panel: RewardPanel, pairs: Sequence[PreferencePair], seed: int = 0) -> None:
-    """Fit ``panel.stats`` on up to 250 training pairs of each source and objective, both completions; ties aside."""
+def reference_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[PreferencePair]:
+    """Up to 250 of the pairs of each source and objective, ties aside: what a panel is calibrated on."""
     groups: dict[tuple[str, str], list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
         if not pair.tie:
@@ -39,11 +41,24 @@ def fit_reference_stats(panel: RewardPanel, pairs: Sequence[PreferencePair], see
             groups[key], min(REFERENCE_SIZE, len(groups[key]))
         )
         reference += drawn
-    described = ", ".join(f"{source}/{objective}" for source, objective in sorted(groups))
+    return reference
+
+
+def fit_reference_stats(
+    panel: RewardPanel,
+    pairs: Sequence[PreferencePair],
+    seed: int = 0,
+    remove_length: bool = False,
+) -> None:
+    """Fit ``panel.stats`` on both completions of :func:`reference_pairs` of training pairs."""
+    reference = reference_pairs(pairs, seed)
+    kinds = sorted({(p.source, p.objective) for p in pairs})
+    described = ", ".join(f"{source}/{objective}" for source, objective in kinds)
     panel.fit_stats(
         [p.prompt for p in reference for _ in range(2)],
         [text for p in reference for text in (p.chosen, p.rejected)],
         f"training pairs, up to {REFERENCE_SIZE} each of {described}",
+        remove_length,
     )
 
 
@@ -56,9 +71,9 @@ def score_pairs(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     prompts, completions, where = distinct_texts(pairs)
-    raw = panel.score(prompts, completions, _progress(path.name))
-    z = panel.require_stats().normalize(raw)
-    table = pair_table(pairs, where, raw, z, panel.objective_names, fold)
+    stats = panel.require_stats()
+    raw = panel.score(prompts, completions, progress(path.name))
+    table = pair_table(pairs, completions, where, raw, stats, fold)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     table.to_parquet(temporary)
     os.replace(temporary, path)
@@ -85,13 +100,15 @@ def distinct_texts(
 
 def pair_table(
     pairs: Sequence[PreferencePair],
+    completions: Sequence[str],
     where: NDArray[np.int64],
     raw_MK: NDArray,
-    z_MK: NDArray,
-    objective_names: Sequence[str],
+    stats: RewardStats,
     fold: int = -1,
 ) -> pd.DataFrame:
-    """The table of N pairs from the raw and standardized scores of their M distinct texts."""
+    """The table of N pairs from the raw scores of their M distinct texts (see :func:`distinct_texts`)."""
+    lengths = text_lengths(completions)
+    z_MK = stats.normalize(raw_MK, lengths)
     table = {
         "id": [p.id for p in pairs],
         "source": [p.source for p in pairs],
@@ -103,7 +120,8 @@ def pair_table(
         "text": [first_user_turn(p.prompt) if p.prompt else p.chosen for p in pairs],
     }
     for side, name in enumerate(("chosen", "rejected")):
-        for k, objective in enumerate(objective_names):
+        table[f"length_{name}"] = lengths[where[:, side]].astype(int)
+        for k, objective in enumerate(stats.objective_names):
             table[f"raw_{name}_{objective}"] = raw_MK[where[:, side], k]
             table[f"z_{name}_{objective}"] = z_MK[where[:, side], k]
     return pd.DataFrame(table)
@@ -127,7 +145,8 @@ def own_margin(table: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[n
     return margins(table, objective_names)[np.arange(len(table)), k]
 
 
-def _progress(name: str):
+def progress(name: str):
+    """A function of (done, all) that says every ten seconds, on the error stream, how far it is and what is left."""
     started, shown = time.monotonic(), [0.0]
 
     def report(done: int, total: int) -> None:

@@ -1,0 +1,128 @@
+"""The very text that a reward model reads: one template a model.
+
+A reward model is worth little on texts of another form than it was trained on: another order, other marks of the
+turns, one blank more. A template is plain text with fields:
+
+| field | stands for |
+|---|---|
+| `{completion}` | the response, without blanks at its ends; every template has it once |
+| `{prompt}` | the conversation as :func:`pro_core.data.render_messages` gives it |
+| `{dialogue}` | its turns as hh-rlhf writes them, `\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...` |
+| `{post}` | of the last user turn, the text to be summarized: without the request, newlines as blanks |
+| `{bos}` | the tokenizer's first token |
+| `{sep}` | here the text's first segment ends and its second begins: the tokenizer's pair of texts |
+
+At most one of the three views of the prompt. `pair` is `{prompt}{sep}{completion}`; `chat` is the tokenizer's own
+chat template. System messages are left out of all: a candidate's style must not change its score.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pro_core.data import render_messages
+from pro_core.objectives import Message
+from pro_core.storage import StorageError
+
+PAIR = "{prompt}{sep}{completion}"
+VIEWS = ("prompt", "dialogue", "post")
+_FIELD = re.compile(r"\{([a-z_]+)\}")
+_SUMMARY = re.compile(r"\b(summari[sz]e|summary|tl;?dr)\b", re.IGNORECASE)
+
+
+def check_format(input_format: str) -> None:
+    """Raise a ValueError that says what is wrong with a format, if anything is."""
+    if input_format == "chat":
+        return
+    fields = _FIELD.findall(template_of(input_format))
+    known = (*VIEWS, "completion", "bos", "sep")
+    wrong = [name for name in fields if name not in known]
+    views = [name for name in fields if name in VIEWS]
+    if wrong or fields.count("completion") != 1 or len(views) > 1 or fields.count("sep") > 1:
+        raise ValueError(
+            f"got the input format {input_format!r}, expected 'pair', 'chat' or a text with {{completion}} once, at "
+            f"most one of {', '.join(f'{{{view}}}' for view in VIEWS)}, at most one {{sep}}, and {{bos}}"
+        )
+
+
+def template_of(input_format: str) -> str:
+    """The template that a format other than ``chat`` stands for."""
+    return PAIR if input_format == "pair" else input_format
+
+
+def view_of(template: str) -> str | None:
+    """Which view of the prompt a template shows: ``prompt``, ``dialogue``, ``post``, or None for none."""
+    return next((name for name in _FIELD.findall(template) if name in VIEWS), None)
+
+
+def render(conversation: Sequence[Message], view: str | None) -> str:
+    """A conversation (possibly none at all) in one view."""
+    if view is None or not conversation:
+        return ""
+    if view == "post":
+        return _post(conversation)
+    if view == "dialogue":
+        speakers = {"user": "Human", "assistant": "Assistant"}
+        turns = [m for m in conversation if m["role"] in speakers]
+        return "".join(f"\n\n{speakers[m['role']]}: {m['content']}" for m in turns)
+    return render_messages(conversation)
+
+
+def _post(conversation: Sequence[Message]) -> str:
+    """RiC's prompts have it between marks; ours and most others after a first paragraph that asks for a summary."""
+    turn = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
+    if "### Input:" in turn:
+        turn = turn.split("### Input:", 1)[1].split("### Response:")[0]
+    else:
+        request, blank, rest = turn.partition("\n\n")
+        if blank and len(request) <= 200 and _SUMMARY.search(request):
+            turn = rest
+    return turn.replace("\n", " ").strip()
+
+
+def fill(template: str, prompt: str, completion: str, bos: str | None) -> tuple[str, str | None]:
+    """The text, or the two segments, that reach the tokenizer.
+
+    Raises:
+        ValueError: ``{bos}`` for a tokenizer without one.
+    """
+    if "{bos}" in template and not bos:
+        raise ValueError("the input format has {bos}, but the model's tokenizer has no such token")
+    values = {"completion": completion, "bos": bos or "", **dict.fromkeys(VIEWS, prompt)}
+    # One pass: what stands in a prompt is never read as a field.
+    parts = [_FIELD.sub(lambda m: values[m[1]], part) for part in template.split("{sep}")]
+    return parts[0], parts[1] if len(parts) == 2 else None
+
+
+def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> str:
+    """The conversation and the completion as its last turn, in the tokenizer's chat template.
+
+    Raises:
+        StorageError: the tokenizer has none.
+    """
+    if not tokenizer.chat_template:
+        raise StorageError(
+            f"the input format is 'chat', but the tokenizer of {tokenizer.name_or_path!r} has no chat template: "
+            "take 'pair' or a text with {prompt} and {completion}"
+        )
+    turns = [m for m in conversation if m["role"] != "system"]
+    turns = [*turns, {"role": "assistant", "content": completion}]
+    return tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def special_tokens(tokenizer) -> re.Pattern[str] | None:
+    """What matches the tokenizer's special tokens, written out."""
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = {str(t) for t in added if t.special} | {str(t) for t in tokenizer.all_special_tokens}
+    ordered = sorted((t for t in tokens if len(t) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def without_special_tokens(text: str, tokens: re.Pattern[str] | None) -> str:
+    """The text with a blank inside every special token that it spells out.
+
+    Else a response could end its own segment or turn and write the next one (and BART's classifier, which counts
+    its end marks, would refuse the batch).
+    """
+    return tokens.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text) if tokens else text
