@@ -9,26 +9,17 @@ python train/evaluate.py readme          # the README's tables again, from resul
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from adapter import OPTIONAL as ADAPTER_OPTIONAL
-from adapter import REQUIRED as ADAPTER_REQUIRED
-from adapter import name_of, predict
 from reward_models import OPTIONAL as PANEL_OPTIONAL
 from reward_models import REQUIRED as PANEL_REQUIRED
 
 from pro_core.adapter import PreferenceAdapter
+from pro_core.adapter_runs import AdapterRun
 from pro_core.data_sources import data_sources, default_data_dir
-from pro_core.evaluation.adapters import (
-    best_global_weights,
-    compare,
-    control_weights,
-    safety_rates,
-)
+from pro_core.evaluation.adapter_grades import all_targets, held_out, unseen_sources, xstest
 from pro_core.evaluation.report import (
     panel_row,
     read_rows,
@@ -39,7 +30,7 @@ from pro_core.evaluation.report import (
 from pro_core.evaluation.reward_models import beside_baselines, length_removed
 from pro_core.evaluation.tables import TABLES
 from pro_core.rewards.panel import RewardPanel
-from pro_core.training import ConfigError, read_recipe
+from pro_core.training import read_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,69 +73,11 @@ def length(recipe_path: str, split: str) -> list[dict]:
     ]
 
 
-FIXED_HARMLESS = (0.0, 0.2, 0.4, 0.46, 0.48, 0.49, 0.5, 0.51, 0.52, 0.54, 0.6, 0.8, 1.0)
-"""The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
-
-
 def adapters(recipe_path: str, split: str) -> list[dict]:
-    """Rows for the chosen target: every seed on held-out pairs beside its controls; XSTest out of fold."""
-    recipe = read_recipe(recipe_path, ADAPTER_REQUIRED, ADAPTER_OPTIONAL)
-    config, output = Path(recipe_path).name, Path(recipe["output"])
-    names = RewardPanel.from_pretrained(recipe["panel"]).objective_names
-    chosen = json.loads((output / "chosen.json").read_text())
-    scores = pd.read_parquet(recipe["scores"])
-    scores = scores[scores.prompt != "[]"].reset_index(drop=True)
-    train = scores[scores.fold >= 0]
-    xstest = train[train.source == "xstest_responses"]
-    slices = {"adapter": scores[(scores.fold < 0) & (scores.split == split) & ~scores.constructed]}
-    slices["adapter_hh"] = slices["adapter"][slices["adapter"].source == "hh_pairs"]
-    if slices["adapter"].empty:
-        raise ConfigError(f"{recipe['scores']}: no {split} pairs with a prompt to grade on")
-    rows, best = [], best_global_weights(train, names)
-    for seed in recipe["seeds"]:
-        started = time.monotonic()
-        adapter = PreferenceAdapter.from_pretrained(output / name_of(chosen) / f"seed{seed}")
-        for experiment, table in slices.items():
-            if table.empty:
-                continue
-            controls = control_weights(train, table, predict(adapter, table), names, seed, best)
-            report = compare(table, controls, names)
-            for method, r in report.items():
-                metrics = {"accuracy": r["accuracy"]}
-                metrics |= {f"accuracy_{k}": v for k, v in r["by_objective"].items()}
-                metrics |= {f"accuracy_{k}": v for k, v in r["by_source"].items()}
-                intervals = {"accuracy": r["ci95"]}
-                for other, lead in r.get("lead", {}).items():
-                    metrics[f"lead_over_{other}"] = lead["points"]
-                    intervals[f"lead_over_{other}"] = lead["ci95"]
-                wall = time.monotonic() - started
-                rows.append(
-                    result_row(
-                        experiment, method, seed, split, r["n"], metrics, intervals, config, wall
-                    )
-                )
-        if len(xstest):
-            weights = np.zeros((len(xstest), len(names)), np.float32)
-            for fold in sorted(xstest.fold.unique()):
-                folder = output / "folds" / f"seed{seed}" / str(fold)
-                of_fold = PreferenceAdapter.from_pretrained(folder)
-                here = (xstest.fold == fold).to_numpy()
-                weights[here] = predict(of_fold, xstest[here])
-            rates = safety_rates(xstest, weights, names)
-            rows.append(
-                result_row(
-                    "adapter_xstest", "adapter", seed, "out of fold", len(xstest), rates, {}, config
-                )
-            )
-    for weight in FIXED_HARMLESS if len(xstest) else ():
-        fixed = np.zeros(len(names), np.float32)
-        fixed[names.index("harmless")], fixed[names.index("helpful")] = weight, 1 - weight
-        rates = safety_rates(xstest, np.tile(fixed, (len(xstest), 1)), names)
-        method = f"fixed harmless={weight:.2f}"
-        rows.append(
-            result_row("adapter_xstest", method, 0, "out of fold", len(xstest), rates, {}, config)
-        )
-    return rows
+    """Rows of an adapter's recipe: chosen target beside its controls, all targets, unseen sources, XSTest."""
+    run = AdapterRun(recipe_path)
+    rows = held_out(run, split) + all_targets(run, split)
+    return rows + unseen_sources(run, split) + xstest(run)
 
 
 TEN_PROMPTS = (
@@ -163,11 +96,8 @@ TEN_PROMPTS = (
 
 def example_weights(recipe_path: str, split: str) -> list[dict]:
     """Rows with the chosen adapter's weights for ten prompts of different kinds."""
-    recipe = read_recipe(recipe_path, ADAPTER_REQUIRED, ADAPTER_OPTIONAL)
-    adapter = PreferenceAdapter.from_pretrained(
-        recipe["adapter"] or Path(recipe["output"]) / "adapter"
-    )
-    weights = adapter.predict(list(TEN_PROMPTS))
+    run = AdapterRun(recipe_path)
+    weights = PreferenceAdapter.from_pretrained(run.final).predict(list(TEN_PROMPTS))
     return [
         result_row(
             "weights",
@@ -175,8 +105,8 @@ def example_weights(recipe_path: str, split: str) -> list[dict]:
             0,
             "examples",
             1,
-            dict(zip(adapter.objective_names, map(float, row), strict=True)),
-            config=Path(recipe_path).name,
+            dict(zip(run.objective_names, map(float, row), strict=True)),
+            config=run.config,
         )
         for prompt, row in zip(TEN_PROMPTS, weights, strict=True)
     ]

@@ -1,0 +1,175 @@
+"""Result rows of an adapter's recipe: held-out pairs beside every control, XSTest out of fold, unseen sources.
+
+The functions take an :class:`pro_core.adapter_runs.AdapterRun` whose adapters `train/adapter.py` has fitted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pro_core.adapter import PreferenceAdapter
+from pro_core.adapter_runs import AdapterRun, name_of
+from pro_core.evaluation.adapters import (
+    MAIN,
+    best_global_weights,
+    compare,
+    control_weights,
+    safety_rates,
+)
+from pro_core.evaluation.report import result_row
+from pro_core.training import ConfigError
+from pro_core.weights import entropy
+
+Rows = list[dict[str, Any]]
+XSTEST = "xstest_responses"
+FIXED_HARMLESS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 1.0)
+"""The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
+
+
+def held_out(run: AdapterRun, split: str) -> Rows:
+    """The chosen target, every seed, beside its controls: all held-out pairs, and hh-rlhf alone.
+
+    Raises:
+        ConfigError: no held-out pairs of that split.
+    """
+    graded = run.held_out(split)
+    if graded.empty:
+        raise ConfigError(f"{run.recipe['scores']}: no {split} pairs with a prompt to grade on")
+    slices = {"adapter": graded, "adapter_hh": graded[graded.source == "hh_pairs"]}
+    names, train = run.objective_names, run.train
+    best = best_global_weights(train, names)
+    features = None
+    if not run.recipe["train_encoder"]:
+        whole = run.features({*train.prompt, *graded.prompt})
+        width = run.load(run.chosen, run.seeds[0]).width
+        features = {prompt: row[:width].numpy() for prompt, row in whole.items()}
+    rows: Rows = []
+    for seed in run.seeds:
+        started = time.monotonic()
+        adapter = run.load(run.chosen, seed)
+        for experiment, table in slices.items():
+            if len(table):
+                weights = run.weights(adapter, table)
+                controls = control_weights(train, table, weights, names, seed, best, features)
+                rows += _rows(
+                    experiment, compare(table, controls, names), run, seed, split, started
+                )
+    return rows
+
+
+def all_targets(run: AdapterRun, split: str) -> Rows:
+    """Every target and seed on the held-out pairs: the ablation over targets and temperatures.
+
+    ``entropy_of_targets`` and ``entropy_of_weights`` are means in nats; log K is uniform.
+    """
+    graded, names = run.held_out(split), run.objective_names
+    best = best_global_weights(run.train, names)
+    rows: Rows = []
+    for target in run.targets:
+        for seed in run.seeds:
+            started = time.monotonic()
+            adapter = run.load(target, seed)
+            weights = run.weights(adapter, graded)
+            controls = control_weights(run.train, graded, weights, names, seed, best)
+            report = {MAIN: compare(graded, controls, names)[MAIN]}
+            (row,) = _rows("adapter_targets", report, run, seed, split, started)
+            row["method"] = name_of(target)
+            row["metrics"]["entropy_of_weights"] = round(float(entropy(weights).mean()), 5)
+            of_targets = adapter.training_record["entropy_of_targets"]
+            if of_targets is not None:
+                row["metrics"]["entropy_of_targets"] = round(of_targets, 5)
+            rows.append(row)
+    return rows
+
+
+def unseen_sources(run: AdapterRun, split: str) -> Rows:
+    """Cross-source: the chosen target fitted without one source, graded on that source alone.
+
+    ``adapter`` has not seen the source, ``adapter, source seen`` is the recipe's own; ``uniform`` and ``best global``
+    (of the other sources) are beside them.
+    """
+    graded, names, train = run.held_out(split), run.objective_names, run.train
+    rows: Rows = []
+    for source in sorted(graded.source.unique()):
+        rest, here = train[train.source != source], graded[graded.source == source]
+        if rest.empty:
+            continue
+        best = best_global_weights(rest, names)
+        for seed in run.seeds:
+            started = time.monotonic()
+            folder = run.output / "unseen" / source / f"seed{seed}"
+            adapter = run.fit(folder, rest, run.chosen, seed, best)
+            weights = run.weights(adapter, here)
+            controls = control_weights(rest, here, weights, names, seed, best)
+            kept = {m: controls[m] for m in ("uniform", "best global", MAIN, "shuffled")}
+            kept["adapter, source seen"] = run.weights(run.load(run.chosen, seed), here)
+            report = compare(here, kept, names)
+            experiment = f"adapter_unseen_{source}"
+            rows += _rows(experiment, report, run, seed, split, started)
+    return rows
+
+
+def xstest(run: AdapterRun) -> Rows:
+    """Refusal of unsafe and help with safe requests, out of fold, under the adapter and under fixed weightings.
+
+    Panel and adapter of a prompt's fold were trained on the other folds' prompts. Empty without XSTest pairs.
+    """
+    table, names = run.train[run.train.source == XSTEST], run.objective_names
+    if table.empty or not run.recipe["folds"]:
+        return []
+    rows: Rows = []
+    for seed in run.seeds:
+        rates = safety_rates(table, out_of_fold_weights(run, table, seed), names)
+        rows.append(_rates_row(MAIN, seed, len(table), rates, run))
+    for method, weights in _fixed(names):
+        rates = safety_rates(table, np.tile(weights, (len(table), 1)), names)
+        rows.append(_rates_row(method, 0, len(table), rates, run))
+    return rows
+
+
+def _rates_row(method: str, seed: int, n: int, rates: dict[str, float], run: AdapterRun):
+    return result_row("adapter_xstest", method, seed, "out of fold", n, rates, config=run.config)
+
+
+def out_of_fold_weights(run: AdapterRun, table: pd.DataFrame, seed: int) -> NDArray[np.float32]:
+    """Weights (N, K) for training rows, each from the adapter that did not see its fold."""
+    weights = np.zeros((len(table), len(run.objective_names)), np.float32)
+    for fold in sorted(table.fold.unique()):
+        adapter = PreferenceAdapter.from_pretrained(run.fold_folder(seed, fold))
+        here = (table.fold == fold).to_numpy()
+        weights[here] = run.weights(adapter, table[here])
+    return weights
+
+
+def _fixed(names) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for weight in FIXED_HARMLESS:
+        fixed = np.zeros(len(names), np.float32)
+        fixed[names.index("harmless")], fixed[names.index("helpful")] = weight, 1 - weight
+        yield f"fixed harmless={weight:.2f}", fixed
+
+
+def _rows(
+    experiment: str, report: dict[str, dict], run: AdapterRun, seed: int, split: str, started: float
+) -> Rows:
+    """One row a method of :func:`pro_core.evaluation.adapters.compare`."""
+    rows = []
+    for method, r in report.items():
+        metrics, intervals = {"accuracy": r["accuracy"]}, {"accuracy": r["ci95"]}
+        for part in ("by_objective", "by_source"):
+            metrics |= {f"accuracy_{k}": v for k, v in r[part].items()}
+        for other, lead in r.get("lead", {}).items():
+            metrics[f"lead_over_{other}"] = lead["points"]
+            intervals[f"lead_over_{other}"] = lead["ci95"]
+        wall = time.monotonic() - started
+        rows.append(
+            result_row(
+                experiment, method, seed, split, r["n"], metrics, intervals, run.config, wall
+            )
+        )
+    return rows
