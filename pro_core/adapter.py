@@ -38,7 +38,7 @@ FORMAT, ONE_HEAD = (
     "pro-adapter-2",
     "pro-adapter",
 )  # the second: one head, no average weights; still read
-TARGETS = ("paper", "paper_z", "margin", "pairwise")
+TARGETS = ("paper", "paper_z", "margin", "annotated", "pairwise")
 CONFIDENCE = 0.9
 
 
@@ -288,7 +288,7 @@ def target_weights(
     z_chosen_NK: NDArray,
     z_rejected_NK: NDArray,
 ) -> NDArray[np.float32]:
-    """The explicit targets (N, K) of Eq 8, one row a pair.
+    """The explicit targets (N, K) of Eq 8 that are made of rewards, one row a pair.
 
     - ``paper``: Eq 7 as printed, softmax(r(chosen) / tau) on raw rewards. Not identifiable: a Bradley-Terry
       reward has a scale and a per-prompt offset of its own.
@@ -296,7 +296,7 @@ def target_weights(
     - ``margin``: softmax((z(chosen) - z(rejected)) / tau); the prompt's offset cancels.
 
     Raises:
-        ValueError: another target (``pairwise`` has no explicit target).
+        ValueError: another target (``annotated`` reads no rewards, ``pairwise`` has no explicit target).
     """
     if target == "paper":
         return implicit_weights(raw_chosen_NK, temperature)

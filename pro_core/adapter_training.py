@@ -189,6 +189,7 @@ def fit_adapter(
     learning_rate: float = 1e-3,
     kl_to_global: float = 0.01,
     entropy_floor: float = 0.1,
+    annotated: float = 0.0,
     load_balance: float = 0.0,
     members: int = 5,
     layers: int = 1,
@@ -200,9 +201,12 @@ def fit_adapter(
 
     Args:
         table: training rows of a ``scores.parquet``, with a prompt each.
-        target: ``paper``, ``paper_z``, ``margin`` or ``pairwise``; see :func:`pro_core.adapter.target_weights`.
+        target: ``paper``, ``paper_z``, ``margin`` (see :func:`pro_core.adapter.target_weights`); ``annotated``, all on
+            the objective that people judged the pair by, which no reward enters; or ``pairwise``.
         temperature: tau of Eq 7, or the scale of the pairwise margin.
         kl_to_global, entropy_floor: of :func:`pro_core.adapter.regularizers`; used by ``pairwise`` alone.
+        annotated: weight, beside the pairwise loss, of the KL to the ``annotated`` target; used by ``pairwise`` alone.
+            The pairwise loss alone learns slowly which of two nearly mirrored objectives a prompt is about.
         load_balance: how much the mean weights of a batch are kept from collapsing onto few objectives, for every
             target (see :func:`pro_core.adapter.load_balance_loss`); 0.01 is the order that gates use.
         layers: how many of the encoder's upper layers the heads read.
@@ -235,24 +239,26 @@ def fit_adapter(
     # One draw a prompt and member, not a pair: the pairs of one prompt are no independent evidence.
     draws = bootstrap_weights(len(prompts), members, seed)
     member_weight = weight[:, None] * draws[index]
+    targets = np.array([[n == o for n in objective_names] for o in table["objective"]], np.float32)
     if target == "pairwise":
-        targets = np.zeros_like(margin)
         if global_weights is None:
             global_weights = fit_global_weights(margin, weight, list(table["objective"]))
         towards = torch.tensor(global_weights)
 
         def loss(log_weights, margin, target):
-            return pairwise_loss(log_weights, margin, temperature) + regularizers(
+            loss = pairwise_loss(log_weights, margin, temperature) + regularizers(
                 log_weights, towards.to(log_weights), kl_to_global, entropy_floor
             )
+            return loss + annotated * kl_to_target(log_weights, target) if annotated else loss
     else:
-        targets = target_weights(
-            target,
-            temperature,
-            columns(table, "raw_chosen", objective_names),
-            columns(table, "z_chosen", objective_names),
-            columns(table, "z_rejected", objective_names),
-        )
+        if target != "annotated":
+            targets = target_weights(
+                target,
+                temperature,
+                columns(table, "raw_chosen", objective_names),
+                columns(table, "z_chosen", objective_names),
+                columns(table, "z_rejected", objective_names),
+            )
 
         def loss(log_weights, margin, target):
             return kl_to_target(log_weights, target)

@@ -297,6 +297,21 @@ def test_load_balance_keeps_objectives_alive(tmp_path):
     assert kept.average[0].max() < 0.55
 
 
+def test_which_objective_people_asked_about_can_be_learned_without_a_reward(tmp_path):
+    """Rewards that are noise: `annotated` alone, or beside the pairwise loss, still finds what each kind is about."""
+    table = planted(240)
+    about = dict(zip(KINDS, NAMES, strict=True))
+    table["objective"] = [about[k] for i in range(240) for k in [list(KINDS)[i % 3]]]
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        table[f"z_chosen_{name}"] = rng.normal(0, 1, 240)
+    settings = {**SETTINGS, "members": 1, "epochs": 20, "features": features_of(table)}
+    learned = fit_adapter(table, NAMES, tmp_path / "a", target="annotated", **settings)
+    assert (learned.predict([f"{kind} 7" for kind in KINDS]).argmax(axis=1) == [0, 1, 2]).all()
+    beside = fit_adapter(table, NAMES, tmp_path / "b", annotated=1.0, **settings)
+    assert (beside.predict([f"{kind} 7" for kind in KINDS]).argmax(axis=1) == [0, 1, 2]).all()
+
+
 def test_every_source_and_objective_counts_the_same():
     table = pd.DataFrame(
         {"source": ["a"] * 9 + ["b"], "objective": ["helpful"] * 10, "id": range(10)}
