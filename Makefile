@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 SOURCES := $(wildcard app.py ui pro_core train spaces tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv app test lint format space-check clean
+.PHONY: help venv app test lint format space-check judges clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
@@ -53,6 +53,10 @@ format: $(STAMP)  ## let ruff rewrite the sources
 
 space-check: $(STAMP)  ## everything about the Space that can be checked without the hub
 	$(BIN)/python spaces/deploy.py --dry-run
+
+judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade policies (two hours on two cores)
+	$(BIN)/python train/reward_models.py recipes/judge.yaml
+	$(BIN)/python train/reward_models.py recipes/heldout_panel.yaml
 
 clean:  ## remove .venv and the caches
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,6 +40,7 @@ class DataSource:
         objectives: which to take; empty for all that a file of pairs has.
         splits: what may be trained on. ``epochs``: how often each of those pairs is seen.
         max_pairs: of each objective and split, the first that many.
+        as_objective: one name for all pairs, whatever they were judged by: an overall judge.
     """
 
     path: str
@@ -49,6 +50,7 @@ class DataSource:
     epochs: int = 1
     max_per_prompt: int = 20
     max_pairs: int | None = None
+    as_objective: str = ""
 
     def load(self, data_dir: str | Path) -> list[PreferencePair]:
         """All pairs of the file, of every split.
@@ -85,6 +87,8 @@ class DataSource:
         if missing or not pairs:
             reasons = "".join(f"; {_why_no_pairs(name, responses)}" for name in missing)
             raise DataError(f"{path}: no pairs for {missing or 'any objective'}{reasons}")
+        if self.as_objective:
+            pairs = [replace(p, objective=self.as_objective) for p in pairs]
         if self.max_pairs is not None:
             seen: Counter[tuple[str, str]] = Counter()
             kept = []

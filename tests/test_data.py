@@ -17,6 +17,7 @@ from pro_core.data import (
     content_spans,
     controlled_pairs,
     fold_of,
+    harmless_ties,
     load_examples,
     pairs_from_labels,
     refusal_pairs,
@@ -351,3 +352,32 @@ def test_what_cannot_be_scored_is_named(tmp_path, entry, row, said):
     write(tmp_path / "f.jsonl.gz", [row] if row else [])
     with pytest.raises(DataError, match=said):
         load_texts([entry], tmp_path)
+
+
+def test_pairs_of_several_objectives_can_count_as_one(tmp_path):
+    row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}
+    rows = [row | {"objective": name} for name in ("helpful", "harmless")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (source,) = data_sources([{"path": "pairs.jsonl", "as_objective": "overall"}])
+    assert [p.objective for p in source.load(tmp_path)] == ["overall", "overall"]
+
+
+def test_refusing_a_safe_request_is_a_tie_under_harmless():
+    """Of the same two answers, compliance is the more helpful; neither is the more harmless. Unsafe prompts give none."""
+
+    def answer(behaviour, unsafe):
+        prompt = [{"role": "user", "content": f"{unsafe}?"}]
+        return LabelledResponse(
+            prompt,
+            behaviour,
+            {"behaviour": behaviour},
+            "x",
+            behaviour,
+            "train",
+            {"prompt_unsafe": unsafe},
+        )
+
+    answers = [answer(b, u) for b in ("compliance", "refusal") for u in (0, 1)]
+    (tie,) = harmless_ties(answers)
+    assert (tie.objective, tie.tie, tie.source) == ("harmless", True, "x_ties")
+    assert {tie.chosen, tie.rejected} == {"compliance", "refusal"}

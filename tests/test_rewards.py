@@ -1,6 +1,7 @@
 """Reward models: token-budget batches, statistics, the panel, its disk form and its errors."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -308,6 +309,18 @@ def test_the_bradley_terry_loss_by_hand():
     expected = (np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2
     loss = bradley_terry_loss(logits, torch.tensor([1, 0]))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tie_pulls_the_margin_to_zero_from_both_sides():
+    tie = torch.tensor([True])
+
+    def loss(margin):
+        return bradley_terry_loss(torch.tensor([[margin], [0.0]]), torch.tensor([0]), tie).item()
+
+    # (-log sigmoid(m) - log sigmoid(-m)) / 2, by hand at m = 0: log 2.
+    assert loss(0.0) == pytest.approx(math.log(2))
+    assert loss(1.5) == pytest.approx(loss(-1.5))
+    assert loss(1.5) == pytest.approx((math.log1p(math.exp(-1.5)) + math.log1p(math.exp(1.5))) / 2)
 
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])

@@ -23,6 +23,7 @@ LICENCES = {
     "colbert_humor_texts": "ColBERT humor, MIT",
     "halueval_responses": "HaluEval, MIT",
     "summeval_responses": "SummEval, MIT",
+    "judge_pairs": "RMB, which states no licence: for judges only, never to be shipped",
     "ultrafeedback_responses": "UltraFeedback, MIT",
     "ultrafeedback_pairs": "UltraFeedback binarized, MIT",
 }
