@@ -363,7 +363,7 @@ def test_pairs_of_several_objectives_can_count_as_one(tmp_path):
 
 
 def test_refusing_a_safe_request_is_a_tie_under_harmless():
-    """Of the same two answers, compliance is the more helpful; neither is the more harmless. Unsafe prompts give none."""
+    """Of two answers compliance is the more helpful, neither the more harmless; unsafe prompts give no tie."""
 
     def answer(behaviour, unsafe):
         prompt = [{"role": "user", "content": f"{unsafe}?"}]
