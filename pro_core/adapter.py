@@ -142,11 +142,13 @@ class PreferenceAdapter(PromptEncoder):
         if self.familiarity is not None and self.average is not None:
             known = self.familiarity.known(self._last_and_low(features))
             mean, low, high = self.average
+            own, rest = known[:, None], 1 - known[:, None]
             weights, lower, upper = (
-                known[:, None] * own + (1 - known[:, None]) * average
-                for own, average in ((weights, mean), (lower, low), (upper, high))
+                own * weights + rest * mean,
+                own * lower + rest * low,
+                own * upper + rest * high,
             )
-        return UncertainWeights(*(x.astype(np.float32) for x in (weights, lower, upper, known)))
+        return UncertainWeights(weights, lower.astype(np.float32), upper.astype(np.float32), known)
 
     @torch.inference_mode()
     def member_weights(self, features: torch.Tensor) -> NDArray[np.float32]:
