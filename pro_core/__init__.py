@@ -36,6 +36,7 @@ _HOMES = {
     ),
     "conditioning": ("format_levels", "format_scores", "format_weights"),
     "rewards.calibration": ("RewardStats",),
+    "rewards.classifier": ("RewardClassifier", "map_levels"),
     "rewards.panel": ("RewardModelSpec", "RewardPanel"),
     "adapter": ("PreferenceAdapter",),
     "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
