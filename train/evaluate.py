@@ -2,6 +2,7 @@
 
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py adapter recipes/demo_adapter.yaml
+python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py readme          # the README's tables again, from results/ alone
 """
 
@@ -17,6 +18,7 @@ import pandas as pd
 from adapter import OPTIONAL as ADAPTER_OPTIONAL
 from adapter import REQUIRED as ADAPTER_REQUIRED
 from adapter import name_of, predict
+from classifier import classifiers
 from reward_models import OPTIONAL as PANEL_OPTIONAL
 from reward_models import REQUIRED as PANEL_REQUIRED
 
@@ -174,7 +176,12 @@ def example_weights(recipe_path: str, split: str) -> list[dict]:
     ]
 
 
-GRADERS = {"reward_models": reward_models, "adapter": adapters, "weights": example_weights}
+GRADERS = {
+    "reward_models": reward_models,
+    "adapter": adapters,
+    "weights": example_weights,
+    "classifier": classifiers,
+}
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from pro_core.data_sources import DataSource
+from pro_core.data_sources import DataSource, RatedSource
 from pro_core.evaluation.metrics import accuracy_with_interval
+from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import own_margin
 from pro_core.storage import library_versions
@@ -21,6 +22,8 @@ LICENCES = {
     "colbert_humor_texts": "ColBERT humor, MIT",
     "halueval_responses": "HaluEval, MIT",
     "summeval_responses": "SummEval, MIT",
+    "topicalchat_responses": "Topical-Chat via UniEval, MIT",
+    "UltraFeedback": "UltraFeedback, MIT",
 }
 
 
@@ -95,6 +98,70 @@ def write_panel_card(
         "not a fact about the text; compare scores within one prompt. Texts may be cut to the length above.",
         "",
         f"Statistics: {panel.require_stats().reference}. Versions: {library_versions()}",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_classifier_card(
+    folder: Path,
+    classifier: RewardClassifier,
+    recipe: dict[str, Any],
+    sources: Sequence[RatedSource],
+    majority: dict[str, dict[str, Any]],
+) -> None:
+    """``README.md`` in the classifier's folder: its levels, what it was trained on, how well it does.
+
+    Args:
+        majority: the same metrics as ``classifier.accuracy``, for the majority class.
+    """
+    lines = [
+        "---",
+        "license: apache-2.0",
+        f"base_model: {recipe['model']}",
+        "tags: [reward-model, preference, multi-objective]",
+        "---",
+        f"# Reward classifier: {', '.join(classifier.objective_names)}",
+        "",
+        f"MOSLIM's multi-head classifier on `{recipe['model']}`, trained by `train/classifier.py` (loss "
+        f"`{classifier.loss}`, method `{recipe['method']}`, {recipe['max_length']} tokens). Each head answers with "
+        "the intensity of its objective; a higher level is more of it.",
+        "",
+        "| objective | ratings | level 2, 3, ... begins at | training responses a level |",
+        "|---|---|---|---|",
+    ]
+    for scale in classifier.scales:
+        counts = [str(classifier.label_counts[column]) for column in level_columns([scale])]
+        begins = ", ".join(f"{t:g}" for t in scale.thresholds) or "one level"
+        lines.append(
+            f"| {scale.name} | {scale.low:g} to {scale.high:g} | {begins} | {', '.join(counts)} |"
+        )
+    lines += [
+        "",
+        f"Measured on {recipe['grade_on']} responses. Preference and intensity accuracy: the head, and head and level, "
+        "of the joint argmax; level accuracy: within a labelled head.",
+        "",
+        "| metric | accuracy | 95% interval | majority class | responses | prompts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric, a in classifier.accuracy.items():
+        lines.append(
+            f"| {metric} | {a['accuracy']:.3f} | {a['ci95'][0]:.3f} to {a['ci95'][1]:.3f} | "
+            f"{majority[metric]['accuracy']:.3f} | {a['n']} | {a['prompts']} |"
+        )
+    lines += ["", "Trained on (none of the text is shipped):", ""]
+    for source in sources:
+        name = Path(source.path).name.split(".")[0]
+        licence = LICENCES.get(name, "see the data's own card")
+        lines.append(
+            f"- {name}: {', '.join(source.labels)}; splits {', '.join(source.splits)}: {licence}"
+        )
+    lines += [
+        "",
+        "Limits: where objectives come from different data, preference accuracy is mostly telling the data apart. "
+        "Texts may be cut to the length above.",
+        "",
+        f"Statistics (Eq 11): {classifier.stats.reference if classifier.stats else 'none'}. "
+        f"Versions: {library_versions()}",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
