@@ -151,6 +151,9 @@ def tokenize_rated(
 ) -> OrderedRows:
     """Tokenize training responses and fix the order in which they are seen; one row is ``{"tokens", "levels"}``.
 
+    Repeats are spread over the whole run: in epochs one after another, a source that is seen more often than the
+    others would end the run alone, at a learning rate near 0.
+
     Args:
         batch_size: rows a step over all processes; batches hold rows of like length, batches are shuffled.
     """
@@ -160,8 +163,10 @@ def tokenize_rated(
     rows = [
         {"tokens": t, "levels": row} for t, row in zip(tokens, data.levels.tolist(), strict=True)
     ]
-    lengths = [len(t["input_ids"]) for t in tokens]
-    return OrderedRows(rows, training_order(lengths, data.epochs, batch_size, seed))
+    seen = [i for i, epochs in enumerate(data.epochs) for _ in range(epochs)]
+    lengths = [len(tokens[i]["input_ids"]) for i in seen]
+    order = training_order(lengths, [1] * len(seen), batch_size, seed)
+    return OrderedRows(rows, [seen[j] for j in order])
 
 
 def classifier_loss(
