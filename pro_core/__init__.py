@@ -36,6 +36,7 @@ _HOMES = {
     ),
     "conditioning": ("format_levels", "format_scores", "format_weights"),
     "rewards.calibration": ("RewardStats", "text_lengths"),
+    "rewards.classifier": ("RewardClassifier", "map_levels"),
     "rewards.panel": ("RewardModelSpec", "RewardPanel"),
     "rewards.shards": ("read_rewards",),
     "adapter": ("PreferenceAdapter", "UncertainWeights"),

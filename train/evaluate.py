@@ -3,6 +3,7 @@
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
+python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py readme          # the README's tables again, from results/ alone
 """
 
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from classifier import classifiers
 from reward_models import OPTIONAL as PANEL_OPTIONAL
 from reward_models import REQUIRED as PANEL_REQUIRED
 
@@ -117,6 +119,7 @@ GRADERS = {
     "length": length,
     "adapter": adapters,
     "weights": example_weights,
+    "classifier": classifiers,
 }
 
 

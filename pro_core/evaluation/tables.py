@@ -114,11 +114,39 @@ def weights_table(rows: Rows) -> str:
     return markdown_table(["prompt", *names], table)
 
 
+CLASSIFIER_METRICS = {
+    "preference_accuracy": "preference: the head",
+    "intensity_accuracy": "intensity: head and level",
+    "level_accuracy": "level within each head, mean",
+}
+
+
+def classifier_table(rows: Rows) -> str:
+    """The reward classifiers' accuracies, a table a recipe; mean over seeds with the seeds' mean interval."""
+    rows = [r for r in rows if r["experiment"] == "classifier" and r["split"] == "test"]
+    tables = []
+    for config in dict.fromkeys(r["config"] for r in rows):
+        mine = [r for r in rows if r["config"] == config]
+        methods = sorted({r["method"] for r in mine}, key=lambda m: (m == "majority class", m))
+        counts = mine[0]["metrics"]
+        labels = dict(CLASSIFIER_METRICS)
+        for name in (key.removeprefix("n_") for key in counts if key.startswith("n_")):
+            levels, n = int(counts[f"levels_{name}"]), int(counts[f"n_{name}"])
+            labels[f"level_accuracy_{name}"] = f"{name} ({levels} levels, {n:,})"
+        cells = [
+            [label, *(_mean_interval(mine, method, metric) for method in methods)]
+            for metric, label in labels.items()
+        ]
+        tables.append(f"`{config}`\n\n" + markdown_table(["accuracy", *methods], cells))
+    return "\n\n".join(tables)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
     "table:safety": ("adapter.jsonl", safety_table),
+    "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
 }
 
@@ -137,6 +165,14 @@ def _mean(rows: Rows, method: str, metric: str) -> str:
         r["metrics"][metric] for r in rows if r["method"] == method and metric in r["metrics"]
     ]
     return f"{np.mean(values):.3f}" if values else ""
+
+
+def _mean_interval(rows: Rows, method: str, metric: str) -> str:
+    mine = [r for r in rows if r["method"] == method and metric in r["ci95"]]
+    if not mine:
+        return ""
+    lo, hi = np.mean([r["ci95"][metric] for r in mine], axis=0)
+    return f"{_mean(mine, method, metric)} ({lo:.3f} to {hi:.3f})"
 
 
 def _lead(rows: Rows, method: str) -> str:
