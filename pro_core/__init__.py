@@ -14,11 +14,11 @@ _HOMES = {
         "LabelledResponse",
         "PreferencePair",
         "load_examples",
-        "pairs_from_labels",
         "render_messages",
         "split_of",
         "to_messages",
     ),
+    "pairs": ("pairs_from_labels",),
     "weights": (
         "AdapterWeights",
         "BlendWeights",

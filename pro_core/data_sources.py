@@ -15,17 +15,19 @@ from pro_core.data import (
     DataError,
     LabelledResponse,
     PreferencePair,
+    example_of,
+    load_examples,
+    read_jsonl,
+)
+from pro_core.objectives import check_objective_names
+from pro_core.pairs import (
     constructed_humor_pairs,
     controlled_pairs,
-    example_of,
     harmless_ties,
-    load_examples,
     pairs_from_labels,
-    read_jsonl,
     refusal_pairs,
     unprompted_pairs,
 )
-from pro_core.objectives import check_objective_names
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 
 
