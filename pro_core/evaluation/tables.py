@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.evaluation.report import markdown_table
+from pro_core.evaluation.metrics import linear_slope, log_slope, mean_interval
+from pro_core.evaluation.report import markdown_table, sweep
 
 Rows = Sequence[dict[str, Any]]
 BASELINES = ("bag of words", "longer wins")
@@ -141,6 +142,66 @@ def classifier_table(rows: Rows) -> str:
     return "\n\n".join(tables)
 
 
+WORLDS = {"theorem": "real", "theorem_synthetic": "synthetic"}
+
+
+def theorem_table(rows: Rows) -> str:
+    """Both claims of Theorem 5.1: exponents and constants over seeds, with 95% t-intervals."""
+    if not any(r["experiment"] in WORLDS for r in rows):
+        return ""
+    betas = sorted({r["metrics"]["beta"] for r in rows if "beta" in r["metrics"]})
+    fixed = [
+        [method, world, f"{beta:g}", *_growth(_theorem(rows, experiment, method, beta))]
+        for experiment, world in WORLDS.items()
+        for beta in betas
+        for method in ("uniform", "best fixed", "random fixed")
+    ]
+    first = [
+        "fixed weights", "rewards", "beta", "gap at the least diversity", "at the largest",
+        "exponent of the squared distance", "gap / squared distance",
+    ]  # fmt: skip
+    sizes = sorted({int(r["metrics"]["examples"]) for r in rows if "examples" in r["metrics"]})
+    shown = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    learned = []
+    for experiment, world in WORLDS.items():
+        mine = [r for r in rows if r["experiment"] == experiment]
+        adapters = [r for r in mine if "examples" in r["metrics"]]
+        for method in dict.fromkeys(r["method"] for r in adapters):
+            levels, gaps = sweep([r for r in adapters if r["method"] == method], "examples", "gap")
+            cells = [_over_seeds([g[levels.index(n)] for g in gaps]) for n in shown]
+            exponents = [
+                _slope(*log_slope([levels[-last:]] * len(gaps), [g[-last:] for g in gaps]))
+                for last in (len(levels), 3)
+            ]
+            learned.append([f"adapter, {method}", world, *cells, *exponents])
+        for method in ("uniform", "best fixed"):
+            here = adapters[0]["metrics"]
+            same = [
+                r["metrics"]["gap"]
+                for r in _theorem(mine, experiment, method, here["beta"])
+                if r["metrics"]["spread"] == here["spread"]
+            ]
+            learned.append([method, world, *[_over_seeds(same)] * 3, "", ""])
+    second = [
+        "weights", "rewards", *(f"gap at n = {n:,}" for n in shown), "exponent of n", "over the last three n",
+    ]  # fmt: skip
+    return f"{markdown_table(first, fixed)}\n\n{markdown_table(second, learned)}"
+
+
+def planted_table(rows: Rows) -> str:
+    """Adapters against a planted truth: accuracy on held-out pairs and correlation with w*, over seeds."""
+    rows = [r for r in rows if r["experiment"] == "theorem_planted"]
+    if not rows:
+        return ""
+    table = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r["metrics"] for r in rows if r["method"] == method]
+        table.append(
+            [method, *(_over_seeds([m[k] for m in mine]) for k in ("accuracy", "correlation"))]
+        )
+    return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:length": ("length.jsonl", length_table),
@@ -148,6 +209,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:safety": ("adapter.jsonl", safety_table),
     "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
+    "table:theorem": ("theorem.jsonl", theorem_table),
+    "table:planted": ("theorem.jsonl", planted_table),
 }
 
 
@@ -183,3 +246,32 @@ def _lead(rows: Rows, method: str) -> str:
     points = np.mean([r["metrics"][key] for r in mine])
     lo, hi = np.mean([r["ci95"][key] for r in mine], axis=0)
     return f"{points:+.1f} ({lo:+.1f} to {hi:+.1f})"
+
+
+def _theorem(rows: Rows, experiment: str, method: str, beta: float) -> Rows:
+    return [
+        r
+        for r in rows
+        if (r["experiment"], r["method"]) == (experiment, method) and r["metrics"]["beta"] == beta
+    ]
+
+
+def _growth(rows: Rows) -> list[str]:
+    """How a fixed method's gap grows with the squared distance of its weights to w*."""
+    _, distances = sweep(rows, "spread", "squared_distance")
+    _, gaps = sweep(rows, "spread", "gap")
+    return [
+        _over_seeds([g[0] for g in gaps]),
+        _over_seeds([g[-1] for g in gaps]),
+        _slope(*log_slope(distances, gaps)),
+        _slope(*linear_slope(distances, gaps)),
+    ]
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    mean, (lo, hi) = mean_interval(values)
+    return f"{mean:.3f} ({lo:.3f} to {hi:.3f})"
+
+
+def _slope(mean: float, interval: Sequence[float]) -> str:
+    return f"{mean:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
