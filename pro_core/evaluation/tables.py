@@ -62,8 +62,8 @@ def length_table(rows: Rows) -> str:
 
 def adapter_table(rows: Rows) -> str:
     """Accuracy by method, mean over seeds, and the adapter's lead with the seeds' mean interval."""
-    main = _test(rows, "adapter")
-    hh = _test(rows, "adapter_hh")
+    main = _embedded(_test(rows, "adapter"))
+    hh = _embedded(_test(rows, "adapter_hh"))
     if not main:
         return ""
     methods = list(dict.fromkeys(r["method"] for r in main))
@@ -82,9 +82,47 @@ def adapter_table(rows: Rows) -> str:
     return markdown_table(header, table)
 
 
+def targets_table(rows: Rows) -> str:
+    """Every target of every recipe: accuracy, leads with the seeds' mean intervals, entropies in nats."""
+    rows = _test(rows, "adapter_targets")
+    if not rows:
+        return ""
+    table = []
+    for config, method in dict.fromkeys((r["config"], r["method"]) for r in rows):
+        mine = [r for r in rows if (r["config"], r["method"]) == (config, method)]
+        cells = [config.removesuffix(".yaml"), method, _mean(mine, method, "accuracy")]
+        cells += [_lead(mine, other) for other in ("uniform", "best global", "shuffled")]
+        cells += [_mean(mine, method, key) for key in ("entropy_of_targets", "entropy_of_weights")]
+        table.append(cells)
+    header = [
+        "recipe",
+        "target",
+        "accuracy",
+        *(f"lead over {o}" for o in ("uniform", "best global", "shuffled")),
+    ]
+    return markdown_table([*header, "entropy of targets", "of weights"], table)
+
+
+def unseen_table(rows: Rows) -> str:
+    """Each source's held-out pairs under an adapter that was fitted without that source, and its rivals."""
+    prefix = "adapter_unseen_"
+    rows = _embedded(
+        [r for r in rows if r["experiment"].startswith(prefix) and r["split"] == "test"]
+    )
+    if not rows:
+        return ""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    table = []
+    for experiment in dict.fromkeys(r["experiment"] for r in rows):
+        mine = [r for r in rows if r["experiment"] == experiment]
+        cells = [experiment.removeprefix(prefix), *(_mean(mine, m, "accuracy") for m in methods)]
+        table.append([*cells, _lead(mine, "uniform")])
+    return markdown_table(["source not seen", *methods, "lead over uniform"], table)
+
+
 def safety_table(rows: Rows) -> str:
     """XSTest: refusing unsafe requests and complying with safe ones, under adapter and fixed weights."""
-    rows = [r for r in rows if r["experiment"] == "adapter_xstest"]
+    rows = _embedded([r for r in rows if r["experiment"] == "adapter_xstest"])
     if not rows:
         return ""
     table = []
@@ -206,12 +244,19 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
+    "table:targets": ("adapter.jsonl", targets_table),
+    "table:unseen": ("adapter.jsonl", unseen_table),
     "table:safety": ("adapter.jsonl", safety_table),
     "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
     "table:theorem": ("theorem.jsonl", theorem_table),
     "table:planted": ("theorem.jsonl", planted_table),
 }
+
+
+def _embedded(rows: Rows) -> Rows:
+    """The rows of the embedded default's recipe, where there are any: other recipes have a table of their own."""
+    return [r for r in rows if r["config"] == "demo_adapter.yaml"] or rows
 
 
 def _test(rows: Rows, experiment: str) -> list[dict[str, Any]]:
