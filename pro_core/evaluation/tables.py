@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pro_core.evaluation.metrics import linear_slope, log_slope, mean_interval
-from pro_core.evaluation.report import markdown_table, sweep
+from pro_core.evaluation.report import markdown_table, read_rows, replace_section, sweep
 
 Rows = Sequence[dict[str, Any]]
 BASELINES = ("bag of words", "longer wins")
@@ -252,6 +253,18 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:theorem": ("theorem.jsonl", theorem_table),
     "table:planted": ("theorem.jsonl", planted_table),
 }
+
+
+def fill_tables(document: Path, results: Path) -> None:
+    """Write every table for which ``document`` has a place, between ``<!-- name -->`` and ``<!-- /name -->``."""
+    if not document.is_file():
+        return
+    text = document.read_text(encoding="utf-8")
+    for name, (file, table) in TABLES.items():
+        rows = read_rows(results / file)
+        if rows and f"<!-- {name} -->" in text:
+            text = replace_section(text, name, table(rows))
+    document.write_text(text, encoding="utf-8")
 
 
 def _embedded(rows: Rows) -> Rows:
