@@ -20,11 +20,21 @@ def reward_models_table(rows: Rows) -> str:
     rows = [r for r in rows if r["split"] == "test"]
     if not rows:
         return ""
-    rows = sorted(rows, key=lambda r: (r["method"] in BASELINES, r["method"]))
+    rows = sorted(
+        rows,
+        key=lambda r: (r["method"] in BASELINES, r["config"] != "demo_panel.yaml", r["config"]),
+    )
     names = [key.removeprefix("n_") for key in rows[0]["metrics"] if key.startswith("n_")]
     header = ["", *(f"{name} ({int(rows[0]['metrics'][f'n_{name}']):,} pairs)" for name in names)]
     return markdown_table(
-        header, [[r["method"], *(_interval(r, f"accuracy_{name}") for name in names)] for r in rows]
+        header,
+        [
+            [
+                r["method"].replace("panel", r["config"].removesuffix(".yaml") or "panel"),
+                *(_interval(r, f"accuracy_{name}") for name in names),
+            ]
+            for r in rows
+        ],
     )
 
 
