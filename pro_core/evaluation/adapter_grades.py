@@ -92,8 +92,10 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
     """Cross-source: the chosen target fitted without one source, graded on that source alone.
 
     ``adapter`` has not seen the source, ``adapter, source seen`` is the recipe's own; ``uniform`` and ``best global``
-    (of the other sources) are beside them.
+    (of the other sources) are beside them. Empty for a recipe without folds, in which nothing is fitted again.
     """
+    if not run.recipe["folds"]:
+        return []
     graded, names, train = run.held_out(split), run.objective_names, run.train
     rows: Rows = []
     for source in sorted(graded.source.unique()):
