@@ -105,13 +105,14 @@ def _folder_of(source: str | Path) -> Path | None:
         return None  # no such file, or no hub: loading the model says which
 
 
-def load_language_model(source: str | Path, **settings: Any):
+def load_language_model(source: str | Path, trainable: bool = False, **settings: Any):
     """(model, tokenizer, config): a stock model, a whole policy, or a base with a policy's LoRA on it.
 
     The LoRA is not merged: a small step of the parameters would be lost where they are rounded to bf16.
 
     Args:
-        source: a folder or hub id. settings: for ``from_pretrained``, such as ``dtype``.
+        source: a folder or hub id. ``trainable``: the LoRA will be trained further.
+        settings: for ``from_pretrained``, such as ``dtype``.
 
     Raises:
         StorageError: a broken ``pro_policy.json``, or a LoRA without its base. What the loaders raise.
@@ -124,9 +125,12 @@ def load_language_model(source: str | Path, **settings: Any):
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
     if base != where:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, where, autocast_adapter_dtype=False)
+        # A LoRA that is trained is kept in fp32 where PEFT thinks best; for writing, in its model's precision.
+        model = PeftModel.from_pretrained(
+            model, where, is_trainable=trainable, autocast_adapter_dtype=trainable
+        )
     return model, tokenizer, config

@@ -128,7 +128,7 @@ def weighted_sum(rewards_NK: ArrayLike, weights: ArrayLike) -> Array:
 def select_weights(
     weights_BK: ArrayLike, objective_names: Sequence[str], chosen: Sequence[str]
 ) -> Array:
-    """The weights (..., K) of the ``chosen`` of the objectives, in that order, scaled to a sum of 1: (..., len(chosen)).
+    """The weights of the ``chosen`` of the objectives, in that order, scaled to a sum of 1: (..., K) to (..., chosen).
 
     A row with nothing on the chosen ones says nothing about them: they count alike.
 

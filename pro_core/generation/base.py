@@ -250,7 +250,7 @@ def conditioned(
     weights: ArrayLike,
     objective_names: Sequence[str],
 ) -> list[Message]:
-    """What the generator reads under weights (K,): the conversation, with the weights in it for a policy that reads them.
+    """What the generator reads under weights (K,): the conversation, and in it the weights if its policy reads them.
 
     Raises:
         ValueError: the policy was trained for objectives that are not there.

@@ -349,7 +349,9 @@ def _shared_prefix(model: Any, rows: list[list[int]], padded: Any) -> Any:
         return None
     ids, mask = (padded[key][::G, :-1] for key in ("input_ids", "attention_mask"))
     inputs = {"input_ids": ids}
-    if not mask.all():  # padding stands on the left; a mask without any is slower, and rounds otherwise
+    if (
+        not mask.all()
+    ):  # padding stands on the left; a mask without any is slower, and rounds otherwise
         inputs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(G)
