@@ -33,30 +33,10 @@ from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui import since_start
 from ui.board import Answer, Run, answer, follow_up, scored
 from ui.models import Models, sentence
+from ui.values import clean, conversation, number, numbers, whole
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 log = logging.getLogger("pro.app")
-
-
-def whole(value: Any, low: int, high: int, what: str) -> int:
-    if not isinstance(value, (int, float)) or value != value or not low <= value <= high:
-        raise ValueError(f"got {value!r} {what}, expected {low} to {high}")
-    return int(value)
-
-
-def clean(text: Any) -> str:
-    """Text that can be sent back: half a surrogate pair, which JSON can carry, becomes a question mark."""
-    return str(text or "").encode("utf-8", "replace").decode("utf-8")
-
-
-def number(value: Any) -> float | None:
-    """A number as JSON can carry it: None for NaN."""
-    return float(value) if np.isfinite(value) else None
-
-
-def numbers(values: np.ndarray) -> list[float] | None:
-    """Numbers as JSON can carry them: None where they are NaN, which an adapter of one member gives for all."""
-    return values.tolist() if np.isfinite(values).all() else None
 
 
 class Page:
@@ -172,7 +152,7 @@ class Page:
         }
 
     async def _under_weights(self, run: Run, sliders: list[float] | None) -> Run:
-        """The run with the visitor's weights, for a policy that reads them; a stock model leaves them to the ranking."""
+        """The run with the visitor's weights, for a policy that reads them; with a stock model they only rank."""
         policy = await asyncio.to_thread(lambda: self.models.generator.policy)
         if policy is None or not policy.condition:
             return run
@@ -283,13 +263,6 @@ def _for_callers(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(sentence(error), print_exception=False) from None
 
     return wrapped
-
-
-def conversation(prompt: Any) -> list[Message]:
-    """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
-    if isinstance(prompt, list):
-        return [m | {"content": clean(m["content"])} for m in to_messages(prompt)]
-    return to_messages(clean(prompt))
 
 
 class Api:
