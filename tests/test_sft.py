@@ -1,4 +1,4 @@
-"""Conditioned SFT: what is tokenized is what is read at generation, the loss is on the response, the right parameters move."""
+"""Conditioned SFT: training reads what generation reads, the loss is on the response, the right parameters move."""
 
 from __future__ import annotations
 

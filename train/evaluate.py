@@ -3,6 +3,7 @@
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
+python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py readme          # the README's tables again, from results/ alone
 """
 
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from classifier import classifiers
 from reward_models import OPTIONAL as PANEL_OPTIONAL
 from reward_models import REQUIRED as PANEL_REQUIRED
 
@@ -23,12 +25,11 @@ from pro_core.evaluation.adapter_grades import all_targets, held_out, unseen_sou
 from pro_core.evaluation.report import (
     panel_row,
     read_rows,
-    replace_section,
     result_row,
     write_rows,
 )
 from pro_core.evaluation.reward_models import beside_baselines, length_removed
-from pro_core.evaluation.tables import TABLES
+from pro_core.evaluation.tables import TABLES, fill_tables
 from pro_core.rewards.panel import RewardPanel
 from pro_core.training import read_recipe
 
@@ -117,6 +118,7 @@ GRADERS = {
     "length": length,
     "adapter": adapters,
     "weights": example_weights,
+    "classifier": classifiers,
 }
 
 
@@ -132,16 +134,13 @@ def main() -> None:
     for recipe in arguments.recipes:
         rows = GRADERS[arguments.what](recipe, arguments.split)
         write_rows(arguments.results / f"{arguments.what}.jsonl", rows)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if arguments.what == "readme":
+        for document in (ROOT / "README.md", ROOT / "results" / "README.md"):
+            fill_tables(document, arguments.results)
     for name, (file, table) in TABLES.items():
         rows = read_rows(arguments.results / file)
         if rows and arguments.what in ("readme", file.removesuffix(".jsonl")):
-            print(f"\n{table(rows)}")
-            if arguments.what == "readme" and f"<!-- {name} -->" in text:
-                text = replace_section(text, name, table(rows))
-    if arguments.what == "readme":
-        readme.write_text(text, encoding="utf-8")
+            print(f"\n{name}\n{table(rows)}")
 
 
 if __name__ == "__main__":
