@@ -138,10 +138,8 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
     assert record["spent"]["steps"] == 4 + 2 * 4
     assert record["spent"]["new_tokens"] > 0
     stages = [output / stage["stage"] for stage in record["stages"]]
-    assert [stage.parent.name for stage in stages] == ["policies", "rollouts", "policies"] + [
-        "rollouts",
-        "policies",
-    ]
+    kinds = [stage.parent.name for stage in stages]
+    assert kinds == ["policies", *["rollouts", "policies"] * 2]
 
     # What is relabelled is what was obtained, in place of what was asked; the test prompt was never asked.
     accepted = read_jsonl(stages[2] / "accepted.jsonl")
@@ -152,13 +150,8 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
         assert line["asked"] in {row["text"] for row in plan}
         assert 0 <= line["distance"] <= 1
     assert "of the test" not in json.dumps([plan, accepted])
-    goals = read_jsonl(
-        output
-        / json.loads((output / "ric-online" / "seed0" / "run.json").read_text())["stages"][1][
-            "stage"
-        ]
-        / "prompts.jsonl"
-    )
+    record = json.loads((output / "ric-online" / "seed0" / "run.json").read_text())
+    goals = read_jsonl(output / record["stages"][1]["stage"] / "prompts.jsonl")
     assert all(row["text"].startswith("<long_score>") and row["scores"] for row in goals)
     # A finished recipe does nothing again.
     script.main(recipe("all", arms=arms, rounds=2))
@@ -226,10 +219,7 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
     record = json.loads((policy / "run.json").read_text())
     assert record["stages"][0]["steps"] == 4 and record["stages"][1]["responses"] == 12
     [one], two = (
-        [
-            json.loads((stage / "manifest.json").read_text())["record"]
-            for stage in sorted((tmp_path / name / "policies").glob("[!.]*"))
-        ]
+        [read_sealed(stage, wic.POLICY) for stage in (tmp_path / name / "policies").glob("[!.]*")]
         for name in ("one", "two")
     )
     assert one in two  # the offline stage: the same rows, the same tokens
@@ -323,7 +313,7 @@ def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
     plan = read_jsonl(rollouts / "prompts.jsonl")
     [failed] = read_jsonl(rollouts / "failed.jsonl")
     assert "too long for this model" in failed["error"]
-    assert plan[failed["prompt"]]["prompt"][0]["content"] == "tell me why " * 60
+    assert plan[failed["prompt"]]["prompt"][0]["content"].startswith("tell me why tell me why")
     record = json.loads((tmp_path / "odd" / "pro-wic-online" / "seed0" / "run.json").read_text())
     assert record["stages"][0]["left_out"] == 1  # of the rows that training reached
     # The policy reads the one condition and none of the user's.
