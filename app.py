@@ -81,6 +81,7 @@ def build(models: Models) -> gr.Blocks:
                 elem_id="prompt",
             )
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="ask")
+            again = gr.Button("Write again", scale=1, min_width=84, elem_id="again")
             follow = gr.Button("Follow up", scale=1, min_width=84, elem_id="follow")
             stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, elem_id="stop")
         with gr.Row(elem_id="examples"):
@@ -110,6 +111,7 @@ def build(models: Models) -> gr.Blocks:
         inputs = [prompt, n, tokens, styles, view, sliders]
         heavy: dict[str, Any] = {**QUIET, "concurrency_id": "generate", "concurrency_limit": many}
         runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **heavy)]
+        runs.append(again.click(page.again, inputs[1:], view, js=ASK, **heavy))
         runs.append(follow.click(page.follow, [*inputs, pick], view, js=PICK, **heavy))
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)

@@ -123,7 +123,14 @@ function mountBoard(element, props, watch) {
     if (sure) entries.splice(1, 0, ["range", "likely range"]);
     if (state.floors.some((f) => f > 0)) entries.push(["floor", "owner's minimum"]);
     legend.replaceChildren(...entries.flatMap(([key, text]) => [el("i", `key ${key}`), text]));
-    if (run.conditioned) el("span", "written", legend, `The model wrote these answers under ${run.used ? "your" : run.predicted ? "the predicted" : "uniform"} weights. Move them and ask again to have it write under yours.`);
+    // A policy that reads weights: the answers were written under some; others rank them, until it writes again.
+    const told = Simplex.setSliders(run.used ?? model, state.values, run.objectives.map(() => false), state.floors);
+    const unwritten = Boolean(run.conditioned) && state.values.some((v, k) => v !== told[k]);
+    root.dataset.unwritten = String(unwritten);
+    if (run.conditioned) {
+      const whose = run.used ? "weights that you set" : run.predicted ? "the predicted weights" : "uniform weights";
+      el("span", "written", legend, `Written under ${whose}${unwritten ? "; “Write again” writes under these." : "."}`);
+    }
     if (!run.predicted) legend.prepend("No adapter in use: uniform weights stand in for predicted ones.");
     rows.forEach((r, k) => {
       const name = run.objectives[k];

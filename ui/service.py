@@ -81,6 +81,21 @@ class Page:
         async for run in self._answer(earlier, prompt, n, tokens, styles, old, sliders, None):
             yield run
 
+    async def again(
+        self,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+    ) -> AsyncIterator[Run]:
+        """The same turn once more, for a policy that reads weights: answers written under those of the sliders."""
+        *earlier, last = old["messages"]
+        async for run in self._answer(
+            earlier, last["content"], n, tokens, styles, old, sliders, None
+        ):
+            yield run
+
     async def _answer(
         self,
         earlier: list[Message],
