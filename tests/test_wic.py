@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny import tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.conditioned import PolicyConfig
 from pro_core.data import read_jsonl
+from pro_core.data_sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
 from pro_core.policies import wic
 from pro_core.policies.recipe import read_arms
@@ -347,8 +349,74 @@ def test_recipes_that_cannot_be_run(recipe, changes, said):
         script.main(recipe("wrong", **changes))
 
 
-def test_the_recipes_that_ship_can_be_read():
-    for path in sorted((ROOT / "recipes").glob("wic_*.yaml")) + sorted(
-        (ROOT / "recipes").glob("paper_h*.yaml")
-    ):
-        assert read_arms(path)
+# ---------------------------------------------------------------- the recipes that ship, at tiny size
+
+FUNCTIONS = ("length", "readability", "length", "readability", "length")
+TINY = {
+    "max_length": 160, "max_new_tokens": 8, "batch_size": 2, "offline_steps": 1, "online_steps": 1, "prompts": 4,
+    "rollout_batch": 64, "quantile": 0.1, "seeds": [0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["wic_small", "wic_full", "paper_hh", "paper_summary"])
+def test_a_dry_run_of_the_recipes_that_ship(name, parts, tmp_path):
+    """Everything but sizes is the recipe's own; models, panel and data of its kinds and names are tiny ones."""
+    settings = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    objectives = settings.get("objectives") or [
+        "helpful",
+        "harmless",
+        "truthful",
+        "informative",
+        "humor",
+    ]
+    for entry in settings["data"]:
+        assert entry["path"].endswith(".jsonl.gz") or is_public(Path("/absent"), entry["path"])
+    panel = [{"name": n, "function": f} for n, f in zip(objectives, FUNCTIONS, strict=False)]
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump({"models": panel}))
+    settings |= TINY | {
+        "model": tiny_llama(tmp_path / "llama", template=name.startswith("wic")),
+        "panel": str(tmp_path / "panel.yaml"),
+        "data": parts["data"],
+        "output": str(tmp_path / "out"),
+    }
+    if settings.get("adapter"):
+        vivid_adapter(tiny_encoder(tmp_path / "encoder"), objectives).save_pretrained(
+            tmp_path / "adapter"
+        )
+        settings["adapter"] = str(tmp_path / "adapter")
+    settings["arms"] = {arm: settings["arms"][arm] for arm in ("RiC online", "PRO-WIC online")}
+    (tmp_path / "dry.yaml").write_text(yaml.safe_dump(settings))
+    script.main(str(tmp_path / "dry.yaml"))
+    for arm, kind in (("ric-online", "scores"), ("pro-wic-online", "weights")):
+        config = PolicyConfig.read(tmp_path / "out" / arm / "seed0")
+        assert (
+            config.condition.kind == kind and list(config.condition.objective_names) == objectives
+        )
+
+
+def test_both_comparisons_have_the_same_arms_and_share_their_offline_stages():
+    small, full = (read_arms(ROOT / "recipes" / f"wic_{size}.yaml") for size in ("small", "full"))
+    assert list(small) == list(full) and len(small) == 9
+    offline = ("offline_steps", "offline_learning_rate", "lora")
+    for arms in (small, full):
+        assert (
+            len({json.dumps([s["condition"], *(s[key] for key in offline)]) for s in arms.values()})
+            == 3
+        )
+        budget = (
+            "prompts",
+            "samples",
+            "online_steps",
+            "online_learning_rate",
+            "rounds",
+            "offline_share",
+        )
+        assert (
+            len({json.dumps([s[key] for key in budget]) for s in arms.values() if s["rounds"]}) == 1
+        )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("zero3", "DEEPSPEED"), ("fsdp", "FSDP")])
+def test_accelerate_reads_the_configs(name, kind):
+    found = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
+    assert found.distributed_type == kind and found.num_processes == 8

@@ -1,8 +1,8 @@
 """Train policies that read weights (PRO-WIC) or scores (RiC) in their prompt, offline and online (Eq 10, 11).
 
-    python train/wic.py recipes/wic_demo.yaml
-    accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_demo.yaml   # on CPUs too
-    accelerate launch --config_file recipes/accelerate/ddp.yaml train/wic.py recipes/wic_llama.yaml
+    python train/wic.py recipes/wic_small.yaml
+    accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_small.yaml   # on CPUs too
+    accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper_hh.yaml   # lora: null
 
 A recipe holds one method, or several as `arms`; each, under each seed, ends in `<output>/<method>/seed<n>`, a folder
 that `PRO_POLICY=` takes. Killed and started again, it goes on to the same result: every stage is a folder with a

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
 from pro_core.conditioned import PolicyConfig, load_language_model
@@ -211,6 +212,7 @@ def fine_tune(
     train_resuming(trainer)
     _save(trainer, folder, config, whole=lora is None)
     trainer.accelerator.free_memory()
+    unset_hf_deepspeed_config()  # else the next model that is loaded would be shared out, too
     record = {"rows": len(rows), "left_out": data.left_out, "cut": data.cut, "steps": steps}
     return record | data.tokens()
 
