@@ -93,7 +93,7 @@ class ScoredData:
             print(f"{(~whole).sum()} responses have no reward and are left out", flush=True)
         responses = [r for r, kept in zip(responses, whole, strict=True) if kept]
         if panel.stats is None:
-            described = f"{len(responses)} training responses of {output.name}"
+            described = f"{len(responses)} training responses"
             panel.stats = RewardStats.fit(raw[whole], panel.objective_names, described)
             if main_process():
                 panel.save_pretrained(output / "panel")
