@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -165,37 +166,41 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
         script.main(recipe("all", arms=arms, rounds=2))
 
 
-KILLED = """
-import os, signal, sys
-from pro_core.policies import rollouts, sft
-from train import wic
-place, count = sys.argv[2], int(sys.argv[3])
-module, name = {"offline": (sft.Progress, "on_save"), "rollouts": (rollouts, "write_jsonl"),
-                "online": (sft.Progress, "on_save")}[place]
-original, calls = getattr(module, name, None), []
-def killer(*a, **k):
-    calls.append(a)
-    if len(calls) == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*a, **k)
-setattr(module, name, killer)
-wic.main(sys.argv[1])
-"""
+def run_killed(path: str, place: str, count: int) -> None:
+    """In a process of its own: the script, killed at the ``count``-th checkpoint or file of responses."""
+    from pro_core.policies import rollouts, sft
+
+    module, name = (rollouts, "write_jsonl") if place == "rollouts" else (sft.Progress, "on_save")
+    original, calls = getattr(module, name), []
+
+    def killer(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    setattr(module, name, killer)
+    script.main(path)
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
     script.main(recipe("whole"))
-    capsys.readouterr()
-    # A checkpoint every two steps of four: killed after the first of the offline stage; while the second of three
-    # chunks of responses is written; and after the first checkpoint of the online stage.
-    path = recipe("cut")
+    path, processes = recipe("cut"), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train.wic"])
+    # A checkpoint every two steps of four: killed at the first of the offline stage, then while the second of three
+    # files of responses is written, then at the first checkpoint of the online stage.
     for place, count in (("offline", 1), ("rollouts", 2), ("online", 1)):
-        killed = run("-c", KILLED, path, place, str(count))
-        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+        process = processes.Process(target=run_killed, args=(path, place, count))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert not (tmp_path / "cut" / "pro-wic-online").exists()
-    assert "round 1: " in killed.stdout and "offline stage" not in killed.stdout
+        there = [p.parent.parent.name for p in (tmp_path / "cut").glob("[pr]o*/*/manifest.json")]
+        assert len(there) == {"offline": 0, "rollouts": 1, "online": 2}[place]
+    capsys.readouterr()
     script.main(path)
-    assert "resuming from" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming from" in said and "offline stage" not in said and "prompts x" not in said
     whole, cut = stage_files(tmp_path / "whole"), stage_files(tmp_path / "cut")
     assert cut == whole and len(whole) > 10
     ends = [tmp_path / name / "pro-wic-online" / "seed0" for name in ("whole", "cut")]
@@ -354,7 +359,7 @@ def test_recipes_that_cannot_be_run(recipe, changes, said):
 FUNCTIONS = ("length", "readability", "length", "readability", "length")
 TINY = {
     "max_length": 160, "max_new_tokens": 8, "batch_size": 2, "offline_steps": 1, "online_steps": 1, "prompts": 4,
-    "rollout_batch": 64, "quantile": 0.1, "seeds": [0],
+    "rollout_batch": 64, "quantile": 0.1, "seeds": [0], "rounds": 1,
 }  # fmt: skip
 
 
