@@ -248,7 +248,7 @@ class Condition:
         Raises:
             ValueError: weights for other objectives, or an empty prompt.
         """
-        if objective_names is not None:
+        if self and objective_names is not None:
             weights = select_weights(weights, objective_names, self.objective_names)
         return self.add(prompt, self.text(weights))
 

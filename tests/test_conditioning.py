@@ -17,6 +17,7 @@ from pro_core.conditioning import (
     scores_for_weights,
     weights_for_scores,
 )
+from pro_core.data import to_messages
 
 NAMES = ("helpful", "harmless", "humor")
 
@@ -128,6 +129,8 @@ def test_a_condition_takes_its_own_objectives_among_others():
     assert message["content"] == "Hi <humor> 0.25 <helpful> 0.75"
     with pytest.raises(ValueError, match="no weights for .'humor'."):
         condition.messages("Hi", [1.0], ("helpful",))
+    reads_nothing = Condition("none", ("humor", "helpful"))
+    assert reads_nothing.messages("Hi", [1.0], ("other",)) == to_messages("Hi")
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
