@@ -255,6 +255,8 @@ def _save(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
     else:
         for lora in model.peft_config.values():
             lora.base_model_name_or_path = config.base  # not where this machine keeps it
+            if isinstance(lora.target_modules, set):
+                lora.target_modules = sorted(lora.target_modules)  # the same file in every process
     model.save_pretrained(folder, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, which names local folders
     config.save(folder)
