@@ -93,10 +93,6 @@ class OrderedTrainer(Trainer):
             )
         return self.optimizer
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        cast_for_training(model or self.model)  # PEFT gives a LoRA that it loads back in fp32
-
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 

@@ -43,6 +43,10 @@ Row = tuple[Sequence[Message], str]
 class OrderedSFTTrainer(OrderedTrainer, SFTTrainer):
     """TRL's trainer with our order of rows and, on a CPU, our optimizer for bf16 parameters."""
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        cast_for_training(model or self.model)  # PEFT gives a LoRA that it loads back in fp32
+
 
 @dataclass
 class TokenizedRows:
