@@ -45,7 +45,8 @@ class OrderedSFTTrainer(OrderedTrainer, SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        cast_for_training(model or self.model)  # PEFT gives a LoRA that it loads back in fp32
+        assert self.model is not None
+        cast_for_training(self.model)  # PEFT gives a LoRA that it loads back in fp32
 
 
 @dataclass
