@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pro_core.evaluation import policy_tables
 from pro_core.evaluation.report import markdown_table
 
 Rows = Sequence[dict[str, Any]]
@@ -120,6 +121,11 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:adapter": ("adapter.jsonl", adapter_table),
     "table:safety": ("adapter.jsonl", safety_table),
     "table:weights": ("weights.jsonl", weights_table),
+    "table:wic": ("wic.jsonl", policy_tables.main_table),
+    "table:wic_leads": ("wic.jsonl", policy_tables.leads_table),
+    "table:wic_control": ("wic.jsonl", policy_tables.control_table),
+    "table:wic_equal_weights": ("wic.jsonl", policy_tables.equal_weights_tables),
+    "table:wic_texts": ("wic.jsonl", policy_tables.texts_table),
 }
 
 

@@ -1,0 +1,176 @@
+"""The policies, prompts and settings that a recipe of the evaluation kit names.
+
+A recipe's policy is ``{name, model}`` (a folder or hub id; ``{seed}`` stands for the seed) or ``{name, endpoint,
+model}`` (its token: PRO_ENDPOINT_TOKEN). A checkpoint that knows what its policy reads is asked in its own way; another
+model can be told ``condition: weights`` (as PRO-WIC's are) or ``scores`` with ``low`` and ``high`` (as RiC's).
+``candidates: 4`` makes it best-of-4, whatever it reads.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pro_core.cache import fingerprint
+from pro_core.data import render_messages
+from pro_core.data_sources import data_sources
+from pro_core.evaluation.policies import (
+    Condition,
+    GeneratorPolicy,
+    Policy,
+    scores_condition,
+    weights_condition,
+)
+from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
+from pro_core.objectives import Message
+from pro_core.training import ConfigError
+
+REQUIRED = ("experiment", "panel", "output", "base", "policies")
+OPTIONAL: dict[str, Any] = {
+    "objectives": None,  # of the panel's, in its order; None for all
+    "judge": "outputs/judge/panel",  # None: without
+    "heldout_panel": "outputs/heldout_panel/panel",  # None: without
+    "adapter": None,  # its weights for each prompt are one more request, beside the grid
+    "perplexity": None,  # a causal model; None for the base policy's, false for none
+    "weights": 5,  # weightings in the grid
+    "prompts": 100,
+    "data": [{"path": "hh_pairs.jsonl.gz"}],
+    "data_dir": None,
+    "seeds": [0, 1, 2],
+    "compare_with": None,  # policies that the others are compared with; None for the base
+    "reference_candidates": 4,  # of the base model, for its statistics and the reference front
+    "batch_size": 16,
+    "max_new_tokens": 128,
+    "temperature": 0.7,
+    "top_p": 0.9,
+}
+ENTRY = {"name", "model", "endpoint", "condition", "low", "high", "candidates"}
+
+
+class RecipePolicies:
+    """The recipe's policies by name. One model at a time is held: there may be many policies, and seeds of each.
+
+    Raises:
+        ConfigError: an entry that is none, or two of one name.
+    """
+
+    def __init__(self, entries: Sequence[Any], objective_names: Sequence[str]):
+        self.objective_names = tuple(objective_names)
+        self.entries: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            self._check(entry)
+            self.entries[entry["name"]] = entry
+        self._writer: tuple[str, Generator] | None = None
+        self._fingerprints: dict[str, str] = {}
+
+    def _check(self, entry: Any) -> None:
+        wrong = set(entry) - ENTRY if isinstance(entry, dict) else {str(entry)}
+        if wrong or "name" not in entry or not ({"model", "endpoint"} & set(entry)):
+            raise ConfigError(
+                f"policies: got {entry!r}, expected a name, a model or an endpoint, and else of {sorted(ENTRY)}"
+            )
+        name, candidates = entry["name"], entry.get("candidates", 1)
+        if name in self.entries:
+            raise ConfigError(f"policies: two are called {name!r}")
+        if not isinstance(candidates, int) or candidates < 1:
+            raise ConfigError(f"{name}: got {candidates!r} candidates, expected at least 1")
+        self._told(entry)
+
+    def _told(self, entry: dict[str, Any]) -> Condition | None:
+        """The condition that the recipe sets."""
+        kind = entry.get("condition")
+        if kind is None:
+            return None
+        if kind == "weights":
+            return weights_condition(self.objective_names)
+        try:
+            if kind == "scores":
+                return scores_condition(self.objective_names, entry["low"], entry["high"])
+        except KeyError as error:
+            raise ConfigError(f"{entry['name']}: the condition `scores` needs {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{entry['name']}: {error}") from None
+        raise ConfigError(
+            f"{entry['name']}: got the condition {kind!r}, expected weights or scores"
+        )
+
+    def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
+        """One policy under one seed, its model loads when it must write; with ``candidates`` of another number."""
+        entry = self.entries[name]
+        model, endpoint = str(entry.get("model", "")).format(seed=seed), entry.get("endpoint")
+        source = f"{endpoint} {model}" if endpoint else self._fingerprint(model)
+
+        def load() -> Generator:
+            if self._writer is None or self._writer[0] != source:
+                self._writer = None
+                gc.collect()
+                writer: Generator = (
+                    EndpointGenerator(endpoint, model or None, os.environ.get("PRO_ENDPOINT_TOKEN"))
+                    if endpoint
+                    else LocalGenerator(model)
+                )
+                self._writer = source, writer
+            return self._writer[1]
+
+        told, own = self._told(entry), self._own(name, load())
+        if told is not None and own is not None:
+            raise ConfigError(
+                f"{name}: {model} knows what it reads; take `condition` out of the recipe"
+            )
+        n = entry.get("candidates", 1) if candidates is None else candidates
+        return GeneratorPolicy(name, load, source, told or own, n)
+
+    def _own(self, name: str, generator: Generator) -> Condition | None:
+        """The condition that a checkpoint carries: generators that know it have a ``policy`` to ask."""
+        policy = getattr(generator, "policy", None)
+        if policy is None:
+            return None
+        try:
+            policy.check_objectives(self.objective_names)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        return lambda prompt, weights: policy.messages(prompt, weights, self.objective_names)
+
+    def _fingerprint(self, model: str) -> str:
+        if model not in self._fingerprints:
+            found = fingerprint(None, {model: None}, strict=False, code=())
+            self._fingerprints[model] = str(found)
+        return self._fingerprints[model]
+
+
+def held_out_prompts(
+    entries: Iterable[dict[str, Any]], data_dir: str | Path, split: str, count: int
+) -> list[list[Message]]:
+    """``count`` prompts of a split, as many from each objective's pairs as there are, in an order that a hash decides.
+
+    Conversations that end with an answer are left out: there is nothing to respond to.
+
+    Raises:
+        DataError: as the loaders do. ConfigError: fewer prompts than asked for.
+    """
+    by_objective: dict[str, dict[str, list[Message]]] = {}
+    for source in data_sources(list(entries)):
+        for pair in source.load(data_dir):
+            if pair.split == split and pair.prompt and pair.prompt[-1]["role"] == "user":
+                # Half a surrogate pair, which some data has, cannot be written to a file.
+                text = render_messages(pair.prompt).encode("utf-8", "replace").decode()
+                of = by_objective.setdefault(pair.objective, {})
+                of[hashlib.sha256(text.encode()).hexdigest()] = [
+                    m | {"content": m["content"].encode("utf-8", "replace").decode()}
+                    for m in pair.prompt
+                ]
+    queues = [sorted(prompts.items()) for _, prompts in sorted(by_objective.items())]
+    taken: dict[str, list[Message]] = {}
+    for turn in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if turn < len(queue) and len(taken) < count:
+                taken.setdefault(*queue[turn])
+    if len(taken) < count or count < 1:
+        raise ConfigError(
+            f"prompts: got {len(taken)} {split} prompts, expected {count} (at least 1)"
+        )
+    return list(taken.values())
