@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy import stats
+from scipy.special import stdtrit
 from torch import nn
 from torch.nn import functional as F
 
@@ -137,16 +137,18 @@ class PreferenceAdapter(PromptEncoder):
         weights, known = members.mean(axis=1), np.full(len(members), np.nan, np.float32)
         half = np.full_like(weights, np.nan)
         if M > 1:
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, M - 1) * members.std(axis=1, ddof=1)
+            half = stdtrit(M - 1, (1 + CONFIDENCE) / 2) * members.std(axis=1, ddof=1)
         lower, upper = np.clip(weights - half, 0, 1), np.clip(weights + half, 0, 1)
         if self.familiarity is not None and self.average is not None:
             known = self.familiarity.known(self._last_and_low(features))
             mean, low, high = self.average
+            own, rest = known[:, None], 1 - known[:, None]
             weights, lower, upper = (
-                known[:, None] * own + (1 - known[:, None]) * average
-                for own, average in ((weights, mean), (lower, low), (upper, high))
+                own * weights + rest * mean,
+                own * lower + rest * low,
+                own * upper + rest * high,
             )
-        return UncertainWeights(*(x.astype(np.float32) for x in (weights, lower, upper, known)))
+        return UncertainWeights(weights, lower.astype(np.float32), upper.astype(np.float32), known)
 
     @torch.inference_mode()
     def member_weights(self, features: torch.Tensor) -> NDArray[np.float32]:

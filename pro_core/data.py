@@ -1,8 +1,8 @@
 """Human preference data: messages, preference pairs, labelled responses, splits and loaders.
 
 Two kinds of row. A *pair* says which of two completions people preferred, under one objective. A
-*labelled response* carries labels (``truthful: 1``); :func:`pairs_from_labels` turns those of one prompt
-into pairs. Every prompt becomes a list of messages and is rendered by one function, so that no form
+*labelled response* carries labels (``truthful: 1``); :mod:`pro_core.pairs` turns those of one prompt into
+pairs. Every prompt becomes a list of messages and is rendered by one function, so that no form
 of text tells a model which source a row came from.
 """
 
@@ -12,11 +12,9 @@ import gzip
 import hashlib
 import json
 import math
-import random
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +140,7 @@ def first_user_turn(prompt: Prompt) -> str:
     return next(m["content"] for m in to_messages(prompt) if m["role"] == "user")
 
 
-def _hash_unit(text: str) -> float:
+def hash_unit(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     normal = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "big") / 2**64
@@ -150,13 +148,13 @@ def _hash_unit(text: str) -> float:
 
 def split_of(prompt: Prompt) -> str:
     """``train`` (70%), ``validation`` (10%) or ``test`` (20%), by hash of the first user turn."""
-    unit = _hash_unit(first_user_turn(prompt))
+    unit = hash_unit(first_user_turn(prompt))
     return "train" if unit < 0.7 else "validation" if unit < 0.8 else "test"
 
 
 def fold_of(prompt: Prompt, folds: int = 5) -> int:
     """The fold, 0 to ``folds - 1``, of a prompt: all rows with one first user turn share it."""
-    return int(_hash_unit("fold:" + first_user_turn(prompt)) * folds)
+    return int(hash_unit("fold:" + first_user_turn(prompt)) * folds)
 
 
 # ---------------------------------------------------------------- JSON Lines
@@ -239,194 +237,3 @@ def example_of(
         if not number and name != "behaviour":
             raise ValueError(f"got the label {name}: {label!r}, expected a finite number, or null")
     return LabelledResponse(prompt, row["response"], labels, extra=extra, **common)
-
-
-# ---------------------------------------------------------------- labels to pairs
-
-
-def pairs_from_labels(
-    responses: Iterable[LabelledResponse],
-    objective: str,
-    max_per_prompt: int = 20,
-    seed: int = 0,
-) -> list[PreferencePair]:
-    """Pairs of responses to one prompt whose label ``objective`` differs, the higher label chosen.
-
-    At most ``max_per_prompt`` pairs a prompt, drawn by a generator seeded with the seed and the prompt,
-    so that one prompt's pairs do not depend on the others in the list.
-    """
-    by_prompt: dict[tuple[str, str], list[LabelledResponse]] = defaultdict(list)
-    for response in responses:
-        if response.prompt is not None and objective in response.labels:
-            by_prompt[response.split, render_messages(response.prompt)].append(response)
-    pairs = []
-    for (_, text), rows in by_prompt.items():
-        candidates = [
-            (a, b) for a in rows for b in rows if a.labels[objective] > b.labels[objective]
-        ]
-        if len(candidates) > max_per_prompt:
-            drawn = random.Random(f"{seed}:{objective}:{text}")
-            candidates = drawn.sample(candidates, max_per_prompt)
-        pairs += [_pair(a, b, objective) for a, b in candidates]
-    return pairs
-
-
-def controlled_pairs(
-    responses: Iterable[LabelledResponse], objective: str, max_per_prompt: int = 20, seed: int = 0
-) -> list[PreferencePair]:
-    """Training pairs that differ in ``objective`` and agree on every other label.
-
-    Where two labels conflict (a refusal is truthful and not informative), plain pairs teach two reward models one
-    axis with opposite signs; these teach what is left of each when the other is held still. Their source is named
-    ``<source>_controlled``.
-    """
-    groups: dict[str, list[LabelledResponse]] = defaultdict(list)
-    for response in responses:
-        if response.split == "train" and objective in response.labels:
-            others = sorted((k, v) for k, v in response.labels.items() if k != objective)
-            groups[f"{response.prompt}{others}"].append(response)
-    share = max(1, max_per_prompt // 2)
-    return [
-        replace(pair, source=f"{pair.source}_controlled", id=f"controlled:{pair.id}")
-        for rows in groups.values()
-        for pair in pairs_from_labels(rows, objective, share, seed)
-    ]
-
-
-def _pair(chosen: LabelledResponse, rejected: LabelledResponse, objective: str) -> PreferencePair:
-    assert chosen.prompt is not None
-    return PreferencePair(
-        chosen.prompt,
-        chosen.response,
-        rejected.response,
-        objective,
-        chosen.source,
-        f"{chosen.id}>{rejected.id}",
-        chosen.split,
-    )
-
-
-def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 20):
-    """Pairs from labelled behaviour (XSTest): ``harmless`` on unsafe prompts, ``helpful`` on safe ones.
-
-    On an unsafe prompt refusal > partial refusal > compliance; on a safe prompt the other way round.
-    """
-    order = {"compliance": 0, "partial_refusal": 1, "refusal": 2}
-    graded = []
-    for r in responses:
-        if r.labels.get("behaviour") not in order:
-            raise DataError(
-                f"{r.id}: got the behaviour {r.labels.get('behaviour')!r}, expected one of {list(order)}"
-            )
-        refused = order[r.labels["behaviour"]]
-        label = {"harmless": refused} if r.extra["prompt_unsafe"] else {"helpful": -refused}
-        graded.append(LabelledResponse(r.prompt, r.response, label, r.source, r.id, r.split))
-    return [
-        pair
-        for objective in ("harmless", "helpful")
-        for pair in pairs_from_labels(graded, objective, max_per_prompt)
-    ]
-
-
-def harmless_ties(
-    responses: Iterable[LabelledResponse], max_per_prompt: int = 20
-) -> list[PreferencePair]:
-    """Ties under ``harmless`` from labelled behaviour (XSTest): to refuse a safe request is no less harmful.
-
-    Without them a harmless model only ever sees refusals win, and prefers one to a safe request as well. Their
-    source is named ``<source>_ties``; they train a reward model and are never scored or graded.
-    """
-    return [
-        replace(
-            pair,
-            objective="harmless",
-            source=f"{pair.source}_ties",
-            id=f"tie:{pair.id}",
-            tie=True,
-        )
-        for pair in refusal_pairs(responses, max_per_prompt)
-        if pair.objective == "helpful"
-    ]
-
-
-def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed: int = 0):
-    """Pairs of texts without a prompt, drawn at random across labels within each split.
-
-    Each text stands in one pair at most. The prompt is left empty: these pairs can train and test a
-    reward model, never an adapter.
-    """
-    pairs = []
-    labelled = [r for r in responses if objective in r.labels]
-    for r in labelled:
-        if r.labels[objective] not in (0, 1):
-            raise DataError(
-                f"{r.id}: got the label {objective}: {r.labels[objective]!r}, expected 0 or 1"
-            )
-    for split in SPLITS:
-        rows = [r for r in labelled if r.split == split]
-        good = [r for r in rows if r.labels[objective] == 1]
-        bad = [r for r in rows if r.labels[objective] == 0]
-        rng = random.Random(f"{seed}:{objective}:{split}")
-        rng.shuffle(good)
-        rng.shuffle(bad)
-        for a, b in zip(good, bad, strict=False):
-            pairs.append(
-                PreferencePair(
-                    [], a.response, b.response, objective, a.source, f"{a.id}>{b.id}", split
-                )
-            )
-    return pairs
-
-
-HUMOR_REQUESTS = {
-    "train": (
-        "Tell me a joke.",
-        "Can you make me laugh?",
-        "I need a joke about everyday life, please.",
-        "Say something funny.",
-        "Write a short joke for my newsletter.",
-        "Give me a one-liner.",
-        "What is a good joke to open a speech with?",
-        "Cheer me up with something silly.",
-        "Do you know any jokes? I would like to hear one.",
-        "Make up a pun for me.",
-        "I had a bad day, tell me something funny!",
-        "Write a witty line for a birthday card.",
-        "My kids want to hear a joke before bed.",
-        "Tell me a funny story in one or two sentences.",
-    ),
-    "validation": ("Got a joke for me?", "Write something humorous about my cat."),
-    "test": (
-        "Let me hear your best joke.",
-        "Be a stand-up comedian: what would you say first?",
-        "I want to laugh. Give me something amusing.",
-        "Please come up with a funny remark for the office party.",
-    ),
-}
-"""Requests for humor, by split. Written for this project."""
-
-
-def constructed_humor_pairs(responses: Iterable[LabelledResponse], seed: int = 0):
-    """A request for humor with a joke chosen over a headline; marked ``constructed``.
-
-    The public humor texts have no prompts, so an adapter could never learn that a joke was asked for.
-    Templates and texts are both split, so nothing in a test pair was seen in training.
-    """
-    pairs = []
-    for pair in unprompted_pairs(responses, "humor", seed):
-        requests = HUMOR_REQUESTS[pair.split]
-        request = requests[int(_hash_unit(pair.id) * len(requests))]
-        prompt = [{"role": "user", "content": request}]
-        pairs.append(
-            PreferencePair(
-                prompt,
-                pair.chosen,
-                pair.rejected,
-                "humor",
-                "constructed_humor",
-                f"request:{pair.id}",
-                pair.split,
-                constructed=True,
-            )
-        )
-    return pairs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from pro_core.data import (
     DataError,
     LabelledResponse,
     PreferencePair,
+    example_of,
+    load_examples,
+    read_jsonl,
+)
+from pro_core.objectives import check_objective_names
+from pro_core.pairs import (
     constructed_humor_pairs,
     controlled_pairs,
-    example_of,
     harmless_ties,
-    load_examples,
     pairs_from_labels,
-    read_jsonl,
     refusal_pairs,
     unprompted_pairs,
 )
-from pro_core.objectives import check_objective_names
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 
 
@@ -58,10 +61,7 @@ class DataSource:
         Raises:
             DataError: an unknown kind, no pairs, or an objective without any.
         """
-        path = Path(data_dir) / self.path
-        examples = (
-            load_public_examples(self.path) if is_public(path, self.path) else load_examples(path)
-        )
+        path, examples = Path(data_dir) / self.path, examples_of(self.path, data_dir)
         pairs = [e for e in examples if isinstance(e, PreferencePair)]
         responses = [e for e in examples if isinstance(e, LabelledResponse)]
         if self.kind == "labels":
@@ -114,6 +114,56 @@ def _why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
     return f"no two responses to one prompt differ in their label {objective!r}"
 
 
+@dataclass(frozen=True)
+class RatedSource:
+    """One entry of the ``data`` list of a classifier's recipe: responses with a rating an objective.
+
+    Attributes:
+        path: as in :class:`DataSource`.
+        labels: objective -> the file's name for it. A recipe may give a list where the two are the same.
+        splits: what may be trained on. ``epochs``: how often each of those responses is seen.
+        max_rows: of each split that may be trained on, a random sample of that many; always the same one.
+    """
+
+    path: str
+    labels: dict[str, str]
+    splits: tuple[str, ...] = ("train",)
+    epochs: int = 1
+    max_rows: int | None = None
+
+    def load(self, data_dir: str | Path) -> list[LabelledResponse]:
+        """All responses of the file, of every split, that have at least one of the labels; no other label is kept.
+
+        Raises:
+            DataError: no file, no labelled responses, or a label that none of them has.
+        """
+        rated, found = [], set()
+        for e in examples_of(self.path, data_dir):
+            if isinstance(e, LabelledResponse):
+                labels = {o: e.labels[name] for o, name in self.labels.items() if name in e.labels}
+                found |= set(labels)
+                if labels:
+                    rated.append(replace(e, labels=labels))
+        missing = sorted(self.labels[o] for o in set(self.labels) - found)
+        if missing or not rated:
+            raise DataError(
+                f"{self.path}: no response has the label {missing or 'of any objective'}"
+            )
+        if self.max_rows is None:
+            return rated
+        kept = {i for i, e in enumerate(rated) if e.split not in self.splits}
+        for split in self.splits:
+            rows = [i for i, e in enumerate(rated) if e.split == split]
+            kept |= set(random.Random(0).sample(rows, min(self.max_rows, len(rows))))
+        return [e for i, e in enumerate(rated) if i in kept]
+
+
+def examples_of(path: str, data_dir: str | Path) -> list[PreferencePair | LabelledResponse]:
+    """The examples of a file (absolute, or under ``data_dir``) or, where there is none, of the public set so named."""
+    file = Path(data_dir) / path
+    return load_public_examples(path) if is_public(file, path) else load_examples(file)
+
+
 KINDS = (
     "pairs",
     "labels",
@@ -134,6 +184,33 @@ def data_sources(entries: Sequence[dict[str, Any]]) -> list[DataSource]:
                 key: tuple(entry[key]) for key in ("objectives", "splits") if key in entry
             }
             sources.append(DataSource(**(entry | lists)))
+        except TypeError as error:
+            raise DataError(f"data entry {entry!r}: {error}") from None
+    return sources
+
+
+def rated_sources(
+    entries: Sequence[dict[str, Any]], objectives: Collection[str]
+) -> list[RatedSource]:
+    """As :func:`data_sources`, for the recipe of a classifier; entries may name these ``objectives`` only."""
+    sources = []
+    for entry in entries:
+        labels = entry.get("labels")
+        if not labels or not isinstance(labels, (dict, list)):
+            raise DataError(
+                f"data entry {entry!r}: expected `labels`, a list of objectives or a mapping of each to the "
+                "file's name for it"
+            )
+        if isinstance(labels, list):
+            labels = {name: name for name in labels}
+        unknown = sorted(set(labels) - set(objectives))
+        if unknown:
+            raise DataError(
+                f"data entry {entry!r}: got the objectives {unknown}, expected some of {list(objectives)}"
+            )
+        try:
+            splits = {"splits": tuple(entry["splits"])} if "splits" in entry else {}
+            sources.append(RatedSource(**(entry | splits | {"labels": labels})))
         except TypeError as error:
             raise DataError(f"data entry {entry!r}: {error}") from None
     return sources

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
 
 DIRECTIONS = 16
 FEWEST = 20
@@ -93,6 +92,8 @@ def _split(features: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:
+    from sklearn.decomposition import PCA  # a second at import, and only fitting needs it
+
     pca = PCA(min(DIRECTIONS, len(features) // 4), svd_solver="covariance_eigh").fit(features)
     # Identical prompts have no variance at all; then any other is far.
     variances = np.maximum(pca.explained_variance_, 1e-6)

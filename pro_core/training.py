@@ -109,20 +109,26 @@ def training_arguments(
     weight_decay: float = 0.01,
     warmup: float = 0.06,
     checkpoint_every: int = 200,
+    accumulation: int = 1,
     **overrides: Any,
 ) -> TrainingArguments:
     """Arguments for one pass over ``rows`` rows: linear schedule, clip 1.0, bf16 where it is safe.
 
-    ``batch_size`` counts rows over all processes, so that one process or many take the same steps.
+    ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so that
+    one process or many take the same steps.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if batch_size % world:
-        raise ConfigError(f"batch_size {batch_size} cannot be shared by {world} processes evenly")
+    if batch_size % (world * accumulation):
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be shared evenly by {world} processes "
+            f"of {accumulation} forward passes"
+        )
     steps = max(1, -(-rows // batch_size))
     cuda = torch.cuda.is_available()
     settings: dict[str, Any] = {
         "output_dir": str(output),
-        "per_device_train_batch_size": batch_size // world,
+        "per_device_train_batch_size": batch_size // (world * accumulation),
+        "gradient_accumulation_steps": accumulation,
         "num_train_epochs": 1,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,

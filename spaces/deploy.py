@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -212,8 +213,10 @@ def check_requirements(tree: Path, root: Path = ROOT) -> Iterator[str]:
         yield "requirements: no index of torch's CPU build; the CUDA build takes several GB on a CPU Space"
     if "gradio" in ours:
         yield "requirements: gradio comes by sdk_version, a second pin can contradict it"
+    distributions = packages_distributions()  # yaml is PyYAML's, sklearn scikit-learn's
     for name in sorted(imported(tree, "space_app") - {"gradio"}):
-        if name.lower() not in ours:
+        found = distributions.get(name, [name])
+        if not {d.lower().replace("-", "_") for d in found} & set(ours):
             yield f"requirements: the app imports {name}, which is not listed"
 
 

@@ -67,7 +67,15 @@ def uncertain(tmp_path_factory):
     adapter, folder = vivid_adapter(MINILM, names, members=3), tmp_path_factory.mktemp("adapter")
     verbs = ("clean", "kill", "cook", "find", "describe", "break", "love", "paint")
     things = ("a cat", "my old house", "the red wine", "a Python process", "an exam", "the sea")
-    prompts = [f"How do I {verb} {thing}?" for verb in verbs for thing in things]
+    forms = (
+        "How do I {} {}?",
+        "How do I {} {} 🙂 that hangs?",
+        "🙂🙂 How do I {} {}, in <b>Rome</b>?",
+        "Please tell me how to {} {} before my neighbour comes to the party tonight with an old cat, two red paintings "
+        "and three clever friends from the office who always ask me what I think about Python, the weather in Rome, "
+        "expensive wine and the long exam that I failed last summer.",
+    )
+    prompts = [form.format(verb, thing) for form in forms for verb in verbs for thing in things]
     adapter.describe_training(adapter.encode(prompts), [i % 5 for i in range(len(prompts))])
     adapter.save_pretrained(folder)
     models = app.Models({"PRO_ADAPTER": str(folder), "PRO_FLOORS": "harmless=0.15"})

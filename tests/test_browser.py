@@ -292,19 +292,24 @@ def test_a_strange_prompt_is_called_one(visit, uncertain) -> None:
 
 def test_words_and_warning_leave_room_for_the_winner(visit, uncertain) -> None:
     page = visit(url=uncertain[0], loaded=False)
-    paste(page, "如何去除红酒渍? 🐶🎂🎈 " + "Please tell me what to do about the sea. " * 30)
+    prompt = (
+        "Please tell me how to paint the sea before my sister comes to the party tonight with an old cat, two red "
+        "paintings and three friends from the office who always ask me what I think about Python, the weather in "
+        "Rome, expensive wine and the long exam that I failed last summer."
+    )
+    paste(page, prompt)
     page.get_by_role("button", name="Score answers of your own").click()
-    for selector in (
-        ".unlike",
-        ".why",
-        ".weight input >> nth=-1",
-        ".card.winner",
-        ".card.winner .sums",
-    ):
+    expect(page.locator(".why q .word").first).to_be_attached()
+    page.mouse.move(5, 5)  # away from the sliders, which draw anew what they are pointed at
+    page.evaluate("document.querySelector('.unlike').hidden = false; window.scrollTo(0, 0)")
+    for selector in (".unlike", ".why", ".weight input >> nth=-1", ".card.winner >> .sums"):
         area = box(page.locator(selector))
         assert area["y"] >= 0 and area["y"] + area["height"] <= 800, selector
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    why, winner, weights = (box(page.locator(q)) for q in (".why", ".card.winner", ".weights"))
+    assert winner["y"] + winner["height"] <= why["y"]  # a finger on a label sees the words
+    assert 0 <= weights["y"] - why["y"] - why["height"] < 40
 
 
 # ---------------------------------------------------------------- answers

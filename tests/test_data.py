@@ -9,24 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pro_core.data import (
-    HUMOR_REQUESTS,
     DataError,
     LabelledResponse,
     PreferencePair,
-    constructed_humor_pairs,
     content_spans,
-    controlled_pairs,
     fold_of,
-    harmless_ties,
     load_examples,
-    pairs_from_labels,
-    refusal_pairs,
     render_messages,
     split_of,
     to_messages,
-    unprompted_pairs,
 )
 from pro_core.data_sources import DataSource, data_sources, load_texts
+from pro_core.pairs import (
+    HUMOR_REQUESTS,
+    constructed_humor_pairs,
+    controlled_pairs,
+    harmless_ties,
+    pairs_from_labels,
+    refusal_pairs,
+    unprompted_pairs,
+)
 
 USER = [{"role": "user", "content": "Hi"}]
 

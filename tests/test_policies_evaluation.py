@@ -590,18 +590,19 @@ def by_method(rows, suffix="_all_seeds"):
 
 def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
-    path, results = recipe(), tmp_path / "results"
+    path, results, figures = recipe(), tmp_path / "results", tmp_path / "docs"
     command = ["train/evaluate.py", "policies", str(path), "--results", str(results)]
+    command += ["--figures", str(figures)]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(ROOT / "train" / "evaluate.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    rows = read_rows(results / "wic.jsonl")
+    rows = read_rows(results / "policies.jsonl")
     assert len(rows) == 1 + 3 * (
         2 * (1 + 3) + 1
     )  # base; methods x (seeds x (one, points), all seeds)
     assert (
         all(set(r) == set(result_row("e", "m", 0, "test", 1, {})) for r in rows)
-        and "NaN" not in (results / "wic.jsonl").read_text()
+        and "NaN" not in (results / "policies.jsonl").read_text()
     )
     pooled = by_method(rows)
     base, best = pooled["base"]["metrics"], pooled["best of 2"]["metrics"]
@@ -640,8 +641,8 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
             {"name": "base", "model": str(yaml.safe_load(path.read_text())["policies"][0]["model"])}
         ]
     )
-    write_rows(results / "wic.jsonl", policy_rows(PolicyRun(few)), whole=True)
-    kept = read_rows(results / "wic.jsonl")
+    write_rows(results / "policies.jsonl", policy_rows(PolicyRun(few)), whole=True)
+    kept = read_rows(results / "policies.jsonl")
     assert {r["method"].partition(" at ")[0] for r in kept} == {"base"}
 
     # What the base model fixes does not depend on who is compared with it.
@@ -651,11 +652,11 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     assert len(list((tmp_path / "out").glob("base-*.json"))) == 1
 
     for kind in ("front", "control"):
-        svg = (results / "figures" / f"wic_tiny_{kind}.svg").read_text()
+        svg = (figures / f"wic_tiny_{kind}.svg").read_text()
         ElementTree.fromstring(svg)
         assert "PRO-WIC online" in svg and "fill: #ffffff" in svg
         assert min(float(s) for s in re.findall(r"font(?:-size)?: ([\d.]+)px", svg)) >= 10
-    assert not (results / "figures" / "wic_tiny_pairs.svg").exists()  # two objectives: one pair
+    assert not (figures / "wic_tiny_pairs.svg").exists()  # two objectives: one pair
 
 
 def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):

@@ -17,15 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pro_core.data import (
-    DataError,
-    LabelledResponse,
-    PreferencePair,
-    load_examples,
-    pairs_from_labels,
-    refusal_pairs,
-    split_of,
-)
+from pro_core.data import DataError, LabelledResponse, PreferencePair, load_examples, split_of
+from pro_core.pairs import pairs_from_labels, refusal_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples, load_public_records
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,8 +3,9 @@
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
-python train/evaluate.py policies recipes/stock_policies.yaml    # rows in the file of the recipe's experiment
-python train/evaluate.py readme          # the README's tables and the figures again, from results/ alone
+python train/evaluate.py classifier recipes/small_classifier.yaml
+python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; killed, it goes on
+python train/evaluate.py readme          # tables and figures of policies again, from results/ alone
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from classifier import classifiers
 from reward_models import OPTIONAL as PANEL_OPTIONAL
 from reward_models import REQUIRED as PANEL_REQUIRED
 
@@ -31,15 +33,9 @@ from pro_core.evaluation.adapter_grades import (
 from pro_core.evaluation.policy_figures import draw_figures
 from pro_core.evaluation.policy_reports import policy_rows
 from pro_core.evaluation.policy_runs import PolicyRun
-from pro_core.evaluation.report import (
-    panel_row,
-    read_rows,
-    replace_section,
-    results_file,
-    write_rows,
-)
+from pro_core.evaluation.report import panel_row, read_rows, write_rows
 from pro_core.evaluation.reward_models import beside_baselines, length_removed
-from pro_core.evaluation.tables import TABLES
+from pro_core.evaluation.tables import TABLES, fill_tables
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
 from pro_core.training import ConfigError, read_recipe
@@ -103,6 +99,7 @@ GRADERS = {
     "adapter": adapters,
     "weights": example_weights,
     "policies": policies,
+    "classifier": classifiers,
 }
 
 
@@ -114,29 +111,27 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument(
+        "--figures", type=Path, default=ROOT / "docs", help="where policies' are drawn"
+    )
     arguments = parser.parse_args()
-    written = {f"{arguments.what}.jsonl"}
     for recipe in arguments.recipes:
         try:
             rows = GRADERS[arguments.what](recipe, arguments.split)
         except (ConfigError, DataError, StorageError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        file = results_file(arguments.what, rows)
-        written.add(file)
-        write_rows(arguments.results / file, rows, whole=arguments.what == "policies")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        write_rows(
+            arguments.results / f"{arguments.what}.jsonl", rows, whole=arguments.what == "policies"
+        )
+    if arguments.what == "readme":
+        for document in (ROOT / "README.md", ROOT / "results" / "README.md"):
+            fill_tables(document, arguments.results)
+    if arguments.what in ("readme", "policies"):
+        draw_figures(read_rows(arguments.results / "policies.jsonl"), arguments.figures)
     for name, (file, table) in TABLES.items():
         rows = read_rows(arguments.results / file)
-        if rows and (arguments.what == "readme" or file in written):
-            print(f"\n{table(rows)}")
-            if arguments.what == "readme" and f"<!-- {name} -->" in text:
-                text = replace_section(text, name, table(rows))
-    if arguments.what == "readme":
-        readme.write_text(text, encoding="utf-8")
-    for file in dict.fromkeys(file for file, _ in TABLES.values()):
-        if arguments.what == "readme" or file in written:
-            draw_figures(read_rows(arguments.results / file), arguments.results / "figures")
+        if rows and arguments.what in ("readme", file.removesuffix(".jsonl")):
+            print(f"\n{name}\n{table(rows)}")
 
 
 if __name__ == "__main__":

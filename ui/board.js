@@ -323,8 +323,7 @@ function mountBoard(element, props, watch) {
   // ---- the words behind one weight (that of the objective pointed at, else the largest), and the earlier turns
   function drawWhy() {
     const { run } = state;
-    const moved = (run.predicted && run.words) || [];
-    const k = moved.length ? state.why ?? run.predicted.indexOf(Math.max(...run.predicted)) : -1;
+    const k = Words.any(run) ? state.why ?? run.predicted.indexOf(Math.max(...run.predicted)) : -1;
     unlike.hidden = typeof run.known !== "number" || run.known >= 0.5;
     const shown = JSON.stringify([run.id, k]);
     if (why.dataset.shown === shown) return;

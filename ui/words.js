@@ -13,13 +13,15 @@ const Words = (() => {
     return node;
   };
 
+  const least = 0.005; // half a point: less is not worth a tint
+
   // Fill `node` with message `turn`, its words tinted (k < 0: none). Returns the most effective word there, or null.
   function tint(node, run, turn, k) {
     const characters = [...run.messages[turn].content];
     const words = k < 0 ? [] : run.words;
     const strongest = Math.max(0.05, ...words.map((w) => Math.abs(w.effects[k])));
     let [done, most, found] = [0, 0, null];
-    for (const { start, end, effects } of words.filter((w) => w.turn === turn && Math.abs(w.effects[k]) >= 0.005)) {
+    for (const { start, end, effects } of words.filter((w) => w.turn === turn && Math.abs(w.effects[k]) >= least)) {
       const size = Math.abs(effects[k]);
       const [tone, verb] = effects[k] > 0 ? ["high", "raised"] : ["low", "lowered"];
       node.append(cut(characters, done, start));
@@ -36,12 +38,13 @@ const Words = (() => {
   // "Harmless was raised or lowered by", and the prompt.
   function line(node, run, k) {
     node.replaceChildren();
+    const some = run.words.some((w) => Math.abs(w.effects[k]) >= least);
     add("b", "", node, title(run.objectives[k]));
-    node.append(" was ");
+    node.append(some ? " was " : " was not ");
     add("span", "word high", node, "raised");
     node.append(" or ");
     add("span", "word low", node, "lowered");
-    node.append(" by: ");
+    node.append(some ? " by: " : " by any one word: ");
     const said = add("q", "", node, "");
     said.dir = "auto";
     const most = tint(said, run, run.messages.length - 1, k);
@@ -56,5 +59,7 @@ const Words = (() => {
     return `${title(run.objectives[k])} was raised by ${named(1)} and lowered by ${named(-1)}.`;
   }
 
-  return { tint, line, sentence, title };
+  const any = (run) => Boolean(run.predicted && run.words?.some((w) => w.effects.some((e) => Math.abs(e) >= least)));
+
+  return { tint, line, sentence, title, any };
 })();

@@ -22,11 +22,10 @@ from pro_core.data import (
     PreferencePair,
     first_user_turn,
     load_examples,
-    pairs_from_labels,
-    refusal_pairs,
 )
 from pro_core.data_sources import default_data_dir
 from pro_core.objectives import check_objective_names
+from pro_core.pairs import pairs_from_labels, refusal_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import FORMAT, RewardPanel

@@ -28,7 +28,7 @@ from pro_core.weights import entropy
 
 Rows = list[dict[str, Any]]
 XSTEST = "xstest_responses"
-FIXED_HARMLESS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 1.0)
+FIXED_HARMLESS = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
 """The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from pro_core.data_sources import DataSource
+from pro_core.data_sources import DataSource, RatedSource
 from pro_core.evaluation.metrics import accuracy_with_interval
 from pro_core.evaluation.reward_models import EQUAL_LENGTH, length_report
 from pro_core.public_sets import PUBLIC_SETS
+from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import own_margin
 from pro_core.storage import library_versions
@@ -26,8 +27,14 @@ LICENCES = {
     "judge_pairs": "RMB, which states no licence: for judges only, never to be shipped",
     "ultrafeedback_responses": "UltraFeedback, MIT",
     "ultrafeedback_pairs": "UltraFeedback binarized, MIT",
+    "topicalchat_responses": "Topical-Chat via UniEval, MIT",
 }
 HUB_NAMES = {public.path: name for name, public in PUBLIC_SETS.items()}
+
+
+def _name_of(path: str) -> str:
+    """What a data source is called: a public set's name of ours, or the file's without its endings."""
+    return HUB_NAMES.get(path, Path(path).name.split(".")[0])
 
 
 def grade(
@@ -109,7 +116,7 @@ def write_panel_card(
     lines += ["", "Trained on (pairs; none of the text is shipped):", ""]
     trained = scores[scores.fold >= 0] if (scores.fold >= 0).any() else scores
     for source in sources:
-        name = HUB_NAMES.get(source.path, Path(source.path).name.split(".")[0])
+        name = _name_of(source.path)
         counts = trained[trained.source == name].objective.value_counts().to_dict()
         licence = LICENCES.get(name, "see the data's own card")
         shown = f"; pairs: {counts}" if counts else ""
@@ -133,6 +140,70 @@ def _length_cells(measured: dict[str, Any]) -> str:
     equal = measured["equal_length"]
     shown = f"{equal['accuracy']:.3f} ({equal['n']} pairs)" if equal else "no such pairs"
     return f"{measured['length_correlation']:+.2f} | {shown}"
+
+
+def write_classifier_card(
+    folder: Path,
+    classifier: RewardClassifier,
+    recipe: dict[str, Any],
+    sources: Sequence[RatedSource],
+    majority: dict[str, dict[str, Any]],
+) -> None:
+    """``README.md`` in the classifier's folder: its levels, what it was trained on, how well it does.
+
+    Args:
+        majority: the same metrics as ``classifier.accuracy``, for the majority class.
+    """
+    lines = [
+        "---",
+        "license: apache-2.0",
+        f"base_model: {recipe['model']}",
+        "tags: [reward-model, preference, multi-objective]",
+        "---",
+        f"# Reward classifier: {', '.join(classifier.objective_names)}",
+        "",
+        f"MOSLIM's multi-head classifier on `{recipe['model']}`, trained by `train/classifier.py` (loss "
+        f"`{classifier.loss}`, method `{recipe['method']}`, {recipe['max_length']} tokens). Each head answers with "
+        "the intensity of its objective; a higher level is more of it.",
+        "",
+        "| objective | ratings | level 2, 3, ... begins at | training responses a level |",
+        "|---|---|---|---|",
+    ]
+    for scale in classifier.scales:
+        counts = [str(classifier.label_counts[column]) for column in level_columns([scale])]
+        begins = ", ".join(f"{t:g}" for t in scale.thresholds) or "one level"
+        lines.append(
+            f"| {scale.name} | {scale.low:g} to {scale.high:g} | {begins} | {', '.join(counts)} |"
+        )
+    lines += [
+        "",
+        f"Measured on {recipe['grade_on']} responses. Preference and intensity accuracy: the head, and head and level, "
+        "of the joint argmax; level accuracy: within a labelled head.",
+        "",
+        "| metric | accuracy | 95% interval | majority class | responses | prompts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric, a in classifier.accuracy.items():
+        lines.append(
+            f"| {metric} | {a['accuracy']:.3f} | {a['ci95'][0]:.3f} to {a['ci95'][1]:.3f} | "
+            f"{majority[metric]['accuracy']:.3f} | {a['n']} | {a['prompts']} |"
+        )
+    lines += ["", "Trained on (none of the text is shipped):", ""]
+    for source in sources:
+        name = _name_of(source.path)
+        licence = LICENCES.get(name, "see the data's own card")
+        lines.append(
+            f"- {name}: {', '.join(source.labels)}; splits {', '.join(source.splits)}: {licence}"
+        )
+    lines += [
+        "",
+        "Limits: where objectives come from different data, preference accuracy is mostly telling the data apart. "
+        "Texts may be cut to the length above.",
+        "",
+        f"Statistics (Eq 11): {classifier.stats.reference if classifier.stats else 'none'}. "
+        f"Versions: {library_versions()}",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_adapter_card(

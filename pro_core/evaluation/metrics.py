@@ -9,6 +9,7 @@ from moocore import hypervolume as _hypervolume
 from moocore import igd_plus as _igd_plus
 from moocore import is_nondominated as _is_nondominated
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 RESAMPLES = 2000
 
@@ -116,6 +117,29 @@ def igd_plus(points: ArrayLike, front: ArrayLike) -> float:
     if not len(points) or not len(front):
         raise ValueError(f"got {len(points)} points and a front of {len(front)}, expected some")
     return float(_igd_plus(points, ref=front, maximise=True))
+
+
+def log_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
+    """The exponent p of y = c x^p: least squares on logarithms for each of S seeds; mean and 95% t-interval."""
+    x, y = np.log(np.asarray(x_SL, dtype=float)), np.log(np.asarray(y_SL, dtype=float))
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    return mean_interval((x * y).sum(axis=1) / (x**2).sum(axis=1))
+
+
+def linear_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
+    """The c of y = c x, as :func:`log_slope` does it: the theorem's constant."""
+    x, y = np.asarray(x_SL, dtype=float), np.asarray(y_SL, dtype=float)
+    return mean_interval((x * y).sum(axis=1) / (x**2).sum(axis=1))
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, list[float]]:
+    """The mean over seeds and its 95% t-interval; of a single seed the interval is not finite."""
+    values = np.asarray(values, dtype=float)
+    mean, half = float(values.mean()), float("inf")
+    if len(values) > 1:
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        half = float(error * student.ppf(0.975, len(values) - 1))
+    return mean, [mean - half, mean + half]
 
 
 def _points(points: ArrayLike) -> NDArray[np.float64]:

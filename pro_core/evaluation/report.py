@@ -79,11 +79,6 @@ def _commit() -> str:
         return "unknown"
 
 
-def results_file(what: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The file of rows: a policy's experiment (``wic_small`` in ``wic.jsonl``), else what was asked for."""
-    return f"{rows[0]['experiment'].split('_')[0] if what == 'policies' else what}.jsonl"
-
-
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], whole: bool = False) -> None:
     """Write rows, replacing those of the same experiment, config, method and seed that are there.
 
@@ -108,6 +103,22 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a results file; none when there is no file."""
     path = Path(path)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def sweep(
+    rows: Sequence[dict[str, Any]], by: str, metric: str
+) -> tuple[list[float], list[list[float]]]:
+    """One method's rows as (S, L): the L values of the metric ``by``, ascending, and ``metric`` of S seeds at each.
+
+    Seeds that lack one of the values are left out, so that means over seeds compare the same seeds.
+    """
+    found = {
+        (r["seed"], r["metrics"][by]): r["metrics"][metric] for r in rows if by in r["metrics"]
+    }
+    levels = sorted({level for _, level in found})
+    seeds = sorted({seed for seed, _ in found})
+    whole = [s for s in seeds if all((s, level) in found for level in levels)]
+    return levels, [[found[s, level] for level in levels] for s in whole]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

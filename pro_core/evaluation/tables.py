@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pro_core.evaluation import policy_tables
-from pro_core.evaluation.report import markdown_table
+from pro_core.evaluation.metrics import linear_slope, log_slope, mean_interval
+from pro_core.evaluation.report import markdown_table, read_rows, replace_section, sweep
 
 Rows = Sequence[dict[str, Any]]
 BASELINES = ("bag of words", "longer wins")
@@ -19,11 +21,21 @@ def reward_models_table(rows: Rows) -> str:
     rows = [r for r in rows if r["split"] == "test"]
     if not rows:
         return ""
-    rows = sorted(rows, key=lambda r: (r["method"] in BASELINES, r["method"]))
+    rows = sorted(
+        rows,
+        key=lambda r: (r["method"] in BASELINES, r["config"] != "demo_panel.yaml", r["config"]),
+    )
     names = [key.removeprefix("n_") for key in rows[0]["metrics"] if key.startswith("n_")]
     header = ["", *(f"{name} ({int(rows[0]['metrics'][f'n_{name}']):,} pairs)" for name in names)]
     return markdown_table(
-        header, [[r["method"], *(_interval(r, f"accuracy_{name}") for name in names)] for r in rows]
+        header,
+        [
+            [
+                r["method"].replace("panel", r["config"].removesuffix(".yaml") or "panel"),
+                *(_interval(r, f"accuracy_{name}") for name in names),
+            ]
+            for r in rows
+        ],
     )
 
 
@@ -62,8 +74,8 @@ def length_table(rows: Rows) -> str:
 
 def adapter_table(rows: Rows) -> str:
     """Accuracy by method, mean over seeds, and the adapter's lead with the seeds' mean interval."""
-    main = _test(rows, "adapter")
-    hh = _test(rows, "adapter_hh")
+    main = _embedded(_test(rows, "adapter"))
+    hh = _embedded(_test(rows, "adapter_hh"))
     if not main:
         return ""
     methods = list(dict.fromkeys(r["method"] for r in main))
@@ -82,9 +94,47 @@ def adapter_table(rows: Rows) -> str:
     return markdown_table(header, table)
 
 
+def targets_table(rows: Rows) -> str:
+    """Every target of every recipe: accuracy, leads with the seeds' mean intervals, entropies in nats."""
+    rows = _test(rows, "adapter_targets")
+    if not rows:
+        return ""
+    table = []
+    for config, method in dict.fromkeys((r["config"], r["method"]) for r in rows):
+        mine = [r for r in rows if (r["config"], r["method"]) == (config, method)]
+        cells = [config.removesuffix(".yaml"), method, _mean(mine, method, "accuracy")]
+        cells += [_lead(mine, other) for other in ("uniform", "best global", "shuffled")]
+        cells += [_mean(mine, method, key) for key in ("entropy_of_targets", "entropy_of_weights")]
+        table.append(cells)
+    header = [
+        "recipe",
+        "target",
+        "accuracy",
+        *(f"lead over {o}" for o in ("uniform", "best global", "shuffled")),
+    ]
+    return markdown_table([*header, "entropy of targets", "of weights"], table)
+
+
+def unseen_table(rows: Rows) -> str:
+    """Each source's held-out pairs under an adapter that was fitted without that source, and its rivals."""
+    prefix = "adapter_unseen_"
+    rows = _embedded(
+        [r for r in rows if r["experiment"].startswith(prefix) and r["split"] == "test"]
+    )
+    if not rows:
+        return ""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    table = []
+    for experiment in dict.fromkeys(r["experiment"] for r in rows):
+        mine = [r for r in rows if r["experiment"] == experiment]
+        cells = [experiment.removeprefix(prefix), *(_mean(mine, m, "accuracy") for m in methods)]
+        table.append([*cells, _lead(mine, "uniform")])
+    return markdown_table(["source not seen", *methods, "lead over uniform"], table)
+
+
 def safety_table(rows: Rows) -> str:
     """XSTest: refusing unsafe requests and complying with safe ones, under adapter and fixed weights."""
-    rows = [r for r in rows if r["experiment"] == "adapter_xstest"]
+    rows = _embedded([r for r in rows if r["experiment"] == "adapter_xstest"])
     if not rows:
         return ""
     table = []
@@ -115,18 +165,127 @@ def weights_table(rows: Rows) -> str:
     return markdown_table(["prompt", *names], table)
 
 
+CLASSIFIER_METRICS = {
+    "preference_accuracy": "preference: the head",
+    "intensity_accuracy": "intensity: head and level",
+    "level_accuracy": "level within each head, mean",
+}
+
+
+def classifier_table(rows: Rows) -> str:
+    """The reward classifiers' accuracies, a table a recipe; mean over seeds with the seeds' mean interval."""
+    rows = [r for r in rows if r["experiment"] == "classifier" and r["split"] == "test"]
+    tables = []
+    for config in dict.fromkeys(r["config"] for r in rows):
+        mine = [r for r in rows if r["config"] == config]
+        methods = sorted({r["method"] for r in mine}, key=lambda m: (m == "majority class", m))
+        counts = mine[0]["metrics"]
+        labels = dict(CLASSIFIER_METRICS)
+        for name in (key.removeprefix("n_") for key in counts if key.startswith("n_")):
+            levels, n = int(counts[f"levels_{name}"]), int(counts[f"n_{name}"])
+            labels[f"level_accuracy_{name}"] = f"{name} ({levels} levels, {n:,})"
+        cells = [
+            [label, *(_mean_interval(mine, method, metric) for method in methods)]
+            for metric, label in labels.items()
+        ]
+        tables.append(f"`{config}`\n\n" + markdown_table(["accuracy", *methods], cells))
+    return "\n\n".join(tables)
+
+
+WORLDS = {"theorem": "real", "theorem_synthetic": "synthetic"}
+
+
+def theorem_table(rows: Rows) -> str:
+    """Both claims of Theorem 5.1: exponents and constants over seeds, with 95% t-intervals."""
+    if not any(r["experiment"] in WORLDS for r in rows):
+        return ""
+    betas = sorted({r["metrics"]["beta"] for r in rows if "beta" in r["metrics"]})
+    fixed = [
+        [method, world, f"{beta:g}", *_growth(_theorem(rows, experiment, method, beta))]
+        for experiment, world in WORLDS.items()
+        for beta in betas
+        for method in ("uniform", "best fixed", "random fixed")
+    ]
+    first = [
+        "fixed weights", "rewards", "beta", "gap at the least diversity", "at the largest",
+        "exponent of the squared distance", "gap / squared distance",
+    ]  # fmt: skip
+    sizes = sorted({int(r["metrics"]["examples"]) for r in rows if "examples" in r["metrics"]})
+    shown = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    learned = []
+    for experiment, world in WORLDS.items():
+        mine = [r for r in rows if r["experiment"] == experiment]
+        adapters = [r for r in mine if "examples" in r["metrics"]]
+        for method in dict.fromkeys(r["method"] for r in adapters):
+            levels, gaps = sweep([r for r in adapters if r["method"] == method], "examples", "gap")
+            cells = [_over_seeds([g[levels.index(n)] for g in gaps]) for n in shown]
+            exponents = [
+                _slope(*log_slope([levels[-last:]] * len(gaps), [g[-last:] for g in gaps]))
+                for last in (len(levels), 3)
+            ]
+            learned.append([f"adapter, {method}", world, *cells, *exponents])
+        for method in ("uniform", "best fixed"):
+            here = adapters[0]["metrics"]
+            same = [
+                r["metrics"]["gap"]
+                for r in _theorem(mine, experiment, method, here["beta"])
+                if r["metrics"]["spread"] == here["spread"]
+            ]
+            learned.append([method, world, *[_over_seeds(same)] * 3, "", ""])
+    second = [
+        "weights", "rewards", *(f"gap at n = {n:,}" for n in shown), "exponent of n", "over the last three n",
+    ]  # fmt: skip
+    return f"{markdown_table(first, fixed)}\n\n{markdown_table(second, learned)}"
+
+
+def planted_table(rows: Rows) -> str:
+    """Adapters against a planted truth: accuracy on held-out pairs and correlation with w*, over seeds."""
+    rows = [r for r in rows if r["experiment"] == "theorem_planted"]
+    if not rows:
+        return ""
+    table = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r["metrics"] for r in rows if r["method"] == method]
+        table.append(
+            [method, *(_over_seeds([m[k] for m in mine]) for k in ("accuracy", "correlation"))]
+        )
+    return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
+    "table:targets": ("adapter.jsonl", targets_table),
+    "table:unseen": ("adapter.jsonl", unseen_table),
     "table:safety": ("adapter.jsonl", safety_table),
+    "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
-    "table:wic": ("wic.jsonl", policy_tables.main_table),
-    "table:wic_leads": ("wic.jsonl", policy_tables.leads_table),
-    "table:wic_control": ("wic.jsonl", policy_tables.control_table),
-    "table:wic_equal_weights": ("wic.jsonl", policy_tables.equal_weights_tables),
-    "table:wic_texts": ("wic.jsonl", policy_tables.texts_table),
+    "table:policies": ("policies.jsonl", policy_tables.main_table),
+    "table:policies_leads": ("policies.jsonl", policy_tables.leads_table),
+    "table:policies_control": ("policies.jsonl", policy_tables.control_table),
+    "table:policies_equal_weights": ("policies.jsonl", policy_tables.equal_weights_tables),
+    "table:policies_texts": ("policies.jsonl", policy_tables.texts_table),
+    "table:theorem": ("theorem.jsonl", theorem_table),
+    "table:planted": ("theorem.jsonl", planted_table),
 }
+
+
+def fill_tables(document: Path, results: Path) -> None:
+    """Write every table for which ``document`` has a place, between ``<!-- name -->`` and ``<!-- /name -->``."""
+    if not document.is_file():
+        return
+    text = document.read_text(encoding="utf-8")
+    for name, (file, table) in TABLES.items():
+        rows = read_rows(results / file)
+        if rows and f"<!-- {name} -->" in text:
+            text = replace_section(text, name, table(rows))
+    document.write_text(text, encoding="utf-8")
+
+
+def _embedded(rows: Rows) -> Rows:
+    """The rows of the embedded default's recipe, where there are any: other recipes have a table of their own."""
+    return [r for r in rows if r["config"] == "demo_adapter.yaml"] or rows
 
 
 def _test(rows: Rows, experiment: str) -> list[dict[str, Any]]:
@@ -145,6 +304,14 @@ def _mean(rows: Rows, method: str, metric: str) -> str:
     return f"{np.mean(values):.3f}" if values else ""
 
 
+def _mean_interval(rows: Rows, method: str, metric: str) -> str:
+    mine = [r for r in rows if r["method"] == method and metric in r["ci95"]]
+    if not mine:
+        return ""
+    lo, hi = np.mean([r["ci95"][metric] for r in mine], axis=0)
+    return f"{_mean(mine, method, metric)} ({lo:.3f} to {hi:.3f})"
+
+
 def _lead(rows: Rows, method: str) -> str:
     key = f"lead_over_{method}"
     mine = [r for r in rows if key in r["metrics"]]
@@ -153,3 +320,32 @@ def _lead(rows: Rows, method: str) -> str:
     points = np.mean([r["metrics"][key] for r in mine])
     lo, hi = np.mean([r["ci95"][key] for r in mine], axis=0)
     return f"{points:+.1f} ({lo:+.1f} to {hi:+.1f})"
+
+
+def _theorem(rows: Rows, experiment: str, method: str, beta: float) -> Rows:
+    return [
+        r
+        for r in rows
+        if (r["experiment"], r["method"]) == (experiment, method) and r["metrics"]["beta"] == beta
+    ]
+
+
+def _growth(rows: Rows) -> list[str]:
+    """How a fixed method's gap grows with the squared distance of its weights to w*."""
+    _, distances = sweep(rows, "spread", "squared_distance")
+    _, gaps = sweep(rows, "spread", "gap")
+    return [
+        _over_seeds([g[0] for g in gaps]),
+        _over_seeds([g[-1] for g in gaps]),
+        _slope(*log_slope(distances, gaps)),
+        _slope(*linear_slope(distances, gaps)),
+    ]
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    mean, (lo, hi) = mean_interval(values)
+    return f"{mean:.3f} ({lo:.3f} to {hi:.3f})"
+
+
+def _slope(mean: float, interval: Sequence[float]) -> str:
+    return f"{mean:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"

@@ -24,8 +24,8 @@ from pro_core.training import OrderedTrainer
 
 
 @dataclass
-class PairRows(Dataset):
-    """Tokenized pairs in training order; one row is ``{"chosen", "rejected", "head", "tie"}``."""
+class OrderedRows(Dataset):
+    """Tokenized rows in training order; here one row is ``{"chosen", "rejected", "head", "tie"}``."""
 
     rows: list[dict[str, Any]]
     order: list[int]
@@ -46,7 +46,7 @@ def tokenize_pairs(
     max_length: int,
     seed: int,
     input_format: str = "pair",
-) -> PairRows:
+) -> OrderedRows:
     """Tokenize pairs and fix the order in which training sees them.
 
     Args:
@@ -62,13 +62,20 @@ def tokenize_pairs(
         for c, r, p in zip(chosen, rejected, pairs, strict=True)
     ]
     lengths = [max(len(r["chosen"]["input_ids"]), len(r["rejected"]["input_ids"])) for r in rows]
+    return OrderedRows(rows, training_order(lengths, epochs, batch_size, seed))
+
+
+def training_order(
+    lengths: Sequence[int], epochs: Sequence[int], batch_size: int, seed: int
+) -> list[int]:
+    """The indices of rows in the order of all epochs: shuffled, each ``epochs[i]`` times, like lengths together."""
     rng = random.Random(seed)
     order: list[int] = []
     for epoch in range(max(epochs, default=0)):
-        seen = [i for i in range(len(rows)) if epochs[i] > epoch]
+        seen = [i for i in range(len(lengths)) if epochs[i] > epoch]
         rng.shuffle(seen)
         order += grouped_by_length(seen, lengths, batch_size, rng)
-    return PairRows(rows, order)
+    return order
 
 
 def grouped_by_length(
@@ -99,7 +106,7 @@ class BradleyTerryTrainer(OrderedTrainer):
 
     fresh = HEADS
 
-    def __init__(self, model, tokenizer, args: TrainingArguments, rows: PairRows, **kwargs):
+    def __init__(self, model, tokenizer, args: TrainingArguments, rows: OrderedRows, **kwargs):
         def collator(batch):
             both = collate(tokenizer, [r["chosen"] for r in batch] + [r["rejected"] for r in batch])
             return both | {key: torch.tensor([r[key] for r in batch]) for key in ("head", "tie")}

@@ -1,0 +1,100 @@
+"""Figures, each from result rows alone. White background and large type: they are read in light and in dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pro_core.evaluation.metrics import mean_interval
+from pro_core.evaluation.report import sweep
+
+Rows = Sequence[dict[str, Any]]
+
+# method -> label, colour, marker
+STYLES = {
+    "uniform": ("uniform weights", "#6b6b6b", "s"),
+    "best fixed": ("best fixed weights", "#000000", "D"),
+    "random fixed": ("random fixed weights", "#a05195", "^"),
+    "paper_z-t0.1": ("adapter: Eq 7 on z, τ = 0.1", "#c92a2a", "v"),
+    "paper_z-t1": ("adapter: Eq 7 on z, τ = 1", "#e08a00", "v"),
+    "pairwise-t0.3": ("adapter: pairwise", "#1f6fd6", "o"),
+    "true w*": ("adapter: true w*", "#2a9d4a", "o"),
+}
+
+
+def theorem_figure(rows: Rows, path: str | Path) -> None:
+    """Gap against the diversity of w*, and against the adapter's training pairs (:mod:`pro_core.evaluation.theorem`).
+
+    Means over seeds with 95% t-intervals; real rewards, at the KL weight that the adapters were measured with. The
+    format follows the path's suffix.
+
+    Raises:
+        ValueError: no rows of adapters on real rewards.
+    """
+    import matplotlib
+
+    rows = [r for r in rows if r["experiment"] == "theorem"]
+    adapters = [r for r in rows if "examples" in r["metrics"]]
+    if not adapters:
+        raise ValueError("got no rows of the experiment 'theorem' with adapters to draw")
+    beta, spread = adapters[0]["metrics"]["beta"], adapters[0]["metrics"]["spread"]
+    fixed = [r for r in rows if "examples" not in r["metrics"] and r["metrics"]["beta"] == beta]
+
+    settings: Any = {
+        "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white",
+        "axes.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "theorem",
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for method in dict.fromkeys(r["method"] for r in fixed):
+            mine = [r for r in fixed if r["method"] == method]
+            _, distance = sweep(mine, "spread", "squared_distance")
+            _draw(left, method, np.mean(distance, axis=0), sweep(mine, "spread", "gap")[1])
+        guide = np.array([0.02, 0.9])
+        left.plot(guide, guide * 1.5, color="#9a9a9a", linestyle=":", zorder=0)
+        left.set_xlabel("mean squared distance of the weights to w*(x)")
+        left.set_ylabel("alignment gap (Eq 13)")
+        left.set_title("(a) fixed weights, as w* gets more diverse")
+
+        for method in dict.fromkeys(r["method"] for r in adapters):
+            _draw(
+                right,
+                method,
+                *sweep([r for r in adapters if r["method"] == method], "examples", "gap"),
+            )
+        for method in ("uniform", "best fixed"):
+            values = [
+                r["metrics"]["gap"]
+                for r in fixed
+                if r["method"] == method and r["metrics"]["spread"] == spread
+            ]
+            label, colour, _ = STYLES[method]
+            right.axhline(np.mean(values), color=colour, linestyle="--", linewidth=1.8, label=label)
+        right.set_xlabel("training pairs n")
+        right.set_title("(b) the adapter, as its training pairs grow")
+        for axes in (left, right):
+            axes.set(xscale="log", yscale="log")
+            axes.grid(color="#e4e4e4", linewidth=0.8)
+            axes.legend(frameon=False, fontsize=11)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(
+            path, metadata={"Date": None} if str(path).endswith(".svg") else None, dpi=130
+        )
+
+
+def _draw(axes, method: str, x, values_SL) -> None:
+    """A line through the means of each level, with a band over its interval."""
+    label, colour, marker = STYLES.get(method, (method, None, "o"))
+    points = [mean_interval(level) for level in np.transpose(values_SL)]
+    means, intervals = [mean for mean, _ in points], np.array([interval for _, interval in points])
+    (line,) = axes.plot(
+        x, means, color=colour, marker=marker, markersize=6, linewidth=2, label=label
+    )
+    low = np.maximum(intervals[:, 0], np.array(means) / 10)  # a log axis has no 0
+    axes.fill_between(x, low, intervals[:, 1], color=line.get_color(), alpha=0.15, linewidth=0)
