@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,15 +16,10 @@ import torch
 import yaml
 from tiny import tiny_classifier, tiny_qwen
 
+from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import Condition
 from pro_core.evaluation.paper_tables import PAPER_TABLES, paper_table_for
-from pro_core.evaluation.policies import (
-    GeneratorPolicy,
-    best_answer,
-    respond,
-    scores_condition,
-    scores_for_weights,
-    weights_condition,
-)
+from pro_core.evaluation.policies import GeneratorPolicy, best_answer, respond
 from pro_core.evaluation.policy_figures import draw_figures, front_figure
 from pro_core.evaluation.policy_metrics import (
     Answers,
@@ -319,44 +315,39 @@ def test_perplexity_weighs_tokens_not_responses():
 # ---------------------------------------------------------------- where weights enter
 
 
-def test_conditions_as_the_papers_write_them():
-    ask = "Tell me <helpful> 1.00 a joke."
-    (turn,) = weights_condition(NAMES)(ask, np.array([0.62, 0.38]))
-    assert turn["content"] == "Tell me (helpful) 1.00 a joke. <helpful> 0.62 <harmless> 0.38"
-    # RiC: w / norm * (high - low) + low, here (.6, .8) and (1, 0).
-    scores = scores_condition(NAMES, [-1, -2], [2, 3])
-    (turn,) = scores("Hi", np.array([3 / 7, 4 / 7]))
-    assert turn["content"] == "Hi <helpful_score> 0.8 <harmless_score> 2.0"
-    np.testing.assert_allclose(scores_for_weights([1, 0], [-1, -2], [2, 3]), [2, -2])
-    for low, high in (([0], [1]), ([0, 2], [1, 1]), ([0, np.nan], [1, 1])):
-        with pytest.raises(ValueError, match="low at most high"):
-            scores_condition(NAMES, low, high)
+def conditioned_qwen(folder: Path, qwen: str, condition: Condition) -> str:
+    """A tiny whole model that says which condition it was trained to read."""
+    shutil.copytree(qwen, folder)
+    PolicyConfig(condition).save(folder)
+    return str(folder)
 
 
-class Reads:
-    """What a conditioned checkpoint's generator has as its ``policy``."""
-
-    @staticmethod
-    def check_objectives(names):
-        if tuple(names) != NAMES:
-            raise ValueError(f"the policy was trained for {NAMES}, this panel has {names}")
-
-    @staticmethod
-    def messages(prompt, weights, names):
-        asked = dict(zip(names, weights.tolist(), strict=True))
-        return [{"role": "user", "content": f"{prompt} {asked}"}]
+RIC = Condition("scores", NAMES, score_range=((-1, 2), (-2, 3)))
 
 
-def test_a_conditioned_checkpoint_is_asked_in_its_own_way(qwen, monkeypatch):
-    monkeypatch.setattr(LocalGenerator, "policy", Reads, raising=False)
-    entry = {"name": "own", "model": qwen}
+@pytest.mark.parametrize(
+    ("condition", "weights", "read"),
+    [
+        (Condition("weights", NAMES), [0.62, 0.38], "<helpful> 0.62 <harmless> 0.38"),
+        (Condition("weights", NAMES[::-1]), [0.62, 0.38], "<harmless> 0.38 <helpful> 0.62"),
+        # RiC: w / norm * (high - low) + low, here (.6, .8) of the ranges (-1, 2) and (-2, 3).
+        (RIC, [3 / 7, 4 / 7], "<helpful_score> 0.8 <harmless_score> 2.0"),
+        (Condition("none", NAMES), [0.62, 0.38], ""),
+    ],
+)
+def test_a_conditioned_checkpoint_is_asked_in_its_own_way(qwen, tmp_path, condition, weights, read):
+    """Its own objectives in its own order; what a visitor types is no tag; an SFT model reads the prompt alone."""
+    entry = {"name": "own", "model": conditioned_qwen(tmp_path / "own", qwen, condition)}
     policy = RecipePolicies([entry], NAMES)("own", 0)
-    (turn,) = policy.messages("Hi", np.array([1.0, 0.0]))
-    assert turn["content"] == "Hi {'helpful': 1.0, 'harmless': 0.0}"
-    with pytest.raises(ConfigError, match="take `condition` out"):
-        RecipePolicies([entry | {"condition": "weights"}], NAMES)("own", 0)
-    with pytest.raises(ConfigError, match="trained for"):
-        RecipePolicies([entry], ("humor", "helpful"))("own", 0)
+    (turn,) = policy.messages("Tell me <helpful> 1.00 a joke.", np.float32(weights))
+    said = "(helpful)" if condition else "<helpful>"
+    assert turn["content"] == f"Tell me {said} 1.00 a joke. {read}".strip()
+
+
+def test_a_checkpoint_for_other_objectives_is_refused(qwen, tmp_path):
+    model = conditioned_qwen(tmp_path / "own", qwen, Condition("weights", NAMES))
+    with pytest.raises(ConfigError, match="own: the policy was trained for.*humor"):
+        RecipePolicies([{"name": "own", "model": model}], ("humor", "helpful"))("own", 0)
 
 
 def function_panel():
@@ -393,8 +384,9 @@ class Script(StreamingGenerator):
 
     name = "script"
 
-    def __init__(self, fails: dict[str, int] | None = None, empty: str = ""):
+    def __init__(self, fails=None, empty: str = "", condition: Condition | None = None):
         self.fails, self.empty = dict(fails or {}), empty
+        self._policy = PolicyConfig(condition) if condition else None
         self.asked: list[list[str]] = []
         self.seeds: list[int] = []
 
@@ -417,8 +409,8 @@ class Script(StreamingGenerator):
 PROMPTS = ["one", "two", "three", "four", "five"]
 
 
-def asked(generator, folder, weights=(0.5, 0.5), seed=0, source="script", condition=None, n=1):
-    policy = GeneratorPolicy("p", lambda: generator, source, condition, n)
+def asked(generator, folder, weights=(0.5, 0.5), seed=0, source="script", n=1):
+    policy = GeneratorPolicy("p", lambda: generator, source, NAMES, n)
     return respond(policy, PROMPTS, np.array(weights), SETTINGS, seed, folder, batch_size=2)
 
 
@@ -427,24 +419,25 @@ def texts_of(answers):
 
 
 def test_responses_are_written_once_and_read_ever_after(tmp_path):
-    script = Script()
+    script, reader = Script(), Script(condition=Condition("weights", NAMES))
     first = asked(script, tmp_path)
     assert len(script.asked) == 3 and [len(b) for b in script.asked] == [2, 2, 1]
     assert asked(script, tmp_path) == first and len(script.asked) == 3
     asked(script, tmp_path, weights=(1, 0))
     assert len(script.asked) == 3  # it does not look at its weights: no need to ask again
-    asked(script, tmp_path, weights=(1, 0), condition=weights_condition(NAMES))
-    assert len(script.asked) == 6
+    for weights in ((1, 0), (0, 1), (1, 0)):
+        asked(reader, tmp_path, weights=weights)
+    assert len(reader.asked) == 6 and reader.asked[0][0] == "one <helpful> 1.00 <harmless> 0.00"
     asked(script, tmp_path, source="another checkpoint")
-    assert len(script.asked) == 9
+    assert len(script.asked) == 6
     asked(script, tmp_path, seed=1)
-    assert len(script.asked) == 12 and not set(script.seeds[:3]) & set(script.seeds[9:])
+    assert len(script.asked) == 9 and not set(script.seeds[:3]) & set(script.seeds[6:])
 
 
 def test_every_policy_and_weighting_gets_the_same_random_numbers(tmp_path):
-    script = Script()
+    script = Script(condition=Condition("weights", NAMES))
     for weights in ((1, 0), (0, 1)):
-        asked(script, tmp_path, weights=weights, condition=weights_condition(NAMES))
+        asked(script, tmp_path, weights=weights)
     asked(script, tmp_path, source="another checkpoint")
     assert script.seeds[:3] == script.seeds[3:6] == script.seeds[6:]
     assert len(set(script.seeds[:3])) == 3  # but each batch its own
@@ -536,6 +529,9 @@ def parts(tmp_path_factory, qwen):
     write_panel(folder / "panel", NAMES, 1)
     write_panel(folder / "judge", ["overall"], 2)
     write_panel(folder / "heldout", NAMES, 3)
+    for seed in (0, 1):
+        conditioned_qwen(folder / f"pro/seed{seed}", qwen, Condition("weights", NAMES))
+        conditioned_qwen(folder / f"ric/seed{seed}", qwen, RIC)
     rows = [
         {
             "objective": NAMES[i % 2],
@@ -574,7 +570,7 @@ def recipe(parts, qwen, tmp_path):
             "policies": [
                 {"name": "base", "model": qwen},
                 {"name": "best of 2", "model": qwen, "candidates": 2},
-                {"name": "PRO-WIC online", "model": qwen, "condition": "weights"},
+                {"name": "PRO-WIC online", "model": str(parts / "pro/seed{seed}")},
             ],
         }
         path = tmp_path / "tiny.yaml"
@@ -622,7 +618,7 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     for table in (main_table, leads_table, control_table):
         text = table(rows)
         assert "overall judge 0.62 (0.50 to 0.70)" in text and "helpful 0.63" in text
-        assert "4 prompts, 3 weightings, 2 seeds; base: base" in text and text in printed
+        assert "4 held-out prompts, 3 weightings, 2 seeds; base: base" in text and text in printed
     assert "0 failed, 0 empty, 0 unscored" in texts_table(rows)
     equal = equal_weights_tables(rows)
     assert "| PRO-WIC online |" in equal and "| 0.57 | 2.10 |" in equal and "LLaMA-7B" in equal
@@ -685,7 +681,9 @@ def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):
     def failing(self, name, seed, candidates=None):
         policy = real(self, name, seed, candidates)
         if name == "PRO-WIC online":
-            policy.load = lambda: Script({f"{number} <helpful> 1.00": 9})
+            policy.load = lambda: Script(
+                {f"{number} <helpful> 1.00": 9}, condition=Condition("weights", NAMES)
+            )
         return policy
 
     monkeypatch.setattr(RecipePolicies, "__call__", failing)
@@ -696,11 +694,47 @@ def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):
     assert metrics["failed"] == 1 and metrics["responses"] == 11 and metrics["points"] == 3
 
 
+def test_what_is_not_there_yet_is_said_and_left_out(recipe, parts, qwen, tmp_path, capsys):
+    """A judge, an arm's second seed, a whole arm: the rest is measured, leads over the seeds that both have."""
+    shutil.copytree(parts / "pro/seed0", tmp_path / "arm/seed0")
+    policies = [
+        {"name": "base", "model": qwen},
+        {"name": "RiC online", "model": str(parts / "ric/seed{seed}")},
+        {"name": "PRO-WIC online", "model": str(tmp_path / "arm/seed{seed}")},
+        {"name": "gone", "model": str(tmp_path / "gone/seed{seed}")},
+    ]
+    path = recipe(
+        judge=str(tmp_path / "judge"),
+        heldout_panel=str(tmp_path / "heldout"),
+        perplexity=False,
+        policies=policies,
+        compare_with=["RiC online", "PRO-WIC online", "gone"],
+    )
+    rows = policy_rows(PolicyRun(path))
+    said = capsys.readouterr().err
+    assert "python train/reward_models.py recipes/judge.yaml" in said
+    assert "python train/reward_models.py recipes/heldout_panel.yaml" in said
+    assert "PRO-WIC online, seed 1:" in said and "PRO-WIC online, seed 0:" in said.replace(
+        "PRO-WIC online, seed 0, weights", "PRO-WIC online, seed 0:"
+    )
+    pooled = by_method(rows)
+    assert set(pooled) == {"base", "RiC online", "PRO-WIC online"}
+    mine, theirs = (
+        next(r["metrics"] for r in rows if (r["experiment"], r["method"], r["seed"]) == (*key, 0))
+        for key in (("wic_tiny", "PRO-WIC online"), ("wic_tiny", "RiC online"))
+    )
+    lead = pooled["PRO-WIC online"]["metrics"]["lead_hypervolume_over_RiC online"]
+    assert lead == pytest.approx(mine["hypervolume"] - theirs["hypervolume"], abs=2e-5)
+    back = pooled["RiC online"]["metrics"]["lead_hypervolume_over_PRO-WIC online"]
+    assert back == pytest.approx(-lead, abs=2e-5)
+    table = main_table(rows)
+    assert "| PRO-WIC online (1 of 2 seeds) |" in table and "| RiC online |" in table
+    assert "neither the overall judge nor the held-out panel" in table and "judge |" not in table
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"judge": "nowhere"}, "python train/reward_models.py recipes/judge.yaml"),
-        ({"heldout_panel": "nowhere"}, "python train/reward_models.py recipes/heldout_panel.yaml"),
         ({"judge": "PANEL"}, "the panel itself"),
         ({"judge": "HELDOUT"}, "one overall judge"),
         ({"objectives": ["humor"]}, "some of the panel's"),
@@ -711,8 +745,6 @@ def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):
         ({"temperature": -1}, "temperature"),
         ({"policies": [{"name": "base"}]}, "a model or an endpoint"),
         ({"policies": [{"name": "base", "model": "m", "color": 1}]}, "color"),
-        ({"policies": [{"name": "base", "model": "m", "condition": "mood"}]}, "mood"),
-        ({"policies": [{"name": "base", "model": "m", "condition": "scores"}]}, "low"),
         ({"policies": [{"name": "base", "model": "m", "candidates": 0}]}, "at least 1"),
         ({"policies": [{"name": "base", "model": "m"}] * 2}, "two are called"),
         ({"policies": [{"name": "base", "endpoint": "http://x/v1"}]}, "name a local model"),

@@ -6,7 +6,8 @@ scores, MOSLIM's levels), and which of several candidates is taken (best-of-N). 
 the kit does the third with the panel that the policy is measured by.
 
 Responses are written in batches of fixed composition, and a batch is a file named by a hash of all that decides it: the
-model's identity, the messages, the settings and the seed. What is there is not written again: a killed run goes on
+model's identity, the messages, the settings and the seed. It holds a hash of its answers, too: a file that was changed
+since is written again. What is there is not written again: a killed run goes on
 where it stopped, to the same texts, more weights or prompts reuse what they can, and a policy that does not look at
 its weights answers once for all of them. The random numbers depend on the seed and the prompts alone, so that two
 policies, or one under two weights, are compared under the same draws.
@@ -14,8 +15,6 @@ policies, or one under two weights, are compared under the same draws.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.conditioning import add_condition, format_scores, format_weights
 from pro_core.data import to_messages
 from pro_core.generation.base import (
     EMPTY_ANSWER,
@@ -33,9 +31,10 @@ from pro_core.generation.base import (
     Generator,
     Written,
     collect,
+    conditioned,
 )
 from pro_core.objectives import Message, Prompt
-from pro_core.storage import StorageError, read_config, write_config
+from pro_core.storage import StorageError, content_hash, read_config, write_config
 
 Array = NDArray[np.float32]
 FORMAT = "pro-responses"
@@ -65,23 +64,20 @@ class Policy(Protocol):
         ...
 
 
-Condition = Callable[[Prompt, Array], list[Message]]
-
-
 @dataclass
 class GeneratorPolicy:
     """One generator for all weights, which stand in the prompt, in the choice among candidates, in both or nowhere.
 
     Args:
-        load: makes the generator.
+        load: makes the generator; one that knows what its model reads puts the weights into the prompt.
         source: its identity, such as a hash of the model's files.
-        condition: puts the weights into the prompt; None leaves the prompt as it is.
+        objective_names: those of the weights.
     """
 
     name: str
     load: Callable[[], Generator]
     source: str
-    condition: Condition | None = None
+    objective_names: Sequence[str]
     candidates: int = 1
 
     def identity(self, weights: Array) -> str:
@@ -91,45 +87,7 @@ class GeneratorPolicy:
         return self.load()
 
     def messages(self, prompt: Prompt, weights: Array) -> list[Message]:
-        return to_messages(prompt) if self.condition is None else self.condition(prompt, weights)
-
-
-def weights_condition(objective_names: Sequence[str]) -> Condition:
-    """PRO-WIC's: the weights as they are, see :func:`pro_core.conditioning.format_weights`."""
-
-    def condition(prompt: Prompt, weights: Array) -> list[Message]:
-        return add_condition(prompt, format_weights(weights, objective_names), objective_names)
-
-    return condition
-
-
-def scores_condition(objective_names: Sequence[str], low: ArrayLike, high: ArrayLike) -> Condition:
-    """RiC's: the scores that the weights stand for, see :func:`scores_for_weights`.
-
-    Raises:
-        ValueError: bounds that are not one finite number an objective, low at most high.
-    """
-    bounds = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    K = len(objective_names)
-    if (
-        any(b.shape != (K,) or not np.isfinite(b).all() for b in bounds)
-        or (bounds[0] > bounds[1]).any()
-    ):
-        raise ValueError(
-            f"got the bounds {bounds[0].tolist()} and {bounds[1].tolist()}, expected {K} numbers each, low at most high"
-        )
-
-    def condition(prompt: Prompt, weights: Array) -> list[Message]:
-        scores = scores_for_weights(weights, *bounds)
-        return add_condition(prompt, format_scores(scores, objective_names), objective_names)
-
-    return condition
-
-
-def scores_for_weights(weights: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
-    """RiC at test time: weights (K,) to desired standardized scores w_k / norm_2(w) * (high_k - low_k) + low_k."""
-    w, lowest, highest = (np.asarray(a, dtype=np.float64) for a in (weights, low, high))
-    return (w / np.linalg.norm(w) * (highest - lowest) + lowest).astype(np.float32)
+        return conditioned(self.load(), to_messages(prompt), weights, self.objective_names)
 
 
 @dataclass(frozen=True)
@@ -175,7 +133,7 @@ def respond(
             plain = [to_messages(prompts[p]) for p in batch]
             drawn = replace(settings, seed=_number([seed, plain]))
             asked = [policy.messages(prompts[p], rows[p]) for p in batch]
-            key = _digest([FORMAT, identity, asked, n, asdict(drawn)])
+            key = content_hash([FORMAT, identity, asked, n, asdict(drawn)])
             file = Path(folder) / f"{key[:32]}.json"
             known = file.is_file()
             written = _batch(policy, rows[batch[0]], asked, drawn, file)
@@ -198,8 +156,9 @@ def _batch(
     n, tries = policy.candidates, 2
     whole: list[Written | None] = [None] * (len(asked) * n)
     with suppress(StorageError):  # not there yet, or spoilt from outside: it is written now
-        held = read_config(file.parent, file.name, FORMAT)["answers"]
-        whole = [Written(**one) for mine in held for one in mine]
+        found = read_config(file.parent, file.name, FORMAT)
+        if found.get("answers_hash") == content_hash(found.get("answers")):
+            whole = [Written(**one) for mine in found["answers"] for one in mine]
     for _ in range(tries):
         todo = [i for i, one in enumerate(whole) if one is None or _failed(one)]
         if not todo:
@@ -209,9 +168,8 @@ def _batch(
             whole[i] = one
         held = [[asdict(one) for one in whole[p * n : p * n + n] if one] for p in range(len(asked))]
         content: dict[str, Any] = {"format": FORMAT, "policy": policy.name, "messages": asked}
-        write_config(
-            file.parent, file.name, content | {"settings": asdict(settings), "answers": held}
-        )
+        content |= {"settings": asdict(settings), "answers": held}
+        write_config(file.parent, file.name, content | {"answers_hash": content_hash(held)})
     kept = [one for one in whole if one is not None]
     return [kept[p * n : p * n + n] for p in range(len(asked))]
 
@@ -225,13 +183,9 @@ def _answer(written: Written) -> Answer:
     return Answer(None, written.error) if _failed(written) else Answer(written.text)
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 def _number(content: Any) -> int:
     """A seed for :class:`GenerationSettings`."""
-    return int(_digest(content)[:8], 16) % 2**31
+    return int(content_hash(content)[:8], 16) % 2**31
 
 
 def best_answer(z_NK: ArrayLike, weights: ArrayLike) -> int | None:

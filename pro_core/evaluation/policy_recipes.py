@@ -1,9 +1,9 @@
 """The policies, prompts and settings that a recipe of the evaluation kit names.
 
 A recipe's policy is ``{name, model}`` (a folder or hub id; ``{seed}`` stands for the seed) or ``{name, endpoint,
-model}`` (its token: PRO_ENDPOINT_TOKEN). A checkpoint that knows what its policy reads is asked in its own way; another
-model can be told ``condition: weights`` (as PRO-WIC's are) or ``scores`` with ``low`` and ``high`` (as RiC's).
-``candidates: 4`` makes it best-of-4, whatever it reads.
+model}`` (its token: PRO_ENDPOINT_TOKEN). A checkpoint of `train/wic.py` knows what its policy reads and is asked in its
+own way; a stock model reads the prompt alone. ``candidates: 4`` makes it best-of-4, whatever it reads. A folder with
+``{seed}`` in its name that is not there (yet) is said and left out, so that what is trained can be looked at.
 """
 
 from __future__ import annotations
@@ -18,13 +18,7 @@ from typing import Any
 from pro_core.cache import fingerprint
 from pro_core.data import render_messages
 from pro_core.data_sources import data_sources
-from pro_core.evaluation.policies import (
-    Condition,
-    GeneratorPolicy,
-    Policy,
-    scores_condition,
-    weights_condition,
-)
+from pro_core.evaluation.policies import GeneratorPolicy, Policy
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.objectives import Message
 from pro_core.training import ConfigError
@@ -32,8 +26,8 @@ from pro_core.training import ConfigError
 REQUIRED = ("experiment", "panel", "output", "base", "policies")
 OPTIONAL: dict[str, Any] = {
     "objectives": None,  # of the panel's, in its order; None for all
-    "judge": "outputs/judge/panel",  # None: without
-    "heldout_panel": "outputs/heldout_panel/panel",  # None: without
+    "judge": "outputs/judge/panel",  # where it is not, or None: without, which the tables say
+    "heldout_panel": "outputs/heldout_panel/panel",  # the same
     "adapter": None,  # its weights for each prompt are one more request, beside the grid
     "perplexity": None,  # a causal model; None for the base policy's, false for none
     "weights": 5,  # weightings in the grid
@@ -48,7 +42,7 @@ OPTIONAL: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
 }
-ENTRY = {"name", "model", "endpoint", "condition", "low", "high", "candidates"}
+ENTRY = {"name", "model", "endpoint", "candidates"}
 
 
 class RecipePolicies:
@@ -78,25 +72,13 @@ class RecipePolicies:
             raise ConfigError(f"policies: two are called {name!r}")
         if not isinstance(candidates, int) or candidates < 1:
             raise ConfigError(f"{name}: got {candidates!r} candidates, expected at least 1")
-        self._told(entry)
 
-    def _told(self, entry: dict[str, Any]) -> Condition | None:
-        """The condition that the recipe sets."""
-        kind = entry.get("condition")
-        if kind is None:
-            return None
-        if kind == "weights":
-            return weights_condition(self.objective_names)
-        try:
-            if kind == "scores":
-                return scores_condition(self.objective_names, entry["low"], entry["high"])
-        except KeyError as error:
-            raise ConfigError(f"{entry['name']}: the condition `scores` needs {error}") from None
-        except ValueError as error:
-            raise ConfigError(f"{entry['name']}: {error}") from None
-        raise ConfigError(
-            f"{entry['name']}: got the condition {kind!r}, expected weights or scores"
-        )
+    def missing(self, name: str, seed: int) -> str | None:
+        """The folder that a training should have made for this seed, if it is not there."""
+        model = str(self.entries[name].get("model", ""))
+        folder = model.format(seed=seed)
+        made = "{seed}" in model and "endpoint" not in self.entries[name]
+        return folder if made and not Path(folder).is_dir() else None
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
         """One policy under one seed, its model loads when it must write; with ``candidates`` of another number."""
@@ -116,24 +98,14 @@ class RecipePolicies:
                 self._writer = source, writer
             return self._writer[1]
 
-        told, own = self._told(entry), self._own(name, load())
-        if told is not None and own is not None:
-            raise ConfigError(
-                f"{name}: {model} knows what it reads; take `condition` out of the recipe"
-            )
+        reads = load().policy
+        if reads is not None:
+            try:
+                reads.check_objectives(self.objective_names)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
         n = entry.get("candidates", 1) if candidates is None else candidates
-        return GeneratorPolicy(name, load, source, told or own, n)
-
-    def _own(self, name: str, generator: Generator) -> Condition | None:
-        """The condition that a checkpoint carries: generators that know it have a ``policy`` to ask."""
-        policy = getattr(generator, "policy", None)
-        if policy is None:
-            return None
-        try:
-            policy.check_objectives(self.objective_names)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
-        return lambda prompt, weights: policy.messages(prompt, weights, self.objective_names)
+        return GeneratorPolicy(name, load, source, self.objective_names, n)
 
     def _fingerprint(self, model: str) -> str:
         if model not in self._fingerprints:

@@ -37,6 +37,7 @@ from pro_core.evaluation.report import result_row
 
 Rows = list[dict[str, Any]]
 Draws = dict[str, Floats]
+BySeed = dict[int, Answers]
 ALL_SEEDS, POINTS, BASE = "_all_seeds", "_points", "_base"
 COUNTS = ("responses", "failed", "empty", "unscored")
 UNDER_ADAPTER = ("judge_score", "judge_win_rate", "heldout_score", "mean_weighted_score", "length")
@@ -50,38 +51,50 @@ def policy_rows(run: PolicyRun) -> Rows:
     counts_RP = resampled(len(run.prompts))
     P = len(run.prompts)
     grid_WPK = np.repeat(run.weights_WK[:, None, :], P, axis=1)
-    answers: dict[str, list[Answers]] = {}
-    defaults: dict[str, list[Answers]] = {}
+    answers: dict[str, BySeed] = {}
+    defaults: dict[str, BySeed] = {}
     rows = [_base_row(run, base)]
     for name in names:
         draws: list[Draws] = []
         texts: list[dict[str, float]] = []
-        for s, seed in enumerate(run.seeds):
+        for seed in run.seeds_of(name):
             started = time.monotonic()
             mine = run.answers(name, seed, grid_WPK)
-            answers.setdefault(name, []).append(mine)
-            drawn = measure(mine, base, answers[first][s], counts_RP)
+            answers.setdefault(name, {})[seed] = mine
+            drawn = measure(mine, base, answers[first].get(seed), counts_RP)
             if run.default_weights_PK is not None:
                 weights = run.default_weights_PK[None].astype(np.float64)
                 default = run.answers(name, seed, weights, "the adapter's weights")
-                defaults.setdefault(name, []).append(default)
-                drawn |= _under_adapter(measure(default, base, defaults[first][s], counts_RP), base)
+                defaults.setdefault(name, {})[seed] = default
+                under = measure(default, base, defaults[first].get(seed), counts_RP)
+                drawn |= _under_adapter(under, base)
             draws.append(drawn)
             texts.append(text_measures(mine))
             wall = time.monotonic() - started
             rows.append(_row(run, "", name, seed, drawn, texts[-1], wall))
             rows += _point_rows(run, name, seed, mine, base, counts_RP)
+        if not draws:
+            continue
         rows.append(_row(run, ALL_SEEDS, name, None, _averaged(draws), _joined(draws, texts)))
+    for pooled in [row for row in rows if row["seed"] is None]:
+        name = pooled["method"]
         for other in run.compared:
-            if other != name and other in answers:
-                gap = leads(answers[name], answers[other], base, counts_RP)
-                if defaults:
-                    led = leads(defaults[name], defaults[other], base, counts_RP)
-                    gap |= {f"{k}_adapter": v for k, v in led.items() if k in UNDER_ADAPTER}
-                values, intervals = summary({f"lead_{k}_over_{other}": v for k, v in gap.items()})
-                rows[-1]["metrics"] |= {k: round(v, 5) for k, v in values.items()}
-                rows[-1]["ci95"] |= {k: [round(x, 5) for x in v] for k, v in intervals.items()}
+            if other == name or not set(answers.get(other, ())) & set(answers[name]):
+                continue
+            gap = _leads(answers[name], answers[other], base, counts_RP)
+            if defaults:
+                led = _leads(defaults[name], defaults[other], base, counts_RP)
+                gap |= {f"{k}_adapter": v for k, v in led.items() if k in UNDER_ADAPTER}
+            values, intervals = summary({f"lead_{k}_over_{other}": v for k, v in gap.items()})
+            pooled["metrics"] |= {k: round(v, 5) for k, v in values.items()}
+            pooled["ci95"] |= {k: [round(x, 5) for x in v] for k, v in intervals.items()}
     return rows
+
+
+def _leads(mine: BySeed, theirs: BySeed, base: Base, counts_RP: Floats) -> Draws:
+    """See :func:`pro_core.evaluation.policy_metrics.leads`; over the seeds that both have."""
+    common = [seed for seed in mine if seed in theirs]
+    return leads([mine[s] for s in common], [theirs[s] for s in common], base, counts_RP)
 
 
 def _under_adapter(drawn: Draws, base: Base) -> Draws:
@@ -97,7 +110,7 @@ def _averaged(draws: list[Draws]) -> Draws:
 
 def _joined(draws: list[Draws], texts: list[dict[str, float]]) -> dict[str, float]:
     """What has no interval: counts summed over seeds, the rest averaged, and the deviation between seeds."""
-    joined: dict[str, float] = {}
+    joined: dict[str, float] = {"seeds": len(draws)}
     for name in texts[0]:
         values = [t[name] for t in texts if name in t]
         joined[name] = float(np.sum(values) if name in COUNTS else np.mean(values))

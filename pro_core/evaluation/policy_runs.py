@@ -49,9 +49,10 @@ class PolicyRun:
     Attributes:
         columns: of the panel's objectives, those that this run is about. weights_WK: the grid.
 
+    Judges that are not there are said, with the command that makes them, and nothing is measured by them.
+
     Raises:
-        ConfigError: a wrong recipe, judges that are not there (with the command that makes them), or one that is the
-            panel itself. StorageError, DataError: as their loaders do.
+        ConfigError: a wrong recipe, a judge that is the panel itself. StorageError, DataError: as their loaders do.
     """
 
     def __init__(self, recipe_path: str | Path, split: str = "test"):
@@ -105,10 +106,12 @@ class PolicyRun:
         if path is None:
             return None
         if not (Path(path) / "panel.json").is_file():
-            raise ConfigError(
-                f"{key}: {path} is not there. Train it first with `python train/reward_models.py {JUDGES[key]}` (about "
-                f"an hour on two cores; `make judges` makes both), or set `{key}: null` to report without it"
+            print(
+                f"{key}: {path} is not there, so nothing is measured by it. `python train/reward_models.py "
+                f"{JUDGES[key]}` trains it (about an hour on two cores); the same command then adds its scores",
+                file=sys.stderr,
             )
+            return None
         judge = RewardPanel.from_pretrained(path, self.device)
         if judge.fingerprint() == self.panel.fingerprint():
             raise ConfigError(
@@ -140,6 +143,14 @@ class PolicyRun:
             )
         weights = adapter.predict(self.prompts)[:, [names.index(n) for n in self.objective_names]]
         return weights / weights.sum(axis=1, keepdims=True)
+
+    def seeds_of(self, name: str) -> list[int]:
+        """The seeds whose checkpoint is there; says which are not."""
+        missing = {seed: self.policy.missing(name, seed) for seed in self.seeds}
+        for seed, folder in missing.items():
+            if folder:
+                print(f"{name}, seed {seed}: {folder} is not there, left out", file=sys.stderr)
+        return [seed for seed in self.seeds if not missing[seed]]
 
     def responses(
         self, policy: Policy, seed: int, weights_PK: NDArray, about: str

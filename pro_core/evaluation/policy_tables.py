@@ -39,7 +39,14 @@ def main_table(rows: Rows) -> str:
 
     def table(mine: Rows) -> str:
         shown = {key: head for key, head in SHOWN.items() if _any(mine, key)}
-        body = [[r["method"], *(cell(r, key) for key in shown)] for r in mine]
+        most = max(r["metrics"]["seeds"] for r in mine)
+        body = []
+        for r in mine:
+            seeds = r["metrics"]["seeds"]
+            name = (
+                r["method"] if seeds == most else f"{r['method']} ({seeds:.0f} of {most:.0f} seeds)"
+            )
+            body.append([name, *(cell(r, key) for key in shown)])
         return markdown_table(["", *shown.values()], body) + f"\n\n{UNITS} {judges_note(mine[0])}"
 
     return _each_experiment(rows, ALL_SEEDS, table)
@@ -109,7 +116,10 @@ def judges_note(row: dict[str, Any]) -> str:
         elif key.startswith("heldout_accuracy_"):
             parts.append(f"held-out {key.removeprefix('heldout_accuracy_')} {cell(row, key)}")
     if not parts:
-        return "No judge's own accuracy is known here."
+        return (
+            "No judge's own accuracy is known here: neither the overall judge nor the held-out panel was there, or "
+            "their folders do not say it."
+        )
     return f"The judges' own accuracy on test pairs: {', '.join(parts)}."
 
 
@@ -161,6 +171,6 @@ def _about(rows: Rows, name: str, suffix: str) -> str:
         return ""
     seeds = len({r["seed"] for r in mine})
     return (
-        f": {mine[0]['n']} prompts, {max(r['metrics']['points'] for r in mine):.0f} weightings, {seeds} seeds; "
+        f": {mine[0]['n']} held-out prompts, {max(r['metrics']['points'] for r in mine):.0f} weightings, {seeds} seeds; "
         f"base: {base[0]['method']}"
     )
