@@ -421,7 +421,9 @@ def texts_of(answers):
 def test_responses_are_written_once_and_read_ever_after(tmp_path):
     script, reader = Script(), Script(condition=Condition("weights", NAMES))
     first = asked(script, tmp_path)
-    assert len(script.asked) == 3 and [len(b) for b in script.asked] == [2, 2, 1]
+    # Short prompts beside short ones; the answers come back in the prompts' order.
+    assert script.asked == [["one", "two"], ["four", "five"], ["three"]]
+    assert [t.split()[0] for (t,) in texts_of(first)] == [f"[{p}]" for p in PROMPTS]
     assert asked(script, tmp_path) == first and len(script.asked) == 3
     asked(script, tmp_path, weights=(1, 0))
     assert len(script.asked) == 3  # it does not look at its weights: no need to ask again
@@ -455,6 +457,14 @@ def test_a_killed_run_goes_on_to_the_same_texts(tmp_path, qwen):
     assert asked(LocalGenerator(qwen, device="cpu"), killed, n=2) == whole
 
 
+def test_a_file_of_answers_that_was_changed_is_written_again(tmp_path):
+    script = Script()
+    first = asked(script, tmp_path)
+    file = next(tmp_path.glob("*.json"))
+    file.write_text(file.read_text().replace('"[', '"a better [', 1))
+    assert asked(script, tmp_path) == first and len(script.asked) == 4
+
+
 def test_what_fails_is_tried_again_and_the_rest_stands(tmp_path):
     script = Script({"two": 1, "four": 3})
     answers = asked(script, tmp_path)
@@ -462,7 +472,7 @@ def test_what_fails_is_tried_again_and_the_rest_stands(tmp_path):
     assert (
         answers[3][0].text is None and answers[3][0].error == "four failed"
     )  # half a text is none
-    assert [b for b in script.asked if len(b) == 1] == [["two"], ["four"], ["five"]]
+    assert [b for b in script.asked if len(b) == 1] == [["two"], ["four"], ["three"]]
     again = asked(script, tmp_path)
     assert again[3][0].text.startswith("[four]") and again[:3] == answers[:3]
     count = len(script.asked)
@@ -502,7 +512,7 @@ def test_a_policy_may_have_a_writer_for_each_weighting(tmp_path):
     answers = respond(soup, PROMPTS, rows, SETTINGS, 0, tmp_path, batch_size=2)
     assert [a[0].text.split()[0] for a in answers] == [f"[{p}]" for p in PROMPTS]
     assert [w.asked for w in soup.writers.values()] == [
-        [["one", "three"], ["four"]],
+        [["one", "four"], ["three"]],
         [["two", "five"]],
     ]
 
@@ -714,9 +724,8 @@ def test_what_is_not_there_yet_is_said_and_left_out(recipe, parts, qwen, tmp_pat
     said = capsys.readouterr().err
     assert "python train/reward_models.py recipes/judge.yaml" in said
     assert "python train/reward_models.py recipes/heldout_panel.yaml" in said
-    assert "PRO-WIC online, seed 1:" in said and "PRO-WIC online, seed 0:" in said.replace(
-        "PRO-WIC online, seed 0, weights", "PRO-WIC online, seed 0:"
-    )
+    assert "arm/seed1 is not there, left out" in said and "arm/seed0 is not there" not in said
+    assert said.count("gone/seed") == 2
     pooled = by_method(rows)
     assert set(pooled) == {"base", "RiC online", "PRO-WIC online"}
     mine, theirs = (
@@ -770,6 +779,8 @@ def test_prompts_are_shared_between_objectives_and_always_the_same(parts):
     assert prompts[:4] == held_out_prompts([{"path": "pairs.jsonl"}], parts, "test", 4)
     numbers = [int(p[-1]["content"].split()[-1]) for p in prompts]
     assert sum(n % 2 for n in numbers) == 3 and 0 not in numbers and max(numbers) < 8
+    with pytest.raises(ConfigError, match="got 0 test prompts of at most 9 characters, expected 6"):
+        held_out_prompts([{"path": "pairs.jsonl"}], parts, "test", 6, longest=9)
 
 
 # ---------------------------------------------------------------- tables and figures from rows

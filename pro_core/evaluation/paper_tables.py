@@ -79,10 +79,10 @@ PAPER_TABLES = (
 )
 
 SCALES = (
-    "The paper's figures are a reference for the order of the methods, not for their values: LLaMA-7B, three reward "
-    "models taken from RiC, 2,000 test prompts, on a scale that our copy does not state (RiC standardizes each reward "
-    "over its training set). Ours are the panel's scores z, standardized on the panel's own reference set. Compare "
-    "within a column."
+    "Higher is better. The paper's figures are a reference for the order of the methods, not for their values: "
+    "LLaMA-7B, three reward models taken from RiC, 2,000 test prompts, on a scale that our copy does not state (RiC "
+    "standardizes each reward over its training set). Ours are the panel's scores z, standardized on the panel's own "
+    "reference set. Compare within a column."
 )
 
 

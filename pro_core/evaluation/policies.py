@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.data import to_messages
+from pro_core.data import render_messages, to_messages
 from pro_core.generation.base import (
     EMPTY_ANSWER,
     GenerationSettings,
@@ -122,8 +122,9 @@ def respond(
     rows = np.asarray(weights_PK, dtype=np.float32)
     rows = np.broadcast_to(rows, (P, rows.shape[-1]))
     by_writer: dict[str, list[int]] = {}
-    for p, weights in enumerate(rows):
-        by_writer.setdefault(policy.identity(weights), []).append(p)
+    # Prompts of about one length stand side by side: little is read that is only padding.
+    for p in sorted(range(P), key=lambda p: (len(render_messages(to_messages(prompts[p]))), p)):
+        by_writer.setdefault(policy.identity(rows[p]), []).append(p)
     step = max(1, batch_size // n)
     answers: list[list[Answer]] = [[] for _ in prompts]
     done = 0

@@ -23,8 +23,19 @@ from pro_core.evaluation.policy_reports import POINTS
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 # Okabe and Ito's colours, told apart by the colour-blind too; markers say the same again.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = (
+    "#000000",
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7F7F7F",
+    "#882255",
+    "#8B6914",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -127,7 +138,7 @@ def control_figure(rows: Rows) -> Figure | None:
                 label=method,
             )
         axes.set_xlabel(f"weight of {name}")
-        axes.set_ylabel(f"mean {name} score (z)")
+        axes.set_ylabel(f"{name} (z, higher is better)")
     for axes in grid[len(names) :]:
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()

@@ -32,6 +32,7 @@ OPTIONAL: dict[str, Any] = {
     "perplexity": None,  # a causal model; None for the base policy's, false for none
     "weights": 5,  # weightings in the grid
     "prompts": 100,
+    "longest_prompt": None,  # characters; longer ones are left out, which spares a CPU most of its work
     "data": [{"path": "hh_pairs.jsonl.gz"}],
     "data_dir": None,
     "seeds": [0, 1, 2],
@@ -115,11 +116,16 @@ class RecipePolicies:
 
 
 def held_out_prompts(
-    entries: Iterable[dict[str, Any]], data_dir: str | Path, split: str, count: int
+    entries: Iterable[dict[str, Any]],
+    data_dir: str | Path,
+    split: str,
+    count: int,
+    longest: int | None = None,
 ) -> list[list[Message]]:
     """``count`` prompts of a split, as many from each objective's pairs as there are, in an order that a hash decides.
 
-    Conversations that end with an answer are left out: there is nothing to respond to.
+    Conversations that end with an answer are left out: there is nothing to respond to. So are those of more than
+    ``longest`` characters.
 
     Raises:
         DataError: as the loaders do. ConfigError: fewer prompts than asked for.
@@ -130,6 +136,8 @@ def held_out_prompts(
             if pair.split == split and pair.prompt and pair.prompt[-1]["role"] == "user":
                 # Half a surrogate pair, which some data has, cannot be written to a file.
                 text = render_messages(pair.prompt).encode("utf-8", "replace").decode()
+                if longest is not None and len(text) > longest:
+                    continue
                 of = by_objective.setdefault(pair.objective, {})
                 of[hashlib.sha256(text.encode()).hexdigest()] = [
                     m | {"content": m["content"].encode("utf-8", "replace").decode()}
@@ -143,6 +151,8 @@ def held_out_prompts(
                 taken.setdefault(*queue[turn])
     if len(taken) < count or count < 1:
         raise ConfigError(
-            f"prompts: got {len(taken)} {split} prompts, expected {count} (at least 1)"
+            f"prompts: got {len(taken)} {split} prompts"
+            + (f" of at most {longest} characters" if longest is not None else "")
+            + f", expected {count} (at least 1)"
         )
     return list(taken.values())

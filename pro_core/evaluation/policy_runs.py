@@ -95,6 +95,7 @@ class PolicyRun:
             self.recipe["data_dir"] or default_data_dir(),
             split,
             self.recipe["prompts"],
+            self.recipe["longest_prompt"],
         )
         self.cache = Cache(self.output / "scores.sqlite")
         self._keys: dict[int, str] = {}

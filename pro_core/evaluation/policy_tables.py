@@ -169,8 +169,8 @@ def _about(rows: Rows, name: str, suffix: str) -> str:
     base = [r for r in rows if r["experiment"] == experiment + BASE]
     if not mine or not base:
         return ""
-    seeds = len({r["seed"] for r in mine})
+    seeds, points = len({r["seed"] for r in mine}), max(r["metrics"]["points"] for r in mine)
     return (
-        f": {mine[0]['n']} held-out prompts, {max(r['metrics']['points'] for r in mine):.0f} weightings, {seeds} seeds; "
+        f": {mine[0]['n']} held-out prompts, {points:.0f} weightings, {seeds} seeds; "
         f"base: {base[0]['method']}"
     )
