@@ -1,4 +1,4 @@
-"""Conditioned SFT: what is tokenized is what is read at generation, the loss is on the response, the right parameters move."""
+"""Conditioned SFT: training reads what generation reads, the loss is on the response, the right parameters move."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from pro_core.conditioned import PolicyConfig, load_language_model
 from pro_core.conditioning import Condition
-from pro_core.generation import GenerationSettings, LocalGenerator
-from pro_core.generation.chat import chat_prompt, fit
+from pro_core.data import to_messages
+from pro_core.generation import GenerationSettings, LocalGenerator, conditioned
+from pro_core.generation.chat import fit
 from pro_core.policies.sft import fine_tune, tokenize_row, tokenize_rows
 from pro_core.training import ConfigError
 
@@ -152,20 +153,15 @@ def test_a_model_that_is_not_there(tmp_path):
         )  # fmt: skip
 
 
-def test_moving_a_weight_moves_the_answer(llama, tmp_path):
-    """The tiny model learns to answer at length when asked for length: what the whole method rests on."""
-    answers = {1.0: "it rained on Sunday and we stayed in", 0.0: "no"}
-    rows = [
-        (asked(f"tell me {w}", long), text)
-        for long, text in answers.items()
-        for w in ("why", "what")
-    ]
-    settings = SETTINGS | {"steps": 80, "batch_size": 8, "learning_rate": 0.01}
+def test_what_was_learned_is_what_is_written(llama, tmp_path):
+    """Training and generation read the same prompt: the tiny model says what it learned, and ends there."""
+    answer = "it rained on Sunday and we stayed in"
+    rows = [(asked(f"tell me {what}", 0.9), answer) for what in ("why", "what", "a joke")]
+    settings = SETTINGS | {"steps": 40, "batch_size": 6, "learning_rate": 0.01}
     fine_tune(rows, tmp_path / "a", PolicyConfig(CONDITION), model=llama, lora=None,
               work=tmp_path / "w", **settings)  # fmt: skip
     generator = LocalGenerator(tmp_path / "a")
     greedy = GenerationSettings(max_new_tokens=24, temperature=0)
-    long, short = generator.generate([asked("tell me why", 0.9), asked("tell me why", 0.1)], greedy)
-    assert long == "it rained on Sunday and we stayed in"
-    assert short == "no"
-    assert chat_prompt(generator._loaded[1], asked("x", 0.9)).count("<long>") == 1
+    told = conditioned(generator, to_messages("tell me why"), [0.9, 0.1], CONDITION.objective_names)
+    assert told == asked("tell me why", 0.9)
+    assert generator.generate([told], greedy) == [answer]

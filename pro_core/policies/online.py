@@ -53,9 +53,8 @@ def goal_source(
     """Where an online round's weights come from.
 
     Args:
-        name: ``adapter`` (as it predicts), ``mix`` (see :data:`MIX`), ``dirichlet`` (uniform on the simplex, blind to
-        the
-            prompt), ``uniform`` (1/K each), or ``shuffled`` (the mix's, dealt to the wrong prompts: a control).
+        name: ``adapter`` (as it predicts), ``mix`` (see :data:`MIX`), ``dirichlet`` (uniform on the simplex,
+            blind to the prompt), ``uniform`` (1/K each), or ``shuffled`` (the mix's, dealt to the wrong prompts).
         objective_names: of the adapter's, those that the policy knows.
         adapter: needed by those in :data:`NEED_ADAPTER`.
     """
@@ -119,10 +118,10 @@ def ask(
 def accept_ric(z_NK: ArrayLike, quantile: float) -> NDArray[np.bool_]:
     """RiC's rule, (N,): any reward above its own quantile over these N responses. NaN is never above."""
     z = np.asarray(z_NK, dtype=np.float64)
-    kept = np.isfinite(z).all(axis=1, keepdims=True)
-    if kept.any():
-        kept = kept & (z > np.quantile(z[kept[:, 0]], quantile, axis=0)).any(axis=1, keepdims=True)
-    return kept[:, 0]
+    whole = np.asarray(np.isfinite(z).all(axis=1))
+    if not whole.any():
+        return whole
+    return whole & (z > np.quantile(z[whole], quantile, axis=0)).any(axis=1)
 
 
 def accept_weighted(

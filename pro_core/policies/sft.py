@@ -188,7 +188,7 @@ def fine_tune(
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=gradient_checkpointing,
         disable_tqdm=not sys.stderr.isatty(),
-        **_accumulation(batch_size, rows_per_device),
+        accumulation=_accumulation(batch_size, rows_per_device),
     )
     fresh = None
     if lora is not None and start is None:
@@ -229,19 +229,16 @@ def _load(model: str, start: Path | None, lora: dict[str, Any] | None):
     return loaded, tokenizer
 
 
-def _accumulation(batch_size: int, rows_per_device: int | None) -> dict[str, int]:
+def _accumulation(batch_size: int, rows_per_device: int | None) -> int:
     share = batch_size // int(os.environ.get("WORLD_SIZE", 1))
     if rows_per_device is None or rows_per_device >= share:
-        return {}
+        return 1
     if share % rows_per_device:
         raise ConfigError(
             f"rows_per_device {rows_per_device}: a device's share of batch_size {batch_size} is {share} rows, "
             "expected a divisor of it"
         )
-    return {
-        "per_device_train_batch_size": rows_per_device,
-        "gradient_accumulation_steps": share // rows_per_device,
-    }
+    return share // rows_per_device
 
 
 def _save(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
