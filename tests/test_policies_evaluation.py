@@ -344,6 +344,21 @@ def test_a_conditioned_checkpoint_is_asked_in_its_own_way(qwen, tmp_path, condit
     assert turn["content"] == f"Tell me {said} 1.00 a joke. {read}".strip()
 
 
+def test_an_endpoint_is_asked_as_the_checkpoint_that_it_serves(qwen, tmp_path):
+    folder = conditioned_qwen(tmp_path / "own", qwen, Condition("weights", NAMES))
+    stock = {"name": "served", "endpoint": "http://localhost:9/v1", "model": "lora"}
+    ask, weights = "Hi", np.float32([0.62, 0.38])
+    policy = RecipePolicies([stock | {"policy": folder}], NAMES)("served", 0)
+    (turn,) = policy.messages(ask, weights)
+    assert turn["content"] == "Hi <helpful> 0.62 <harmless> 0.38"
+    plain = RecipePolicies([stock], NAMES)("served", 0)
+    assert plain.messages(ask, weights)[0]["content"] == ask
+    assert plain.identity(weights) != policy.identity(weights)
+    for wrong, said in (({"policy": qwen}, "no pro_policy.json"), ({"endpoint": "x y"}, "served:")):
+        with pytest.raises(ConfigError, match=said):
+            RecipePolicies([stock | wrong], NAMES)("served", 0)
+
+
 def test_a_checkpoint_for_other_objectives_is_refused(qwen, tmp_path):
     model = conditioned_qwen(tmp_path / "own", qwen, Condition("weights", NAMES))
     with pytest.raises(ConfigError, match="own: the policy was trained for.*humor"):

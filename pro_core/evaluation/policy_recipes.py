@@ -1,9 +1,11 @@
 """The policies, prompts and settings that a recipe of the evaluation kit names.
 
 A recipe's policy is ``{name, model}`` (a folder or hub id; ``{seed}`` stands for the seed) or ``{name, endpoint,
-model}`` (its token: PRO_ENDPOINT_TOKEN). A checkpoint of `train/wic.py` knows what its policy reads and is asked in its
-own way; a stock model reads the prompt alone. ``candidates: 4`` makes it best-of-4, whatever it reads. A folder with
-``{seed}`` in its name that is not there (yet) is said and left out, so that what is trained can be looked at.
+model, policy}`` (its token: PRO_ENDPOINT_TOKEN; ``policy`` is the folder of the checkpoint that it serves as ``model``,
+which says what that one reads; without it the endpoint is a stock model's). A checkpoint of `train/wic.py` knows what
+its policy reads and is asked in its own way; a stock model reads the prompt alone. ``candidates: 4`` makes it
+best-of-4, whatever it reads. A folder with ``{seed}`` in its name that is not there (yet) is said and left out, so that
+what is trained can be looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.cache import fingerprint
+from pro_core.conditioned import PolicyConfig
 from pro_core.data import render_messages
 from pro_core.data_sources import data_sources
 from pro_core.evaluation.policies import GeneratorPolicy, Policy
@@ -43,7 +46,7 @@ OPTIONAL: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
 }
-ENTRY = {"name", "model", "endpoint", "candidates"}
+ENTRY = {"name", "model", "endpoint", "policy", "candidates"}
 
 
 class RecipePolicies:
@@ -84,27 +87,28 @@ class RecipePolicies:
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
         """One policy under one seed, its model loads when it must write; with ``candidates`` of another number."""
         entry = self.entries[name]
-        model, endpoint = str(entry.get("model", "")).format(seed=seed), entry.get("endpoint")
-        source = f"{endpoint} {model}" if endpoint else self._fingerprint(model)
+        model, folder = (str(entry.get(key, "")).format(seed=seed) for key in ("model", "policy"))
+        endpoint = entry.get("endpoint")
+        source = self._fingerprint(folder or model) if folder or not endpoint else ""
+        if endpoint:
+            source = f"{endpoint} {model} {source}"
 
         def load() -> Generator:
             if self._writer is None or self._writer[0] != source:
                 self._writer = None
                 gc.collect()
-                writer: Generator = (
-                    EndpointGenerator(endpoint, model or None, os.environ.get("PRO_ENDPOINT_TOKEN"))
-                    if endpoint
-                    else LocalGenerator(model)
+                self._writer = (
+                    source,
+                    (_endpoint(endpoint, model, folder) if endpoint else LocalGenerator(model)),
                 )
-                self._writer = source, writer
             return self._writer[1]
 
-        reads = load().policy
-        if reads is not None:
-            try:
+        try:
+            reads = load().policy
+            if reads is not None:
                 reads.check_objectives(self.objective_names)
-            except ValueError as error:
-                raise ConfigError(f"{name}: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
         n = entry.get("candidates", 1) if candidates is None else candidates
         return GeneratorPolicy(name, load, source, self.objective_names, n)
 
@@ -113,6 +117,15 @@ class RecipePolicies:
             found = fingerprint(None, {model: None}, strict=False, code=())
             self._fingerprints[model] = str(found)
         return self._fingerprints[model]
+
+
+def _endpoint(url: str, model: str, folder: str) -> Generator:
+    """A server's model; ``folder`` holds the checkpoint that it serves, if it is a conditioned one."""
+    reads = PolicyConfig.read(folder) if folder else None
+    if folder and reads is None:
+        raise ConfigError(f"{folder} holds no pro_policy.json, which says what a policy reads")
+    token = os.environ.get("PRO_ENDPOINT_TOKEN")
+    return EndpointGenerator(url, model or None, token, policy=reads)
 
 
 def held_out_prompts(
