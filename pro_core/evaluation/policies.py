@@ -7,10 +7,10 @@ the kit does the third with the panel that the policy is measured by.
 
 Responses are written in batches of fixed composition, and a batch is a file named by a hash of all that decides it: the
 model's identity, the messages, the settings and the seed. It holds a hash of its answers, too: a file that was changed
-since is written again. What is there is not written again: a killed run goes on
-where it stopped, to the same texts, more weights or prompts reuse what they can, and a policy that does not look at
-its weights answers once for all of them. The random numbers depend on the seed and the prompts alone, so that two
-policies, or one under two weights, are compared under the same draws.
+since is written again. What is there is not written again: a killed run goes on where it stopped, to the same texts,
+more weightings or seeds reuse what is there, and a policy that does not look at its weights answers once for all of
+them. The random numbers depend on the seed and the prompts alone, so that two policies, or one under two weights, are
+compared under the same draws.
 """
 
 from __future__ import annotations
