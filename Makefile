@@ -54,9 +54,10 @@ format: $(STAMP)  ## let ruff rewrite the sources
 space-check: $(STAMP)  ## everything about the Space that can be checked without the hub
 	$(BIN)/python spaces/deploy.py --dry-run
 
-judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade policies (two hours on two cores)
+judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade policies (an hour on two cores)
 	$(BIN)/python train/reward_models.py recipes/judge.yaml
 	$(BIN)/python train/reward_models.py recipes/heldout_panel.yaml
+	$(BIN)/python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 
 clean:  ## remove .venv and the caches
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -366,7 +366,7 @@ def test_a_follow_up_keeps_the_conversation(visit) -> None:
     page.locator("#follow").click()
     finished(page)
     expect(page.locator(".thread .user")).to_contain_text(first)
-    assert page.locator(".thread .assistant span").text_content().strip() == kept.strip()
+    assert page.locator(".thread .assistant > span").text_content().strip() == kept.strip()
 
 
 def test_answers_of_the_visitors_own_are_scored(visit, served) -> None:
@@ -375,7 +375,7 @@ def test_answers_of_the_visitors_own_are_scored(visit, served) -> None:
     page.locator("#prompt textarea").fill("How do I clean a wine stain?")
     page.get_by_role("button", name="Score answers of your own").click()
     for label, text in zip(("Answer A", "Answer B"), texts, strict=True):
-        page.get_by_label(label, exact=True).locator("visible=true").last.fill(text)
+        page.get_by_role("textbox", name=label, exact=True).fill(text)
     page.locator("#score-own").click()
     expect(page.locator(".note")).to_contain_text("Your own answers")
     expect(page.locator(".card")).to_have_count(2)
@@ -475,7 +475,7 @@ def test_text_has_contrast(visit, uncertain, scheme: str) -> None:
     measured = page.evaluate(CONTRAST)
     assert len(measured) > 60
     assert [m for m in measured if m[1] < 4.5] == []
-    page.goto(uncertain[0])
+    page = visit(scheme=scheme, url=uncertain[0], loaded=False)
     paste(page, "如何去除红酒渍? 🐶🎂🎈")
     expect(page.locator(".unlike")).to_be_visible()
     assert [m for m in page.evaluate(CONTRAST) if m[1] < 4.5] == []

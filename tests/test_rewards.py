@@ -412,6 +412,27 @@ def test_the_upper_layers_of_gpt2(tmp_path):
     )
 
 
+def test_a_trunk_cut_short_keeps_its_lower_layers(tmp_path):
+    base = tiny_qwen(tmp_path / "base")
+    recipe = {"base": base, "num_labels": 1, "method": "upper", "upper_layers": 1, "pooling": "own"}
+    recipe |= {"lora": None, "trunk_layers": 1}
+    whole, _ = new_reward_model(**recipe | {"trunk_layers": None})
+    short, tok = new_reward_model(**recipe)
+    assert [len(m.model.layers) for m in (whole, short)] == [2, 1]
+    assert torch.equal(
+        short.model.layers[0].mlp.up_proj.weight, whole.model.layers[0].mlp.up_proj.weight
+    )
+    save_reward_model(short, tmp_path / "saved", recipe)
+    again, _ = load_reward_model(str(tmp_path / "saved"))
+    inputs = tok(["good", "bad"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            again(**inputs).logits.float(), short.eval()(**inputs).logits, atol=0.05, rtol=0.02
+        )
+    with pytest.raises(StorageError, match="got trunk_layers 3, it has 2"):
+        new_reward_model(base, 1, trunk_layers=3)
+
+
 def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one of"):
         new_reward_model("x", 1, "half")

@@ -256,7 +256,7 @@ def test_fixed_weights_cost_more_the_more_diverse_the_truth():
 def test_more_pairs_help_where_the_target_is_not_biased():
     world = synthetic_world(4096)
     plants = [PlantedWeights.draw(world, s, 8, 0.5) for s in (0, 1)]
-    how = {"preference_temperature": 0.3, "steps": 150, "batch_size": 64, "learning_rate": 3e-3}
+    how = {"preference_temperature": 0.3, "steps": 300, "batch_size": 64, "learning_rate": 3e-3}
 
     def gap(target, temperature, n):
         found = measure_adapters(

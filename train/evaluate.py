@@ -1,6 +1,7 @@
 """Grade reward models, adapters and policies on held-out data; print tables and keep the rows in `results/`.
 
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
+python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
 python train/evaluate.py classifier recipes/small_classifier.yaml
@@ -95,6 +96,7 @@ def policies(recipe_path: str, split: str) -> list[dict]:
 
 GRADERS = {
     "reward_models": reward_models,
+    "judges": reward_models,  # reward models again, kept in rows of their own
     "length": length,
     "adapter": adapters,
     "weights": example_weights,

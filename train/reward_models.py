@@ -38,6 +38,7 @@ OPTIONAL = {
     "shared_trunk": True,  # false: one model an objective, as in the papers
     "method": "full",  # full, upper, lora, heads
     "upper_layers": 3,
+    "trunk_layers": None,  # how many of the base's layers to keep, from the bottom; None for all
     "lora": None,
     "pooling": "own",  # "mean" for sentence encoders
     "batch_size": 32,
@@ -61,7 +62,10 @@ def train_panel(recipe: dict, pairs, epochs, folder: Path, work: Path) -> Reward
         specs = {}
         for source, objectives in groups.items():
             rows = [i for i, p in enumerate(pairs) if p.objective in objectives]
-            parts = {key: recipe[key] for key in ("method", "upper_layers", "lora", "pooling")}
+            parts = {
+                key: recipe[key]
+                for key in ("method", "upper_layers", "trunk_layers", "lora", "pooling")
+            }
             parts |= {"base": recipe["model"], "num_labels": len(objectives)}
             model, tokenizer = new_reward_model(**parts, seed=recipe["seed"])
             if not (folder / source).is_dir():

@@ -18,11 +18,12 @@ from typing import Any
 
 from pro_core.data_sources import default_data_dir
 from pro_core.evaluation.figures import theorem_figure
-from pro_core.evaluation.planted import PLANTED_METHODS, PlantedWeights, compare_targets
+from pro_core.evaluation.planted import PLANTED_METHODS, compare_targets
 from pro_core.evaluation.report import read_rows, result_row, write_rows
 from pro_core.evaluation.tables import planted_table, theorem_table
 from pro_core.evaluation.theorem import (
     FIXED,
+    PlantedWeights,
     adapter_name,
     load_world,
     measure_adapters,

@@ -39,6 +39,19 @@ def reward_models_table(rows: Rows) -> str:
     )
 
 
+def judges_table(rows: Rows) -> str:
+    """Test accuracy of reward models whose recipes differ in their objectives: a line each, the baselines beside it."""
+    rows = [r for r in rows if r["split"] == "test"]
+    table = []
+    for config in dict.fromkeys(r["config"] for r in rows):
+        panel, *baselines = (r for r in rows if r["config"] == config)
+        for name in (key.removeprefix("n_") for key in panel["metrics"] if key.startswith("n_")):
+            cells = [_interval(r, f"accuracy_{name}") for r in (panel, *baselines)]
+            of = f"{name} ({int(panel['metrics'][f'n_{name}']):,} pairs)"
+            table.append([config.removesuffix(".yaml"), of, *cells])
+    return markdown_table(["judge", "objective", "accuracy", *BASELINES], table) if table else ""
+
+
 def length_table(rows: Rows) -> str:
     """What a panel's scores owe to length, two lines an objective: kept, and with that component removed."""
     rows = [r for r in rows if r["split"] == "test"]
@@ -254,6 +267,7 @@ def planted_table(rows: Rows) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
+    "table:judges": ("judges.jsonl", judges_table),
     "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
     "table:targets": ("adapter.jsonl", targets_table),

@@ -60,6 +60,7 @@ def new_reward_model(
     upper_layers: int = 3,
     lora: dict[str, Any] | None = None,
     pooling: str = "own",
+    trunk_layers: int | None = None,
     seed: int = 0,
 ):
     """(model, tokenizer) with ``num_labels`` fresh heads, ready to train; dropout is off, as in TRL.
@@ -69,9 +70,10 @@ def new_reward_model(
             (pooler and heads).
         lora: PEFT settings, such as ``{"r": 16, "lora_alpha": 32}``.
         pooling: ``own`` (the architecture's) or ``mean``.
+        trunk_layers: how many of the base's layers to keep, from the bottom; None for all.
 
     Raises:
-        StorageError: the base cannot be loaded. ValueError: another method or pooling.
+        StorageError: the base cannot be loaded, or has fewer layers. ValueError: another method or pooling.
     """
     from transformers import (
         AutoConfig,
@@ -91,6 +93,12 @@ def new_reward_model(
         for key in vars(config):
             if re.search(r"(dropout|_pdrop)(_prob)?$", key) and getattr(config, key) is not None:
                 setattr(config, key, 0.0)
+        if trunk_layers is not None:
+            if not 0 < trunk_layers <= config.num_hidden_layers:
+                raise ValueError(
+                    f"got trunk_layers {trunk_layers}, it has {config.num_hidden_layers}"
+                )
+            config.num_hidden_layers = trunk_layers
         tokenizer = AutoTokenizer.from_pretrained(source)
         kind = AutoModel if pooling == "mean" else AutoModelForSequenceClassification
         with quiet_loading():
@@ -184,7 +192,8 @@ def load_reward_model(
 def _load_ours(folder: Path):
     config = read_config(folder, "reward_model.json", FORMAT)
     keys = ("base", "num_labels", "method", "upper_layers", "lora", "pooling")
-    model, tokenizer = new_reward_model(**{key: config[key] for key in keys})
+    settings = {key: config[key] for key in keys}
+    model, tokenizer = new_reward_model(**settings, trunk_layers=config.get("trunk_layers"))
     trained = load_file(folder / "model.safetensors")
     missing, unexpected = model.load_state_dict(trained, strict=False)
     wanted = {name for name, p in model.named_parameters() if p.requires_grad}
