@@ -109,7 +109,7 @@ class PolicyRun:
         if not (Path(path) / "panel.json").is_file():
             print(
                 f"{key}: {path} is not there, so nothing is measured by it. `python train/reward_models.py "
-                f"{JUDGES[key]}` trains it (about an hour on two cores); the same command then adds its scores",
+                f"{JUDGES[key]}` trains it (half an hour on two cores); the same command then adds its scores",
                 file=sys.stderr,
             )
             return None
