@@ -65,6 +65,12 @@ def reward_models(recipe_path: str, split: str) -> list[dict]:
     ]
 
 
+def judges(recipe_path: str, split: str) -> list[dict]:
+    """The same rows for a judge. Its pairs are its own, so its baselines belong to its recipe."""
+    rows = reward_models(recipe_path, split)
+    return [row | {"config": Path(recipe_path).name} for row in rows]
+
+
 def length(recipe_path: str, split: str) -> list[dict]:
     """Rows for a finished panel with the length component of its scores kept and removed."""
     recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
@@ -96,7 +102,7 @@ def policies(recipe_path: str, split: str) -> list[dict]:
 
 GRADERS = {
     "reward_models": reward_models,
-    "judges": reward_models,  # reward models again, kept in rows of their own
+    "judges": judges,
     "length": length,
     "adapter": adapters,
     "weights": example_weights,
