@@ -349,7 +349,7 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     expect(page.locator(".note")).to_contain_text("Stopped")
     expect(page.locator(".card.winner .z").first).to_be_visible()
     expect(page.locator("#stop")).to_be_hidden()
-    ask(page, "Say hello.")  # and the app goes on
+    ask(page, "Write a long story about a mountain.", tokens=512)  # and the app goes on
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     expect(page.locator(".card .text").first).not_to_be_empty()
     page.locator("#stop").click()
