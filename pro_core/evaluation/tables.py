@@ -264,6 +264,58 @@ def planted_table(rows: Rows) -> str:
     return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
 
 
+def convergence_table(rows: Rows) -> str:
+    """The arms of the exact experiment under MORLHF uniform's settings, and each under its own; 95% t-intervals."""
+    rows = [r for r in rows if r["experiment"] == "convergence"]
+    if not rows:
+        return ""
+    header = ["all under MORLHF uniform's settings", *_END, "steps to MORLHF's end", "of its steps"]
+    of_settings = {}
+    for kind in ("shared", "own"):
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for r in rows:
+            if r["metrics"][kind]:
+                found.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
+        of_settings[kind] = found
+    tables = []
+    for kind, found in of_settings.items():
+        table = []
+        for method, mine in found.items():
+            first = next(iter(mine.values()))
+            name = f"{method} (β {first['beta']:g}, rate {first['learning_rate']:g})"
+            cells = [name if kind == "own" or not table else method, *_end(found, method)]
+            table.append([*cells, *_speed(found["MORLHF uniform"], mine)])
+        tables.append(markdown_table(header, table))
+        header = ["each under its own", *header[1:]]
+    return "\n\n".join(tables)
+
+
+_END = (
+    *("held-out label", "TruthfulQA", "XSTest", "training label", "KL", "without limits"),
+    "PRO-MORLHF's lead",
+)
+
+
+def _end(found: dict[str, dict[int, dict[str, float]]], method: str) -> list[str]:
+    """The cells under ``_END``; the lead is paired by seed."""
+    mine, pro = found[method], found["PRO-MORLHF"]
+    columns = ("label", "truthfulqa_responses", "xstest_responses", "train_label", "kl")
+    cells = [_over_seeds([m[c] for m in mine.values()]) for c in (*columns, "optimum_label")]
+    lead = [pro[seed]["label"] - m["label"] for seed, m in mine.items()]
+    return [*cells, "" if method == "PRO-MORLHF" else _over_seeds(lead)]
+
+
+def _speed(uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]]) -> list[str]:
+    """Steps to MORLHF uniform's end, and their share of its own steps, over the seeds that got there."""
+    there = [seed for seed, m in mine.items() if "steps" in m]
+    if not there:
+        return [f"never in {len(mine)} seeds", ""]
+    steps = [mine[seed]["steps"] for seed in there]
+    share = [mine[s]["steps"] / uniform[s]["steps"] for s in there if uniform[s]["steps"]]
+    reached = "" if len(there) == len(mine) else f", {len(there)} of {len(mine)} seeds"
+    return [f"{np.median(steps):.0f}{reached}", _over_seeds(share) if share else ""]
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:judges": ("judges.jsonl", judges_table),
@@ -275,6 +327,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
     "table:theorem": ("theorem.jsonl", theorem_table),
+    "table:convergence": ("convergence.jsonl", convergence_table),
     "table:planted": ("theorem.jsonl", planted_table),
 }
 
