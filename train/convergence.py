@@ -3,8 +3,8 @@
     python train/convergence.py recipes/convergence.yaml
 
 What is trained and measured: pro_core/evaluation/convergence.py; on what: labelled_worlds.py. Every arm takes the KL
-weight and the learning rate that are best for it on the validation prompts, of the same grid; and is trained again under
-MORLHF's own choice, where steps can be compared. The scored world is a file, made once.
+weight and the learning rate that are best for it on the validation prompts, of the same grid; and is trained again
+under MORLHF uniform's choice, where steps can be compared. The scored world is a file, made once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pro_core.evaluation.convergence import (
     Experiment,
     LabelledWorld,
     Run,
-    arm_weights,
     draw_parts,
     steps_to,
 )
@@ -86,8 +85,8 @@ def choose(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, list[Run
 
 
 def rows_of(experiment: Experiment, recipe: dict[str, Any], chosen, seed: int, config: str):
-    """One row a run of this seed: ``own`` is 1 for the arm's own choice, ``tuned`` for the best learning rate at its beta,
-    ``shared`` for MORLHF uniform's choice."""
+    """One row a run of this seed: ``own`` is 1 for the arm's own choice, ``tuned`` for its best learning rate at this
+    beta, ``shared`` for MORLHF uniform's choice."""
     started = time.monotonic()
     rival = chosen[UNIFORM][0]
     shared = [Run(arm, rival.beta, rival.learning_rate) for arm in ARMS]
@@ -103,7 +102,7 @@ def rows_of(experiment: Experiment, recipe: dict[str, Any], chosen, seed: int, c
 
     rows = []
     for c, run in enumerate(runs):
-        weights = arm_weights(experiment.world, experiment.sets, parts, run.beta, seed)[run.arm]
+        weights = experiment.weights(seed, run.beta)[run.arm]
         curves = [m["label"][c] for m in test], [values[c] for values in train]
         metrics: dict[str, float] = {
             "beta": run.beta,
@@ -114,9 +113,7 @@ def rows_of(experiment: Experiment, recipe: dict[str, Any], chosen, seed: int, c
             **{name: float(values[c]) for name, values in test[-1].items()},
             "train_label": float(train[-1][c]),
             "train_kl": float(train_kl[c]),
-            "optimum_label": float(
-                experiment.optimum(weights, run.beta, parts.test)["label"][0]
-            ),
+            "optimum_label": float(experiment.optimum(weights, run.beta, parts.test)["label"][0]),
         }
         for name, curve, aim in zip(("steps", "train_steps"), curves, level, strict=True):
             if np.isfinite(reached := steps_to(aim, at, curve)):
@@ -139,9 +136,7 @@ def main(recipe_path: str) -> None:
     experiment = Experiment(load_world(recipe), *sizes)
     chosen = choose(experiment, recipe)
     rows = [
-        row
-        for seed in recipe["seeds"]
-        for row in rows_of(experiment, recipe, chosen, seed, name)
+        row for seed in recipe["seeds"] for row in rows_of(experiment, recipe, chosen, seed, name)
     ]
     others = [row for row in read_rows(path) if not row["config"].startswith(f"{name}:")]
     path.unlink(missing_ok=True)

@@ -92,6 +92,7 @@ class LabelledWorld:
 
 # ---------------------------------------------------------------- the policy
 
+
 def policy_features(
     world: LabelledWorld, prompt_components: int, response_components: int
 ) -> Array:
@@ -276,26 +277,31 @@ class Experiment:
         self.features = policy_features(world, prompt_components, response_components)
         self.labels = world.padded(world.labels)
         self.sources = [str(s) for s in np.unique(world.source)]
+        self._weights: dict[tuple[int, float], dict[str, NDArray]] = {}
+
+    def weights(self, seed: int, beta: float) -> dict[str, NDArray]:
+        """:func:`arm_weights`, made once."""
+        if (seed, beta) not in self._weights:
+            parts = draw_parts(self.world, seed)
+            self._weights[seed, beta] = arm_weights(self.world, self.sets, parts, beta, seed)
+        return self._weights[seed, beta]
 
     def train(
         self, runs: Sequence[Run], seed: int, steps: int, batch_size: int, at: Sequence[int]
     ) -> dict[int, Array]:
-        """theta (F, C) of the runs at the steps ``at``; every step averages over ``batch_size`` prompts of each source."""
-        parts = draw_parts(self.world, seed)
-        weights = {
-            beta: arm_weights(self.world, self.sets, parts, beta, seed)
-            for beta in {run.beta for run in runs}
-        }
+        """theta (F, C) of the runs at the steps ``at``; a step averages over ``batch_size`` prompts of each source."""
         rewards = np.stack(
-            [weighted(self.sets, weights[r.beta][r.arm]) for r in runs], axis=2, dtype=np.float32
+            [weighted(self.sets, self.weights(seed, r.beta)[r.arm]) for r in runs],
+            axis=2,
+            dtype=np.float32,
         )
-        batches = self.batches(parts.train, seed, steps, batch_size)
+        batches = self.batches(draw_parts(self.world, seed).train, seed, steps, batch_size)
         betas, rates = zip(*((run.beta, run.learning_rate) for run in runs), strict=True)
         path = ascend(self.features, self.sets.log_reference, rewards, betas, rates, batches)
         return {step: theta for step, theta in enumerate(path) if step in set(at)}
 
     def batches(self, train: NDArray, seed: int, steps: int, batch_size: int) -> list[NDArray]:
-        """For each step ``batch_size`` prompts of each source; a source is dealt anew when all its prompts had a turn."""
+        """For each step ``batch_size`` prompts of each source, dealt anew when all have had their turn."""
         rng = np.random.default_rng([seed, 5])
         dealt = []
         for source in self.sources:

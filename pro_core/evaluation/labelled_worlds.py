@@ -71,7 +71,14 @@ def labelled_world(
     reader = PromptEncoder(encoder, max_length=256)
     read = [_read(reader, [render_messages(p) for p in prompts]), _read(reader, texts)]
     return LabelledWorld(
-        rewards, np.concatenate(labels), sizes, *read, weights, np.array(source), np.array(split), fold
+        rewards,
+        np.concatenate(labels),
+        sizes,
+        *read,
+        weights,
+        np.array(source),
+        np.array(split),
+        fold,
     )
 
 

@@ -269,7 +269,11 @@ def convergence_table(rows: Rows) -> str:
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
         return ""
-    header = ["all under MORLHF uniform's settings", *_END, "steps to MORLHF's end", "of its steps"]
+    sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
+    columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
+    columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
+    header = ["all under MORLHF uniform's settings", *columns, "PRO-MORLHF's lead"]
+    header += ["steps to MORLHF's end", "of its steps"]
     of_settings = {}
     for kind in ("shared", "own"):
         found: dict[str, dict[int, dict[str, float]]] = {}
@@ -283,25 +287,21 @@ def convergence_table(rows: Rows) -> str:
         for method, mine in found.items():
             first = next(iter(mine.values()))
             name = f"{method} (β {first['beta']:g}, rate {first['learning_rate']:g})"
-            cells = [name if kind == "own" or not table else method, *_end(found, method)]
+            cells = [
+                name if kind == "own" or not table else method,
+                *_end(found, method, list(columns.values())),
+            ]
             table.append([*cells, *_speed(found["MORLHF uniform"], mine)])
         tables.append(markdown_table(header, table))
         header = ["each under its own", *header[1:]]
     return "\n\n".join(tables)
 
 
-_END = (
-    *("held-out label", "TruthfulQA", "XSTest", "training label", "KL", "without limits"),
-    "PRO-MORLHF's lead",
-)
-
-
-def _end(found: dict[str, dict[int, dict[str, float]]], method: str) -> list[str]:
-    """The cells under ``_END``; the lead is paired by seed."""
+def _end(found: dict[str, dict[int, dict[str, float]]], method: str, columns: list[str]):
+    """The measures of an arm's end over its seeds, and PRO-MORLHF's lead over it in the label, paired by seed."""
     mine, pro = found[method], found["PRO-MORLHF"]
-    columns = ("label", "truthfulqa_responses", "xstest_responses", "train_label", "kl")
-    cells = [_over_seeds([m[c] for m in mine.values()]) for c in (*columns, "optimum_label")]
     lead = [pro[seed]["label"] - m["label"] for seed, m in mine.items()]
+    cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns]
     return [*cells, "" if method == "PRO-MORLHF" else _over_seeds(lead)]
 
 
