@@ -265,55 +265,40 @@ def planted_table(rows: Rows) -> str:
 
 
 def convergence_table(rows: Rows) -> str:
-    """The arms of the exact experiment under MORLHF uniform's settings, and each under its own; 95% t-intervals."""
+    """The exact experiment, all arms under MORLHF uniform's settings, then each under its own; 95% t-intervals."""
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
         return ""
     sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
     columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
     columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
-    header = ["all under MORLHF uniform's settings", *columns, "PRO-MORLHF's lead"]
-    header += ["steps to MORLHF's end", "of its steps"]
-    of_settings = {}
-    for kind in ("shared", "own"):
-        found: dict[str, dict[int, dict[str, float]]] = {}
-        for r in rows:
-            if r["metrics"][kind]:
-                found.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
-        of_settings[kind] = found
+    last = ["PRO-MORLHF's lead", "steps to MORLHF's end", "of its steps"]
     tables = []
-    for kind, found in of_settings.items():
+    for kind, title in (("shared", "under MORLHF uniform's settings"), ("own", "under its own")):
+        arms: dict[str, dict[int, dict[str, float]]] = {}
+        for r in (r for r in rows if r["metrics"][kind]):
+            arms.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
         table = []
-        for method, mine in found.items():
+        for arm, mine in arms.items():
             first = next(iter(mine.values()))
-            name = f"{method} (β {first['beta']:g}, rate {first['learning_rate']:g})"
-            cells = [
-                name if kind == "own" or not table else method,
-                *_end(found, method, list(columns.values())),
-            ]
-            table.append([*cells, *_speed(found["MORLHF uniform"], mine)])
-        tables.append(markdown_table(header, table))
-        header = ["each under its own", *header[1:]]
+            name = f"{arm} (β {first['beta']:g}, rate {first['learning_rate']:g})"
+            cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
+            lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
+            cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
+            table.append([name, *cells, *_speed(arms["MORLHF uniform"], mine)])
+        tables.append(markdown_table([title, *columns, *last], table))
     return "\n\n".join(tables)
 
 
-def _end(found: dict[str, dict[int, dict[str, float]]], method: str, columns: list[str]):
-    """The measures of an arm's end over its seeds, and PRO-MORLHF's lead over it in the label, paired by seed."""
-    mine, pro = found[method], found["PRO-MORLHF"]
-    lead = [pro[seed]["label"] - m["label"] for seed, m in mine.items()]
-    cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns]
-    return [*cells, "" if method == "PRO-MORLHF" else _over_seeds(lead)]
-
-
 def _speed(uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]]) -> list[str]:
-    """Steps to MORLHF uniform's end, and their share of its own steps, over the seeds that got there."""
+    """Median steps to MORLHF uniform's end, and their share of its own steps, over the seeds that got there."""
     there = [seed for seed, m in mine.items() if "steps" in m]
     if not there:
         return [f"never in {len(mine)} seeds", ""]
-    steps = [mine[seed]["steps"] for seed in there]
     share = [mine[s]["steps"] / uniform[s]["steps"] for s in there if uniform[s]["steps"]]
+    steps = f"{np.median([mine[seed]['steps'] for seed in there]):.0f}"
     reached = "" if len(there) == len(mine) else f", {len(there)} of {len(mine)} seeds"
-    return [f"{np.median(steps):.0f}{reached}", _over_seeds(share) if share else ""]
+    return [steps + reached, _over_seeds(share) if share else ""]
 
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
