@@ -272,7 +272,8 @@ def convergence_table(rows: Rows) -> str:
     sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
     columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
     columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
-    last = ["PRO-MORLHF's lead", "steps to MORLHF's end", "of its steps"]
+    steps = {"steps to MORLHF's end": "steps", "on training prompts": "train_steps"}
+    last = ["PRO-MORLHF's lead", *(title for s in steps for title in (s, "half of its or less"))]
     tables = []
     for kind, title in (("shared", "under MORLHF uniform's settings"), ("own", "under its own")):
         arms: dict[str, dict[int, dict[str, float]]] = {}
@@ -285,20 +286,21 @@ def convergence_table(rows: Rows) -> str:
             cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
             lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
             cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
-            table.append([name, *cells, *_speed(arms["MORLHF uniform"], mine)])
+            for key in steps.values():
+                cells += _speed(arms["MORLHF uniform"], mine, key)
+            table.append([name, *cells])
         tables.append(markdown_table([title, *columns, *last], table))
     return "\n\n".join(tables)
 
 
-def _speed(uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]]) -> list[str]:
-    """Median steps to MORLHF uniform's end, and their share of its own steps, over the seeds that got there."""
-    there = [seed for seed, m in mine.items() if "steps" in m]
-    if not there:
-        return [f"never in {len(mine)} seeds", ""]
-    share = [mine[s]["steps"] / uniform[s]["steps"] for s in there if uniform[s]["steps"]]
-    steps = f"{np.median([mine[seed]['steps'] for seed in there]):.0f}"
-    reached = "" if len(there) == len(mine) else f", {len(there)} of {len(mine)} seeds"
-    return [steps + reached, _over_seeds(share) if share else ""]
+def _speed(
+    uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]], key: str
+) -> list[str]:
+    """Median steps to MORLHF uniform's end, and in how many seeds half of its own or less; never counts as infinite."""
+    pairs = [(m.get(key, np.inf), uniform[seed].get(key, np.inf)) for seed, m in mine.items()]
+    median = float(np.median([steps for steps, _ in pairs]))
+    half = sum(steps <= own / 2 for steps, own in pairs)
+    return [f"{median:.0f}" if np.isfinite(median) else "never", f"{half} of {len(pairs)} seeds"]
 
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
