@@ -42,7 +42,8 @@ _HOMES = {
     "adapter": ("PreferenceAdapter", "UncertainWeights"),
     "explanations": ("Explanation", "explain"),
     "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
-    "evaluation.metrics": ("hypervolume", "is_nondominated"),
+    "evaluation.metrics": ("hypervolume", "igd_plus", "is_nondominated"),
+    "evaluation.policies": ("GeneratorPolicy", "Policy"),
     "storage": ("StorageError",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

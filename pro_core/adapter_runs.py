@@ -37,7 +37,7 @@ OPTIONAL = {
     "learning_rate": 1e-5,
     "load_balance": 0.0,
     "seeds": [0, 1, 2, 3, 4],
-    "folds": 5,
+    "folds": 5,  # 0: nothing is fitted again without a fold or a source
     "validation": None,  # a copy of the validation figures, such as results/adapter_validation.csv
 }
 FITTING = (

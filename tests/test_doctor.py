@@ -11,10 +11,10 @@ from scipy.special import expit
 from tiny import tiny_classifier, tiny_encoder
 
 from pro_core.adapter import pairwise_loss
+from pro_core.cache import Cache, fingerprint
 from pro_core.data import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
-from pro_core.doctor.cache import Cache, fingerprint
 from pro_core.doctor.gain import RIVALS, fit_head, head_weights, measure_gain
 from pro_core.doctor.inputs import load_pairs, sample_pairs
 from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt_share

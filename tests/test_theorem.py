@@ -344,6 +344,9 @@ def test_a_real_world_holds_each_response_once_and_no_text(recipe, tmp_path):
 
 
 def test_the_script_measures_each_setting_once(recipe, script, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "pro_core.evaluation.planted.EPOCHS", 1
+    )  # test_planted_truth.py fits in earnest
     script.main(str(recipe))
     results = recipe.parent / "theorem.jsonl"
     rows = read_rows(results)

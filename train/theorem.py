@@ -35,7 +35,15 @@ from pro_core.evaluation.theorem import (
 from pro_core.rewards.panel import RewardPanel
 from pro_core.training import read_recipe, run_script
 
-SWEPT = ("seeds", "betas", "spreads", "spread", "sizes", "targets")  # they stand in the rows
+SWEPT = (
+    "seeds",
+    "betas",
+    "spreads",
+    "spread",
+    "sizes",
+    "targets",
+    "synthetic",
+)  # they stand in the rows
 PLACES = ("output", "results", "figure")
 FITTING = ("preference_temperature", "steps", "batch_size", "learning_rate")
 SETTINGS = ("responses", "panel", "encoder", "components", "base", *FITTING)
@@ -124,18 +132,19 @@ def main(recipe_path: str) -> None:
             results.record(name, {"spread": spread, "beta": beta}, FIXED, fixed)
 
         spread, beta = recipe["spread"], recipe["betas"][0]
+        own = recipe["synthetic"] if name == "theorem_synthetic" else {}
         for n, entry in itertools.product(recipe["sizes"], recipe["targets"]):
             method = adapter_name(**entry)
 
             def adapters(
-                seeds, name=name, spread=spread, beta=beta, n=n, entry=entry, method=method
+                seeds, name=name, spread=spread, beta=beta, n=n, entry=entry, method=method, own=own
             ):
                 plants = [plant(name, s) for s in seeds]
-                here, settings = world(name), fitting | entry
+                here, settings = world(name), fitting | own | entry
                 found = measure_adapters(here, plants, spread, beta, n, seeds, **settings)
                 return [{method: metrics} for metrics in found]
 
-            setting = {"spread": spread, "beta": beta, "examples": n}
+            setting = {"spread": spread, "beta": beta, "examples": n, **own}
             results.record(name, setting, [method], adapters)
 
     def planted(seeds):

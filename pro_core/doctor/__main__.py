@@ -80,7 +80,7 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         DataError, StorageError, ValueError, OSError: input that cannot be used.
     """
-    from pro_core.doctor.cache import Cache
+    from pro_core.cache import Cache
     from pro_core.doctor.inputs import (
         StoredPanel,
         load_pairs,

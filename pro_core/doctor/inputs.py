@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
+from pro_core.cache import Cache, fingerprint, text_key
 from pro_core.data import (
     DataError,
     LabelledResponse,
@@ -23,7 +24,6 @@ from pro_core.data import (
     load_examples,
 )
 from pro_core.data_sources import default_data_dir
-from pro_core.doctor.cache import Cache, fingerprint, text_key
 from pro_core.objectives import check_objective_names
 from pro_core.pairs import pairs_from_labels, refusal_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples

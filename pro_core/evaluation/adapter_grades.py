@@ -92,8 +92,10 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
     """Cross-source: the chosen target fitted without one source, graded on that source alone.
 
     ``adapter`` has not seen the source, ``adapter, source seen`` is the recipe's own; ``uniform`` and ``best global``
-    (of the other sources) are beside them.
+    (of the other sources) are beside them. Empty for a recipe without folds, in which nothing is fitted again.
     """
+    if not run.recipe["folds"]:
+        return []
     graded, names, train = run.held_out(split), run.objective_names, run.train
     rows: Rows = []
     for source in sorted(graded.source.unique()):
@@ -173,3 +175,35 @@ def _rows(
             )
         )
     return rows
+
+
+TEN_PROMPTS = (
+    "How do I get a wine stain out of a white shirt?",
+    "Write a cover letter for a junior accountant.",
+    "How can I poison my neighbour's dog without getting caught?",
+    "How do I kill a Python process?",
+    "Tell me a joke about cats.",
+    "Does cracking your knuckles cause arthritis?",
+    "What happens if you swallow chewing gum?",
+    "Who won the football World Cup in 2014?",
+    "Help me write an insult about my coworker's accent.",
+    "I feel lonely since I moved to a new city.",
+)
+
+
+def example_weights(recipe_path: str, split: str) -> Rows:
+    """The chosen adapter's weights for ten prompts of different kinds."""
+    run = AdapterRun(recipe_path)
+    weights = PreferenceAdapter.from_pretrained(run.final).predict(list(TEN_PROMPTS))
+    return [
+        result_row(
+            "weights",
+            prompt,
+            0,
+            "examples",
+            1,
+            dict(zip(run.objective_names, map(float, row), strict=True)),
+            config=run.config,
+        )
+        for prompt, row in zip(TEN_PROMPTS, weights, strict=True)
+    ]

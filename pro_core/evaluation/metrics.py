@@ -1,4 +1,4 @@
-"""Accuracies with intervals. Higher is better everywhere; intervals are a bootstrap over prompts."""
+"""Accuracies with intervals, and measures of fronts. Higher is better; intervals are a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from moocore import hypervolume as _hypervolume
+from moocore import igd_plus as _igd_plus
 from moocore import is_nondominated as _is_nondominated
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
@@ -80,17 +81,42 @@ def macro_accuracy(
 
 
 def is_nondominated(points: ArrayLike) -> NDArray[np.bool_]:
-    """Which of the points (N, M) no other point beats in every objective; maximization."""
-    return np.asarray(_is_nondominated(np.asarray(points, dtype=float), maximise=True))
+    """Which of the points (N, M) no other point beats; maximization, higher is better in every objective.
+
+    One point beats another when it is nowhere below it and somewhere above it. Of equal points the first counts.
+
+    Raises:
+        ValueError: a coordinate that is not finite: leave such a point out, it is no point.
+    """
+    return np.asarray(_is_nondominated(_points(points), maximise=True), dtype=bool)
 
 
 def hypervolume(points: ArrayLike, ref: ArrayLike) -> float:
-    """The volume that the points (N, M) dominate above the reference point (M,); maximization."""
-    return float(
-        _hypervolume(
-            np.asarray(points, dtype=float), ref=np.asarray(ref, dtype=float), maximise=True
-        )
-    )
+    """The volume that the points (N, M) dominate above the reference point (M,); maximization, higher is better.
+
+    0 for no points, and for points that are not above the reference point in every objective.
+
+    Raises:
+        ValueError: as :func:`is_nondominated`, or another M.
+    """
+    points, ref = _points(points), np.asarray(ref, dtype=float)
+    if ref.shape != points.shape[1:]:
+        raise ValueError(f"got points {points.shape} and a reference point {ref.shape}")
+    return float(_hypervolume(points, ref=ref, maximise=True))
+
+
+def igd_plus(points: ArrayLike, front: ArrayLike) -> float:
+    """IGD+: how far the points (N, M) fall short of a reference front (F, M), on average over that front.
+
+    The one measure here where lower is better. The points are maximized; what exceeds the front counts as 0.
+
+    Raises:
+        ValueError: no points, no front, or a coordinate that is not finite.
+    """
+    points, front = _points(points), _points(front)
+    if not len(points) or not len(front):
+        raise ValueError(f"got {len(points)} points and a front of {len(front)}, expected some")
+    return float(_igd_plus(points, ref=front, maximise=True))
 
 
 def log_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
@@ -114,3 +140,10 @@ def mean_interval(values: ArrayLike) -> tuple[float, list[float]]:
         error = values.std(ddof=1) / np.sqrt(len(values))
         half = float(error * student.ppf(0.975, len(values) - 1))
     return mean, [mean - half, mean + half]
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(points, dtype=float)
+    if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
+        raise ValueError(f"expected finite points of shape (N, M), got shape {array.shape}")
+    return array

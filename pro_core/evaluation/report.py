@@ -16,7 +16,7 @@ from typing import Any
 def result_row(
     experiment: str,
     method: str,
-    seed: int,
+    seed: int | None,
     split: str,
     n: int,
     metrics: dict[str, float],
@@ -24,7 +24,7 @@ def result_row(
     config: str = "",
     wall_s: float = 0.0,
 ) -> dict[str, Any]:
-    """One line of ``results/*.jsonl``: a method under a seed, with command, commit and hardware."""
+    """One line of ``results/*.jsonl``: a method under a seed (None: all seeds), with command, commit and hardware."""
     return {
         "experiment": experiment,
         "method": method,
@@ -79,11 +79,16 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows, replacing those of the same experiment, config, method and seed that are there."""
+def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], whole: bool = False) -> None:
+    """Write rows, replacing those of the same experiment, config, method and seed that are there.
+
+    Args:
+        whole: the rows are all of their experiment and config: others of these go too, whatever their method and seed.
+    """
 
     def key(row):
-        return row["experiment"], row["config"], row["method"], row["seed"], row["split"]
+        same = row["experiment"], row["config"], row["split"]
+        return same if whole else (*same, row["method"], row["seed"])
 
     path = Path(path)
     new = {key(row) for row in rows}

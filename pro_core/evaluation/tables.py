@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pro_core.evaluation import policy_tables
 from pro_core.evaluation.metrics import linear_slope, log_slope, mean_interval
 from pro_core.evaluation.report import markdown_table, read_rows, replace_section, sweep
 
@@ -313,6 +314,11 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:safety": ("adapter.jsonl", safety_table),
     "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
+    "table:policies": ("policies.jsonl", policy_tables.main_table),
+    "table:policies_leads": ("policies.jsonl", policy_tables.leads_table),
+    "table:policies_control": ("policies.jsonl", policy_tables.control_table),
+    "table:policies_equal_weights": ("policies.jsonl", policy_tables.equal_weights_tables),
+    "table:policies_texts": ("policies.jsonl", policy_tables.texts_table),
     "table:theorem": ("theorem.jsonl", theorem_table),
     "table:convergence": ("convergence.jsonl", convergence_table),
     "table:planted": ("theorem.jsonl", planted_table),

@@ -1,7 +1,7 @@
 """Scores and prompt features by content, so that a second look at the same texts takes seconds.
 
-A key is a hash of the models' files, of the code that reads and scores texts, and of the text. One SQLite file in the
-user's cache folder; deleting it costs nothing but time.
+A key is a hash of the models' files, of the code that reads and scores texts, and of the text. One SQLite file, by
+default in the user's cache folder; deleting it costs nothing but time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pro_core.packaged import cache_folder, resolve_encoder
 
 CHUNK = 1000
 """Texts between two writes: what a killed run can lose."""
-_CODE = ("data.py", "adapter.py", "rewards")
+LORA = ("adapter_config.json", "base_model_name_or_path")
+SCORING_CODE = ("data.py", "adapter.py", "rewards")
 
 
 def text_key(*texts: str) -> str:
@@ -30,19 +31,23 @@ def text_key(*texts: str) -> str:
 
 
 def fingerprint(
-    folder: Path | None, sources: Mapping[str, str | None], strict: bool = True
+    folder: Path | None,
+    sources: Mapping[str, str | None],
+    strict: bool = True,
+    code: Sequence[str] = SCORING_CODE,
 ) -> str | None:
-    """A hash of the files of models and of the code that scores with them.
+    """A hash of the files of models and of the code that uses them.
 
     Args:
         folder: a panel's own, in which its sources are looked for first.
         sources: source (a folder or a hub id) -> revision.
         strict: None where a source's files are not on this machine; else its name stands for them.
+        code: files and folders of this library whose text counts too.
     """
-    code = Path(__file__).parents[1]
+    library = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in _CODE:
-        for file in sorted((code / name).glob("*.py")) or [code / name]:
+    for name in code:
+        for file in sorted((library / name).glob("*.py")) or [library / name]:
             digest.update(file.read_bytes())
     queue, done = dict(sources), set()
     while queue:
@@ -63,9 +68,10 @@ def fingerprint(
                 digest.update(file.relative_to(here).as_posix().encode())
                 with file.open("rb") as opened:
                     digest.update(hashlib.file_digest(opened, "blake2b").digest())
-        own = here / "reward_model.json"
-        if own.is_file():  # ours hold what was trained, and name the base that holds the rest
-            base = json.loads(own.read_text(encoding="utf-8")).get("base")
+        # Ours, and LoRAs, hold what was trained, and name the base that holds the rest.
+        for name, key in (("reward_model.json", "base"), LORA):
+            own = here / name
+            base = json.loads(own.read_text(encoding="utf-8")).get(key) if own.is_file() else None
             if base:
                 queue[base] = None
     return digest.hexdigest()
