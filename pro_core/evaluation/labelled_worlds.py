@@ -69,12 +69,13 @@ def labelled_world(
             weights[a, fold == f] = run.weights(adapter, table[fold == f])
 
     reader = PromptEncoder(encoder, max_length=256)
-    read = [_read(reader, [render_messages(p) for p in prompts]), _read(reader, texts)]
+    prompt_features = _read(reader, [render_messages(p) for p in prompts])
     return LabelledWorld(
         rewards,
         np.concatenate(labels),
         sizes,
-        *read,
+        prompt_features,
+        _read(reader, texts),
         weights,
         np.array(source),
         np.array(split),
