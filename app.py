@@ -38,7 +38,8 @@ from ui.models import Models
 from ui.service import MAX_TOKENS, Api, Page
 
 SETTINGS = {
-    "PRO_POLICY": "the language model: a local folder or a hub id (default: SmolLM2-135M-Instruct)",
+    "PRO_POLICY": "the language model: a local folder or a hub id (default: SmolLM2-135M-Instruct); a policy of "
+    "train/wic.py is told the weights",
     "PRO_PANEL": "the reward models: a local folder or a hub id (default: checkpoints/demo/panel)",
     "PRO_ADAPTER": "the preference adapter (default: checkpoints/demo/adapter beside the default panel, "
     "no adapter beside another); none for uniform weights",
@@ -51,10 +52,13 @@ SETTINGS = {
     "GRADIO_SERVER_PORT": "the port (default: the first free one from 7860)",
 }
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# What the browser adds to a request: a line while it waits, and the answer that a follow-up continues from.
-SAY = "window.proBoard.say('Waiting for a free place…')"
-WAIT = f"(...inputs) => {{ {SAY}; return inputs; }}"
-PICK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), window.proBoard.pick()]; }}"
+# What the browser adds to a request: a line while it waits, the weights that a visitor set, and the answer that a
+# follow-up continues from.
+SAY = "const board = window.proBoard; board.say('Waiting for a free place…')"
+ASK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), board.weights()]; }}"
+PICK = (
+    f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -2), board.weights(), board.pick()]; }}"
+)
 
 
 def build(models: Models) -> gr.Blocks:
@@ -77,6 +81,7 @@ def build(models: Models) -> gr.Blocks:
                 elem_id="prompt",
             )
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="ask")
+            again = gr.Button("Write again", scale=1, min_width=84, elem_id="again")
             follow = gr.Button("Follow up", scale=1, min_width=84, elem_id="follow")
             stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, elem_id="stop")
         with gr.Row(elem_id="examples"):
@@ -100,15 +105,17 @@ def build(models: Models) -> gr.Blocks:
                 styles = gr.Checkbox(
                     False, label="Different styles: plain, cautious, factual, playful"
                 )
+        sliders = gr.JSON(None, visible=False)
         pick = gr.Number(-1, precision=0, visible=False)
 
-        inputs = [prompt, n, tokens, styles, view]
+        inputs = [prompt, n, tokens, styles, view, sliders]
         heavy: dict[str, Any] = {**QUIET, "concurrency_id": "generate", "concurrency_limit": many}
-        runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=WAIT, **heavy)]
+        runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **heavy)]
+        runs.append(again.click(page.again, inputs[1:], view, js=ASK, **heavy))
         runs.append(follow.click(page.follow, [*inputs, pick], view, js=PICK, **heavy))
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
-            runs.append(filled.then(page.ask, inputs, view, js=WAIT, **heavy))
+            runs.append(filled.then(page.ask, inputs, view, js=ASK, **heavy))
         stop.click(page.stop, view, view, cancels=runs, concurrency_limit=8, **QUIET)
         score_own.click(page.paste, [prompt, view, *own], view, concurrency_limit=8, **QUIET)
         demo.load(page.watch_status, None, status, concurrency_limit=None, **QUIET)
@@ -143,7 +150,7 @@ async def record(models: Models, kind: str, seed: int) -> None:
     """Run one example with the real models and keep it as the run that the page opens on."""
     models.load()
     prompt = dict(EXAMPLES).get(kind, kind)
-    runs = [run async for run in Page(models).ask(prompt, 4, 96, True, {}, seed)]
+    runs = [run async for run in Page(models).ask(prompt, 4, 96, True, {}, None, seed)]
     if (run := runs[-1]).get("tone") == "error":
         raise SystemExit(f"nothing recorded: {run['note']}")
     save_recorded(run, models.generator.name)

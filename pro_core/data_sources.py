@@ -18,8 +18,10 @@ from pro_core.data import (
     example_of,
     load_examples,
     read_jsonl,
+    split_of,
+    to_messages,
 )
-from pro_core.objectives import check_objective_names
+from pro_core.objectives import Message, check_objective_names
 from pro_core.pairs import (
     constructed_humor_pairs,
     controlled_pairs,
@@ -290,6 +292,39 @@ def load_texts(entries: Sequence[dict[str, Any]], data_dir: str | Path) -> list[
     for response in found:
         unique.setdefault((json.dumps(response.prompt), response.response), response)
     return list(unique.values())
+
+
+def load_prompts(
+    entries: Sequence[dict[str, Any]], data_dir: str | Path, split: str = "train"
+) -> list[list[Message]]:
+    """Every prompt of one split that can be answered, each once, in the order of a config's ``data`` list.
+
+    Entries are those of :func:`load_texts`, but a file's rows need a ``prompt`` only. Conversations that end with an
+    answer are left out.
+
+    Raises:
+        DataError: as the loaders do.
+    """
+    found: dict[str, list[Message]] = {}
+    for entry in entries:
+        path = Path(data_dir) / str(entry.get("path"))
+        rows: list[tuple[list[Message] | None, str]]
+        if "kind" in entry or is_public(path, str(entry.get("path"))):
+            rows = [(r.prompt, r.split) for r in load_texts([entry], data_dir)]
+        else:
+            rows = [_prompt_of(row, path, n) for n, row in enumerate(read_jsonl(path), 1)]
+        for prompt, where in rows:
+            if prompt and where == split and prompt[-1]["role"] == "user":
+                found.setdefault(json.dumps(prompt), prompt)
+    return list(found.values())
+
+
+def _prompt_of(row: dict[str, Any], path: Path, number: int) -> tuple[list[Message] | None, str]:
+    try:
+        prompt = to_messages(row["prompt"]) if row.get("prompt") is not None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}, record {number} (id {row.get('id')!r}): {error}") from None
+    return prompt, row.get("split") or (split_of(prompt) if prompt else "")
 
 
 def default_data_dir() -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+MANIFEST = "manifest.json"
 
 
 class StorageError(ValueError):
@@ -55,6 +59,15 @@ def write_config(folder: str | Path, name: str, config: dict[str, Any]) -> None:
     os.replace(temporary, folder / name)
 
 
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON Lines file, whole or not at all. :func:`pro_core.data.read_jsonl` reads it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
     """Read a JSON config whose ``format`` is one of ``formats``.
 
@@ -74,6 +87,48 @@ def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
             f"{file}: got the format {found!r}, expected {' or '.join(map(repr, formats))}"
         )
     return config
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(content: Any) -> str:
+    """The SHA-256 of a JSON-ready value: the same value, the same hash, in any process."""
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(folder: str | Path, kind: str, record: dict[str, Any]) -> None:
+    """Close a finished folder: ``manifest.json`` with its record and the hash of every file in it.
+
+    It is written last, so a folder with a manifest is whole; :func:`read_sealed` notices what changed since.
+    """
+    folder = Path(folder)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    hashes = {str(p.relative_to(folder)): file_hash(p) for p in files if p != folder / MANIFEST}
+    write_config(folder, MANIFEST, {"format": kind, "record": record, "files": hashes})
+
+
+def read_sealed(folder: str | Path, kind: str) -> dict[str, Any] | None:
+    """The record of a sealed folder; None where it is not finished.
+
+    Raises:
+        StorageError: a file is missing or has changed since it was sealed.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        return None
+    found = read_config(folder, MANIFEST, kind)
+    for name, expected in found["files"].items():
+        file = folder / name
+        if not file.is_file() or file_hash(file) != expected:
+            raise StorageError(
+                f"{file}: missing or changed since it was written; delete {folder} and run the same command again"
+            )
+    return found["record"]
 
 
 @contextlib.contextmanager

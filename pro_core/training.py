@@ -8,16 +8,22 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
+from accelerate import PartialState
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pro_core.data import DataError
 from pro_core.storage import StorageError
+
+T = TypeVar("T")
+WAIT = 7200
+"""Seconds that processes wait for one another: the main process scores while the others wait."""
 
 
 class ConfigError(ValueError):
@@ -110,12 +116,13 @@ def training_arguments(
     warmup: float = 0.06,
     checkpoint_every: int = 200,
     accumulation: int = 1,
+    kind: type[TrainingArguments] = TrainingArguments,
     **overrides: Any,
 ) -> TrainingArguments:
     """Arguments for one pass over ``rows`` rows: linear schedule, clip 1.0, bf16 where it is safe.
 
     ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so that
-    one process or many take the same steps.
+    one process or many take the same steps. ``kind`` is the trainer's own class of arguments.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if batch_size % (world * accumulation):
@@ -147,10 +154,10 @@ def training_arguments(
         "dataloader_num_workers": 0,
         "label_names": [],
         "ddp_backend": "gloo" if world > 1 and not cuda else None,
-        "ddp_timeout": 7200,  # the main process scores while the others wait
+        "ddp_timeout": WAIT,
         "ddp_find_unused_parameters": False,
     }
-    return TrainingArguments(**(settings | overrides))
+    return kind(**(settings | overrides))
 
 
 def train_resuming(trainer: Trainer) -> None:
@@ -187,6 +194,30 @@ def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is kept
         libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD: and grows in large steps
     return model.to(torch.bfloat16)
+
+
+def join_processes() -> None:
+    """Let the processes that `accelerate launch` started find each other, before there is a trainer to do it."""
+    cuda = torch.cuda.is_available()
+    PartialState(
+        cpu=not cuda,
+        backend=None if cuda or int(os.environ.get("WORLD_SIZE", 1)) == 1 else "gloo",
+        timeout=timedelta(seconds=WAIT),
+    )
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def main_process() -> bool:

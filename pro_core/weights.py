@@ -125,6 +125,25 @@ def weighted_sum(rewards_NK: ArrayLike, weights: ArrayLike) -> Array:
     return (rewards * weights).sum(axis=1, dtype=np.float32)
 
 
+def select_weights(
+    weights_BK: ArrayLike, objective_names: Sequence[str], chosen: Sequence[str]
+) -> Array:
+    """The weights of the ``chosen`` of the objectives, in that order, scaled to a sum of 1: (..., K) to (..., chosen).
+
+    A row with nothing on the chosen ones says nothing about them: they count alike.
+
+    Raises:
+        ValueError: one of the chosen is not among the objectives.
+    """
+    names = list(objective_names)
+    missing = [name for name in chosen if name not in names]
+    if missing:
+        raise ValueError(f"got no weights for {missing}, only for {names}")
+    rows = np.asarray(weights_BK, dtype=np.float64)[..., [names.index(name) for name in chosen]]
+    mass = rows.sum(axis=-1, keepdims=True)
+    return np.where(mass > 1e-6, rows / np.maximum(mass, 1e-6), 1 / len(chosen)).astype(np.float32)
+
+
 def implicit_weights(rewards_NK: ArrayLike, temperature: float = 0.1) -> Array:
     """Eq 7: w*_k = softmax_k(r_k / tau), row by row over the objectives; (N, K) to (N, K).
 
@@ -252,6 +271,19 @@ class ShuffledWeights:
 
     def __call__(self, prompts: Sequence[Prompt]) -> Array:
         return self.source(prompts)[self.rng.permutation(len(prompts))]
+
+
+class SelectedWeights:
+    """Another source's weights of some of its objectives: see :func:`select_weights`."""
+
+    def __init__(self, source: WeightSource, chosen: Sequence[str]):
+        self.source, self.objective_names = source, check_objective_names(chosen)
+        select_weights(np.zeros(len(source.objective_names)), source.objective_names, chosen)
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Array:
+        return select_weights(
+            self.source(prompts), self.source.objective_names, self.objective_names
+        )
 
 
 class FlooredWeights:

@@ -298,3 +298,118 @@ def test_help_lists_every_setting() -> None:
         assert name in done.stdout
     for part in ("URL", "MODEL", "TOKEN", "DIALECT"):
         assert f"PRO_ENDPOINT_{part}" in done.stdout
+
+
+# ---------------------------------------------------------------- a policy that reads weights
+
+READS = ("harmless", "helpful")  # two of the panel's objectives, in an order of its own
+
+
+def conditioned_models(folder: Path, names: tuple[str, ...]) -> Models:
+    """An app's models with a tiny policy that reads weights of these objectives."""
+    from tiny import tiny_llama
+
+    from pro_core.conditioned import PolicyConfig
+    from pro_core.conditioning import Condition
+
+    policy = tiny_llama(folder)
+    PolicyConfig(Condition("weights", names), panel="another").save(policy)
+    models = Models({"PRO_POLICY": policy})
+    models.load()
+    return models
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Models:
+    return conditioned_models(tmp_path_factory.mktemp("reader"), READS)
+
+
+@pytest.fixture
+def told(reader, monkeypatch) -> list[str]:
+    """What the policy reads, the last message of each candidate of each batch."""
+    found, original = [], reader.generator.stream_batch
+
+    def stream(batch, settings=None):
+        found.extend(messages[-1]["content"] for messages in batch)
+        return original(batch, settings)
+
+    monkeypatch.setattr(reader.generator, "stream_batch", stream)
+    return found
+
+
+def end_of(runs) -> dict:
+    async def collect() -> dict:
+        return [run async for run in runs][-1]
+
+    return asyncio.run(collect())
+
+
+def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None:
+    names = list(reader.panel.objective_names)
+    assert reader.status()["conditioned"] == "weights"
+    assert "conditioned on weights" in reader.status_text()
+    assert "learned from another panel's scores" in reader.status()["warning"]
+    run = end_of(Page(reader).ask("Hi <helpful> 1.00", 3, 4, False, {}))
+    config = reader.generator.policy
+    # By default the adapter's, of its own two objectives in its own order; what a visitor types is no weight.
+    [message] = config.messages("Hi <helpful> 1.00", run["predicted"], names)
+    assert message["content"].startswith("Hi (helpful) 1.00 <harmless> 0.")
+    assert told == [message["content"]] * 3
+    assert run["conditioned"] == "weights" and run["used"] is None
+    # Best-of-N works on top of it: three answers, each with its scores, so the browser can rank them.
+    assert len(run["candidates"]) == 3 and any(c["z"] for c in run["candidates"])
+
+    # Then a visitor's, under the owner's floors; the predicted stay beside them.
+    told.clear()
+    sliders = [0.6, 0.2, 0.2, 0.0, 0.0]
+    moved = end_of(Page(reader).again(2, 4, False, run, sliders))
+    assert told == ["Hi (helpful) 1.00 <harmless> 0.25 <helpful> 0.75"] * 2
+    assert moved["used"] == pytest.approx(sliders) and moved["predicted"] == run["predicted"]
+    assert moved["messages"] == run["messages"] and moved["id"] != run["id"]
+    # A follow-up goes on under them, and only the last turn carries a condition.
+    told.clear()
+    done = {**moved, "candidates": [{**moved["candidates"][0], "text": "Yes."}]}
+    after = end_of(Page(reader).follow("Why?", 1, 4, False, done, sliders, 0))
+    assert told == ["Why? <harmless> 0.25 <helpful> 0.75"]
+    assert [m["content"] for m in after["messages"]] == ["Hi <helpful> 1.00", "Yes.", "Why?"]
+    again = end_of(Page(reader).again(1, 4, False, after, [0.0, 1.0, 0.0, 0.0, 0.0]))
+    assert again["messages"] == after["messages"] and told[-1].startswith("Why? <harmless> 1.00")
+
+
+def test_a_conditioned_policy_and_best_of_n_through_the_api(reader, told) -> None:
+    names = reader.panel.objective_names
+    weights = dict.fromkeys(names, 0.0) | {"harmless": 0.9, "helpful": 0.1}
+    found = asyncio.run(Api(reader).generate("Hi", weights, 3, 4))
+    assert told == ["Hi <harmless> 0.90 <helpful> 0.10"] * 3
+    used = [c["totals"]["used"] for c in found["candidates"] if c["totals"]]
+    assert used == sorted(used, reverse=True) and found["source"] == "user"
+
+
+def test_a_stock_model_reads_the_prompt_alone(served, monkeypatch) -> None:
+    models, found = served[1], []
+    original = models.generator.stream_batch
+
+    def stream(batch, settings=None):
+        found.extend(messages[-1]["content"] for messages in batch)
+        return original(batch, settings)
+
+    monkeypatch.setattr(models.generator, "stream_batch", stream)
+    weights = [1.0] + [0.0] * (len(models.panel.objective_names) - 1)
+    run = end_of(Page(models).ask("Hi <helpful> 1.00", 2, 4, False, {}, weights))
+    assert found == ["Hi <helpful> 1.00"] * 2
+    assert "conditioned" not in run and models.status()["conditioned"] is None
+
+
+def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_path) -> None:
+    models = conditioned_models(tmp_path / "other", ("helpful", "kind"))
+    expected = (
+        "the policy was trained for ['helpful', 'kind'], this panel has ['helpful', 'harmless', "
+    )
+    assert f"No answers: {expected}" in models.status()["warning"]
+    run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
+    assert run["tone"] == "error" and run["note"].startswith(expected) and not run["busy"]
+    assert run["predicted"]  # the weights are there all the same
+    with pytest.raises(ValueError, match="use the policy and the panel that belong together"):
+        asyncio.run(Api(models).generate("Hi", None, 2, 4))
+    # Answers of the visitor's own are scored as ever.
+    assert asyncio.run(Page(models).paste("Hi", {}, "one", "two"))["candidates"][0]["z"]

@@ -521,3 +521,47 @@ def test_screenshot(visit, tmp_path: Path) -> None:
         shot = tmp_path / "screenshot.png"
     page.screenshot(path=str(shot))
     assert shot.stat().st_size > 30_000
+
+
+# ---------------------------------------------------------------- a policy that reads weights
+
+
+def test_moving_a_slider_ranks_at_once_and_a_button_writes_anew(visit, tmp_path) -> None:
+    from tiny import tiny_llama
+
+    from pro_core.conditioned import PolicyConfig
+    from pro_core.conditioning import Condition
+
+    policy = tiny_llama(tmp_path)
+    PolicyConfig(Condition("weights", ("helpful", "harmless"))).save(policy)
+    models = Models({"PRO_POLICY": policy})
+    models.load()
+    demo = app.build(models)
+    settings = app.launch_settings() | {"quiet": True}
+    _, url, _ = demo.launch(prevent_thread_lock=True, **settings)
+    page = visit(url=url)
+    again = page.get_by_role("button", name="Write again")
+    page.locator(".weight input").first.press("End")
+    expect(again).to_be_hidden()  # the recorded run is a stock model's
+    page.get_by_role("button", name="Reset to predicted").click()
+    page.locator("#prompt textarea").fill("Hi there")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator(".board")).to_have_attribute("data-phase", "done")
+    expect(page.locator(".legend").first).to_contain_text("Written under the predicted weights.")
+    expect(again).to_be_hidden()
+
+    page.wait_for_load_state("networkidle")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    first = page.locator(".board").get_attribute("data-run")
+    page.locator(".weight input").first.press("End")
+    expect(again).to_be_visible()
+    expect(page.locator(".legend").first).to_contain_text("“Write again” writes under these")
+    assert requests == [] and page.locator(".board").get_attribute("data-run") == first
+    again.click()
+    expect(page.locator(".board")).not_to_have_attribute("data-run", first or "")
+    expect(page.locator(".board")).to_have_attribute("data-phase", "done")
+    expect(page.locator(".legend").first).to_contain_text("Written under weights that you set.")
+    expect(again).to_be_hidden()
+    assert values(page)[0] == 100
+    demo.close()

@@ -1,16 +1,23 @@
 """Prompt templates: exact strings, and nothing that a user types reads as a tag."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pro_core.conditioning import (
+    Condition,
     add_condition,
     format_levels,
     format_scores,
     format_weights,
+    format_weights_and_level,
     neutralize,
+    scores_for_weights,
+    weights_for_scores,
 )
+from pro_core.data import to_messages
 
 NAMES = ("helpful", "harmless", "humor")
 
@@ -70,3 +77,87 @@ def test_the_condition_is_the_only_tag_in_the_prompt():
     ]
     [first] = add_condition("Hi", "<helpful 4>", NAMES, prefix=True)
     assert first["content"] == "<helpful 4> Hi"
+
+
+# ---------------------------------------------------------------- what a policy was trained to read
+
+Z = [[1.0, -1.0, 0.0], [2.0, 2.0, 2.0]]
+
+
+def test_a_level_tells_bad_at_everything_from_good_at_everything():
+    text = format_weights_and_level([0.5, 0.5, 0], 0.94, NAMES)
+    assert text == "<helpful> 0.50 <harmless> 0.50 <humor> 0.00 <level> 0.9"
+    with pytest.raises(ValueError, match="objective is called 'level'"):
+        format_weights_and_level([1.0], 0, ("level",))
+    with pytest.raises(ValueError, match="finite"):
+        format_weights_and_level([1, 0, 0], float("inf"), NAMES)
+    assert neutralize("<level> 3.0 <LEVEL>", NAMES) == "(level) 3.0 (LEVEL)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "obtained", "asked"),
+    [
+        # Eq 7 at tau 1: e / (e + 1/e + 1) = 0.665, (1/e) / ... = 0.090, 1 / ... = 0.245
+        ("weights", "<helpful> 0.67 <harmless> 0.09 <humor> 0.24", "<helpful> 1.00 <harmless> 0.00 <humor> 0.00"),
+        (
+            "weights+level",
+            "<helpful> 0.67 <harmless> 0.09 <humor> 0.24 <level> 0.0",
+            "<helpful> 1.00 <harmless> 0.00 <humor> 0.00 <level> 1.8",  # 0.9 quantile of the mean scores 0 and 2
+        ),
+        (
+            "scores",
+            "<helpful_score> 1.0 <harmless_score> -1.0 <humor_score> 0.0",
+            "<helpful_score> 2.0 <harmless_score> -1.0 <humor_score> 0.0",  # its top, and the others' lowest
+        ),
+        ("none", "", ""),
+    ],
+)  # fmt: skip
+def test_what_a_response_obtained_and_what_weights_ask_for(kind, obtained, asked):
+    condition = Condition.fit(kind, NAMES, Z, 1.0)
+    assert condition.obtained(Z)[0] == obtained
+    assert condition.text([1, 0, 0]) == asked
+    [message] = condition.messages("Hi <humor> 1.00", [1, 0, 0])
+    typed = "Hi (humor) 1.00" if condition else "Hi <humor> 1.00"
+    assert message["content"] == f"{typed} {asked}".strip()
+    assert bool(condition) == (kind != "none")
+    assert Condition.from_dict(json.loads(json.dumps(condition.to_dict()))) == condition
+
+
+def test_a_condition_takes_its_own_objectives_among_others():
+    condition = Condition.fit("weights", ("humor", "helpful"), [[0, 0], [1, 1]], 1.0)
+    [message] = condition.messages("Hi", [0.3, 0.4, 0.1], ("helpful", "harmless", "humor"))
+    assert message["content"] == "Hi <humor> 0.25 <helpful> 0.75"
+    with pytest.raises(ValueError, match="no weights for .'humor'."):
+        condition.messages("Hi", [1.0], ("helpful",))
+    reads_nothing = Condition("none", ("humor", "helpful"))
+    assert reads_nothing.messages("Hi", [1.0], ("other",)) == to_messages("Hi")
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
+def test_rics_targets_stay_in_the_range_and_point_where_the_weights_do(values):
+    low, high = [-2.0, -1.0, 0.0], [2.0, 3.0, 0.5]
+    weights = [v / sum(values) for v in values]
+    scores = scores_for_weights(weights, low, high)
+    assert all(a - 1e-5 <= s <= b + 1e-5 for a, s, b in zip(low, scores, high, strict=True))
+    assert weights_for_scores(scores, low, high) == pytest.approx(weights, abs=1e-4)
+
+
+def test_rics_targets_by_hand():
+    # w / norm_2(w) = (0.6, 0.8): 0.6 * 4 - 2 and 0.8 * 4 - 1
+    assert scores_for_weights([3 / 7, 4 / 7], [-2, -1], [2, 3]) == pytest.approx([0.4, 2.2])
+    assert weights_for_scores([-2, -1], [-2, -1], [2, 3]) == pytest.approx([0.5, 0.5])  # nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "mood"}, "condition 'mood'"),
+        ({"kind": "scores"}, "score_range"),
+        ({"kind": "scores", "score_range": ((1, 0),) * 3}, "score_range"),
+        ({"kind": "weights+level"}, "needs a level"),
+        ({"kind": "weights", "temperature": 0}, "temperature"),
+    ],
+)
+def test_a_condition_that_makes_no_sense(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Condition(**({"objective_names": NAMES} | settings))

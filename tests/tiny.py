@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -25,6 +25,9 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
@@ -200,3 +203,34 @@ def tiny_qwen(folder: Path, seed: int = 0) -> str:
         intermediate_size=64, max_position_embeddings=512, tie_word_embeddings=True,
     )  # fmt: skip
     return _save(folder, Qwen2ForCausalLM(config), tok, seed)
+
+
+def tiny_llama(folder: Path, seed: int = 0, template: bool = True) -> str:
+    """A random two-layer Llama that writes words and ends its answers; without a chat template it is a base model."""
+    special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+    vocab, merges = _bpe(special)
+    bpe = Tokenizer(models.BPE(vocab, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(special)
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=256,
+    )
+    if template:
+        tok.chat_template = CHATML + (
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    config = LlamaConfig(
+        vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=tok.eos_token_id,
+        bos_token_id=None, pad_token_id=tok.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)

@@ -9,7 +9,7 @@ function mountBoard(element, props, watch) {
   const SVG = "http://www.w3.org/2000/svg";
   const letters = "ABCDEFGH";
   const ordinals = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th"];
-  const state = { run: null, values: [], locked: [], floors: [], anchor: null, moving: null, pick: null, why: null, axes: [0, 1], shown: "", order: "" };
+  const state = { run: null, values: [], locked: [], touched: false, floors: [], anchor: null, moving: null, pick: null, why: null, axes: [0, 1], shown: "", order: "" };
   const rows = [];
   const cards = [];
 
@@ -55,14 +55,15 @@ function mountBoard(element, props, watch) {
   const announce = el("div", "unseen", root);
   announce.setAttribute("aria-live", "polite");
   for (const button of [toPredicted, toUniform]) button.type = "button";
-  toPredicted.addEventListener("click", () => reset(predicted()));
-  toUniform.addEventListener("click", () => reset(uniform()));
+  toPredicted.addEventListener("click", () => reset(predicted(), false));
+  toUniform.addEventListener("click", () => reset(uniform(), true));
 
   const uniform = () => state.run.objectives.map(() => 1 / state.run.objectives.length);
   const predicted = () => Simplex.applyFloors(state.run.predicted ?? uniform(), state.run.floors);
   const yours = () => state.values.map((v) => v / 100);
 
-  function reset(weights) {
+  function reset(weights, touched) {
+    state.touched = touched;
     state.values = Simplex.setSliders(weights, state.values, state.locked, state.floors);
     state.moving = null;
     draw();
@@ -70,6 +71,7 @@ function mountBoard(element, props, watch) {
   function move(k, target) {
     if (state.moving !== k) {
       state.moving = k;
+      state.touched = true;
       state.anchor = [...state.values];
     }
     state.values = Simplex.moveSlider(k, target, state.values, state.locked, state.floors, state.anchor);
@@ -121,6 +123,14 @@ function mountBoard(element, props, watch) {
     if (sure) entries.splice(1, 0, ["range", "likely range"]);
     if (state.floors.some((f) => f > 0)) entries.push(["floor", "owner's minimum"]);
     legend.replaceChildren(...entries.flatMap(([key, text]) => [el("i", `key ${key}`), text]));
+    // A policy that reads weights: the answers were written under some; others rank them, until it writes again.
+    const told = Simplex.setSliders(run.used ?? model, state.values, run.objectives.map(() => false), state.floors);
+    const unwritten = Boolean(run.conditioned) && state.values.some((v, k) => v !== told[k]);
+    root.dataset.unwritten = String(unwritten);
+    if (run.conditioned) {
+      const whose = run.used ? "weights that you set" : run.predicted ? "the predicted weights" : "uniform weights";
+      el("span", "written", legend, `Written under ${whose}${unwritten ? "; “Write again” writes under these." : "."}`);
+    }
     if (!run.predicted) legend.prepend("No adapter in use: uniform weights stand in for predicted ones.");
     rows.forEach((r, k) => {
       const name = run.objectives[k];
@@ -372,7 +382,9 @@ function mountBoard(element, props, watch) {
       state.shown = shown;
       state.floors = floors;
       if (changed) Object.assign(state, { pick: null, why: null });
-      reset(predicted());
+      // Answers that a policy wrote under the visitor's weights stand beside those weights.
+      if (run.used) reset(run.used, true);
+      else reset(predicted(), false);
     }
     write(note, run.note ?? "");
     note.className = `note ${run.tone ?? ""}`;
@@ -384,13 +396,15 @@ function mountBoard(element, props, watch) {
     draw();
   }
 
-  // What the page's buttons send with a follow-up: the answer that becomes the assistant's turn.
+  // What the page's buttons send: the weights of a visitor who set some (else the predicted ones count), and with a
+  // follow-up the answer that becomes the assistant's turn.
   window.proBoard = {
     say: (text) => {
       write(note, text);
       note.className = "note";
       note.hidden = false;
     },
+    weights: () => (state.touched || state.locked.some(Boolean) ? yours() : null),
     pick: () => state.pick ?? (root.dataset.winners?.[1] ? letters.indexOf(root.dataset.winners[1]) : -1),
   };
   watch("value", receive);

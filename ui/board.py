@@ -69,6 +69,8 @@ class Run(TypedDict, total=False):
     upper: list[float] | None
     known: float | None  # 1: like the training prompts; 0: nothing like them
     words: list[Moved]  # absent until they are found, and in older recordings
+    conditioned: str  # what the policy reads beside the prompt, absent for a stock model
+    used: list[float] | None  # the visitor's weights that it was told; None: the predicted ones
     candidates: list[Answer]
     model: str
     date: str

@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 
 from pro_core.adapter import PreferenceAdapter, UncertainWeights
+from pro_core.conditioned import PolicyConfig
 from pro_core.explanations import Explanation, explain
-from pro_core.generation import GenerationError, LocalGenerator, generator_from_env
+from pro_core.generation import (
+    GenerationError,
+    LocalGenerator,
+    conditioned,
+    generator_from_env,
+)
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.panel import RewardPanel
@@ -21,6 +27,7 @@ from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 
 ROOT = Path(__file__).parent.parent
+READS = {"weights": "weights", "weights+level": "weights and a level", "scores": "scores"}
 log = logging.getLogger("pro.app")
 
 
@@ -29,6 +36,7 @@ class Models:
 
     Attributes:
         panel, adapter: None until loaded, or when they cannot be used; `problem` and `warning` say why.
+        policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
         floors: (K,), the owner's least weights.
         ready: panel and adapter are loaded (or failed to). finished: the generator too.
     """
@@ -45,6 +53,7 @@ class Models:
             self.adapter_source = ""
         self.floors_text = environ.get("PRO_FLOORS", "")
         self.floors = np.zeros(0, dtype=np.float32)
+        self.policy: PolicyConfig | None = None
         self.panel: RewardPanel | None = None
         self.adapter: PreferenceAdapter | None = None
         self.problem = self.warning = ""
@@ -81,10 +90,33 @@ class Models:
                 self.generator.load()
         except Exception as error:
             log.exception("the generator cannot be used")
-            self.warning = f"{self.warning} No generator: {sentence(error)}".strip()
+            self.warn(f"No generator: {sentence(error)}")
+        self.policy = self.generator.policy
+        if self.policy and self.panel:
+            self._check_policy(self.policy, self.panel)
         self.generator_status = self.generator.status()
         self.finished = True
         log.info("generator ready %.1f s after start", since_start())
+
+    def _check_policy(self, policy: PolicyConfig, panel: RewardPanel) -> None:
+        try:
+            policy.check_objectives(panel.objective_names)
+        except ValueError as error:  # said again to whoever asks
+            self.warn(f"No answers: {sentence(error)}")
+        else:
+            if policy.condition and policy.panel != panel.fingerprint():
+                self.warn("The policy learned from another panel's scores than these")
+
+    def warn(self, text: str) -> None:
+        self.warning = f"{self.warning} {text}".strip()
+
+    def conditioned(
+        self, batch: Sequence[Sequence[Message]], weights: np.ndarray
+    ) -> list[list[Message]]:
+        """What the generator reads under weights (K,). Raises ValueError when its policy has other objectives."""
+        assert self.panel is not None
+        names = self.panel.objective_names
+        return [conditioned(self.generator, messages, weights, names) for messages in batch]
 
     async def when_ready(self) -> RewardPanel:
         """The panel, once it is loaded. Raises GenerationError when it cannot be used."""
@@ -153,6 +185,7 @@ class Models:
             "objectives": names,
             "K": len(names),
             "reachable": bool(generator.get("reachable")),
+            "conditioned": self.policy.condition.kind if self.policy else None,
             "warning": self.warning,
         }
 
@@ -161,8 +194,11 @@ class Models:
         status = self._status()
         generator, K = status["generator"], status["K"]
         state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
+        reads = (
+            f", conditioned on {READS[kind]}" if (kind := status["conditioned"]) in READS else ""
+        )
         parts = [
-            f"Generator: {generator['name']}{state}",
+            f"Generator: {generator['name']}{reads}{state}",
             f"Panel: {status['panel']}" + (f", {K} objectives" if K else ""),
             f"Adapter: {status['adapter']}",
             status["warning"],

@@ -33,30 +33,10 @@ from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui import since_start
 from ui.board import Answer, Run, answer, follow_up, scored
 from ui.models import Models, sentence
+from ui.values import clean, conversation, number, numbers, whole
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 log = logging.getLogger("pro.app")
-
-
-def whole(value: Any, low: int, high: int, what: str) -> int:
-    if not isinstance(value, (int, float)) or value != value or not low <= value <= high:
-        raise ValueError(f"got {value!r} {what}, expected {low} to {high}")
-    return int(value)
-
-
-def clean(text: Any) -> str:
-    """Text that can be sent back: half a surrogate pair, which JSON can carry, becomes a question mark."""
-    return str(text or "").encode("utf-8", "replace").decode("utf-8")
-
-
-def number(value: Any) -> float | None:
-    """A number as JSON can carry it: None for NaN."""
-    return float(value) if np.isfinite(value) else None
-
-
-def numbers(values: np.ndarray) -> list[float] | None:
-    """Numbers as JSON can carry them: None where they are NaN, which an adapter of one member gives for all."""
-    return values.tolist() if np.isfinite(values).all() else None
 
 
 class Page:
@@ -66,14 +46,31 @@ class Page:
         self.models = models
 
     async def ask(
-        self, prompt: str, n: int, tokens: int, styles: bool, old: Run, seed: int | None = None
+        self,
+        prompt: str,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None = None,
+        seed: int | None = None,
     ) -> AsyncIterator[Run]:
-        """A new conversation: weights at once, the words behind them, answers as they are written, their scores."""
-        async for run in self._answer([], prompt, n, tokens, styles, old, seed):
+        """A new conversation: weights at once, the words behind them, answers as they are written, their scores.
+
+        A policy that reads weights is told those of the sliders, once a visitor has moved them; else the predicted.
+        """
+        async for run in self._answer([], prompt, n, tokens, styles, old, sliders, seed):
             yield run
 
     async def follow(
-        self, prompt: str, n: int, tokens: int, styles: bool, old: Run, pick: int
+        self,
+        prompt: str,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+        pick: int,
     ) -> AsyncIterator[Run]:
         """The next turn of the conversation, after answer `pick` of the run before."""
         try:
@@ -81,7 +78,22 @@ class Page:
         except ValueError as error:
             yield {**old, "note": sentence(error), "tone": "error", "busy": False}
             return
-        async for run in self._answer(earlier, prompt, n, tokens, styles, old, None):
+        async for run in self._answer(earlier, prompt, n, tokens, styles, old, sliders, None):
+            yield run
+
+    async def again(
+        self,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+    ) -> AsyncIterator[Run]:
+        """The same turn once more, for a policy that reads weights: answers written under those of the sliders."""
+        *earlier, last = old["messages"]
+        async for run in self._answer(
+            earlier, last["content"], n, tokens, styles, old, sliders, None
+        ):
             yield run
 
     async def _answer(
@@ -92,6 +104,7 @@ class Page:
         tokens: int,
         styles: bool,
         old: Run,
+        sliders: list[float] | None,
         seed: int | None,
     ) -> AsyncIterator[Run]:
         run = old
@@ -103,12 +116,17 @@ class Page:
             cycle = list(STYLES)
             given = [cycle[i % len(cycle)] if styles else None for i in range(n)]
             run = await self._new_run(messages, [answer(style=style) for style in given])
+            run = await self._under_weights(run, sliders)
             run["phase"], run["busy"] = "writing", True
             if not self.models.finished:
                 run["note"] = "The weights are there; the language model is still loading…"
             yield run
             run = await self._explained(run)
-            batch = [styled(messages, style) for style in given]
+            batch = await asyncio.to_thread(
+                self.models.conditioned,
+                [styled(messages, style) for style in given],
+                np.array(self._in_force(run)),
+            )
             settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
             async for written in self._write(run, batch, settings):
                 run = written
@@ -147,6 +165,19 @@ class Page:
             "candidates": candidates,
             **found,
         }
+
+    async def _under_weights(self, run: Run, sliders: list[float] | None) -> Run:
+        """The run with the visitor's weights, for a policy that reads them; with a stock model they only rank."""
+        policy = await asyncio.to_thread(lambda: self.models.generator.policy)
+        if policy is None or not policy.condition:
+            return run
+        used = None
+        if sliders is not None:
+            used = apply_floors(as_weights(sliders, run["objectives"]), self.models.floors).tolist()
+        return {**run, "conditioned": policy.condition.kind, "used": used}
+
+    def _in_force(self, run: Run) -> list[float]:
+        return run.get("used") or run["predicted"] or self.models.uniform().tolist()
 
     async def _explained(self, run: Run) -> Run:
         """The run with the words behind its weights."""
@@ -247,13 +278,6 @@ def _for_callers(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(sentence(error), print_exception=False) from None
 
     return wrapped
-
-
-def conversation(prompt: Any) -> list[Message]:
-    """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
-    if isinstance(prompt, list):
-        return [m | {"content": clean(m["content"])} for m in to_messages(prompt)]
-    return to_messages(clean(prompt))
 
 
 class Api:

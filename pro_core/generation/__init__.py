@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+from pro_core.conditioned import PolicyConfig
 from pro_core.generation.base import (
     STYLES,
     GenerationError,
@@ -11,6 +12,7 @@ from pro_core.generation.base import (
     Piece,
     Written,
     collect,
+    conditioned,
     styled,
 )
 from pro_core.generation.best_of_n import BestOfN, Candidate, best_of_n
@@ -31,6 +33,7 @@ __all__ = [
     "Written",
     "best_of_n",
     "collect",
+    "conditioned",
     "generator_from_env",
     "styled",
 ]
@@ -40,7 +43,8 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     """The generator that the environment names; empty variables count as unset.
 
     With PRO_ENDPOINT_URL an endpoint (PRO_ENDPOINT_MODEL, PRO_ENDPOINT_TOKEN and
-    PRO_ENDPOINT_DIALECT belong to it), else the model PRO_POLICY in this process, by default SmolLM2.
+    PRO_ENDPOINT_DIALECT belong to it), else the model PRO_POLICY in this process, by default SmolLM2. With both, the
+    endpoint serves that policy, and what it was trained to read is read from its folder.
 
     Raises:
         ValueError: an endpoint setting without its URL, or one that makes no sense.
@@ -56,6 +60,7 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
             model=value("PRO_ENDPOINT_MODEL"),
             token=value("PRO_ENDPOINT_TOKEN"),
             dialect=value("PRO_ENDPOINT_DIALECT") or "openai",
+            policy=PolicyConfig.read(policy) if (policy := value("PRO_POLICY")) else None,
         )
     for name in ("PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_TOKEN", "PRO_ENDPOINT_DIALECT"):
         if value(name):

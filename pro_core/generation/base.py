@@ -17,6 +17,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from numpy.typing import ArrayLike
+
+from pro_core.conditioned import PolicyConfig
 from pro_core.objectives import Message
 
 T = TypeVar("T")
@@ -100,6 +103,11 @@ class Generator(Protocol):
         """Shown to people, such as "SmolLM2-135M-Instruct, in this process"."""
         ...
 
+    @property
+    def policy(self) -> PolicyConfig | None:
+        """What the model was trained to read beside the prompt; None for a stock model."""
+        ...
+
     def stream(
         self, messages: Sequence[Message], settings: GenerationSettings
     ) -> AsyncGenerator[str, None]:
@@ -130,6 +138,13 @@ class Generator(Protocol):
 
 class StreamingGenerator:
     """What follows from ``stream_batch`` alone, the same for both kinds."""
+
+    _policy: PolicyConfig | None = None
+
+    @property
+    def policy(self) -> PolicyConfig | None:
+        """See :class:`Generator`."""
+        return self._policy
 
     def stream_batch(
         self, batch: Sequence[Sequence[Message]], settings: GenerationSettings
@@ -227,6 +242,22 @@ def styled(messages: Sequence[Message], style: str | None) -> list[Message]:
         first, rest = messages[0]["content"], messages[1:]
         return [{"role": "system", "content": f"{first}\n\n{text}"}, *rest]
     return [{"role": "system", "content": text}, *messages]
+
+
+def conditioned(
+    generator: Generator | StreamingGenerator,
+    messages: Sequence[Message],
+    weights: ArrayLike,
+    objective_names: Sequence[str],
+) -> list[Message]:
+    """What the generator reads under weights (K,): the conversation, and in it the weights if its policy reads them.
+
+    Raises:
+        ValueError: the policy was trained for objectives that are not there.
+    """
+    if generator.policy is None:
+        return [dict(message) for message in messages]
+    return generator.policy.messages(messages, weights, objective_names)
 
 
 def checked(messages: Sequence[Message]) -> list[Message]:

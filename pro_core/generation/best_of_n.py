@@ -1,7 +1,7 @@
 """Best-of-N: weights that steer any model, at the moment of choice.
 
 N candidates are written, scored by the K reward models, and ranked by the weighted sum of their
-standardized scores z: total = sum_k w_k z_k.
+standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights is told them, too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pro_core.generation.base import (
     GenerationSettings,
     Generator,
     collect,
+    conditioned,
     styled,
 )
 from pro_core.objectives import Message, Prompt
@@ -85,14 +86,18 @@ def best_of_n(
         styles: give the candidates the styles of STYLES in turn.
 
     Raises:
-        ValueError: an empty prompt, n below 1, weights of other objectives than the panel's.
+        ValueError: an empty prompt, n below 1, weights of other objectives than the panel's, a policy trained for
+            objectives that the panel does not have.
     """
     if n < 1:
         raise ValueError(f"got n={n}, expected at least 1 candidate")
     conversation = to_messages(messages)
     used, source = _weights(weights, panel.objective_names, conversation)
     names = [style if styles else None for style in _cycle(n)]
-    batch = [styled(conversation, name) for name in names]
+    batch = [
+        conditioned(generator, styled(conversation, name), used, panel.objective_names)
+        for name in names
+    ]
     written = collect(generator, batch, settings or GenerationSettings())
     candidates = [
         Candidate(answer.text, style=name, error=answer.error, notes=answer.notes)

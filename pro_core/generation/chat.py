@@ -36,7 +36,7 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
     front of the first user turn.
     """
     messages = [
-        {"role": m["role"], "content": _without_marks(tokenizer, m["content"])} for m in messages
+        {"role": m["role"], "content": without_marks(tokenizer, m["content"])} for m in messages
     ]
     if not has_template(tokenizer):
         return plain_prompt(messages)
@@ -56,7 +56,8 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
         return render([merged, *rest])
 
 
-def _without_marks(tokenizer: Any, text: str) -> str:
+def without_marks(tokenizer: Any, text: str) -> str:
+    """The text with every special token of the tokenizer broken by a space."""
     for mark in tokenizer.all_special_tokens:
         if len(mark) > 1 and mark in text:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import httpx2
 from huggingface_hub import AsyncInferenceClient
 
+from pro_core.conditioned import PolicyConfig
 from pro_core.generation.base import (
     EMPTY_ANSWER,
     GenerationError,
@@ -60,6 +61,7 @@ class EndpointGenerator(StreamingGenerator):
             nothing was written yet.
         max_wait: the longest pause between two tries, in seconds; a server that asks for more is
             not tried again.
+        policy: what the served model was trained to read beside the prompt; None for a stock model.
         sleep: what waits between tries.
 
     Raises:
@@ -76,6 +78,7 @@ class EndpointGenerator(StreamingGenerator):
         timeout: float = 60.0,
         retries: int = 3,
         max_wait: float = 10.0,
+        policy: PolicyConfig | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ):
         if dialect not in DIALECTS:
@@ -93,6 +96,7 @@ class EndpointGenerator(StreamingGenerator):
         self.max_wait = max_wait
         self._sleep = sleep
         self._token = token
+        self._policy = policy
         self._explain = Explainer(self.host, token, timeout)
         self._listed: str | None = None
         self._tokenizer: Future[Any] | None = None

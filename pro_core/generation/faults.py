@@ -53,13 +53,13 @@ class Explainer:
             return
         body = await _read(response)
         if response.is_success:
-            detail = self._detail(body) if kind == "application/json" else ""
+            detail = self.detail(body) if kind == "application/json" else ""
             raise Failure(
                 f"The endpoint {self._host} answered with {kind}, not with a stream of text"
                 + (f" ({detail})" if detail else "")
                 + "; check PRO_ENDPOINT_URL and PRO_ENDPOINT_DIALECT."
             )
-        raise self.status(response.status_code, self._detail(body), response.headers)
+        raise self.status(response.status_code, self.detail(body), response.headers)
 
     def status(self, code: int, detail: str = "", headers: Any = None) -> Failure:
         """What an HTTP status other than success means."""
@@ -129,7 +129,7 @@ class Explainer:
         """An error event inside a stream that began with status 200."""
         content = error.args[0] if error.args else ""
         code = content.get("code") if isinstance(content, dict) else None
-        detail = self._detail(json.dumps({"error": content}).encode())
+        detail = self.detail(json.dumps({"error": content}).encode())
         if isinstance(error, OverloadedError) or code == 429:
             return self._busy("is overloaded", None)
         if isinstance(error, ValidationError):
@@ -143,7 +143,7 @@ class Explainer:
         message = f"The endpoint {self._host} {what}; try again in a while."
         return Failure(message, retry=True, wait=_retry_after(headers))
 
-    def _detail(self, body: bytes) -> str:
+    def detail(self, body: bytes) -> str:
         """What a server's JSON error says, on one short line without the token; else nothing."""
         try:
             data: Any = json.loads(body)

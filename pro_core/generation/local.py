@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -14,8 +15,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -26,6 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from pro_core.conditioned import PolicyConfig, load_language_model
 from pro_core.generation.base import (
     EMPTY_ANSWER,
     GenerationError,
@@ -36,7 +36,8 @@ from pro_core.generation.base import (
 )
 from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, fit, has_template
 from pro_core.objectives import Message
-from pro_core.packaged import SMOLLM2, resolve_policy
+from pro_core.packaged import SMOLLM2
+from pro_core.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ MAX_CONTEXT = 4096
 
 
 class LocalGenerator(StreamingGenerator):
-    """A language model in this process, loaded at first use.
+    """A language model in this process, loaded at first use: a stock one, or a policy that reads its weights.
 
     One batch runs at a time; others wait their turn in the order they came. Sampling draws from
     random generators of its own, one a candidate, so neither the global random state nor another
@@ -102,13 +103,20 @@ class LocalGenerator(StreamingGenerator):
                 raise GenerationError(self._failure) from error
 
     def _read(self) -> tuple[Any, Any]:
-        source = resolve_policy(self.path_or_id)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-        model.to(self.device)  # type: ignore[arg-type]
+        model, tokenizer, self._policy = load_language_model(self.path_or_id, dtype=torch.bfloat16)
+        model.to(self.device)
         return model.eval(), tokenizer
+
+    @property
+    def policy(self) -> PolicyConfig | None:
+        """See :class:`~pro_core.generation.base.Generator`. Of a hub id only its files say it: this loads the model."""
+        if self._loaded is None and self.path_or_id != SMOLLM2:
+            # What cannot be read or loaded is said when it is asked to write.
+            with contextlib.suppress(GenerationError, StorageError):
+                if os.path.isdir(self.path_or_id):
+                    return PolicyConfig.read(self.path_or_id)
+                self.load()
+        return self._policy
 
     def status(self) -> dict[str, Any]:
         """See :class:`~pro_core.generation.base.Generator`; never loads anything."""
@@ -215,7 +223,7 @@ class LocalGenerator(StreamingGenerator):
         )
         streamer = _BatchStreamer(list(rows), tokenizer, _ends(model, tokenizer), emit)
         with torch.inference_mode():
-            cache = _shared_prefix(model, list(rows.values()), self.device)
+            cache = _shared_prefix(model, list(rows.values()), padded)
             model.generate(
                 **padded,
                 past_key_values=cache,
@@ -333,13 +341,20 @@ class _Stop(StoppingCriteria):
         return torch.tensor(self._streamer.done, device=input_ids.device)
 
 
-def _shared_prefix(model: Any, rows: list[list[int]], device: str) -> Any:
-    """A cache of the prompt, computed once for all rows, when all rows have the same prompt."""
-    if len(rows) == 1 or any(row != rows[0] for row in rows) or len(rows[0]) < 2:
+def _shared_prefix(model: Any, rows: list[list[int]], padded: Any) -> Any:
+    """A cache of the prompts, each computed once, where every prompt stands in G > 1 rows, one after the other."""
+    G = next((i for i, row in enumerate(rows) if row != rows[0]), len(rows))
+    alike = len(rows) % G == 0 and all(row == rows[i - i % G] for i, row in enumerate(rows))
+    if G == 1 or not alike or max(map(len, rows)) < 2:
         return None
-    prefix = torch.tensor([rows[0][:-1]], device=device)
-    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(len(rows))
+    ids, mask = (padded[key][::G, :-1] for key in ("input_ids", "attention_mask"))
+    inputs = {"input_ids": ids}
+    if (
+        not mask.all()
+    ):  # padding stands on the left; a mask without any is slower, and rounds otherwise
+        inputs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(G)
     return cache
 
 

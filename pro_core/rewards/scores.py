@@ -145,7 +145,7 @@ def own_margin(table: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[n
     return margins(table, objective_names)[np.arange(len(table)), k]
 
 
-def progress(name: str):
+def progress(name: str, what: str = "scored"):
     """A function of (done, all) that says every ten seconds, on the error stream, how far it is and what is left."""
     started, shown = time.monotonic(), [0.0]
 
@@ -154,6 +154,6 @@ def progress(name: str):
         if elapsed - shown[0] >= 10 or done == total:
             shown[0] = elapsed
             left = elapsed * (total - done) / max(done, 1)
-            print(f"{name}: {done}/{total} scored, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{name}: {done}/{total} {what}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report

@@ -1,0 +1,74 @@
+"""Stages of a training run as folders: named by a hash of all that decides them, closed by a manifest.
+
+Stages that runs have in common are done once, and a killed run, started again, goes on to the same result.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pro_core.storage import file_hash, read_sealed, seal
+from pro_core.training import from_main, main_process, wait_for_all
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A sealed folder: its key, which is a hash of all that decides it, and what it recorded."""
+
+    folder: Path
+    key: str
+    record: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+
+def once(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, Any]]) -> Stage:
+    """The stage ``folder/<key>``, made and sealed unless it is there; by one run at a time.
+
+    Args:
+        make: fills the folder it gets and returns the record; every process calls it.
+    """
+    target = folder / key[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{target.name}.lock") if main_process() else nullcontext():
+        wait_for_all()  # until the main process has the lock
+        record = from_main(read_sealed(target, kind) if main_process() else None)
+        if record is None:
+            record = make(target)
+            wait_for_all()
+            if main_process():
+                shutil.rmtree(target / "work", ignore_errors=True)
+                seal(target, kind, record)
+        wait_for_all()
+    return Stage(target, key, record)
+
+
+def model_identity(model: str) -> list[str]:
+    """Tells one base from another: a hub id, or the hashes of a folder's files."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return [model]
+    return [f"{p.name} {file_hash(p)}" for p in sorted(folder.iterdir()) if p.is_file()]
+
+
+def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """A finished checkpoint under its own name, by hard links where the disk can: whole models are large."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, partial, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

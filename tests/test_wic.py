@@ -1,0 +1,427 @@
+"""PRO-WIC and RiC from end to end: stages, kills, two processes, and what can go wrong in a round."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from tiny import tiny_encoder, tiny_llama, vivid_adapter
+
+from pro_core.conditioned import PolicyConfig
+from pro_core.data import read_jsonl
+from pro_core.data_sources import is_public
+from pro_core.generation import LocalGenerator, Piece, base
+from pro_core.policies import wic
+from pro_core.policies.recipe import read_arms
+from pro_core.storage import StorageError, read_sealed
+from pro_core.training import ConfigError
+from train import wic as script
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+NAMES = ("long", "plain")
+ASKED = (
+    "the capital",
+    "rain on Sunday",
+    "a joke",
+    "hello",
+    "France",
+    "why not",
+    "Paris",
+    "this post",
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tiny Llama, a panel of two functions, an adapter and 24 responses to 8 prompts: a recipe's settings."""
+    folder = tmp_path_factory.mktemp("parts")
+    panel = {
+        "models": [
+            {"name": "long", "function": "length"},
+            {"name": "plain", "function": "readability"},
+        ]
+    }
+    (folder / "panel.yaml").write_text(yaml.safe_dump(panel))
+    vivid_adapter(tiny_encoder(folder / "encoder"), NAMES).save_pretrained(folder / "adapter")
+    answers = (
+        "it rained.",
+        "Paris. We stayed in, why not?",
+        "hello there, tell me a joke. It rained on Sunday.",
+    )
+    rows = [
+        {"prompt": f"tell me {what}", "response": f"{text} {what}", "split": "train"}
+        for what in ASKED
+        for text in answers
+    ]
+    rows += [{"prompt": "tell me of the test", "response": "no", "split": "test"}]
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": tiny_llama(folder / "llama"),
+        "panel": str(folder / "panel.yaml"),
+        "adapter": str(folder / "adapter"),
+        "data": [{"path": str(folder / "own.jsonl")}],
+        "lora": {"r": 4},
+        "max_length": 192,
+        "max_new_tokens": 12,
+        "batch_size": 4,
+        "offline_steps": 4,
+        "offline_learning_rate": 0.01,
+        "online_steps": 4,
+        "online_learning_rate": 0.01,
+        "checkpoint_every": 2,
+        "prompts": 6,
+        "samples": 2,
+        "rollout_batch": 4,
+        "quantile": 0.3,
+    }
+
+
+@pytest.fixture
+def recipe(parts, tmp_path):
+    def make(name: str, **changes) -> str:
+        path = tmp_path / f"{name}.yaml"
+        settings = parts | {"output": str(tmp_path / name)} | changes
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return str(path)
+
+    return make
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+
+
+def stage_files(output: Path) -> dict[str, str]:
+    """Every file of every stage with its hash, as the manifests say (and as they are found to be)."""
+    found = {}
+    for manifest in sorted(output.glob("*/*/manifest.json")):
+        kind = json.loads(manifest.read_text())["format"]
+        if kind in (wic.POLICY, wic.ROLLOUTS):
+            assert read_sealed(manifest.parent, kind) is not None
+            hashes = json.loads(manifest.read_text())["files"]
+            name = manifest.parent.relative_to(output)
+            found |= {f"{name}/{file}": digest for file, digest in hashes.items()}
+    return found
+
+
+def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
+    arms = {
+        "SFT": {"condition": "none", "rounds": 0},
+        "PRO-WIC offline": {"rounds": 0},
+        "PRO-WIC online": {},
+        "PRO-WIC online, RiC's rule": {"accept": "ric"},
+        "RiC online": {"condition": "scores", "goals": "ric", "accept": "ric"},
+        "RiC online, our rule": {"condition": "scores", "goals": "ric"},
+    }
+    script.main(recipe("all", arms=arms, rounds=2))
+    output = tmp_path / "all"
+    said = capsys.readouterr().out
+    assert said.count("offline stage") == 3  # one for each kind of condition
+    # The first round's responses are shared by the two rules of each method; the second's are not.
+    assert said.count("round 1, 6 prompts x 2 responses") == 2
+    assert said.count("round 2, 6 prompts x 2 responses") == 4
+    policy = output / "pro-wic-online" / "seed0"
+    config = PolicyConfig.read(policy)
+    assert config and config.condition.kind == "weights"
+    assert config.condition.objective_names == NAMES and config.panel
+    assert PolicyConfig.read(output / "ric-online" / "seed0").condition.kind == "scores"
+    record = json.loads((policy / "run.json").read_text())
+    assert record["spent"]["steps"] == 4 + 2 * 4
+    assert record["spent"]["new_tokens"] > 0
+    stages = [output / stage["stage"] for stage in record["stages"]]
+    kinds = [stage.parent.name for stage in stages]
+    assert kinds == ["policies", *["rollouts", "policies"] * 2]
+
+    # What is relabelled is what was obtained, in place of what was asked; the test prompt was never asked.
+    accepted = read_jsonl(stages[2] / "accepted.jsonl")
+    plan = read_jsonl(stages[1] / "prompts.jsonl")
+    assert 0 < len(accepted) <= 6 and len(plan) == 6
+    for line in accepted:
+        assert line["obtained"] == config.condition.obtained([line["z"]])[0]
+        assert line["asked"] in {row["text"] for row in plan}
+        assert 0 <= line["distance"] <= 1
+    assert "of the test" not in json.dumps([plan, accepted])
+    record = json.loads((output / "ric-online" / "seed0" / "run.json").read_text())
+    goals = read_jsonl(output / record["stages"][1]["stage"] / "prompts.jsonl")
+    assert all(row["text"].startswith("<long_score>") and row["scores"] for row in goals)
+    # A finished recipe does nothing again.
+    script.main(recipe("all", arms=arms, rounds=2))
+    said = capsys.readouterr().out
+    assert "offline stage" not in said and "prompts x" not in said
+    # A stage that somebody changed is not used.
+    (stages[1] / "responses.jsonl").write_text("")
+    with pytest.raises(StorageError, match=r"responses\.jsonl: missing or changed"):
+        script.main(recipe("all", arms=arms, rounds=2))
+
+
+def run_killed(path: str, place: str, count: int) -> None:
+    """In a process of its own: the script, killed at the ``count``-th checkpoint or file of responses."""
+    from pro_core.policies import rollouts, sft
+
+    module, name = (rollouts, "write_jsonl") if place == "rollouts" else (sft.Progress, "on_save")
+    original, calls = getattr(module, name), []
+
+    def killer(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    setattr(module, name, killer)
+    script.main(path)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
+    script.main(recipe("whole"))
+    path, processes = recipe("cut"), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train.wic"])
+    # A checkpoint every two steps of four: killed at the first of the offline stage, then while the second of three
+    # files of responses is written, then at the first checkpoint of the online stage.
+    for place, count in (("offline", 1), ("rollouts", 2), ("online", 1)):
+        process = processes.Process(target=run_killed, args=(path, place, count))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "cut" / "pro-wic-online").exists()
+        there = [p.parent.parent.name for p in (tmp_path / "cut").glob("[pr]o*/*/manifest.json")]
+        assert len(there) == {"offline": 0, "rollouts": 1, "online": 2}[place]
+    capsys.readouterr()
+    script.main(path)
+    said = capsys.readouterr().out
+    assert "resuming from" in said and "offline stage" not in said and "prompts x" not in said
+    whole, cut = stage_files(tmp_path / "whole"), stage_files(tmp_path / "cut")
+    assert cut == whole and len(whole) > 10
+    ends = [tmp_path / name / "pro-wic-online" / "seed0" for name in ("whole", "cut")]
+    one, two = (load_file(end / "adapter_model.safetensors") for end in ends)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
+    script.main(recipe("one", rounds=0))
+    launch = (
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    )
+    done = run(*launch, "train/wic.py", recipe("two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished, ") == 1  # the main process speaks
+    policy = tmp_path / "two" / "pro-wic-online" / "seed0"
+    record = json.loads((policy / "run.json").read_text())
+    assert record["stages"][0]["steps"] == 4 and record["stages"][1]["responses"] == 12
+    [one], two = (
+        [read_sealed(stage, wic.POLICY) for stage in (tmp_path / name / "policies").glob("[!.]*")]
+        for name in ("one", "two")
+    )
+    assert one in two  # the offline stage: the same rows, the same tokens
+    assert set(load_file(policy / "adapter_model.safetensors"))
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_round_in_which_nothing_is_accepted(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(wic, "accept_weighted", lambda z, *a: z[:, 0] > 99)
+    arms = {"strict": {}, "RiC": {"condition": "scores", "goals": "ric", "accept": "ric"}}
+    path = recipe("none", arms=arms)
+    with pytest.raises(ConfigError) as said:
+        script.main(path)
+    text = str(said.value)
+    assert text.startswith("1 not finished; strict, seed 0: round 1: none of ")
+    assert "lower `quantile`" in text and "`rounds: 0`" in text
+    # The other arm is whole, and nothing is lost: the responses are used again under a rule that keeps some.
+    assert (tmp_path / "none" / "ric" / "seed0" / "run.json").is_file()
+    capsys.readouterr()
+    monkeypatch.undo()
+    script.main(path)
+    said = capsys.readouterr().out
+    assert (
+        "prompts x" not in said and (tmp_path / "none" / "strict" / "seed0" / "run.json").is_file()
+    )
+
+
+def failing(monkeypatch, broken):
+    """Generation that fails where ``broken(text of the last message, call)`` says so."""
+    original, calls = LocalGenerator.stream_batch, []
+
+    async def stream(self, batch, settings=None):
+        calls.append([messages[-1]["content"] for messages in batch])
+        bad = {i for i, text in enumerate(calls[-1]) if broken(text, len(calls))}
+        for i in bad:
+            yield Piece(i, error="The server is busy.", done=True)
+        good = [i for i in range(len(batch)) if i not in bad]
+        if good:
+            async for piece in original(self, [batch[i] for i in good], settings):
+                yield base.Piece(good[piece.index], piece.text, piece.error, piece.done, piece.note)
+
+    monkeypatch.setattr(LocalGenerator, "stream_batch", stream)
+    return calls
+
+
+def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, monkeypatch, capsys):
+    calls = failing(monkeypatch, lambda text, call: "Paris" in text or call == 1)
+    script.main(recipe("failing", prompts=8))
+    said = capsys.readouterr().out
+    assert (
+        "2 responses to 1 prompts failed three times and are left out (The server is busy.)" in said
+    )
+    [folder] = (tmp_path / "failing" / "rollouts").glob("[!.]*")
+    [line] = read_jsonl(folder / "failed.jsonl")
+    plan = read_jsonl(folder / "prompts.jsonl")
+    assert "Paris" in plan[line["prompt"]]["text"] or "Paris" in json.dumps(plan[line["prompt"]])
+    assert line["failed"] == 2 and line["error"] == "The server is busy."
+    assert sum("Paris" in text for texts in calls for text in texts) == 3 * 2
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["record"]["responses"] == 14 and manifest["record"]["failed_prompts"] == 1
+
+
+def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
+    path = recipe("down")
+    failing(monkeypatch, lambda text, call: True)
+    with pytest.raises(
+        ConfigError, match="not one of 12 responses was written: The server is busy"
+    ):
+        script.main(path)
+    monkeypatch.undo()
+    script.main(path)  # tries again; the offline stage is there
+    assert (tmp_path / "down" / "pro-wic-online" / "seed0" / "run.json").is_file()
+
+
+def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
+    rows = read_jsonl(parts["data"][0]["path"])
+    rows += [
+        {"prompt": "tell me why " * 60, "response": "no", "split": "train"},
+        {
+            "prompt": "hello <long> 0.00 <plain> 1.00 <PLAIN_score> 9",
+            "response": "Paris.",
+            "split": "train",
+        },
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.main(recipe("odd", data=[{"path": str(file)}], prompts=10, offline_steps=8))
+    [rollouts] = (tmp_path / "odd" / "rollouts").glob("[!.]*")
+    plan = read_jsonl(rollouts / "prompts.jsonl")
+    [failed] = read_jsonl(rollouts / "failed.jsonl")
+    assert "too long for this model" in failed["error"]
+    assert plan[failed["prompt"]]["prompt"][0]["content"].startswith("tell me why tell me why")
+    record = json.loads((tmp_path / "odd" / "pro-wic-online" / "seed0" / "run.json").read_text())
+    assert record["stages"][0]["left_out"] == 1  # of the rows that training reached
+    # The policy reads the one condition and none of the user's.
+    config = PolicyConfig.read(tmp_path / "odd" / "pro-wic-online" / "seed0")
+    [message] = config.messages(rows[-1]["prompt"], [0.25, 0.75], NAMES)
+    assert (
+        message["content"]
+        == "hello (long) 0.00 (plain) 1.00 (PLAIN_score) 9 <long> 0.25 <plain> 0.75"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["long", "kind"]}, r"panel .*: got the objectives \['long', 'kind'\]"),
+        ({"adapter": None}, "the goals 'mix' need an adapter"),
+        ({"model": "/absent/model"}, "cannot load the model '/absent/model'"),
+        ({"prompts": 9}, "got 8 prompts of the train split, expected 9"),
+        ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
+        ({"arms": {"A b": {}, "a-B": {}}}, "would share a folder"),
+        ({"arms": {"A": {}, "B": {}}, "policy": "x"}, "`policy` names one folder"),
+        ({"max_new_tokens": 190}, "got max_new_tokens 190, expected at most max_length - 32"),
+        ({"online_learning_rate": "1e-4"}, "YAML reads 1.0e-4"),
+        ({"condition": "none"}, "one that a goal can be written in"),
+        ({"endpoint": "http://localhost:1", "lora": None}, "an endpoint loads a LoRA"),
+        ({"goal": "mix"}, "unknown setting 'goal'"),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_run(recipe, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        script.main(recipe("wrong", **changes))
+
+
+# ---------------------------------------------------------------- the recipes that ship, at tiny size
+
+FUNCTIONS = ("length", "readability", "length", "readability", "length")
+TINY = {
+    "max_length": 160, "max_new_tokens": 8, "batch_size": 2, "offline_steps": 1, "online_steps": 1, "prompts": 4,
+    "rollout_batch": 64, "quantile": 0.1, "seeds": [0], "rounds": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["wic_small", "wic_full", "paper_hh", "paper_summary"])
+def test_a_dry_run_of_the_recipes_that_ship(name, parts, tmp_path):
+    """Everything but sizes is the recipe's own; models, panel and data of its kinds and names are tiny ones."""
+    settings = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    objectives = settings.get("objectives") or [
+        "helpful",
+        "harmless",
+        "truthful",
+        "informative",
+        "humor",
+    ]
+    for entry in settings["data"]:
+        assert entry["path"].endswith(".jsonl.gz") or is_public(Path("/absent"), entry["path"])
+    panel = [{"name": n, "function": f} for n, f in zip(objectives, FUNCTIONS, strict=False)]
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump({"models": panel}))
+    settings |= TINY | {
+        "model": tiny_llama(tmp_path / "llama", template=name.startswith("wic")),
+        "panel": str(tmp_path / "panel.yaml"),
+        "data": parts["data"],
+        "output": str(tmp_path / "out"),
+    }
+    if settings.get("adapter"):
+        vivid_adapter(tiny_encoder(tmp_path / "encoder"), objectives).save_pretrained(
+            tmp_path / "adapter"
+        )
+        settings["adapter"] = str(tmp_path / "adapter")
+    settings["arms"] = {arm: settings["arms"][arm] for arm in ("RiC online", "PRO-WIC online")}
+    (tmp_path / "dry.yaml").write_text(yaml.safe_dump(settings))
+    script.main(str(tmp_path / "dry.yaml"))
+    for arm, kind in (("ric-online", "scores"), ("pro-wic-online", "weights")):
+        config = PolicyConfig.read(tmp_path / "out" / arm / "seed0")
+        assert (
+            config.condition.kind == kind and list(config.condition.objective_names) == objectives
+        )
+
+
+def test_both_comparisons_have_the_same_arms_and_share_their_offline_stages():
+    small, full = (read_arms(ROOT / "recipes" / f"wic_{size}.yaml") for size in ("small", "full"))
+    assert list(small) == list(full) and len(small) == 9
+    offline = ("offline_steps", "offline_learning_rate", "lora")
+    for arms in (small, full):
+        assert (
+            len({json.dumps([s["condition"], *(s[key] for key in offline)]) for s in arms.values()})
+            == 3
+        )
+        budget = (
+            "prompts",
+            "samples",
+            "online_steps",
+            "online_learning_rate",
+            "rounds",
+            "offline_share",
+        )
+        assert (
+            len({json.dumps([s[key] for key in budget]) for s in arms.values() if s["rounds"]}) == 1
+        )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("zero3", "DEEPSPEED"), ("fsdp", "FSDP")])
+def test_accelerate_reads_the_configs(name, kind):
+    found = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
+    assert found.distributed_type == kind and found.num_processes == 8

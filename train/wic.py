@@ -1,0 +1,44 @@
+"""Train policies that read weights (PRO-WIC) or scores (RiC) in their prompt, offline and online (Eq 10, 11).
+
+    python train/wic.py recipes/wic_small.yaml
+    accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_small.yaml   # on CPUs too
+    accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper_hh.yaml   # lora: null
+
+A recipe holds one method, or several as `arms`; each, under each seed, ends in `<output>/<method>/seed<n>`, a folder
+that `PRO_POLICY=` takes. Killed and started again, it goes on to the same result: every stage is a folder with a
+manifest, and stages that arms share are done once. An arm whose online round cannot go on is reported at the end; the
+others go on.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
+
+from pro_core.policies.recipe import read_arms
+from pro_core.policies.scored import ScoredData
+from pro_core.policies.wic import RoundError, WicRun
+from pro_core.training import ConfigError, join_processes, main_process, run_script
+
+
+def main(recipe_path: str) -> None:
+    arms = read_arms(recipe_path)
+    join_processes()
+    recipe = next(iter(arms.values()))
+    data = ScoredData.load(recipe)
+    problems: list[str] = []
+    for seed in recipe["seeds"]:
+        for method, settings in arms.items():
+            try:
+                WicRun(settings, seed, data).run()
+            except RoundError as error:
+                problems.append(f"{method}, seed {seed}: {error}")
+                if main_process():
+                    print(problems[-1], flush=True)
+    if problems:
+        raise ConfigError(f"{len(problems)} not finished; " + "; ".join(problems))
+
+
+if __name__ == "__main__":
+    run_script(main, __doc__)
