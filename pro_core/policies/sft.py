@@ -173,7 +173,7 @@ def fine_tune(
     Returns:
         ``{"rows", "left_out", "cut", "steps", "tokens", "completion_tokens"}``.
     """
-    language_model, tokenizer = _load(model, start, lora)
+    language_model, tokenizer = load_to_train(model, start, lora)
     data = tokenize_rows(tokenizer, rows, steps, batch_size, max_length, max_prompt, seed)
     arguments = training_arguments(
         work,
@@ -189,7 +189,7 @@ def fine_tune(
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=gradient_checkpointing,
         disable_tqdm=not sys.stderr.isatty(),
-        accumulation=_accumulation(batch_size, rows_per_device),
+        accumulation=accumulation(batch_size, rows_per_device),
     )
     fresh = None
     if lora is not None and start is None:
@@ -210,14 +210,14 @@ def fine_tune(
     assert trainer.model is not None
     cast_for_training(trainer.model)
     train_resuming(trainer)
-    _save(trainer, folder, config, whole=lora is None)
+    save_policy(trainer, folder, config, whole=lora is None)
     trainer.accelerator.free_memory()
     unset_hf_deepspeed_config()  # else the next model that is loaded would be shared out, too
     record = {"rows": len(rows), "left_out": data.left_out, "cut": data.cut, "steps": steps}
     return record | data.tokens()
 
 
-def _load(model: str, start: Path | None, lora: dict[str, Any] | None):
+def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):
     """The model to train, without a new LoRA, and its tokenizer."""
     cpu = not torch.cuda.is_available()
     # A whole model is trained in fp32 under autocast on a GPU; on a CPU see `cast_for_training`.
@@ -231,7 +231,7 @@ def _load(model: str, start: Path | None, lora: dict[str, Any] | None):
     return loaded, tokenizer
 
 
-def _accumulation(batch_size: int, rows_per_device: int | None) -> int:
+def accumulation(batch_size: int, rows_per_device: int | None) -> int:
     share = batch_size // int(os.environ.get("WORLD_SIZE", 1))
     if rows_per_device is None or rows_per_device >= share:
         return 1
@@ -243,7 +243,7 @@ def _accumulation(batch_size: int, rows_per_device: int | None) -> int:
     return share // rows_per_device
 
 
-def _save(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
+def save_policy(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
     """The trained parameters as safetensors, gathered from all processes where they are shared out."""
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not main_process():
