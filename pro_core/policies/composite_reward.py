@@ -164,7 +164,8 @@ def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
     Raises:
         ValueError: N is no multiple of the group.
     """
-    z = np.asarray(z_NK, dtype=np.float32)
+    # In float32 the mean of equal numbers can differ from them, which the deviation would then blow up.
+    z = np.asarray(z_NK, dtype=np.float64)
     if len(z) % generations:
         raise ValueError(
             f"got {len(z)} completions, expected whole groups of {generations}: each process needs whole groups"

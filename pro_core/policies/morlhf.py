@@ -176,17 +176,7 @@ class MorlhfRun:
                 "ends: name a model that was trained to answer"
             )
         self.rows, self.left_out = self._draw()
-        found = None
-        if main_process():
-            found = run_weights(
-                settings["weights"],
-                [data.prompts[row] for row in self.rows],
-                data.objective_names,
-                data.adapter,
-                seed,
-                settings["floors"],
-            )
-        self.weights: Array = from_main(found)  # type: ignore[assignment]
+        self.weights: Array = from_main(self._weigh() if main_process() else None)  # type: ignore[assignment]
 
     def run(self) -> Path:
         """Train, unless that is done; the folder of the finished policy.
@@ -208,6 +198,16 @@ class MorlhfRun:
         return content_hash(["morlhf", values, {name: s[name] for name in how}])
 
     # ------------------------------------------------------------ parts
+
+    def _weigh(self) -> Array:
+        s, d = self.settings, self.data
+        asked = [d.prompts[row] for row in self.rows]
+        try:
+            return run_weights(
+                s["weights"], asked, d.objective_names, d.adapter, self.seed, s["floors"]
+            )
+        except ValueError as error:
+            raise ConfigError(f"{self.method}: {error}") from None
 
     def _draw(self) -> tuple[list[int], int]:
         """The rows of the run's prompts, each once, in a random order that is the same for every arm; and how many were
@@ -319,7 +319,9 @@ class MorlhfRun:
             peft_config=fresh,
             callbacks=[RewardProgress()],
         )
-        trainer.remove_callback(PrinterCallback)  # prints every metric of every step; they are in log.jsonl
+        trainer.remove_callback(
+            PrinterCallback
+        )  # prints every metric of every step; they are in log.jsonl
         cast_for_training(trainer.model)
         return trainer
 

@@ -1,0 +1,428 @@
+"""train/morlhf.py on tiny models: invariants between methods, kills, and what can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny_encoder, tiny_llama, vivid_adapter
+
+from pro_core.adapter import PreferenceAdapter
+from pro_core.conditioned import PolicyConfig
+from pro_core.data import read_jsonl
+from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.policies import morlhf
+from pro_core.policies.composite_reward import CompositeReward
+from pro_core.policies.morlhf import MorlhfRun, RewardData, load_kinds
+from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.rewards.panel import RewardPanel
+from pro_core.storage import StorageError
+from pro_core.training import ConfigError
+from train import morlhf as script
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("long", "plain")
+ASKED = ("the capital", "rain on Sunday", "a joke", "France", "why not", "Paris")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tiny Llama, a panel of two functions, an adapter, and eight prompts of three kinds: a recipe's settings."""
+    folder = tmp_path_factory.mktemp("parts")
+    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
+    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
+    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
+    texts = ["hello there.", "it rained on Sunday and we stayed in", "why", "Paris is it, no?"]
+    panel.fit_stats(["a"] * 4, texts, "four texts")
+    panel.save_pretrained(folder / "panel")
+    vivid_adapter(tiny_encoder(folder / "encoder"), NAMES).save_pretrained(folder / "adapter")
+    rows = [
+        {"prompt": f"tell me {what}", "response": "no", "labels": {}, "prompt_unsafe": i % 2}
+        for i, what in enumerate(ASKED)
+    ]
+    rows += [{"prompt": "tell me of the test", "response": "no", "labels": {}, "split": "test"}]
+    pairs = [
+        {"prompt": f"Human: hello {i}", "chosen": "a", "rejected": "b", "objective": "plain"}
+        for i in range(2)
+    ]
+    for name, lines in (("own", rows), ("pairs", pairs)):
+        lines = [{"split": "train"} | line for line in lines]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "model": tiny_llama(folder / "llama"),
+        "panel": str(folder / "panel"),
+        "adapter": str(folder / "adapter"),
+        "data": [{"path": str(folder / f"{name}.jsonl")} for name in ("own", "pairs")],
+        "lora": {"r": 4},
+        "max_length": 64,
+        "max_new_tokens": 8,
+        "steps": 2,
+        "prompts_per_step": 2,
+        "generations": 3,
+        "checkpoint_every": 1,
+        "learning_rate": 0.01,
+    }
+
+
+@pytest.fixture
+def recipe(parts, tmp_path):
+    def make(name: str, **changes) -> str:
+        path = tmp_path / f"{name}.yaml"
+        settings = parts | {"output": str(tmp_path / name)} | changes
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return str(path)
+
+    return make
+
+
+def trained(output: Path, method: str = "pro-morlhf"):
+    """(LoRA, log, record) of a finished run."""
+    folder = output / method / "seed0"
+    record = json.loads((folder / "run.json").read_text())
+    log = read_jsonl(output / record["stages"][0]["stage"] / "log.jsonl")
+    return load_file(folder / "adapter_model.safetensors"), log, record
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---------------------------------------------------------------- one loop, many sources
+
+
+def test_arms_differ_in_their_weights_alone(recipe, tmp_path, capsys):
+    arms = {
+        "PRO-MORLHF": {},
+        "MORLHF uniform": {"weights": "uniform"},
+        "long alone": {"weights": {"long": 1.0}},
+        "RLOO": {"algorithm": "rloo", "aggregation": "normalize_then_sum"},
+    }
+    path = recipe("arms", arms=arms)
+    script.main(path)
+    output = tmp_path / "arms"
+    found = {name: trained(output, morlhf.folder_name(name)) for name in arms}
+    loras = [lora for lora, _, _ in found.values()]
+    assert not any(same(loras[0], other) for other in loras[1:])
+    # Every LoRA pair has moved: B starts at 0.
+    assert all(lora[name].abs().sum() > 0 for lora in loras for name in lora if "lora_B" in name)
+
+    _, log, record = found["PRO-MORLHF"]
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert record["spent"]["completions"] == 12 and record["spent"]["skipped"] == 0
+    stage = output / record["stages"][0]["stage"]
+    prompts = read_jsonl(stage / "prompts.jsonl")
+    assert "of the test" not in json.dumps(prompts)
+    predicted = PreferenceAdapter.from_pretrained(record["settings"]["adapter"]).predict(
+        [row["prompt"] for row in prompts]
+    )
+    given = [[row["weights"][name] for name in NAMES] for row in prompts]
+    np.testing.assert_allclose(given, predicted, atol=1e-6)
+    # The weights of each kind of prompt are logged through training, as they were given.
+    for step, entry in enumerate(log):
+        kinds = {key.split("/", 1)[1].rsplit("/", 1)[0] for key in entry if "weights/" in key}
+        here = prompts[2 * step : 2 * step + 2]
+        assert kinds == {row["kind"] for row in here}
+        assert kinds <= {"own/safe", "own/unsafe", "pairs/plain"}
+        for kind in kinds:
+            mean = np.mean([row["weights"]["long"] for row in here if row["kind"] == kind])
+            assert entry[f"weights/{kind}/long"] == pytest.approx(mean, abs=1e-5)
+        assert all(np.isfinite(entry[f"objectives/{name}"]) for name in NAMES)
+    _, log, _ = found["long alone"]
+    assert log[0]["reward"] == pytest.approx(log[0]["objectives/long"], abs=1e-5)
+
+    # The app can write with it, and it reads the prompt alone.
+    policy = output / "pro-morlhf" / "seed0"
+    config = PolicyConfig.read(policy)
+    assert config and not config.condition and config.training["method"] == "PRO-MORLHF"
+    generator = LocalGenerator(policy, device="cpu")
+    generator.generate([[{"role": "user", "content": "hello"}]] * 2, GenerationSettings(4, seed=0))
+    # What is finished is not done again.
+    capsys.readouterr()
+    script.main(path)
+    assert "step 1/" not in capsys.readouterr().out
+
+
+def uniform_adapter(path: str, folder: Path) -> str:
+    """The adapter with a last layer of zeros: it answers 1/K whatever the prompt."""
+    adapter = PreferenceAdapter.from_pretrained(path)
+    with torch.no_grad():
+        for head in adapter.heads:
+            for parameter in head[-1].parameters():
+                parameter.zero_()
+    adapter.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_that_answers_uniform_gives_the_run_of_morlhf(recipe, parts, tmp_path):
+    blank = uniform_adapter(parts["adapter"], tmp_path / "blank")
+    script.main(recipe("pro", adapter=blank))
+    script.main(recipe("fixed", adapter=None, weights="uniform", method="MORLHF uniform"))
+    lora, log, _ = trained(tmp_path / "pro")
+    other, other_log, _ = trained(tmp_path / "fixed", "morlhf-uniform")
+    assert same(lora, other) and log == other_log
+    # The stages have one name: in one output folder the second run would find itself done.
+    stages = [[p.name for p in (tmp_path / n / "policies").glob("[!.]*")] for n in ("pro", "fixed")]
+    assert stages[0] == stages[1]
+
+
+def test_one_objective_gives_plain_rlhf(recipe, tmp_path):
+    """Against TRL's own trainer with the panel's one score as its reward function."""
+    path = recipe("one", objectives=["plain"], weights="uniform", adapter=None)
+    script.main(path)
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    data = RewardData.load(settings)
+    run = MorlhfRun(settings, 0, data)
+
+    def plain(prompts, completions, **columns):
+        texts = [completion[0]["content"] for completion in completions]
+        return data.panel.standardized(prompts, texts)[:, 1].tolist()
+
+    run.reward = lambda: plain
+    trainer = run.trainer(tmp_path / "plain")
+    trainer.train()
+    lora, log, _ = trained(tmp_path / "one")
+    trained_plainly = {
+        name.replace(".default", ""): parameter.detach()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert same(lora, trained_plainly)
+    assert [e["reward"] for e in log] == [
+        e["reward"] for e in trainer.state.log_history if "reward" in e
+    ]
+
+
+def test_normalized_objectives_equal_those_of_trl_where_weights_are_one_for_all(recipe, tmp_path):
+    """Our groups, and TRL's normalize_then_sum with K reward functions: the same advantages."""
+    path = recipe("gdpo", aggregation="normalize_then_sum", weights={"long": 0.3, "plain": 0.7})
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    data = RewardData.load(settings)
+    ours = MorlhfRun(settings, 0, data).trainer(tmp_path / "ours")
+    ours.train()
+
+    def objective(k):
+        def score(prompts, completions, **columns):
+            texts = [completion[0]["content"] for completion in completions]
+            return data.panel.standardized(prompts, texts)[:, k].tolist()
+
+        score.__name__ = NAMES[k]
+        return score
+
+    run = MorlhfRun(settings | {"aggregation": "sum_then_normalize"}, 0, data)
+    run.reward = lambda: [objective(0), objective(1)]
+    run.settings["trainer"] = {
+        "multi_objective_aggregation": "normalize_then_sum",
+        "reward_weights": [0.3, 0.7],
+    }
+    theirs = run.trainer(tmp_path / "theirs")
+    theirs.train()
+    for one, two in zip(ours._logs["advantages"], theirs._logs["advantages"], strict=True):
+        assert one == pytest.approx(two, abs=2e-3)
+    assert max(map(abs, ours._logs["advantages"])) > 0.5
+
+
+def test_a_whole_model(recipe, tmp_path):
+    script.main(recipe("whole", lora=None, steps=1, learning_rate=0.001))
+    config = PolicyConfig.read(tmp_path / "whole" / "pro-morlhf" / "seed0")
+    assert config and config.base == ""
+
+
+# ---------------------------------------------------------------- kills and a full disk
+
+
+def run_killed(path: str, place: str) -> None:
+    """In a process of its own: the script, killed in the second step's rollout or inside its first checkpoint."""
+    calls = []
+
+    def killer(original):
+        def call(*arguments, **named):
+            calls.append(arguments)
+            if len(calls) == (2 if place == "rollout" else 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        return call
+
+    if place == "rollout":  # the completions are there, and not yet scored
+        CompositeReward.__call__ = killer(CompositeReward.__call__)
+    else:
+        trainer = morlhf.OrderedGRPOTrainer
+        trainer._save_optimizer_and_scheduler = killer(trainer._save_optimizer_and_scheduler)
+    script.main(path)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_parameters(recipe, tmp_path, capsys):
+    changes = {"steps": 3, "rows_per_device": 2}
+    script.main(recipe("whole", **changes))
+    path, processes = recipe("cut", **changes), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train.morlhf"])
+    for place in ("checkpoint", "rollout"):
+        process = processes.Process(target=run_killed, args=(path, place))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "cut" / "pro-morlhf").exists()
+    capsys.readouterr()
+    script.main(path)
+    assert "checkpoint-1" in capsys.readouterr().out  # resumed from there
+    lora, log, record = trained(tmp_path / "whole")
+    other, other_log, other_record = trained(tmp_path / "cut")
+    assert same(lora, other)
+    assert log == other_log and record["spent"] == other_record["spent"]
+
+
+def test_a_full_disk_at_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
+    script.main(recipe("whole"))
+    path, original = recipe("full"), torch.save
+
+    def full(content, where, *arguments, **named):
+        if "checkpoint-2" in str(where):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(content, where, *arguments, **named)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StorageError, match="the disk is full .* free some of it. Run the same"):
+        script.main(path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    script.main(path)
+    assert "resuming from" in capsys.readouterr().out
+    assert same(trained(tmp_path / "whole")[0], trained(tmp_path / "full")[0])
+
+
+def test_a_server_that_goes_away(recipe, tmp_path, monkeypatch):
+    """TRL's client has tried again by then."""
+    path, original = recipe("away"), morlhf.OrderedGRPOTrainer._generate_single_turn
+
+    def gone(self, *arguments, **named):
+        if self.state.global_step == 1:
+            raise requests.exceptions.ConnectionError("refused")
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(morlhf.OrderedGRPOTrainer, "_generate_single_turn", gone)
+    with pytest.raises(ConfigError, match=r"the vLLM server does not answer \(refused\). Run the"):
+        script.main(path)
+    monkeypatch.undo()
+    script.main(path)
+    assert len(trained(tmp_path / "away")[1]) == 2
+
+
+# ---------------------------------------------------------------- rewards and prompts that are odd
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_rewards_that_are_missing_equal_or_of_nothing(recipe, tmp_path, monkeypatch, algorithm):
+    """All equal: no signal. Missing: skipped and counted. All of a batch missing: the step does nothing but hold on."""
+    original, steps = RewardPanel.score, []
+
+    def odd(self, prompts, completions, on_progress=None, allow_missing=False):
+        steps.append(len(completions))
+        completions = ["", *completions[1:]]
+        rewards = original(self, prompts, completions, on_progress, allow_missing)
+        if len(steps) == 1:
+            rewards[:3] = 1.0  # one group
+            rewards[4] = np.nan
+        elif len(steps) == 2:
+            rewards[:] = np.nan
+        return rewards
+
+    monkeypatch.setattr(RewardPanel, "score", odd)
+    script.main(recipe("odd", algorithm=algorithm, kl=0.0))
+    lora, log, record = trained(tmp_path / "odd")
+    assert all(torch.isfinite(tensor).all() for tensor in lora.values())
+    assert record["spent"]["skipped"] == 1 + 6
+    assert [entry["skipped"] for entry in log] == pytest.approx([1 / 6, 1])
+    assert log[1].get("reward") is None and log[1]["grad_norm"] == 0
+    assert log[0]["grad_norm"] > 0  # of the other group
+
+
+def test_a_prompt_that_is_too_long(recipe, parts, tmp_path, capsys):
+    turns = "Human: hello {}\n\nAssistant: " + "no " * 40 + "\n\nHuman: why not?"
+    rows = [{"prompt": "tell me why " * 60}, {"prompt": turns}, {"prompt": "hello <|im_end|>"}]
+    file = tmp_path / "odd.jsonl"
+    file.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
+    path = recipe("long", data=[{"path": str(file)}], steps=1)
+    script.main(path)
+    assert "2 prompts (1 too long)" in capsys.readouterr().out
+    assert trained(tmp_path / "long")[2]["spent"]["left_out"] == 1
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    run = MorlhfRun(settings, 0, RewardData.load(settings))
+    fitted = [run._fitted(prompt) for prompt in run.data.prompts]
+    assert fitted[0] is None
+    assert fitted[1] == [{"role": "user", "content": "why not?"}]
+    assert fitted[2] == [{"role": "user", "content": "hello < |im_end|>"}]
+
+
+def test_kinds_of_the_real_files(data_dir):
+    entries = [
+        {"path": "hh_pairs.jsonl.gz"},
+        {"path": "xstest_responses.jsonl.gz"},
+        {"path": "truthfulqa_responses.jsonl.gz"},
+    ]
+    prompts, kinds = load_kinds(entries, data_dir)
+    assert len(prompts) == len(kinds)
+    assert set(kinds) == {
+        *("hh_pairs/helpful", "hh_pairs/harmless", "xstest_responses/safe"),
+        *("xstest_responses/unsafe", "truthfulqa_responses"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["long", "kind"]}, r"panel .*: got the objectives \['long', 'kind'\]"),
+        ({"adapter": None}, "the weights 'adapter' need an adapter"),
+        ({"weights": "user"}, "got weights 'user', expected one of"),
+        ({"weights": {"kind": 1.0}}, "unknown: \\['kind'\\]"),
+        ({"weights": {"long": 0.3}}, "sum to 0.3, expected a sum of 1"),
+        ({"floors": "kind=1"}, "got a floor for 'kind'"),
+        ({"algorithm": "dpo"}, "got algorithm 'dpo', expected one of"),
+        ({"model": "/absent/model"}, "cannot load the model '/absent/model'"),
+        ({"generations": 1}, "got generations 1, expected at least 2"),
+        ({"learning_rate": "1e-4"}, "YAML reads"),
+        ({"iterations": 2, "steps": 3}, "got steps 3, expected a multiple of iterations"),
+        ({"trainer": {"beta": 1}}, r"trainer sets \['beta'\]"),
+        ({"trainer": {"absent": 1}}, "does not take this: .*absent"),
+        ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
+        ({"max_new_tokens": 60}, "at most max_length - 32"),
+    ],
+)
+def test_wrong_recipes(recipe, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        script.main(recipe("wrong", **changes))
+
+
+def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts, tmp_path):
+    bare = Path(parts["panel"]).parent / "panel.yaml"
+    with pytest.raises(ConfigError, match=r"it has no statistics.*score_rewards\.py"):
+        script.main(recipe("bare", panel=str(bare)))
+    model = tiny_llama(tmp_path / "base", template=False)
+    with pytest.raises(ConfigError, match="no chat template"):
+        script.main(recipe("base", model=model))
+
+
+@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_paper"])
+def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
+    """The first arm of each, with everything large made small."""
+    given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    small = ("model", "panel", "adapter", "data", "max_length", "max_new_tokens", "generations")
+    changes = given | {key: parts[key] for key in small if key in given}
+    changes |= {"steps": 1, "prompts_per_step": 2, "rows_per_device": None, "objectives": None}
+    changes |= {"seeds": [0], "lora": {"r": 2}}
+    changes["trainer"] = {k: v for k, v in given.get("trainer", {}).items() if "vllm" not in k}
+    arms = {
+        k: v for k, v in given["arms"].items() if not isinstance((v or {}).get("weights"), dict)
+    }
+    assert read_morlhf(ROOT / "recipes" / f"{name}.yaml").keys() == given["arms"].keys()
+    changes |= {"output": str(tmp_path / name), "arms": dict(list(arms.items())[:1])}
+    script.main(recipe(name, **changes))
