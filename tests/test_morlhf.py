@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from pro_core.data import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.policies import morlhf
 from pro_core.policies.composite_reward import CompositeReward
-from pro_core.policies.morlhf import MorlhfRun, RewardData, load_kinds
+from pro_core.policies.morlhf import MorlhfRun
 from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.online_dpo import best_and_worst
+from pro_core.policies.reward_data import RewardData, load_kinds
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
 from pro_core.training import ConfigError
@@ -237,6 +240,48 @@ def test_a_whole_model(recipe, tmp_path):
     assert config and config.base == ""
 
 
+def test_online_dpo_learns_from_the_best_and_the_worst_against_the_base(recipe, tmp_path, capsys):
+    changes = {"algorithm": "online_dpo", "round_steps": 1}
+    script.main(recipe("dpo", **changes))
+    lora, _, record = trained(tmp_path / "dpo")
+    assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
+    assert not any("ref" in name for name in lora)
+    stages = [tmp_path / "dpo" / stage["stage"] for stage in record["stages"]]
+    assert [stage.parent.name for stage in stages] == ["rollouts", "policies"] * 2
+    assert record["spent"]["completions"] == 12 and record["spent"]["steps"] == 2
+    first, second = (read_jsonl(stages[n] / "log.jsonl")[0] for n in (1, 3))
+    # A round starts from the last one's policy, and its reference stays the base: the log-ratios are 0 but once.
+    assert first["rewards/chosen"] == 0 and abs(second["rewards/chosen"]) > 1e-4
+    lines = read_jsonl(stages[0] / "scored.jsonl")
+    pairs, _ = best_and_worst(lines)
+    for pair in pairs:
+        totals = {line["text"]: line["total"] for line in lines if line["row"] == pair["row"]}
+        assert totals[pair["chosen"]] == max(totals.values())
+        assert totals[pair["rejected"]] == min(totals.values())
+    capsys.readouterr()
+    (stages[3] / "manifest.json").unlink()  # as a kill would leave it
+    shutil.rmtree(stages[3] / "checkpoint")
+    script.main(recipe("dpo", **changes))
+    assert "round 1" not in capsys.readouterr().out
+    assert same(trained(tmp_path / "dpo")[0], lora)
+
+
+def test_pairs_of_what_is_there():
+    lines = [
+        {"prompt": p, "row": 5 + p, "text": text, "total": total}
+        for p, group in enumerate(([1.0, None, 3.0, 2.0], [None, 1.0], [2.0, 2.0], [None, None]))
+        for text, total in zip("abcd", group, strict=False)
+    ]
+    assert best_and_worst(lines) == ([{"row": 5, "chosen": "c", "rejected": "a"}], 3)
+
+
+def test_a_round_without_a_pair(recipe, monkeypatch):
+    equal = lambda self, prompts, completions, *a, **k: np.ones((len(prompts), 2), np.float32)  # noqa: E731
+    monkeypatch.setattr(RewardPanel, "score", equal)
+    with pytest.raises(ConfigError, match="round 1: no prompt has two completions of different"):
+        script.main(recipe("equal", algorithm="online_dpo", round_steps=1))
+
+
 # ---------------------------------------------------------------- kills and a full disk
 
 
@@ -387,6 +432,10 @@ def test_kinds_of_the_real_files(data_dir):
         ({"weights": {"long": 0.3}}, "sum to 0.3, expected a sum of 1"),
         ({"floors": "kind=1"}, "got a floor for 'kind'"),
         ({"algorithm": "dpo"}, "got algorithm 'dpo', expected one of"),
+        (
+            {"algorithm": "online_dpo", "round_steps": 3},
+            "got steps 2, expected a multiple of round",
+        ),
         ({"model": "/absent/model"}, "cannot load the model '/absent/model'"),
         ({"generations": 1}, "got generations 1, expected at least 2"),
         ({"learning_rate": "1e-4"}, "YAML reads"),

@@ -14,9 +14,17 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.morlhf import MorlhfRun, RewardData
+from pro_core.policies.morlhf import MorlhfRun
 from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.online_dpo import OnlineDpoRun
+from pro_core.policies.reward_data import RewardData
 from pro_core.training import join_processes, run_script
+
+RUNS: dict[str, type[MorlhfRun]] = {
+    "grpo": MorlhfRun,
+    "rloo": MorlhfRun,
+    "online_dpo": OnlineDpoRun,
+}
 
 
 def main(recipe_path: str) -> None:
@@ -26,7 +34,7 @@ def main(recipe_path: str) -> None:
     data = RewardData.load(recipe)
     for seed in recipe["seeds"]:
         for settings in arms.values():
-            MorlhfRun(settings, seed, data).run()
+            RUNS[settings["algorithm"]](settings, seed, data).run()
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors import SafetensorError
@@ -28,21 +27,17 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from pro_core.adapter import PreferenceAdapter
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import Condition
-from pro_core.data import PreferencePair, read_jsonl, to_messages
-from pro_core.data_sources import default_data_dir, examples_of, is_public, load_prompts
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.objectives import Message
 from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
 from pro_core.policies.recipe import folder_name
-from pro_core.policies.scored import check_objectives
+from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import accumulation, load_to_train, save_policy
 from pro_core.policies.stages import Stage, copy_checkpoint, model_identity, once
-from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
 from pro_core.training import (
     ConfigError,
@@ -58,7 +53,6 @@ from pro_core.training import (
 POLICY, RUN = "pro-policy-stage", "pro-run"
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
 """Of what TRL logs, all that differs between two equal runs, or says nothing."""
-UNSAFE = {0: "safe", 1: "unsafe"}
 FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
 """How a full disk reads where it is no OSError with a number."""
 
@@ -85,76 +79,6 @@ class RewardProgress(TrainerCallback):
             shown["tokens"] = logs.get("completions/mean_length")
             parts = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
             print(f"step {state.global_step}/{state.max_steps} {', '.join(parts)}", flush=True)
-
-
-@dataclass
-class RewardData:
-    """What the arms of a recipe share: the panel, the adapter (None where there is none), and the prompts with their
-    kinds, all of the train split."""
-
-    panel: RewardPanel
-    panel_key: str
-    objective_names: tuple[str, ...]
-    adapter: PreferenceAdapter | None
-    prompts: list[list[Message]]
-    kinds: list[str]
-
-    @classmethod
-    def load(cls, recipe: dict[str, Any]) -> RewardData:
-        """Load what a recipe names.
-
-        Raises:
-            ConfigError: objectives that the panel or the adapter does not have, a panel without statistics, no prompts.
-        """
-        cuda = torch.cuda.is_available()
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-        panel = RewardPanel.from_pretrained(recipe["panel"], device)
-        if panel.stats is None:
-            raise ConfigError(
-                f"panel {recipe['panel']}: it has no statistics, without which objectives cannot be summed: run "
-                "train/score_rewards.py with save_panel, and name the panel that it saves"
-            )
-        names = tuple(recipe["objectives"] or panel.objective_names)
-        check_objectives("panel", recipe["panel"], panel.objective_names, names)
-        adapter = None
-        if recipe["adapter"]:
-            adapter = PreferenceAdapter.from_pretrained(recipe["adapter"])
-            check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
-        prompts, kinds = load_kinds(recipe["data"], recipe["data_dir"] or default_data_dir())
-        if not prompts:
-            raise ConfigError("data: got no prompts of the train split")
-        key = content_hash([panel.fingerprint(), panel.stats.to_dict(), names])
-        return cls(panel, key, names, adapter, prompts, kinds)
-
-
-def load_kinds(
-    entries: Sequence[dict[str, Any]], data_dir: str | Path
-) -> tuple[list[list[Message]], list[str]]:
-    """The train prompts of :func:`pro_core.data_sources.load_prompts`, and of what kind each is.
-
-    ``hh_pairs/harmless`` by the objective that a pair was judged by, ``xstest_responses/unsafe`` by a prompt's own
-    label, else the file's name; the first kind of a prompt that is there twice.
-    """
-    kinds: dict[str, str] = {}
-    prompts: dict[str, list[Message]] = {}
-    for entry in entries:
-        file, name = Path(data_dir) / entry["path"], str(entry["path"])
-        stem = Path(name).name.split(".")[0]
-        details: dict[str, str] = {}
-        if is_public(file, name):
-            for example in examples_of(name, data_dir):
-                detail = example.objective if isinstance(example, PreferencePair) else ""
-                details.setdefault(content_hash(example.prompt), detail)
-        else:
-            for row in read_jsonl(file):
-                detail = row.get("objective") or UNSAFE.get(row.get("prompt_unsafe"), "")
-                if row.get("prompt"):
-                    details.setdefault(content_hash(to_messages(row["prompt"])), detail)
-        for prompt in load_prompts([entry], data_dir):
-            key = content_hash(prompt)
-            prompts.setdefault(key, prompt)
-            kinds.setdefault(key, "/".join(filter(None, (stem, details.get(key, "")))))
-    return list(prompts.values()), [kinds[key] for key in prompts]
 
 
 class MorlhfRun:
@@ -184,14 +108,17 @@ class MorlhfRun:
         Raises:
             ConfigError: what cannot be trained. StorageError: a full disk.
         """
-        stage = once(self.output / "policies", self.key(), POLICY, self._make)
-        return self._finish(stage)
+        return self._finish(self.stages())
+
+    def stages(self) -> list[Stage]:
+        """The run's stages, made unless they are there; the last one is the policy."""
+        return [once(self.output / "policies", self.key(), POLICY, self._make)]
 
     def key(self) -> str:
         """A hash of all that decides the parameters. The weights count by their values, not by their source's name."""
         s, d = self.settings, self.data
         how = ("algorithm", "aggregation", "lora", "steps", "prompts_per_step", "generations")
-        how += ("iterations", "learning_rate", "kl", "max_length", "max_new_tokens")
+        how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
         how += ("sampling_temperature", "top_p", "trainer")
         asked = [[d.prompts[row], d.kinds[row]] for row in self.rows]
         values = [model_identity(s["model"]), d.panel_key, asked, self.weights.tolist(), self.seed]
@@ -304,10 +231,6 @@ class MorlhfRun:
             raise ConfigError(
                 f"{self.method}: {s['algorithm']} does not take this: {error}"
             ) from None
-        fresh = None
-        if s["lora"] is not None:
-            settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-            fresh = LoraConfig(task_type="CAUSAL_LM", **(settings | s["lora"]))
         kind = OrderedGRPOTrainer if grpo else OrderedRLOOTrainer
         model, _ = load_to_train(s["model"], None, s["lora"])
         trainer = kind(
@@ -316,7 +239,7 @@ class MorlhfRun:
             args=arguments,
             train_dataset=dataset,
             processing_class=self.tokenizer,
-            peft_config=fresh,
+            peft_config=self.fresh_lora(),
             callbacks=[RewardProgress()],
         )
         trainer.remove_callback(
@@ -336,12 +259,7 @@ class MorlhfRun:
         with explained(folder / "work"):
             trainer = self.trainer(folder / "work")
             train_resuming(trainer)
-            config = PolicyConfig(
-                Condition("none", self.data.objective_names),
-                s["model"] if s["lora"] is not None else "",
-                self.data.panel_key,
-            )
-            save_policy(trainer, folder / "checkpoint", config, whole=s["lora"] is None)
+            save_policy(trainer, folder / "checkpoint", self.config(), whole=s["lora"] is None)
         log = [clean(entry) for entry in trainer.state.log_history if "reward" in entry]
         if main_process():
             write_jsonl(folder / "log.jsonl", log)
@@ -352,12 +270,23 @@ class MorlhfRun:
         skipped = sum(entry.get("skipped") or 0 for entry in log[:: s["iterations"]]) * size
         return {
             "steps": s["steps"],
-            "prompts": len(self.rows),
-            "left_out": self.left_out,
             "completions": size * s["steps"] // s["iterations"],
             "skipped": round(skipped),
             "new_tokens": round(sum(lengths) * size),
         }
+
+    def fresh_lora(self) -> LoraConfig | None:
+        """A new LoRA by the recipe's settings; None where every parameter is trained."""
+        if self.settings["lora"] is None:
+            return None
+        settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        return LoraConfig(task_type="CAUSAL_LM", **(settings | self.settings["lora"]))
+
+    def config(self) -> PolicyConfig:
+        """What stands beside the policy: it reads the prompt alone."""
+        base = self.settings["model"] if self.settings["lora"] is not None else ""
+        names = self.data.objective_names
+        return PolicyConfig(Condition("none", names), base, self.data.panel_key)
 
     def _weighted_prompts(self) -> list[dict[str, Any]]:
         names = self.data.objective_names
@@ -370,25 +299,25 @@ class MorlhfRun:
             for row, weights in zip(self.rows, self.weights, strict=True)
         ]
 
-    def _finish(self, stage: Stage) -> Path:
+    def _finish(self, stages: Sequence[Stage]) -> Path:
         """The policy where people look for it, with what it took to make it."""
         s = self.settings
         folder = Path(s["policy"] or self.output / folder_name(self.method) / f"seed{self.seed}")
         if main_process():
-            copy_checkpoint(stage.checkpoint, folder)
+            counts = ("steps", "completions", "skipped", "new_tokens")
+            spent = {k: sum(stage.record.get(k, 0) for stage in stages) for k in counts}
+            copy_checkpoint(stages[-1].checkpoint, folder)
             config = PolicyConfig.read(folder)
             assert config is not None
             made = {"method": self.method, "seed": self.seed, "model": s["model"]}
             replace(config, training=made).save(folder)
             used = {k: v for k, v in s.items() if k not in ("arms", "seeds", "policy")}
-            record = {"method": self.method, "seed": self.seed, "spent": stage.record}
-            listed = [{"stage": str(stage.folder.relative_to(self.output)), **stage.record}]
-            content = {"format": RUN, **record, "settings": used, "stages": listed}
-            write_config(folder, "run.json", content)
-            note = (
-                f", {stage.record['skipped']} without a reward" if stage.record["skipped"] else ""
-            )
-            self._say(f"finished, {stage.record['completions']} completions{note}: {folder}")
+            spent |= {"prompts": len(self.rows), "left_out": self.left_out}
+            record = {"method": self.method, "seed": self.seed, "spent": spent, "settings": used}
+            listed = [{"stage": str(p.folder.relative_to(self.output)), **p.record} for p in stages]
+            write_config(folder, "run.json", {"format": RUN, **record, "stages": listed})
+            note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
+            self._say(f"finished, {spent['completions']} completions{note}: {folder}")
         wait_for_all()
         return folder
 

@@ -24,7 +24,8 @@ OPTIONAL: dict[str, Any] = {
     "steps": 100,  # updates of the optimizer
     "prompts_per_step": 16,  # over all processes
     "generations": 8,  # G, completions a prompt
-    "iterations": 1,  # updates on each batch of completions
+    "iterations": 1,  # grpo, rloo: updates on each batch of completions
+    "round_steps": 10,  # online_dpo: updates between two sets of rollouts
     "rows_per_device": None,  # completions at once; the rest of a batch is accumulated
     "gradient_checkpointing": False,
     "checkpoint_every": 50,
@@ -34,20 +35,20 @@ OPTIONAL: dict[str, Any] = {
     "max_new_tokens": 128,
     "sampling_temperature": 1.0,
     "top_p": 1.0,
-    "trainer": {},  # settings of TRL's GRPOConfig or RLOOConfig, such as {use_vllm: true, vllm_mode: colocate}
+    "trainer": {},  # of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true, vllm_mode: colocate}
     "seeds": [0],
     "arms": None,  # {method: {setting: value}}
 }
-ALGORITHMS = ("grpo", "rloo")
+ALGORITHMS = ("grpo", "rloo", "online_dpo")
 ARM = {
     *("algorithm", "weights", "floors", "aggregation", "iterations", "learning_rate", "kl"),
-    *("lora", "trainer", "steps"),
+    *("lora", "trainer", "steps", "round_steps"),
 }
 """The settings in which arms may differ; models, data, lengths and rollouts are one for all."""
 
 COUNTS = (
     *("steps", "prompts_per_step", "generations", "iterations", "checkpoint_every"),
-    *("max_length", "max_new_tokens"),
+    *("max_length", "max_new_tokens", "round_steps"),
 )
 OWN = {
     *("learning_rate", "beta", "num_generations", "num_iterations", "max_completion_length"),
@@ -93,6 +94,11 @@ def _check(where: str, s: dict[str, Any]) -> None:
     expect(bool(seeds), "seeds", "a list of whole numbers")
     longest = s["max_length"] - LEAST_PROMPT
     expect(s["max_new_tokens"] <= longest, "max_new_tokens", f"at most max_length - {LEAST_PROMPT}")
+    if s["algorithm"] == "online_dpo":
+        whole = s["steps"] % s["round_steps"] == 0
+        expect(whole, "steps", f"a multiple of round_steps ({s['round_steps']})")
+        plain = s["aggregation"] == AGGREGATIONS[0]
+        expect(plain, "aggregation", f"{AGGREGATIONS[0]}: pairs are taken within a prompt")
     for key in ("steps", "checkpoint_every"):
         whole = s[key] % s["iterations"] == 0
         expect(whole, key, f"a multiple of iterations ({s['iterations']}): all updates on a batch")
