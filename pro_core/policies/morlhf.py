@@ -100,7 +100,8 @@ class MorlhfRun:
                 "ends: name a model that was trained to answer"
             )
         self.rows, self.left_out = self._draw()
-        self.weights: Array = from_main(self._weigh() if main_process() else None)  # type: ignore[assignment]
+        found: Any = self._weigh() if main_process() else None
+        self.weights: Array = from_main(found)
 
     def run(self) -> Path:
         """Train, unless that is done; the folder of the finished policy.
@@ -117,6 +118,7 @@ class MorlhfRun:
     def key(self) -> str:
         """A hash of all that decides the parameters. The weights count by their values, not by their source's name."""
         s, d = self.settings, self.data
+        how: tuple[str, ...]
         how = ("algorithm", "aggregation", "lora", "steps", "prompts_per_step", "generations")
         how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
         how += ("sampling_temperature", "top_p", "trainer")
@@ -231,7 +233,7 @@ class MorlhfRun:
             raise ConfigError(
                 f"{self.method}: {s['algorithm']} does not take this: {error}"
             ) from None
-        kind = OrderedGRPOTrainer if grpo else OrderedRLOOTrainer
+        kind: Any = OrderedGRPOTrainer if grpo else OrderedRLOOTrainer
         model, _ = load_to_train(s["model"], None, s["lora"])
         trainer = kind(
             model=model,

@@ -84,7 +84,8 @@ class OnlineDpoRun(MorlhfRun):
             )
             reward = self.reward()
             written = [r for r in found if r.error is None]
-            rows, logged = [mine[r.prompt] for r in written], {}
+            rows = [mine[r.prompt] for r in written]
+            logged: dict[str, float] = {}
             totals = reward([], [r.text for r in written], rows, log_metric=logged.__setitem__)
             failed = failures(found)
             if main_process():
@@ -145,7 +146,7 @@ class OnlineDpoRun(MorlhfRun):
         own |= {"warmup_steps": 0, "logging_steps": 1, "disable_tqdm": True}
         own |= {"gradient_checkpointing": s["gradient_checkpointing"]}
         try:
-            arguments = training_arguments(
+            arguments: Any = training_arguments(
                 work,
                 wanted,
                 s["prompts_per_step"],
@@ -163,7 +164,7 @@ class OnlineDpoRun(MorlhfRun):
         start = policy.checkpoint if policy else None
         model, _ = load_to_train(s["model"], start, s["lora"])
         reference = None if s["lora"] is not None else load_to_train(s["model"], None, None)[0]
-        trainer = OrderedDPOTrainer(
+        trainer: Any = OrderedDPOTrainer(
             model=model,
             ref_model=reference,
             args=arguments,

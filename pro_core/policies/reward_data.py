@@ -19,7 +19,7 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import content_hash
 from pro_core.training import ConfigError
 
-UNSAFE = {0: "safe", 1: "unsafe"}
+UNSAFE: dict[Any, str] = {0: "safe", 1: "unsafe"}
 
 
 @dataclass
