@@ -276,6 +276,13 @@ def failing(monkeypatch, broken):
 
 def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, monkeypatch, capsys):
     calls = failing(monkeypatch, lambda text, call: "Paris" in text or call == 1)
+    learned, original = [], wic.fine_tune
+
+    def fine_tune(rows, *arguments, **named):
+        learned.append(rows)
+        return original(rows, *arguments, **named)
+
+    monkeypatch.setattr(wic, "fine_tune", fine_tune)
     script.main(recipe("failing", prompts=8))
     said = capsys.readouterr().out
     assert (
@@ -289,6 +296,17 @@ def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, mon
     assert sum("Paris" in text for texts in calls for text in texts) == 3 * 2
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["record"]["responses"] == 14 and manifest["record"]["failed_prompts"] == 1
+
+    # The round learns from what it accepted, each under what it obtained, and as many offline rows.
+    offline, online = learned
+    [accepted] = (tmp_path / "failing" / "policies").glob("*/accepted.jsonl")
+    lines = read_jsonl(accepted)
+    read = [f"{line['prompt'][-1]['content']} {line['obtained']}" for line in lines]
+    mine = online[: len(lines)]
+    assert [messages[-1]["content"] for messages, _ in mine] == read
+    assert [text for _, text in mine] == [line["response"] for line in lines]
+    assert len(offline) == 24 and len(online) == 2 * len(lines)
+    assert all(row in offline for row in online[len(lines) :])
 
 
 def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):

@@ -43,6 +43,11 @@ Row = tuple[Sequence[Message], str]
 class OrderedSFTTrainer(OrderedTrainer, SFTTrainer):
     """TRL's trainer with our order of rows and, on a CPU, our optimizer for bf16 parameters."""
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        assert self.model is not None
+        cast_for_training(self.model)  # PEFT gives a LoRA that it loads back in fp32
+
 
 @dataclass
 class TokenizedRows:
@@ -255,6 +260,8 @@ def save_policy(trainer, folder: Path, config: PolicyConfig, whole: bool) -> Non
     else:
         for lora in model.peft_config.values():
             lora.base_model_name_or_path = config.base  # not where this machine keeps it
+            if isinstance(lora.target_modules, set):
+                lora.target_modules = sorted(lora.target_modules)  # the same file in every process
     model.save_pretrained(folder, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, which names local folders
     config.save(folder)
