@@ -92,7 +92,7 @@ def trained(output: Path, method: str = "pro-morlhf"):
     """(LoRA, log, record) of a finished run."""
     folder = output / method / "seed0"
     record = json.loads((folder / "run.json").read_text())
-    log = read_jsonl(output / record["stages"][0]["stage"] / "log.jsonl")
+    log = read_jsonl(output / record["stages"][-1]["stage"] / "log.jsonl")
     return load_file(folder / "adapter_model.safetensors"), log, record
 
 

@@ -36,12 +36,11 @@ from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
 from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData
-from pro_core.policies.sft import accumulation, load_to_train, save_policy
+from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, save_policy
 from pro_core.policies.stages import Stage, copy_checkpoint, model_identity, once
 from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
 from pro_core.training import (
     ConfigError,
-    OrderedTrainer,
     cast_for_training,
     from_main,
     main_process,
@@ -57,13 +56,13 @@ FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
 """How a full disk reads where it is no OSError with a number."""
 
 
-class OrderedGRPOTrainer(OrderedTrainer, GRPOTrainer):
-    """TRL's trainer with, on a CPU, our optimizer for bf16 parameters; its own order of rows repeats prompts."""
+class OrderedGRPOTrainer(PolicyTrainer, GRPOTrainer):
+    """TRL's trainer, see :class:`PolicyTrainer`; its own order of rows repeats prompts."""
 
     _get_train_sampler = GRPOTrainer._get_train_sampler
 
 
-class OrderedRLOOTrainer(OrderedTrainer, RLOOTrainer):
+class OrderedRLOOTrainer(PolicyTrainer, RLOOTrainer):
     """As :class:`OrderedGRPOTrainer`."""
 
     _get_train_sampler = RLOOTrainer._get_train_sampler
@@ -197,45 +196,21 @@ class MorlhfRun:
         conversations = [self._fitted(self.data.prompts[row]) for row in self.rows]
         dataset = Dataset.from_list([{"prompt": conversations[i], "row": i} for i in order])
         grpo = s["algorithm"] == "grpo"
-        whole_batch = (
-            grpo and s["aggregation"] == "normalize_then_sum"
-        )  # GDPO's second normalization
-        own = {"scale_rewards": "batch"} if whole_batch else {}
-        try:
-            arguments = training_arguments(
-                work,
-                len(dataset) * G,
-                P * G,
-                s["learning_rate"],
-                self.seed,
-                kind=GRPOConfig if grpo else RLOOConfig,
-                checkpoint_every=s["checkpoint_every"],
-                accumulation=accumulation(P * G, s["rows_per_device"]),
-                max_steps=s["steps"],
-                **{
-                    "num_generations": G,
-                    "num_iterations": s["iterations"],
-                    "max_completion_length": s["max_new_tokens"],
-                    "temperature": s["sampling_temperature"],
-                    "top_p": s["top_p"],
-                    "beta": s["kl"],
-                    "shuffle_dataset": False,
-                    "gradient_checkpointing": s["gradient_checkpointing"],
-                    "lr_scheduler_type": "constant",
-                    "warmup_steps": 0,
-                    "logging_steps": 1,
-                    "disable_tqdm": not sys.stderr.isatty(),
-                }
-                | own
-                | s["trainer"],
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{self.method}: {s['algorithm']} does not take this: {error}"
-            ) from None
-        kind: Any = OrderedGRPOTrainer if grpo else OrderedRLOOTrainer
+        own: dict[str, Any] = {
+            "max_steps": s["steps"],
+            "num_generations": G,
+            "num_iterations": s["iterations"],
+            "max_completion_length": s["max_new_tokens"],
+            "temperature": s["sampling_temperature"],
+            "top_p": s["top_p"],
+            "shuffle_dataset": False,
+        }
+        if grpo and s["aggregation"] == "normalize_then_sum":
+            own["scale_rewards"] = "batch"  # GDPO's second normalization
+        kind = GRPOConfig if grpo else RLOOConfig
+        arguments = self.arguments(kind, work, len(order) * G, P * G, own)
         model, _ = load_to_train(s["model"], None, s["lora"])
-        trainer = kind(
+        trainer: Any = (OrderedGRPOTrainer if grpo else OrderedRLOOTrainer)(
             model=model,
             reward_funcs=self.reward(),
             args=arguments,
@@ -244,13 +219,52 @@ class MorlhfRun:
             peft_config=self.fresh_lora(),
             callbacks=[RewardProgress()],
         )
-        trainer.remove_callback(
-            PrinterCallback
-        )  # prints every metric of every step; they are in log.jsonl
+        trainer.remove_callback(PrinterCallback)  # it prints all of what is in log.jsonl
         cast_for_training(trainer.model)
         return trainer
 
+    def arguments(self, kind: Any, work: Path, rows: int, batch_size: int, own: dict) -> Any:
+        """Arguments of the kind that a trainer of TRL takes: the recipe's, the algorithm's ``own``, then `trainer`."""
+        s = self.settings
+        share = accumulation(batch_size, s["rows_per_device"])
+        common = {
+            "beta": s["kl"],
+            "gradient_checkpointing": s["gradient_checkpointing"],
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "disable_tqdm": not sys.stderr.isatty(),
+        }
+        try:
+            return training_arguments(
+                work,
+                rows,
+                batch_size,
+                s["learning_rate"],
+                self.seed,
+                kind=kind,
+                checkpoint_every=s["checkpoint_every"],
+                accumulation=share,
+                **(common | own | s["trainer"]),
+            )
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            given = f"{kind.__name__} does not take {s['trainer']}"
+            raise ConfigError(f"{self.method}: {given}: {error}") from None
+
     def _make(self, folder: Path) -> dict[str, Any]:
+        self._announce(folder)
+        with explained(folder / "work"):
+            trainer = self.trainer(folder / "work")
+            train_resuming(trainer)
+            whole = self.settings["lora"] is None
+            save_policy(trainer, folder / "checkpoint", self.config(), whole=whole)
+        trainer.accelerator.free_memory()
+        unset_hf_deepspeed_config()
+        return self._record(folder, [e for e in trainer.state.log_history if "loss" in e])
+
+    def _announce(self, folder: Path) -> None:
         s = self.settings
         self._say(
             f"{s['algorithm']}, {len(self.rows)} prompts ({self.left_out} too long), {s['steps']} steps of "
@@ -258,23 +272,21 @@ class MorlhfRun:
         )
         if main_process():
             write_jsonl(folder / "prompts.jsonl", self._weighted_prompts())
-        with explained(folder / "work"):
-            trainer = self.trainer(folder / "work")
-            train_resuming(trainer)
-            save_policy(trainer, folder / "checkpoint", self.config(), whole=s["lora"] is None)
-        log = [clean(entry) for entry in trainer.state.log_history if "reward" in entry]
+
+    def _record(self, folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a finished stage says of itself, from the log of its batches, which it writes to ``log.jsonl``."""
+        s = self.settings
         if main_process():
-            write_jsonl(folder / "log.jsonl", log)
-        trainer.accelerator.free_memory()
-        unset_hf_deepspeed_config()
+            write_jsonl(folder / "log.jsonl", [clean(entry) for entry in log])
         size = s["prompts_per_step"] * s["generations"]
-        lengths = [entry.get("completions/mean_length") or 0 for entry in log[:: s["iterations"]]]
-        skipped = sum(entry.get("skipped") or 0 for entry in log[:: s["iterations"]]) * size
+        batches = [
+            entry for entry in log if "skipped" in entry
+        ]  # further updates on a batch log no reward
         return {
             "steps": s["steps"],
-            "completions": size * s["steps"] // s["iterations"],
-            "skipped": round(skipped),
-            "new_tokens": round(sum(lengths) * size),
+            "completions": size * len(batches),
+            "skipped": round(sum(entry["skipped"] for entry in batches) * size),
+            "new_tokens": round(sum(entry["completions/mean_length"] for entry in batches) * size),
         }
 
     def fresh_lora(self) -> LoraConfig | None:

@@ -24,24 +24,22 @@ from pro_core.data import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
 from pro_core.policies.rollouts import failures, sample
-from pro_core.policies.sft import accumulation, load_to_train, save_policy
+from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
 from pro_core.policies.stages import Stage, once
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import (
     ConfigError,
-    OrderedTrainer,
     Progress,
     cast_for_training,
     main_process,
     train_resuming,
-    training_arguments,
 )
 
 POLICY, ROLLOUTS = "pro-policy-stage", "pro-rollouts"
 
 
-class OrderedDPOTrainer(OrderedTrainer, DPOTrainer):
-    """TRL's trainer with our order of rows and, on a CPU, our optimizer for bf16 parameters."""
+class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):
+    """TRL's trainer, see :class:`PolicyTrainer`."""
 
 
 class OnlineDpoRun(MorlhfRun):
@@ -142,25 +140,8 @@ class OnlineDpoRun(MorlhfRun):
             pair = pairs[order[n % len(pairs)]]
             said = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
             rows.append({"prompt": self._fitted(self.data.prompts[self.rows[pair["row"]]]), **said})
-        own = {"beta": s["kl"], "max_length": s["max_length"], "lr_scheduler_type": "constant"}
-        own |= {"warmup_steps": 0, "logging_steps": 1, "disable_tqdm": True}
-        own |= {"gradient_checkpointing": s["gradient_checkpointing"]}
-        try:
-            arguments: Any = training_arguments(
-                work,
-                wanted,
-                s["prompts_per_step"],
-                s["learning_rate"],
-                self.seed,
-                kind=DPOConfig,
-                checkpoint_every=s["checkpoint_every"],
-                accumulation=accumulation(s["prompts_per_step"], s["rows_per_device"]),
-                **(own | s["trainer"]),
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{self.method}: {s['algorithm']} does not take this: {error}"
-            ) from None
+        own = {"max_length": s["max_length"]}
+        arguments = self.arguments(DPOConfig, work, wanted, s["prompts_per_step"], own)
         start = policy.checkpoint if policy else None
         model, _ = load_to_train(s["model"], start, s["lora"])
         reference = None if s["lora"] is not None else load_to_train(s["model"], None, None)[0]

@@ -40,13 +40,17 @@ Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
 
 
-class OrderedSFTTrainer(OrderedTrainer, SFTTrainer):
-    """TRL's trainer with our order of rows and, on a CPU, our optimizer for bf16 parameters."""
+class PolicyTrainer(OrderedTrainer):
+    """Our order of rows and, on a CPU, our optimizer for bf16 parameters; TRL's trainers of policies are mixed in."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         assert self.model is not None
         cast_for_training(self.model)  # PEFT gives a LoRA that it loads back in fp32
+
+
+class OrderedSFTTrainer(PolicyTrainer, SFTTrainer):
+    """TRL's trainer, see :class:`PolicyTrainer`."""
 
 
 @dataclass
