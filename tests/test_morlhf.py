@@ -27,6 +27,13 @@ from pro_core.policies.composite_reward import CompositeReward
 from pro_core.policies.morlhf import MorlhfRun
 from pro_core.policies.morlhf_recipe import read_morlhf
 from pro_core.policies.online_dpo import best_and_worst
+from pro_core.policies.ppo import (
+    DEFAULTS,
+    PpoLoop,
+    PpoRun,
+    advantages_by_gae,
+    ppo_loss,
+)
 from pro_core.policies.reward_data import RewardData, load_kinds
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
@@ -282,6 +289,86 @@ def test_a_round_without_a_pair(recipe, monkeypatch):
         script.main(recipe("equal", algorithm="online_dpo", round_steps=1))
 
 
+def test_advantages_by_gae():
+    """Against the definition: with lambda 1 the rewards to come minus the value, with 0 one step of it."""
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([[0.5, 1.0, 3.0, 7.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # three tokens: the fourth reward is of nothing
+    whole = advantages_by_gae(rewards, values, mask, 1.0)
+    assert whole.tolist() == [[7 - 0.5, 6 - 1.0, 4 - 3.0, 0]]
+    step = advantages_by_gae(rewards, values, mask, 0.0)
+    assert step.tolist() == [[1 + 1 - 0.5, 2 + 3 - 1.0, 4 - 3.0, 0]]
+    between = advantages_by_gae(rewards, values, mask, 0.5)
+    assert between[0, 1] == 4 + 0.5 * 1
+
+
+def test_the_clipped_loss_of_ppo():
+    one = torch.ones(1, 3)
+    batch = {"logp": 0 * one, "values": 0 * one, "returns": 0 * one, "mask": one}
+    batch["advantages"] = torch.tensor([[1.0, 1.0, -1.0]])
+    ratio = torch.tensor(
+        [[1.1, 2.0, 0.5]]
+    )  # within, above with a gain, below with a loss: both cut
+    settings = DEFAULTS | {"value_weight": 0.0}
+    loss = ppo_loss(batch, ratio.log(), 0 * one, 0 * one, torch.tensor(3.0), settings)
+    assert loss.item() == pytest.approx(-(1.1 + 1.2 - 0.8) / 3)
+    # A value may move 0.2 before the larger of the two errors counts; the entropy is taken off.
+    values = torch.tensor([[0.1, 1.0, 0.0]])
+    settings = DEFAULTS | {"value_weight": 1.0, "entropy": 0.5}
+    batch["advantages"] = 0 * one
+    loss = ppo_loss(batch, 0 * one, values, one, torch.tensor(3.0), settings)
+    assert loss.item() == pytest.approx((0.5 * (0.01 + 1.0) - 0.5 * 3) / 3)
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, None])
+def test_ppo_gives_a_token_the_policys_own_probability(recipe, tmp_path, lora):
+    """Padded prompts, logits of the last tokens only: against the model asked for one sequence alone."""
+    settings = read_morlhf(recipe("own", algorithm="ppo", lora=lora))["PRO-MORLHF"]
+    loop = PpoLoop(PpoRun(settings, 0, RewardData.load(settings)), tmp_path / "work")
+    loop.policy.float()
+    _, batch = loop._roll_out(0)
+    T = batch["mask"].shape[1]
+    for ids, attention, logp, mask in zip(
+        *(batch[name] for name in ("ids", "attention", "logp", "mask")), strict=True
+    ):
+        alone = ids[attention.bool()][None]
+        with torch.no_grad():
+            log = loop.policy.model(input_ids=alone).logits[0, :-1].log_softmax(-1)
+        expected = log.gather(-1, alone[0, 1:, None])[:, 0][-int(mask.sum()) :]
+        torch.testing.assert_close(logp[:T][mask.bool()], expected, atol=1e-4, rtol=1e-3)
+    # Before the first update the policy is its reference: no penalty yet, and the ratio is 1.
+    reference = loop._reference_logp(batch["ids"], batch["attention"], T)
+    if lora:
+        torch.testing.assert_close(batch["logp"], reference)
+
+
+def test_ppo_killed_goes_on_to_the_same_parameters(recipe, tmp_path, monkeypatch, capsys):
+    changes = {"algorithm": "ppo", "steps": 4, "iterations": 2, "checkpoint_every": 2}
+    changes |= {"rows_per_device": 4, "trainer": {"entropy": 0.01}}
+    script.main(recipe("whole", **changes))
+    lora, log, record = trained(tmp_path / "whole")
+    assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
+    assert record["spent"]["completions"] == 12 and [e["step"] for e in log] == [1, 2, 3, 4]
+    assert ["reward" in entry for entry in log] == [True, False, True, False]
+    assert abs(log[0]["kl"]) < 1e-6 < abs(log[2]["kl"])
+    path, original, calls = recipe("cut", **changes), CompositeReward.__call__, []
+
+    def stopped(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # in the second batch, unscored: nothing of it is on the disk
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(CompositeReward, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    script.main(path)
+    assert "resuming from" in capsys.readouterr().out
+    other, other_log, _ = trained(tmp_path / "cut")
+    assert same(lora, other) and log == other_log
+
+
 # ---------------------------------------------------------------- kills and a full disk
 
 
@@ -365,7 +452,7 @@ def test_a_server_that_goes_away(recipe, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- rewards and prompts that are odd
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"])
 def test_rewards_that_are_missing_equal_or_of_nothing(recipe, tmp_path, monkeypatch, algorithm):
     """All equal: no signal. Missing: skipped and counted. All of a batch missing: the step does nothing but hold on."""
     original, steps = RewardPanel.score, []
@@ -442,6 +529,7 @@ def test_kinds_of_the_real_files(data_dir):
         ({"iterations": 2, "steps": 3}, "got steps 3, expected a multiple of iterations"),
         ({"trainer": {"beta": 1}}, r"trainer sets \['beta'\]"),
         ({"trainer": {"absent": 1}}, "does not take this: .*absent"),
+        ({"algorithm": "ppo", "trainer": {"vllm": 1}}, r"ppo does not take \['vllm'\]"),
         ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
         ({"max_new_tokens": 60}, "at most max_length - 32"),
     ],

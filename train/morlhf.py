@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's clien
 from pro_core.policies.morlhf import MorlhfRun
 from pro_core.policies.morlhf_recipe import read_morlhf
 from pro_core.policies.online_dpo import OnlineDpoRun
+from pro_core.policies.ppo import PpoRun
 from pro_core.policies.reward_data import RewardData
 from pro_core.training import join_processes, run_script
 
@@ -24,6 +25,7 @@ RUNS: dict[str, type[MorlhfRun]] = {
     "grpo": MorlhfRun,
     "rloo": MorlhfRun,
     "online_dpo": OnlineDpoRun,
+    "ppo": PpoRun,
 }
 
 

@@ -229,7 +229,7 @@ class LocalGenerator(StreamingGenerator):
         padded = tokenizer.pad({"input_ids": list(rows.values())}, return_tensors="pt").to(
             self.device
         )
-        streamer = _BatchStreamer(list(rows), tokenizer, _ends(model, tokenizer), emit)
+        streamer = _BatchStreamer(list(rows), tokenizer, end_tokens(model, tokenizer), emit)
         # Rows of a soup differ in more than their prompt: no shared prefix there.
         mixed = mixer.mixed(weights) if mixer else contextlib.nullcontext()
         with torch.inference_mode(), mixed:
@@ -368,7 +368,7 @@ def _shared_prefix(model: Any, rows: list[list[int]], padded: Any) -> Any:
     return cache
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the model's own and the tokenizer's."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]

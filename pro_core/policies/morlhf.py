@@ -159,7 +159,7 @@ class MorlhfRun:
 
     def _fitted(self, prompt: Sequence[Message]) -> list[Message] | None:
         """The conversation as it will be read in generation: the oldest turns left out until it fits, no text that the
-        template would take for its own marks."""
+        template would take for its own marks. None where the last message alone is too long."""
         messages = checked(prompt)
         try:
             _, dropped = fit(self.tokenizer, messages, self.max_prompt)

@@ -24,7 +24,7 @@ OPTIONAL: dict[str, Any] = {
     "steps": 100,  # updates of the optimizer
     "prompts_per_step": 16,  # over all processes
     "generations": 8,  # G, completions a prompt
-    "iterations": 1,  # grpo, rloo: updates on each batch of completions
+    "iterations": 1,  # grpo, rloo, ppo: updates on each batch of completions
     "round_steps": 10,  # online_dpo: updates between two sets of rollouts
     "rows_per_device": None,  # completions at once; the rest of a batch is accumulated
     "gradient_checkpointing": False,
@@ -35,11 +35,11 @@ OPTIONAL: dict[str, Any] = {
     "max_new_tokens": 128,
     "sampling_temperature": 1.0,
     "top_p": 1.0,
-    "trainer": {},  # of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true, vllm_mode: colocate}
+    "trainer": {},  # of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true}; of pro_core.policies.ppo
     "seeds": [0],
     "arms": None,  # {method: {setting: value}}
 }
-ALGORITHMS = ("grpo", "rloo", "online_dpo")
+ALGORITHMS = ("grpo", "rloo", "online_dpo", "ppo")
 ARM = {
     *("algorithm", "weights", "floors", "aggregation", "iterations", "learning_rate", "kl"),
     *("lora", "trainer", "steps", "round_steps"),
@@ -73,7 +73,9 @@ def _check(where: str, s: dict[str, Any]) -> None:
 
     for key in COUNTS:
         expect(type(s[key]) is int and s[key] > 0, key, "a whole number above 0")
-    expect(s["generations"] > 1, "generations", "at least 2: a completion is judged by its group")
+    alone = s["algorithm"] == "ppo" and s["aggregation"] == AGGREGATIONS[0]
+    grouped = "at least 2: a completion is judged by its group"
+    expect(s["generations"] > 1 or alone, "generations", grouped)
     for key in ("learning_rate", "sampling_temperature"):
         positive = number(key) and s[key] > 0
         expect(positive, key, "a number above 0 (YAML reads 1.0e-4 as one, and 1e-4 as text)")
