@@ -43,6 +43,7 @@ _HOMES = {
     "explanations": ("Explanation", "explain"),
     "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
     "evaluation.metrics": ("hypervolume", "is_nondominated"),
+    "policies.soups": ("interpolate_policies",),
     "storage": ("StorageError",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -528,7 +528,7 @@ def test_kinds_of_the_real_files(data_dir):
         ({"learning_rate": "1e-4"}, "YAML reads"),
         ({"iterations": 2, "steps": 3}, "got steps 3, expected a multiple of iterations"),
         ({"trainer": {"beta": 1}}, r"trainer sets \['beta'\]"),
-        ({"trainer": {"absent": 1}}, "does not take this: .*absent"),
+        ({"trainer": {"absent": 1}}, "GRPOConfig does not take .*absent"),
         ({"algorithm": "ppo", "trainer": {"vllm": 1}}, r"ppo does not take \['vllm'\]"),
         ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
         ({"max_new_tokens": 60}, "at most max_length - 32"),

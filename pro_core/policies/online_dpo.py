@@ -155,10 +155,9 @@ class OnlineDpoRun(MorlhfRun):
             callbacks=[Progress()],
         )
         trainer.remove_callback(PrinterCallback)
+        # TRL's reference would be a copy of the round's start; without that LoRA it is the base.
         if "ref" in getattr(trainer.model, "peft_config", {}):
-            trainer.model.delete_adapter(
-                "ref"
-            )  # a copy of the round's start; the base is the reference
+            trainer.model.delete_adapter("ref")
         cast_for_training(trainer.model)
         return trainer
 

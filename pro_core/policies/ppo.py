@@ -284,8 +284,10 @@ class PpoLoop:
         for i in range(0, N, rows):
             part = {name: tensor[i : i + rows] for name, tensor in batch.items()}
             with self.accelerator.autocast():
-                found = self.wrapped(part["ids"], part["attention"], T, s["sampling_temperature"])
-            loss = ppo_loss(part, *found, tokens, self.settings)
+                logp, values, entropy = self.wrapped(
+                    part["ids"], part["attention"], T, s["sampling_temperature"]
+                )
+            loss = ppo_loss(part, logp, values, entropy, tokens, self.settings)
             self.accelerator.backward(loss)
             total += loss.item()
         norm = self.accelerator.clip_grad_norm_(
