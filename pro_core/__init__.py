@@ -44,6 +44,7 @@ _HOMES = {
     "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
     "evaluation.metrics": ("hypervolume", "igd_plus", "is_nondominated"),
     "evaluation.policies": ("GeneratorPolicy", "Policy"),
+    "policies.soups": ("interpolate_policies",),
     "storage": ("StorageError",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -6,6 +6,7 @@ which version of the templates, learned from whose scores, and the base model th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,11 @@ from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.objectives import Message, Prompt
 from pro_core.packaged import resolve_policy
 from pro_core.storage import StorageError, library_versions, read_config, write_config
+from pro_core.weights import select_weights
 
 FORMAT, FILE = "pro-policy", "pro_policy.json"
+WEIGHTS = "weights"
+"""The key of a conversation's last message that tells a soup in which proportions to mix its LoRAs: JSON, no text."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class PolicyConfig:
         base: the model that the LoRA belongs to, a folder or hub id; empty for a whole model.
         panel: :meth:`pro_core.rewards.panel.RewardPanel.fingerprint` of the panel whose scores it learned from.
         training: how it was made, for people.
+        ranks: of a soup whose LoRAs are mixed as it writes, each objective with the rank of its LoRA, in order.
     """
 
     condition: Condition
     base: str = ""
     panel: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         content = {
@@ -46,7 +52,7 @@ class PolicyConfig:
             "panel": self.panel,
             "training": self.training,
             "versions": library_versions(),
-        }
+        } | ({"ranks": self.ranks} if self.ranks else {})
         write_config(folder, FILE, content)
 
     @classmethod
@@ -67,7 +73,8 @@ class PolicyConfig:
             )
         try:
             condition = Condition.from_dict(found["condition"])
-            return cls(condition, found["base"], found["panel"], found.get("training", {}))
+            made, ranks = found.get("training", {}), found.get("ranks", {})
+            return cls(condition, found["base"], found["panel"], made, ranks)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder}/{FILE}: {error}") from None
 
@@ -80,12 +87,16 @@ class PolicyConfig:
             ValueError: as :meth:`check_objectives`; an empty prompt.
         """
         self.check_objectives(objective_names)
-        return self.condition.messages(prompt, weights, objective_names)
+        found = self.condition.messages(prompt, weights, objective_names)
+        if not self.ranks:
+            return found
+        mixed = select_weights(weights, objective_names, tuple(self.ranks))
+        return [*found[:-1], found[-1] | {WEIGHTS: json.dumps(mixed.tolist())}]
 
     def check_objectives(self, objective_names: Sequence[str]) -> None:
         """Raise a ValueError unless a panel with these objectives has all of the policy's."""
         missing = [name for name in self.condition.objective_names if name not in objective_names]
-        if missing and self.condition:
+        if missing and (self.condition or self.ranks):
             raise ValueError(
                 f"the policy was trained for {list(self.condition.objective_names)}, this panel has "
                 f"{list(objective_names)}: use the policy and the panel that belong together (PRO_POLICY, PRO_PANEL)"

@@ -265,6 +265,45 @@ def planted_table(rows: Rows) -> str:
     return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
 
 
+def convergence_table(rows: Rows) -> str:
+    """The exact experiment, all arms under MORLHF uniform's settings, then each under its own; 95% t-intervals."""
+    rows = [r for r in rows if r["experiment"] == "convergence"]
+    if not rows:
+        return ""
+    sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
+    columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
+    columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
+    steps = {"steps to MORLHF's end": "steps", "on training prompts": "train_steps"}
+    last = ["PRO-MORLHF's lead", *(title for s in steps for title in (s, "half of its or less"))]
+    tables = []
+    for kind, title in (("shared", "under MORLHF uniform's settings"), ("own", "under its own")):
+        arms: dict[str, dict[int, dict[str, float]]] = {}
+        for r in (r for r in rows if r["metrics"][kind]):
+            arms.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
+        table = []
+        for arm, mine in arms.items():
+            first = next(iter(mine.values()))
+            name = f"{arm} (β {first['beta']:g}, rate {first['learning_rate']:g})"
+            cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
+            lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
+            cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
+            for key in steps.values():
+                cells += _speed(arms["MORLHF uniform"], mine, key)
+            table.append([name, *cells])
+        tables.append(markdown_table([title, *columns, *last], table))
+    return "\n\n".join(tables)
+
+
+def _speed(
+    uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]], key: str
+) -> list[str]:
+    """Median steps to MORLHF uniform's end, and in how many seeds half of its own or less; never counts as infinite."""
+    pairs = [(m.get(key, np.inf), uniform[seed].get(key, np.inf)) for seed, m in mine.items()]
+    median = float(np.median([steps for steps, _ in pairs]))
+    half = sum(steps <= own / 2 for steps, own in pairs)
+    return [f"{median:.0f}" if np.isfinite(median) else "never", f"{half} of {len(pairs)} seeds"]
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_models_table),
     "table:judges": ("judges.jsonl", judges_table),
@@ -281,6 +320,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:policies_equal_weights": ("policies.jsonl", policy_tables.equal_weights_tables),
     "table:policies_texts": ("policies.jsonl", policy_tables.texts_table),
     "table:theorem": ("theorem.jsonl", theorem_table),
+    "table:convergence": ("convergence.jsonl", convergence_table),
     "table:planted": ("theorem.jsonl", planted_table),
 }
 

@@ -96,6 +96,11 @@ class EndpointGenerator(StreamingGenerator):
         self.max_wait = max_wait
         self._sleep = sleep
         self._token = token
+        if policy and policy.ranks:
+            raise ValueError(
+                "this policy is a soup that is mixed as it writes, which a server cannot do: save it under fixed "
+                "weights (train/soups.py), or run it in this process (PRO_POLICY without PRO_ENDPOINT_URL)"
+            )
         self._policy = policy
         self._explain = Explainer(self.host, token, timeout)
         self._listed: str | None = None

@@ -35,6 +35,7 @@ from pro_core.generation.base import (
     checked,
 )
 from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, fit, has_template
+from pro_core.generation.mixing import Mixer, weights_of
 from pro_core.objectives import Message
 from pro_core.packaged import SMOLLM2
 from pro_core.storage import StorageError
@@ -77,6 +78,7 @@ class LocalGenerator(StreamingGenerator):
         self._loading = threading.Lock()
         self._loaded: tuple[Any, Any] | None = None
         self._failure: str | None = None
+        self._mixer: Mixer | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pro-generate")
 
     def __repr__(self) -> str:
@@ -105,6 +107,8 @@ class LocalGenerator(StreamingGenerator):
     def _read(self) -> tuple[Any, Any]:
         model, tokenizer, self._policy = load_language_model(self.path_or_id, dtype=torch.bfloat16)
         model.to(self.device)
+        ranks = self._policy.ranks if self._policy else None
+        self._mixer = Mixer(model, ranks) if ranks else None
         return model.eval(), tokenizer
 
     @property
@@ -200,6 +204,8 @@ class LocalGenerator(StreamingGenerator):
     ) -> None:
         assert self._loaded is not None
         model, tokenizer = self._loaded
+        mixer = self._mixer
+        weights: list[list[float]] = []
         rows: dict[int, list[int]] = {}
         room = self._context() - settings.max_new_tokens
         if room < 1:
@@ -209,7 +215,9 @@ class LocalGenerator(StreamingGenerator):
             )
         for index, messages in enumerate(batch):
             try:
+                asked = weights_of(messages, mixer.ranks) if mixer else []
                 rows[index], dropped = fit(tokenizer, checked(messages), room)
+                weights.append(asked)
             except GenerationError as error:
                 emit([Piece(index, error=error.message, done=True)])
                 continue
@@ -221,9 +229,11 @@ class LocalGenerator(StreamingGenerator):
         padded = tokenizer.pad({"input_ids": list(rows.values())}, return_tensors="pt").to(
             self.device
         )
-        streamer = _BatchStreamer(list(rows), tokenizer, _ends(model, tokenizer), emit)
-        with torch.inference_mode():
-            cache = _shared_prefix(model, list(rows.values()), padded)
+        streamer = _BatchStreamer(list(rows), tokenizer, end_tokens(model, tokenizer), emit)
+        # Rows of a soup differ in more than their prompt: no shared prefix there.
+        mixed = mixer.mixed(weights) if mixer else contextlib.nullcontext()
+        with torch.inference_mode(), mixed:
+            cache = None if mixer else _shared_prefix(model, list(rows.values()), padded)
             model.generate(
                 **padded,
                 past_key_values=cache,
@@ -358,7 +368,7 @@ def _shared_prefix(model: Any, rows: list[list[int]], padded: Any) -> Any:
     return cache
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the model's own and the tokenizer's."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]

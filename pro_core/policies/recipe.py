@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,23 @@ COUNTS = (
 LEAST_PROMPT = 32
 
 
-def read_arms(path: str | Path) -> dict[str, dict[str, Any]]:
+def read_arms(
+    path: str | Path,
+    required: tuple[str, ...] = REQUIRED,
+    optional: dict[str, Any] = OPTIONAL,
+    arm: Collection[str] = ARM,
+    check: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
     """The settings of each method that a recipe trains, by name; of a recipe without ``arms`` its one.
+
+    Args:
+        required, optional, arm, check: another script's settings, those in which its arms may differ, and what checks
+            one arm; by default those of `train/wic.py`.
 
     Raises:
         ConfigError: a wrong recipe or arm: says which key, what it got, what it expected.
     """
-    recipe = read_recipe(path, REQUIRED, OPTIONAL)
+    recipe = read_recipe(path, required, optional)
     arms = recipe["arms"] if recipe["arms"] is not None else {recipe["method"]: {}}
     if not isinstance(arms, dict) or not arms:
         raise ConfigError(f"{path}: got the arms {arms!r}, expected {{method: {{setting: value}}}}")
@@ -73,13 +84,13 @@ def read_arms(path: str | Path) -> dict[str, dict[str, Any]]:
     folders: dict[str, str] = {}
     for method, changes in arms.items():
         changes = changes or {}
-        unknown = sorted(set(changes) - ARM) if isinstance(changes, dict) else [str(changes)]
+        unknown = sorted(set(changes) - set(arm)) if isinstance(changes, dict) else [str(changes)]
         if unknown:
             raise ConfigError(
-                f"{path}: the arm {method!r} sets {unknown}, expected some of {sorted(ARM)}"
+                f"{path}: the arm {method!r} sets {unknown}, expected some of {sorted(arm)}"
             )
         settings = recipe | changes | {"method": str(method)}
-        _check(f"{path}, {method}", settings)
+        (check or _check)(f"{path}, {method}", settings)
         if (other := folders.setdefault(folder_name(method), method)) != method:
             raise ConfigError(
                 f"{path}: the arms {other!r} and {method!r} would share a folder: name them otherwise"

@@ -74,9 +74,9 @@ class ScoredData:
         adapter = (
             PreferenceAdapter.from_pretrained(recipe["adapter"]) if recipe["adapter"] else None
         )
-        _check_objectives("panel", recipe["panel"], panel.objective_names, names)
+        check_objectives("panel", recipe["panel"], panel.objective_names, names)
         if adapter is not None:
-            _check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
+            check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
         responses = [
             replace(r, response=r.response.encode("utf-8", "replace").decode().strip())
             for r in load_texts(recipe["data"], data_dir)
@@ -138,7 +138,7 @@ def score(panel: RewardPanel, responses: list[LabelledResponse], folder: Path) -
     return rows[[f"raw_{name}" for name in panel.objective_names]].to_numpy(np.float32)
 
 
-def _check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
+def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in has]
     if missing or len(set(wanted)) < len(wanted):
         raise ConfigError(

@@ -40,13 +40,17 @@ Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
 
 
-class OrderedSFTTrainer(OrderedTrainer, SFTTrainer):
-    """TRL's trainer with our order of rows and, on a CPU, our optimizer for bf16 parameters."""
+class PolicyTrainer(OrderedTrainer):
+    """Our order of rows and, on a CPU, our optimizer for bf16 parameters; TRL's trainers of policies are mixed in."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         assert self.model is not None
         cast_for_training(self.model)  # PEFT gives a LoRA that it loads back in fp32
+
+
+class OrderedSFTTrainer(PolicyTrainer, SFTTrainer):
+    """TRL's trainer, see :class:`PolicyTrainer`."""
 
 
 @dataclass
@@ -178,7 +182,7 @@ def fine_tune(
     Returns:
         ``{"rows", "left_out", "cut", "steps", "tokens", "completion_tokens"}``.
     """
-    language_model, tokenizer = _load(model, start, lora)
+    language_model, tokenizer = load_to_train(model, start, lora)
     data = tokenize_rows(tokenizer, rows, steps, batch_size, max_length, max_prompt, seed)
     arguments = training_arguments(
         work,
@@ -194,7 +198,7 @@ def fine_tune(
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=gradient_checkpointing,
         disable_tqdm=not sys.stderr.isatty(),
-        accumulation=_accumulation(batch_size, rows_per_device),
+        accumulation=accumulation(batch_size, rows_per_device),
     )
     fresh = None
     if lora is not None and start is None:
@@ -215,14 +219,14 @@ def fine_tune(
     assert trainer.model is not None
     cast_for_training(trainer.model)
     train_resuming(trainer)
-    _save(trainer, folder, config, whole=lora is None)
+    save_policy(trainer, folder, config, whole=lora is None)
     trainer.accelerator.free_memory()
     unset_hf_deepspeed_config()  # else the next model that is loaded would be shared out, too
     record = {"rows": len(rows), "left_out": data.left_out, "cut": data.cut, "steps": steps}
     return record | data.tokens()
 
 
-def _load(model: str, start: Path | None, lora: dict[str, Any] | None):
+def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):
     """The model to train, without a new LoRA, and its tokenizer."""
     cpu = not torch.cuda.is_available()
     # A whole model is trained in fp32 under autocast on a GPU; on a CPU see `cast_for_training`.
@@ -236,7 +240,7 @@ def _load(model: str, start: Path | None, lora: dict[str, Any] | None):
     return loaded, tokenizer
 
 
-def _accumulation(batch_size: int, rows_per_device: int | None) -> int:
+def accumulation(batch_size: int, rows_per_device: int | None) -> int:
     share = batch_size // int(os.environ.get("WORLD_SIZE", 1))
     if rows_per_device is None or rows_per_device >= share:
         return 1
@@ -248,7 +252,7 @@ def _accumulation(batch_size: int, rows_per_device: int | None) -> int:
     return share // rows_per_device
 
 
-def _save(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
+def save_policy(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
     """The trained parameters as safetensors, gathered from all processes where they are shared out."""
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not main_process():

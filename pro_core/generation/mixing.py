@@ -1,0 +1,77 @@
+"""Rewarded Soups that are mixed as they write: every conversation of a batch under weights of its own.
+
+The soup's LoRA holds the K single-objective LoRAs side by side, so that its update is B A with A (R, d) their A's one
+below the other and R the sum of their ranks. Scaling the R values of A x, a policy's share of them by its weight, gives
+sum_k w_k B_k A_k x exactly: no parameters are copied, and rows of one batch can have different weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pro_core.conditioned import WEIGHTS
+from pro_core.generation.base import GenerationError
+from pro_core.objectives import Message
+from pro_core.storage import StorageError
+
+
+class Mixer:
+    """The weights under which a loaded soup writes.
+
+    Args:
+        model: a PEFT model with the soup's LoRA. ``ranks``: each objective with the rank of its LoRA, in order.
+
+    Raises:
+        StorageError: the LoRA is not made of such ranks.
+    """
+
+    def __init__(self, model: Any, ranks: Mapping[str, int]):
+        self.ranks = dict(ranks)
+        self._scale: torch.Tensor | None = None
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                if module.out_features != sum(ranks.values()):
+                    raise StorageError(
+                        f"{name}: got rank {module.out_features}, expected {sum(ranks.values())} as in {self.ranks}"
+                    )
+                module.register_forward_hook(self._scaled)
+
+    @contextmanager
+    def mixed(self, weights_NK: Sequence[Sequence[float]]):
+        """Within it, row n of every batch is computed under the weights n."""
+        weights = torch.tensor(weights_NK, dtype=torch.float32)
+        repeats = torch.tensor(list(self.ranks.values()))
+        self._scale = weights.repeat_interleave(repeats, dim=1)[:, None]
+        try:
+            yield
+        finally:
+            self._scale = None
+
+    def _scaled(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if self._scale is None or len(self._scale) != len(output):
+            raise RuntimeError(
+                "this policy mixes its LoRAs by weights: run it inside mixed(weights)"
+            )
+        return output * self._scale.to(output)
+
+
+def weights_of(messages: Sequence[Message], ranks: Mapping[str, int]) -> list[float]:
+    """The weights that :meth:`pro_core.conditioned.PolicyConfig.messages` put beside a conversation.
+
+    Raises:
+        GenerationError: there are none.
+    """
+    try:
+        weights = json.loads(messages[-1][WEIGHTS])
+    except (KeyError, IndexError, ValueError):
+        weights = None
+    if not isinstance(weights, list) or len(weights) != len(ranks):
+        raise GenerationError(
+            "This policy is mixed by weights, and none were given: ask it through `conditioned(...)`."
+        )
+    return weights

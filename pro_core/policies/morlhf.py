@@ -1,0 +1,379 @@
+"""MORLHF and PRO-MORLHF: max_pi E[sum_k w_k(x) z_k(x, y)] - beta KL(pi, pi_ref), by TRL's GRPO or RLOO (Eq 5, 9).
+
+The two differ in where the weights come from, and in nothing else: what a run does is decided by its weights, not by
+the name of their source, so an adapter that always answers uniform gives MORLHF's run, and K = 1 plain RLHF.
+
+A run is a stage (:mod:`pro_core.policies.stages`). Prompts stand in a fixed order and TRL's checkpoints hold the random
+states, so a killed run, started again, goes on to the same parameters.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import Condition
+from pro_core.generation.base import GenerationError, checked
+from pro_core.generation.chat import fit, has_template, without_marks
+from pro_core.objectives import Message
+from pro_core.packaged import resolve_policy
+from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
+from pro_core.policies.recipe import folder_name
+from pro_core.policies.reward_data import RewardData
+from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, save_policy
+from pro_core.policies.stages import Stage, copy_checkpoint, model_identity, once
+from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
+from pro_core.training import (
+    ConfigError,
+    cast_for_training,
+    from_main,
+    main_process,
+    train_resuming,
+    training_arguments,
+    wait_for_all,
+)
+
+POLICY, RUN = "pro-policy-stage", "pro-run"
+NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
+"""Of what TRL logs, all that differs between two equal runs, or says nothing."""
+FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
+"""How a full disk reads where it is no OSError with a number."""
+
+
+class OrderedGRPOTrainer(PolicyTrainer, GRPOTrainer):
+    """TRL's trainer, see :class:`PolicyTrainer`; its own order of rows repeats prompts."""
+
+    _get_train_sampler = GRPOTrainer._get_train_sampler
+
+
+class OrderedRLOOTrainer(PolicyTrainer, RLOOTrainer):
+    """As :class:`OrderedGRPOTrainer`."""
+
+    _get_train_sampler = RLOOTrainer._get_train_sampler
+
+
+class RewardProgress(TrainerCallback):
+    """One line a step, for a log file."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs and "reward" in logs:
+            shown = {"reward": logs["reward"], "kl": logs.get("kl")}
+            shown |= {k.split("/")[1]: v for k, v in logs.items() if k.startswith("objectives/")}
+            shown["tokens"] = logs.get("completions/mean_length")
+            parts = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
+            print(f"step {state.global_step}/{state.max_steps} {', '.join(parts)}", flush=True)
+
+
+class MorlhfRun:
+    """One method under one seed.
+
+    Args:
+        settings: of a recipe's arm, see :func:`pro_core.policies.morlhf_recipe.read_morlhf`.
+        data: what all arms share.
+    """
+
+    def __init__(self, settings: dict[str, Any], seed: int, data: RewardData):
+        self.settings, self.seed, self.data = settings, seed, data
+        self.output, self.method = Path(settings["output"]), settings["method"]
+        self.max_prompt = settings["max_length"] - settings["max_new_tokens"]
+        self.tokenizer = _tokenizer(settings["model"])
+        if not has_template(self.tokenizer):
+            raise ConfigError(
+                f"model {settings['model']}: its tokenizer has no chat template, so it does not know where an answer "
+                "ends: name a model that was trained to answer"
+            )
+        self.rows, self.left_out = self._draw()
+        found: Any = self._weigh() if main_process() else None
+        self.weights: Array = from_main(found)
+
+    def run(self) -> Path:
+        """Train, unless that is done; the folder of the finished policy.
+
+        Raises:
+            ConfigError: what cannot be trained. StorageError: a full disk.
+        """
+        return self._finish(self.stages())
+
+    def stages(self) -> list[Stage]:
+        """The run's stages, made unless they are there; the last one is the policy."""
+        return [once(self.output / "policies", self.key(), POLICY, self._make)]
+
+    def key(self) -> str:
+        """A hash of all that decides the parameters. The weights count by their values, not by their source's name."""
+        s, d = self.settings, self.data
+        how: tuple[str, ...]
+        how = ("algorithm", "aggregation", "lora", "steps", "prompts_per_step", "generations")
+        how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
+        how += ("sampling_temperature", "top_p", "trainer")
+        asked = [[d.prompts[row], d.kinds[row]] for row in self.rows]
+        values = [model_identity(s["model"]), d.panel_key, asked, self.weights.tolist(), self.seed]
+        return content_hash(["morlhf", values, {name: s[name] for name in how}])
+
+    # ------------------------------------------------------------ parts
+
+    def _weigh(self) -> Array:
+        s, d = self.settings, self.data
+        asked = [d.prompts[row] for row in self.rows]
+        try:
+            return run_weights(
+                s["weights"], asked, d.objective_names, d.adapter, self.seed, s["floors"]
+            )
+        except ValueError as error:
+            raise ConfigError(f"{self.method}: {error}") from None
+
+    def _draw(self) -> tuple[list[int], int]:
+        """The rows of the run's prompts, each once, in a random order that is the same for every arm; and how many were
+        left out because their last message alone is too long."""
+        s, prompts = self.settings, self.data.prompts
+        wanted = s["steps"] // s["iterations"] * s["prompts_per_step"]
+        rows: list[int] = []
+        left_out = 0
+        for row in np.random.default_rng(self.seed).permutation(len(prompts)).tolist():
+            if len(rows) == wanted:
+                break
+            if self._fitted(prompts[row]) is None:
+                left_out += 1
+            else:
+                rows.append(row)
+        if not rows:
+            raise ConfigError(
+                f"max_length {s['max_length']}: none of {len(prompts)} prompts fits into {self.max_prompt} tokens"
+            )
+        return rows, left_out
+
+    def _fitted(self, prompt: Sequence[Message]) -> list[Message] | None:
+        """The conversation as it will be read in generation: the oldest turns left out until it fits, no text that the
+        template would take for its own marks. None where the last message alone is too long."""
+        messages = checked(prompt)
+        try:
+            _, dropped = fit(self.tokenizer, messages, self.max_prompt)
+        except GenerationError:
+            return None
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        kept = [*system, *messages[len(system) + dropped :]]
+        return [m | {"content": without_marks(self.tokenizer, m["content"])} for m in kept]
+
+    def reward(self) -> CompositeReward:
+        """The run's reward function, over its own prompts."""
+        s, d = self.settings, self.data
+        return CompositeReward(
+            d.panel,
+            d.objective_names,
+            [d.prompts[row] for row in self.rows],
+            self.weights,
+            [d.kinds[row] for row in self.rows],
+            s["aggregation"],
+            s["generations"],
+        )
+
+    def trainer(self, work: Path):
+        """TRL's trainer for this run, its checkpoints in ``work``."""
+        s = self.settings
+        P, G = s["prompts_per_step"], s["generations"]
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if P % world:
+            raise ConfigError(
+                f"prompts_per_step {P}: cannot be shared evenly by {world} processes, and a prompt's completions "
+                "belong to one"
+            )
+        order = [i % len(self.rows) for i in range(s["steps"] // s["iterations"] * P)]
+        conversations = [self._fitted(self.data.prompts[row]) for row in self.rows]
+        dataset = Dataset.from_list([{"prompt": conversations[i], "row": i} for i in order])
+        grpo = s["algorithm"] == "grpo"
+        own: dict[str, Any] = {
+            "max_steps": s["steps"],
+            "num_generations": G,
+            "num_iterations": s["iterations"],
+            "max_completion_length": s["max_new_tokens"],
+            "temperature": s["sampling_temperature"],
+            "top_p": s["top_p"],
+            "shuffle_dataset": False,
+        }
+        if grpo and s["aggregation"] == "normalize_then_sum":
+            own["scale_rewards"] = "batch"  # GDPO's second normalization
+        kind = GRPOConfig if grpo else RLOOConfig
+        arguments = self.arguments(kind, work, len(order) * G, P * G, own)
+        model, _ = load_to_train(s["model"], None, s["lora"])
+        trainer: Any = (OrderedGRPOTrainer if grpo else OrderedRLOOTrainer)(
+            model=model,
+            reward_funcs=self.reward(),
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=self.tokenizer,
+            peft_config=self.fresh_lora(),
+            callbacks=[RewardProgress()],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints all of what is in log.jsonl
+        cast_for_training(trainer.model)
+        return trainer
+
+    def arguments(self, kind: Any, work: Path, rows: int, batch_size: int, own: dict) -> Any:
+        """Arguments of the kind that a trainer of TRL takes: the recipe's, the algorithm's ``own``, then `trainer`."""
+        s = self.settings
+        share = accumulation(batch_size, s["rows_per_device"])
+        common = {
+            "beta": s["kl"],
+            "gradient_checkpointing": s["gradient_checkpointing"],
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "disable_tqdm": not sys.stderr.isatty(),
+        }
+        try:
+            return training_arguments(
+                work,
+                rows,
+                batch_size,
+                s["learning_rate"],
+                self.seed,
+                kind=kind,
+                checkpoint_every=s["checkpoint_every"],
+                accumulation=share,
+                **(common | own | s["trainer"]),
+            )
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            given = f"{kind.__name__} does not take {s['trainer']}"
+            raise ConfigError(f"{self.method}: {given}: {error}") from None
+
+    def _make(self, folder: Path) -> dict[str, Any]:
+        self._announce(folder)
+        with explained(folder / "work"):
+            trainer = self.trainer(folder / "work")
+            train_resuming(trainer)
+            whole = self.settings["lora"] is None
+            save_policy(trainer, folder / "checkpoint", self.config(), whole=whole)
+        trainer.accelerator.free_memory()
+        unset_hf_deepspeed_config()
+        return self._record(folder, [e for e in trainer.state.log_history if "loss" in e])
+
+    def _announce(self, folder: Path) -> None:
+        s = self.settings
+        self._say(
+            f"{s['algorithm']}, {len(self.rows)} prompts ({self.left_out} too long), {s['steps']} steps of "
+            f"{s['prompts_per_step']} x {s['generations']} completions"
+        )
+        if main_process():
+            write_jsonl(folder / "prompts.jsonl", self._weighted_prompts())
+
+    def _record(self, folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a finished stage says of itself, from the log of its batches, which it writes to ``log.jsonl``."""
+        s = self.settings
+        if main_process():
+            write_jsonl(folder / "log.jsonl", [clean(entry) for entry in log])
+        size = s["prompts_per_step"] * s["generations"]
+        batches = [
+            entry for entry in log if "skipped" in entry
+        ]  # further updates on a batch log no reward
+        return {
+            "steps": s["steps"],
+            "completions": size * len(batches),
+            "skipped": round(sum(entry["skipped"] for entry in batches) * size),
+            "new_tokens": round(sum(entry["completions/mean_length"] for entry in batches) * size),
+        }
+
+    def fresh_lora(self) -> LoraConfig | None:
+        """A new LoRA by the recipe's settings; None where every parameter is trained."""
+        if self.settings["lora"] is None:
+            return None
+        settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        return LoraConfig(task_type="CAUSAL_LM", **(settings | self.settings["lora"]))
+
+    def config(self) -> PolicyConfig:
+        """What stands beside the policy: it reads the prompt alone."""
+        base = self.settings["model"] if self.settings["lora"] is not None else ""
+        names = self.data.objective_names
+        return PolicyConfig(Condition("none", names), base, self.data.panel_key)
+
+    def _weighted_prompts(self) -> list[dict[str, Any]]:
+        names = self.data.objective_names
+        return [
+            {
+                "prompt": self.data.prompts[row],
+                "kind": self.data.kinds[row],
+                "weights": dict(zip(names, weights.tolist(), strict=True)),
+            }
+            for row, weights in zip(self.rows, self.weights, strict=True)
+        ]
+
+    def _finish(self, stages: Sequence[Stage]) -> Path:
+        """The policy where people look for it, with what it took to make it."""
+        s = self.settings
+        folder = Path(s["policy"] or self.output / folder_name(self.method) / f"seed{self.seed}")
+        if main_process():
+            counts = ("steps", "completions", "skipped", "new_tokens")
+            spent = {k: sum(stage.record.get(k, 0) for stage in stages) for k in counts}
+            copy_checkpoint(stages[-1].checkpoint, folder)
+            config = PolicyConfig.read(folder)
+            assert config is not None
+            made = {"method": self.method, "seed": self.seed, "model": s["model"]}
+            replace(config, training=made).save(folder)
+            used = {k: v for k, v in s.items() if k not in ("arms", "seeds", "policy")}
+            spent |= {"prompts": len(self.rows), "left_out": self.left_out}
+            record = {"method": self.method, "seed": self.seed, "spent": spent, "settings": used}
+            listed = [{"stage": str(p.folder.relative_to(self.output)), **p.record} for p in stages]
+            write_config(folder, "run.json", {"format": RUN, **record, "stages": listed})
+            note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
+            self._say(f"finished, {spent['completions']} completions{note}: {folder}")
+        wait_for_all()
+        return folder
+
+    def _say(self, text: str) -> None:
+        if main_process():
+            print(f"{self.method}, seed {self.seed}: {text}", flush=True)
+
+
+def _tokenizer(model: str):
+    try:
+        return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left")
+    except Exception as error:  # every loader has exceptions of its own
+        raise ConfigError(f"cannot load the model {model!r}: {_first_line(error)}") from error
+
+
+def clean(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log entry without what differs between two equal runs."""
+    return {k: v for k, v in entry.items() if not any(part in k for part in NOT_LOGGED)}
+
+
+@contextmanager
+def explained(work: Path):
+    """What goes wrong outside of us while a run trains, as one line that says how to go on."""
+    again = f"Run the same command again: it goes on from the last whole checkpoint in {work}"
+    try:
+        yield
+    except requests.exceptions.RequestException as error:
+        raise ConfigError(
+            f"the vLLM server does not answer ({_first_line(error)}). {again}"
+        ) from error
+    except ConnectionError as error:
+        raise ConfigError(
+            f"the vLLM server does not answer ({_first_line(error)}). {again}"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or any(t in str(error) for t in FULL)
+        if not full:
+            raise
+        raise StorageError(
+            f"the disk is full ({_first_line(error)}): free some of it. {again}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,565 @@
+"""train/morlhf.py on tiny models: invariants between methods, kills, and what can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny_encoder, tiny_llama, vivid_adapter
+
+from pro_core.adapter import PreferenceAdapter
+from pro_core.conditioned import PolicyConfig
+from pro_core.data import read_jsonl
+from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.policies import morlhf
+from pro_core.policies.composite_reward import CompositeReward
+from pro_core.policies.morlhf import MorlhfRun
+from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.online_dpo import best_and_worst
+from pro_core.policies.ppo import (
+    DEFAULTS,
+    PpoLoop,
+    PpoRun,
+    advantages_by_gae,
+    ppo_loss,
+)
+from pro_core.policies.reward_data import RewardData, load_kinds
+from pro_core.rewards.panel import RewardPanel
+from pro_core.storage import StorageError
+from pro_core.training import ConfigError
+from train import morlhf as script
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("long", "plain")
+ASKED = ("the capital", "rain on Sunday", "a joke", "France", "why not", "Paris")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tiny Llama, a panel of two functions, an adapter, and eight prompts of three kinds: a recipe's settings."""
+    folder = tmp_path_factory.mktemp("parts")
+    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
+    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
+    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
+    texts = ["hello there.", "it rained on Sunday and we stayed in", "why", "Paris is it, no?"]
+    panel.fit_stats(["a"] * 4, texts, "four texts")
+    panel.save_pretrained(folder / "panel")
+    vivid_adapter(tiny_encoder(folder / "encoder"), NAMES).save_pretrained(folder / "adapter")
+    rows = [
+        {"prompt": f"tell me {what}", "response": "no", "labels": {}, "prompt_unsafe": i % 2}
+        for i, what in enumerate(ASKED)
+    ]
+    rows += [{"prompt": "tell me of the test", "response": "no", "labels": {}, "split": "test"}]
+    pairs = [
+        {"prompt": f"Human: hello {i}", "chosen": "a", "rejected": "b", "objective": "plain"}
+        for i in range(2)
+    ]
+    for name, lines in (("own", rows), ("pairs", pairs)):
+        lines = [{"split": "train"} | line for line in lines]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "model": tiny_llama(folder / "llama"),
+        "panel": str(folder / "panel"),
+        "adapter": str(folder / "adapter"),
+        "data": [{"path": str(folder / f"{name}.jsonl")} for name in ("own", "pairs")],
+        "lora": {"r": 4},
+        "max_length": 64,
+        "max_new_tokens": 8,
+        "steps": 2,
+        "prompts_per_step": 2,
+        "generations": 3,
+        "checkpoint_every": 1,
+        "learning_rate": 0.01,
+    }
+
+
+@pytest.fixture
+def recipe(parts, tmp_path):
+    def make(name: str, **changes) -> str:
+        path = tmp_path / f"{name}.yaml"
+        settings = parts | {"output": str(tmp_path / name)} | changes
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return str(path)
+
+    return make
+
+
+def trained(output: Path, method: str = "pro-morlhf"):
+    """(LoRA, log, record) of a finished run."""
+    folder = output / method / "seed0"
+    record = json.loads((folder / "run.json").read_text())
+    log = read_jsonl(output / record["stages"][-1]["stage"] / "log.jsonl")
+    return load_file(folder / "adapter_model.safetensors"), log, record
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---------------------------------------------------------------- one loop, many sources
+
+
+def test_arms_differ_in_their_weights_alone(recipe, tmp_path, capsys):
+    arms = {
+        "PRO-MORLHF": {},
+        "MORLHF uniform": {"weights": "uniform"},
+        "long alone": {"weights": {"long": 1.0}},
+        "RLOO": {"algorithm": "rloo", "aggregation": "normalize_then_sum"},
+    }
+    path = recipe("arms", arms=arms)
+    script.main(path)
+    output = tmp_path / "arms"
+    found = {name: trained(output, morlhf.folder_name(name)) for name in arms}
+    loras = [lora for lora, _, _ in found.values()]
+    assert not any(same(loras[0], other) for other in loras[1:])
+    # Every LoRA pair has moved: B starts at 0.
+    assert all(lora[name].abs().sum() > 0 for lora in loras for name in lora if "lora_B" in name)
+
+    _, log, record = found["PRO-MORLHF"]
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert record["spent"]["completions"] == 12 and record["spent"]["skipped"] == 0
+    stage = output / record["stages"][0]["stage"]
+    prompts = read_jsonl(stage / "prompts.jsonl")
+    assert "of the test" not in json.dumps(prompts)
+    predicted = PreferenceAdapter.from_pretrained(record["settings"]["adapter"]).predict(
+        [row["prompt"] for row in prompts]
+    )
+    given = [[row["weights"][name] for name in NAMES] for row in prompts]
+    np.testing.assert_allclose(given, predicted, atol=1e-6)
+    # The weights of each kind of prompt are logged through training, as they were given.
+    for step, entry in enumerate(log):
+        kinds = {key.split("/", 1)[1].rsplit("/", 1)[0] for key in entry if "weights/" in key}
+        here = prompts[2 * step : 2 * step + 2]
+        assert kinds == {row["kind"] for row in here}
+        assert kinds <= {"own/safe", "own/unsafe", "pairs/plain"}
+        for kind in kinds:
+            mean = np.mean([row["weights"]["long"] for row in here if row["kind"] == kind])
+            assert entry[f"weights/{kind}/long"] == pytest.approx(mean, abs=1e-5)
+        assert all(np.isfinite(entry[f"objectives/{name}"]) for name in NAMES)
+    _, log, _ = found["long alone"]
+    assert log[0]["reward"] == pytest.approx(log[0]["objectives/long"], abs=1e-5)
+
+    # The app can write with it, and it reads the prompt alone.
+    policy = output / "pro-morlhf" / "seed0"
+    config = PolicyConfig.read(policy)
+    assert config and not config.condition and config.training["method"] == "PRO-MORLHF"
+    generator = LocalGenerator(policy, device="cpu")
+    generator.generate([[{"role": "user", "content": "hello"}]] * 2, GenerationSettings(4, seed=0))
+    # What is finished is not done again.
+    capsys.readouterr()
+    script.main(path)
+    assert "step 1/" not in capsys.readouterr().out
+
+
+def uniform_adapter(path: str, folder: Path) -> str:
+    """The adapter with a last layer of zeros: it answers 1/K whatever the prompt."""
+    adapter = PreferenceAdapter.from_pretrained(path)
+    with torch.no_grad():
+        for head in adapter.heads:
+            for parameter in head[-1].parameters():
+                parameter.zero_()
+    adapter.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_that_answers_uniform_gives_the_run_of_morlhf(recipe, parts, tmp_path):
+    blank = uniform_adapter(parts["adapter"], tmp_path / "blank")
+    script.main(recipe("pro", adapter=blank))
+    script.main(recipe("fixed", adapter=None, weights="uniform", method="MORLHF uniform"))
+    lora, log, _ = trained(tmp_path / "pro")
+    other, other_log, _ = trained(tmp_path / "fixed", "morlhf-uniform")
+    assert same(lora, other) and log == other_log
+    # The stages have one name: in one output folder the second run would find itself done.
+    stages = [[p.name for p in (tmp_path / n / "policies").glob("[!.]*")] for n in ("pro", "fixed")]
+    assert stages[0] == stages[1]
+
+
+def test_one_objective_gives_plain_rlhf(recipe, tmp_path):
+    """Against TRL's own trainer with the panel's one score as its reward function."""
+    path = recipe("one", objectives=["plain"], weights="uniform", adapter=None)
+    script.main(path)
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    data = RewardData.load(settings)
+    run = MorlhfRun(settings, 0, data)
+
+    def plain(prompts, completions, **columns):
+        texts = [completion[0]["content"] for completion in completions]
+        return data.panel.standardized(prompts, texts)[:, 1].tolist()
+
+    run.reward = lambda: plain
+    trainer = run.trainer(tmp_path / "plain")
+    trainer.train()
+    lora, log, _ = trained(tmp_path / "one")
+    trained_plainly = {
+        name.replace(".default", ""): parameter.detach()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert same(lora, trained_plainly)
+    assert [e["reward"] for e in log] == [
+        e["reward"] for e in trainer.state.log_history if "reward" in e
+    ]
+
+
+def test_normalized_objectives_equal_those_of_trl_where_weights_are_one_for_all(recipe, tmp_path):
+    """Our groups, and TRL's normalize_then_sum with K reward functions: the same advantages."""
+    path = recipe("gdpo", aggregation="normalize_then_sum", weights={"long": 0.3, "plain": 0.7})
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    data = RewardData.load(settings)
+    ours = MorlhfRun(settings, 0, data).trainer(tmp_path / "ours")
+    ours.train()
+
+    def objective(k):
+        def score(prompts, completions, **columns):
+            texts = [completion[0]["content"] for completion in completions]
+            return data.panel.standardized(prompts, texts)[:, k].tolist()
+
+        score.__name__ = NAMES[k]
+        return score
+
+    run = MorlhfRun(settings | {"aggregation": "sum_then_normalize"}, 0, data)
+    run.reward = lambda: [objective(0), objective(1)]
+    run.settings["trainer"] = {
+        "multi_objective_aggregation": "normalize_then_sum",
+        "reward_weights": [0.3, 0.7],
+    }
+    theirs = run.trainer(tmp_path / "theirs")
+    theirs.train()
+    for one, two in zip(ours._logs["advantages"], theirs._logs["advantages"], strict=True):
+        assert one == pytest.approx(two, abs=2e-3)
+    assert max(map(abs, ours._logs["advantages"])) > 0.5
+
+
+def test_a_whole_model(recipe, tmp_path):
+    script.main(recipe("whole", lora=None, steps=1, learning_rate=0.001))
+    config = PolicyConfig.read(tmp_path / "whole" / "pro-morlhf" / "seed0")
+    assert config and config.base == ""
+
+
+def test_online_dpo_learns_from_the_best_and_the_worst_against_the_base(recipe, tmp_path, capsys):
+    changes = {"algorithm": "online_dpo", "round_steps": 1}
+    script.main(recipe("dpo", **changes))
+    lora, _, record = trained(tmp_path / "dpo")
+    assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
+    assert not any("ref" in name for name in lora)
+    stages = [tmp_path / "dpo" / stage["stage"] for stage in record["stages"]]
+    assert [stage.parent.name for stage in stages] == ["rollouts", "policies"] * 2
+    assert record["spent"]["completions"] == 12 and record["spent"]["steps"] == 2
+    first, second = (read_jsonl(stages[n] / "log.jsonl")[0] for n in (1, 3))
+    # A round starts from the last one's policy, and its reference stays the base: the log-ratios are 0 but once.
+    assert first["rewards/chosen"] == 0 and abs(second["rewards/chosen"]) > 1e-4
+    lines = read_jsonl(stages[0] / "scored.jsonl")
+    pairs, _ = best_and_worst(lines)
+    for pair in pairs:
+        totals = {line["text"]: line["total"] for line in lines if line["row"] == pair["row"]}
+        assert totals[pair["chosen"]] == max(totals.values())
+        assert totals[pair["rejected"]] == min(totals.values())
+    capsys.readouterr()
+    (stages[3] / "manifest.json").unlink()  # as a kill would leave it
+    shutil.rmtree(stages[3] / "checkpoint")
+    script.main(recipe("dpo", **changes))
+    assert "round 1" not in capsys.readouterr().out
+    assert same(trained(tmp_path / "dpo")[0], lora)
+
+
+def test_pairs_of_what_is_there():
+    lines = [
+        {"prompt": p, "row": 5 + p, "text": text, "total": total}
+        for p, group in enumerate(([1.0, None, 3.0, 2.0], [None, 1.0], [2.0, 2.0], [None, None]))
+        for text, total in zip("abcd", group, strict=False)
+    ]
+    assert best_and_worst(lines) == ([{"row": 5, "chosen": "c", "rejected": "a"}], 3)
+
+
+def test_a_round_without_a_pair(recipe, monkeypatch):
+    equal = lambda self, prompts, completions, *a, **k: np.ones((len(prompts), 2), np.float32)  # noqa: E731
+    monkeypatch.setattr(RewardPanel, "score", equal)
+    with pytest.raises(ConfigError, match="round 1: no prompt has two completions of different"):
+        script.main(recipe("equal", algorithm="online_dpo", round_steps=1))
+
+
+def test_advantages_by_gae():
+    """Against the definition: with lambda 1 the rewards to come minus the value, with 0 one step of it."""
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([[0.5, 1.0, 3.0, 7.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # three tokens: the fourth reward is of nothing
+    whole = advantages_by_gae(rewards, values, mask, 1.0)
+    assert whole.tolist() == [[7 - 0.5, 6 - 1.0, 4 - 3.0, 0]]
+    step = advantages_by_gae(rewards, values, mask, 0.0)
+    assert step.tolist() == [[1 + 1 - 0.5, 2 + 3 - 1.0, 4 - 3.0, 0]]
+    between = advantages_by_gae(rewards, values, mask, 0.5)
+    assert between[0, 1] == 4 + 0.5 * 1
+
+
+def test_the_clipped_loss_of_ppo():
+    one = torch.ones(1, 3)
+    batch = {"logp": 0 * one, "values": 0 * one, "returns": 0 * one, "mask": one}
+    batch["advantages"] = torch.tensor([[1.0, 1.0, -1.0]])
+    ratio = torch.tensor(
+        [[1.1, 2.0, 0.5]]
+    )  # within, above with a gain, below with a loss: both cut
+    settings = DEFAULTS | {"value_weight": 0.0}
+    loss = ppo_loss(batch, ratio.log(), 0 * one, 0 * one, torch.tensor(3.0), settings)
+    assert loss.item() == pytest.approx(-(1.1 + 1.2 - 0.8) / 3)
+    # A value may move 0.2 before the larger of the two errors counts; the entropy is taken off.
+    values = torch.tensor([[0.1, 1.0, 0.0]])
+    settings = DEFAULTS | {"value_weight": 1.0, "entropy": 0.5}
+    batch["advantages"] = 0 * one
+    loss = ppo_loss(batch, 0 * one, values, one, torch.tensor(3.0), settings)
+    assert loss.item() == pytest.approx((0.5 * (0.01 + 1.0) - 0.5 * 3) / 3)
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, None])
+def test_ppo_gives_a_token_the_policys_own_probability(recipe, tmp_path, lora):
+    """Padded prompts, logits of the last tokens only: against the model asked for one sequence alone."""
+    settings = read_morlhf(recipe("own", algorithm="ppo", lora=lora))["PRO-MORLHF"]
+    loop = PpoLoop(PpoRun(settings, 0, RewardData.load(settings)), tmp_path / "work")
+    loop.policy.float()
+    _, batch = loop._roll_out(0)
+    T = batch["mask"].shape[1]
+    for ids, attention, logp, mask in zip(
+        *(batch[name] for name in ("ids", "attention", "logp", "mask")), strict=True
+    ):
+        alone = ids[attention.bool()][None]
+        with torch.no_grad():
+            log = loop.policy.model(input_ids=alone).logits[0, :-1].log_softmax(-1)
+        expected = log.gather(-1, alone[0, 1:, None])[:, 0][-int(mask.sum()) :]
+        torch.testing.assert_close(logp[:T][mask.bool()], expected, atol=1e-4, rtol=1e-3)
+    # Before the first update the policy is its reference: no penalty yet, and the ratio is 1.
+    reference = loop._reference_logp(batch["ids"], batch["attention"], T)
+    if lora:
+        torch.testing.assert_close(batch["logp"], reference)
+
+
+def test_ppo_killed_goes_on_to_the_same_parameters(recipe, tmp_path, monkeypatch, capsys):
+    changes = {"algorithm": "ppo", "steps": 4, "iterations": 2, "checkpoint_every": 2}
+    changes |= {"rows_per_device": 4, "trainer": {"entropy": 0.01}}
+    script.main(recipe("whole", **changes))
+    lora, log, record = trained(tmp_path / "whole")
+    assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
+    assert record["spent"]["completions"] == 12 and [e["step"] for e in log] == [1, 2, 3, 4]
+    assert ["reward" in entry for entry in log] == [True, False, True, False]
+    assert abs(log[0]["kl"]) < 1e-6 < abs(log[2]["kl"])
+    path, original, calls = recipe("cut", **changes), CompositeReward.__call__, []
+
+    def stopped(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # in the second batch, unscored: nothing of it is on the disk
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(CompositeReward, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    script.main(path)
+    assert "resuming from" in capsys.readouterr().out
+    other, other_log, _ = trained(tmp_path / "cut")
+    assert same(lora, other) and log == other_log
+
+
+# ---------------------------------------------------------------- kills and a full disk
+
+
+def run_killed(path: str, place: str) -> None:
+    """In a process of its own: the script, killed in the second step's rollout or inside its first checkpoint."""
+    calls = []
+
+    def killer(original):
+        def call(*arguments, **named):
+            calls.append(arguments)
+            if len(calls) == (2 if place == "rollout" else 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        return call
+
+    if place == "rollout":  # the completions are there, and not yet scored
+        CompositeReward.__call__ = killer(CompositeReward.__call__)
+    else:
+        trainer = morlhf.OrderedGRPOTrainer
+        trainer._save_optimizer_and_scheduler = killer(trainer._save_optimizer_and_scheduler)
+    script.main(path)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_parameters(recipe, tmp_path, capsys):
+    changes = {"steps": 3, "rows_per_device": 2}
+    script.main(recipe("whole", **changes))
+    path, processes = recipe("cut", **changes), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train.morlhf"])
+    for place in ("checkpoint", "rollout"):
+        process = processes.Process(target=run_killed, args=(path, place))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "cut" / "pro-morlhf").exists()
+    capsys.readouterr()
+    script.main(path)
+    assert "checkpoint-1" in capsys.readouterr().out  # resumed from there
+    lora, log, record = trained(tmp_path / "whole")
+    other, other_log, other_record = trained(tmp_path / "cut")
+    assert same(lora, other)
+    assert log == other_log and record["spent"] == other_record["spent"]
+
+
+def test_a_full_disk_at_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
+    script.main(recipe("whole"))
+    path, original = recipe("full"), torch.save
+
+    def full(content, where, *arguments, **named):
+        if "checkpoint-2" in str(where):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(content, where, *arguments, **named)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StorageError, match="the disk is full .* free some of it. Run the same"):
+        script.main(path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    script.main(path)
+    assert "resuming from" in capsys.readouterr().out
+    assert same(trained(tmp_path / "whole")[0], trained(tmp_path / "full")[0])
+
+
+def test_a_server_that_goes_away(recipe, tmp_path, monkeypatch):
+    """TRL's client has tried again by then."""
+    path, original = recipe("away"), morlhf.OrderedGRPOTrainer._generate_single_turn
+
+    def gone(self, *arguments, **named):
+        if self.state.global_step == 1:
+            raise requests.exceptions.ConnectionError("refused")
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(morlhf.OrderedGRPOTrainer, "_generate_single_turn", gone)
+    with pytest.raises(ConfigError, match=r"the vLLM server does not answer \(refused\). Run the"):
+        script.main(path)
+    monkeypatch.undo()
+    script.main(path)
+    assert len(trained(tmp_path / "away")[1]) == 2
+
+
+# ---------------------------------------------------------------- rewards and prompts that are odd
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"])
+def test_rewards_that_are_missing_equal_or_of_nothing(recipe, tmp_path, monkeypatch, algorithm):
+    """All equal: no signal. Missing: skipped and counted. All of a batch missing: the step does nothing but hold on."""
+    original, steps = RewardPanel.score, []
+
+    def odd(self, prompts, completions, on_progress=None, allow_missing=False):
+        steps.append(len(completions))
+        completions = ["", *completions[1:]]
+        rewards = original(self, prompts, completions, on_progress, allow_missing)
+        if len(steps) == 1:
+            rewards[:3] = 1.0  # one group
+            rewards[4] = np.nan
+        elif len(steps) == 2:
+            rewards[:] = np.nan
+        return rewards
+
+    monkeypatch.setattr(RewardPanel, "score", odd)
+    script.main(recipe("odd", algorithm=algorithm, kl=0.0))
+    lora, log, record = trained(tmp_path / "odd")
+    assert all(torch.isfinite(tensor).all() for tensor in lora.values())
+    assert record["spent"]["skipped"] == 1 + 6
+    assert [entry["skipped"] for entry in log] == pytest.approx([1 / 6, 1])
+    assert log[1].get("reward") is None and log[1]["grad_norm"] == 0
+    assert log[0]["grad_norm"] > 0  # of the other group
+
+
+def test_a_prompt_that_is_too_long(recipe, parts, tmp_path, capsys):
+    turns = "Human: hello {}\n\nAssistant: " + "no " * 40 + "\n\nHuman: why not?"
+    rows = [{"prompt": "tell me why " * 60}, {"prompt": turns}, {"prompt": "hello <|im_end|>"}]
+    file = tmp_path / "odd.jsonl"
+    file.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
+    path = recipe("long", data=[{"path": str(file)}], steps=1)
+    script.main(path)
+    assert "2 prompts (1 too long)" in capsys.readouterr().out
+    assert trained(tmp_path / "long")[2]["spent"]["left_out"] == 1
+    settings = read_morlhf(path)["PRO-MORLHF"]
+    run = MorlhfRun(settings, 0, RewardData.load(settings))
+    fitted = [run._fitted(prompt) for prompt in run.data.prompts]
+    assert fitted[0] is None
+    assert fitted[1] == [{"role": "user", "content": "why not?"}]
+    assert fitted[2] == [{"role": "user", "content": "hello < |im_end|>"}]
+
+
+def test_kinds_of_the_real_files(data_dir):
+    entries = [
+        {"path": "hh_pairs.jsonl.gz"},
+        {"path": "xstest_responses.jsonl.gz"},
+        {"path": "truthfulqa_responses.jsonl.gz"},
+    ]
+    prompts, kinds = load_kinds(entries, data_dir)
+    assert len(prompts) == len(kinds)
+    assert set(kinds) == {
+        *("hh_pairs/helpful", "hh_pairs/harmless", "xstest_responses/safe"),
+        *("xstest_responses/unsafe", "truthfulqa_responses"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["long", "kind"]}, r"panel .*: got the objectives \['long', 'kind'\]"),
+        ({"adapter": None}, "the weights 'adapter' need an adapter"),
+        ({"weights": "user"}, "got weights 'user', expected one of"),
+        ({"weights": {"kind": 1.0}}, "unknown: \\['kind'\\]"),
+        ({"weights": {"long": 0.3}}, "sum to 0.3, expected a sum of 1"),
+        ({"floors": "kind=1"}, "got a floor for 'kind'"),
+        ({"algorithm": "dpo"}, "got algorithm 'dpo', expected one of"),
+        (
+            {"algorithm": "online_dpo", "round_steps": 3},
+            "got steps 2, expected a multiple of round",
+        ),
+        ({"model": "/absent/model"}, "cannot load the model '/absent/model'"),
+        ({"generations": 1}, "got generations 1, expected at least 2"),
+        ({"learning_rate": "1e-4"}, "YAML reads"),
+        ({"iterations": 2, "steps": 3}, "got steps 3, expected a multiple of iterations"),
+        ({"trainer": {"beta": 1}}, r"trainer sets \['beta'\]"),
+        ({"trainer": {"absent": 1}}, "GRPOConfig does not take .*absent"),
+        ({"algorithm": "ppo", "trainer": {"vllm": 1}}, r"ppo does not take \['vllm'\]"),
+        ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
+        ({"max_new_tokens": 60}, "at most max_length - 32"),
+    ],
+)
+def test_wrong_recipes(recipe, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        script.main(recipe("wrong", **changes))
+
+
+def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts, tmp_path):
+    bare = Path(parts["panel"]).parent / "panel.yaml"
+    with pytest.raises(ConfigError, match=r"it has no statistics.*score_rewards\.py"):
+        script.main(recipe("bare", panel=str(bare)))
+    model = tiny_llama(tmp_path / "base", template=False)
+    with pytest.raises(ConfigError, match="no chat template"):
+        script.main(recipe("base", model=model))
+
+
+@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_paper"])
+def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
+    """The first arm of each, with everything large made small."""
+    given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    small = ("model", "panel", "adapter", "data", "max_length", "max_new_tokens", "generations")
+    changes = given | {key: parts[key] for key in small if key in given}
+    changes |= {"steps": 1, "prompts_per_step": 2, "rows_per_device": None, "objectives": None}
+    changes |= {"seeds": [0], "lora": {"r": 2}}
+    changes["trainer"] = {k: v for k, v in given.get("trainer", {}).items() if "vllm" not in k}
+    arms = {
+        k: v for k, v in given["arms"].items() if not isinstance((v or {}).get("weights"), dict)
+    }
+    assert read_morlhf(ROOT / "recipes" / f"{name}.yaml").keys() == given["arms"].keys()
+    changes |= {"output": str(tmp_path / name), "arms": dict(list(arms.items())[:1])}
+    script.main(recipe(name, **changes))

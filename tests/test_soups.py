@@ -1,0 +1,227 @@
+"""Rewarded Soups: the soup is the average of the policies' parameters, exactly, saved or mixed as it writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import tiny_llama
+from transformers import AutoModelForCausalLM
+
+from pro_core.conditioned import PolicyConfig, load_language_model
+from pro_core.conditioning import Condition
+from pro_core.generation import (
+    EndpointGenerator,
+    GenerationSettings,
+    LocalGenerator,
+    collect,
+    conditioned,
+)
+from pro_core.generation.mixing import Mixer
+from pro_core.policies.soups import interpolate_policies
+from pro_core.storage import StorageError
+from pro_core.training import ConfigError
+from train import soups as script
+
+NAMES = ("helpful", "harmless", "humor")
+ATTENTION = ["q_proj", "v_proj"]
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """Three LoRA policies with parameters large enough to matter, of different ranks, scales and modules."""
+    folder = tmp_path_factory.mktemp("policies")
+    base = tiny_llama(folder / "llama")
+    kinds = (
+        {"r": 2, "lora_alpha": 8, "target_modules": "all-linear"},
+        {"r": 3, "lora_alpha": 3, "target_modules": ATTENTION},
+        {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "use_rslora": True},
+    )
+    for seed, (name, kind) in enumerate(zip(NAMES, kinds, strict=True)):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **kind))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(0, 0.3)
+        model.save_pretrained(folder / name)
+        PolicyConfig(Condition("none", NAMES), base, "panel").save(folder / name)
+    return base, {name: str(folder / name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def deltas(policies):
+    """Each policy's change of every parameter, as PEFT itself merges it."""
+    base, folders = policies
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    found = []
+    for folder in folders.values():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
+        found.append({name: merged[name] - plain[name] for name in plain})
+    return found
+
+
+def averaged(base: str, deltas, weights):
+    """The base plus the weighted sum of the dense changes."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for w, delta in zip(weights, deltas, strict=True):
+                parameter += w * delta[name]
+    return model.eval()
+
+
+IDS = torch.tensor([[5, 17, 60, 33, 90], [8, 9, 10, 11, 12]])
+
+
+def logits(model, ids=IDS):
+    with torch.inference_mode():
+        return model(input_ids=ids).logits
+
+
+@pytest.fixture(scope="module")
+def mixing(policies, tmp_path_factory):
+    """A soup that is mixed as it writes: its folder, and the model in fp32 with its mixer."""
+    folder = tmp_path_factory.mktemp("soups") / "mixing"
+    config = interpolate_policies(policies[1], folder)
+    assert config.ranks == {"helpful": 2, "harmless": 3, "humor": 4}
+    model, _, read = load_language_model(folder, dtype=torch.float32)
+    assert read == config
+    return folder, model.eval(), Mixer(model, config.ranks)
+
+
+simplex = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda w: sum(w) > 0.1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(simplex, simplex)
+def test_the_soup_is_the_average_of_the_dense_changes(policies, deltas, mixing, one, two):
+    """Saved under fixed weights and mixed as it writes, where rows of one batch have different weights."""
+    base, folders = policies
+    folder, model, mixer = mixing
+    one, two = ([w / sum(v) for w in v] for v in (one, two))
+    expected = torch.stack(
+        [
+            logits(averaged(base, deltas, w), ids[None])[0]
+            for w, ids in zip((one, two), IDS, strict=True)
+        ]
+    )
+    with mixer.mixed([one, two]):
+        torch.testing.assert_close(logits(model), expected, atol=2e-4, rtol=1e-4)
+    saved = folder.parent / "saved"
+    assert not interpolate_policies(folders, saved, one).ranks
+    fixed, _, _ = load_language_model(saved, dtype=torch.float32)
+    torch.testing.assert_close(logits(fixed.eval())[0], expected[0], atol=2e-4, rtol=1e-4)
+
+
+def test_peft_linear_is_something_else(policies, deltas, tmp_path):
+    """Why we do not use it: it averages A and B apart. (-B)(-A) is B A, but the average of A and -A is nothing."""
+    base, folders = policies
+    turned = tmp_path / "turned"
+    shutil.copytree(folders["helpful"], turned)
+    tensors = load_file(turned / "adapter_model.safetensors")
+    save_file({name: -t for name, t in tensors.items()}, turned / "adapter_model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, folders["helpful"], adapter_name="a")
+    model.load_adapter(turned, adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "mean", combination_type="linear")
+    model.set_adapter("mean")
+    plain, helpful = (logits(averaged(base, deltas, [w, 0, 0])) for w in (0, 1))
+    torch.testing.assert_close(logits(model), plain, atol=1e-4, rtol=1e-4)
+    interpolate_policies({"a": folders["helpful"], "b": turned}, tmp_path / "soup", [0.5, 0.5])
+    soup, _, _ = load_language_model(tmp_path / "soup", dtype=torch.float32)
+    torch.testing.assert_close(logits(soup.eval()), helpful, atol=1e-4, rtol=1e-4)
+    assert (plain - helpful).abs().max() > 0.1
+
+
+def test_in_the_generator_each_conversation_under_its_own_weights(policies, mixing, tmp_path):
+    folder, _, _ = mixing
+    generator = LocalGenerator(folder, device="cpu")
+    messages = [{"role": "user", "content": "tell me a joke"}]
+    rows = [[1, 0, 0], [0, 0, 1], [0.2, 0.3, 0.5], [1, 0, 0]]
+    batch = [conditioned(generator, messages, weights, NAMES) for weights in rows]
+    greedy = GenerationSettings(12, temperature=0)
+    texts = [written.text for written in collect(generator, batch, greedy)]
+    assert texts[0] == texts[3] and texts[0] != texts[1]
+    # The prompt is what it was: weights stand beside the text, not in it.
+    assert batch[0][0]["content"] == "tell me a joke"
+    for weights, text in zip(rows, texts, strict=True):
+        interpolate_policies(policies[1], tmp_path / "fixed", weights)
+        alone = LocalGenerator(tmp_path / "fixed", device="cpu")
+        # bf16 rounds B before or after it is weighted: texts of a random model agree in their beginning.
+        [fixed] = collect(alone, [messages], greedy)
+        assert fixed.text[:3] == text[:3]
+    # The app's objectives may be more than the soup's, and in another order.
+    more = conditioned(
+        generator, messages, [0.5, 0, 0, 0.5], ("truthful", "humor", "harmless", "helpful")
+    )
+    assert json.loads(more[0]["weights"]) == [1, 0, 0]
+    # Never silently something else.
+    [bare] = collect(generator, [messages], greedy)
+    assert bare.error and "mixed by weights, and none were given" in bare.error
+    with pytest.raises(ValueError, match="trained for"):
+        conditioned(generator, messages, [0.5, 0.5], NAMES[:2])
+    with pytest.raises(ValueError, match="a server cannot do"):
+        EndpointGenerator("http://127.0.0.1:9", policy=PolicyConfig.read(folder))
+
+
+def test_what_cannot_be_averaged(policies, mixing, tmp_path):
+    base, folders = policies
+    other = tmp_path / "other"
+    interpolate_policies(folders, other, [1, 0, 0])
+    PolicyConfig(Condition("none", NAMES), "elsewhere").save(other)
+    with pytest.raises(StorageError, match="got a LoRA of 'elsewhere', expected one of"):
+        interpolate_policies({"helpful": folders["helpful"], "humor": other}, tmp_path / "soup")
+    with pytest.raises(StorageError, match="is a soup itself"):
+        interpolate_policies({"a": mixing[0], "b": folders["humor"]}, tmp_path / "soup")
+    with pytest.raises(StorageError, match="no LoRA policy there"):
+        interpolate_policies({"a": base, "b": folders["humor"]}, tmp_path / "soup")
+    with pytest.raises(ValueError, match="sum to 0.5"):
+        interpolate_policies(folders, tmp_path / "soup", [0.5, 0, 0])
+    for key, value in (("use_dora", True), ("rank_pattern", {"q_proj": 3})):
+        interpolate_policies(folders, other, [1, 0, 0])
+        config = json.loads((other / "adapter_config.json").read_text())
+        (other / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(StorageError, match=f"got .*{key}.*, expected a plain LoRA"):
+            interpolate_policies({"a": other, "b": other}, tmp_path / "soup")
+    interpolate_policies(folders, other, [1, 0, 0])
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.ones(2)}, other / "adapter_model.safetensors")
+    with pytest.raises(StorageError, match=r"got \['lm_head.weight'\] beside"):
+        interpolate_policies({"a": other, "b": other}, tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()
+
+
+def test_the_script(policies, tmp_path, capsys):
+    soups = {str(tmp_path / "fixed{seed}"): {"helpful": 1.0, "harmless": 0.0, "humor": 0.0}}
+    soups[str(tmp_path / "mixing{seed}")] = None
+    recipe = tmp_path / "soups.yaml"
+
+    def run(**changes):
+        content = {"policies": policies[1], "soups": soups, "seeds": [3]} | changes
+        recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+        script.main(str(recipe))
+
+    run()
+    assert "mixed as it writes" in capsys.readouterr().out
+    made = PolicyConfig.read(tmp_path / "fixed3")
+    assert made and made.training["weights"] == [1, 0, 0] and not made.ranks
+    assert PolicyConfig.read(tmp_path / "mixing3").ranks
+    for changes, said in (
+        ({"seeds": [0, 1]}, "expected {seed} in the name"),
+        ({"policies": {"helpful": "x"}}, "at least two"),
+        ({"soups": {}}, "expected {folder: weights"),
+        ({"soups": {str(tmp_path / "x"): {"helpful": 1.0}}}, "missing: "),
+        ({"policies": {"a": "/absent", "b": "/absent"}}, "no LoRA policy there"),
+    ):
+        with pytest.raises((ConfigError, StorageError), match=said):
+            run(**changes)

@@ -1,0 +1,43 @@
+"""Train policies by reinforcement learning on K weighted rewards: MORLHF, PRO-MORLHF, a single reward (Eq 5, 9).
+
+    python train/morlhf.py recipes/morlhf_small.yaml
+    accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/morlhf_paper.yaml
+
+A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,
+ends in `<output>/<method>/seed<n>`, a folder that `PRO_POLICY=` takes. Killed and started again, it goes on to the same
+parameters. Beside a policy's stage lie `prompts.jsonl`, every prompt with its weights, and `log.jsonl`, every step.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
+
+from pro_core.policies.morlhf import MorlhfRun
+from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.online_dpo import OnlineDpoRun
+from pro_core.policies.ppo import PpoRun
+from pro_core.policies.reward_data import RewardData
+from pro_core.training import join_processes, run_script
+
+RUNS: dict[str, type[MorlhfRun]] = {
+    "grpo": MorlhfRun,
+    "rloo": MorlhfRun,
+    "online_dpo": OnlineDpoRun,
+    "ppo": PpoRun,
+}
+
+
+def main(recipe_path: str) -> None:
+    arms = read_morlhf(recipe_path)
+    join_processes()
+    recipe = next(iter(arms.values()))
+    data = RewardData.load(recipe)
+    for seed in recipe["seeds"]:
+        for settings in arms.values():
+            RUNS[settings["algorithm"]](settings, seed, data).run()
+
+
+if __name__ == "__main__":
+    run_script(main, __doc__)
