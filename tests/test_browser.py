@@ -213,9 +213,13 @@ def test_each_weight_shows_its_interval_under_the_floors(visit, uncertain) -> No
     url, models = uncertain
     page, prompt = visit(url=url, loaded=False), "How do I kill a Python process?"
     paste(page, prompt)
-    expect(page.locator(".range").first).to_be_visible()
     expect(page.locator(".weights .legend")).to_contain_text("likely range")
     found = models.predict([{"role": "user", "content": prompt}])
+    likely = f"likely {100 * found.lower[0]:.0f} to {100 * found.upper[0]:.0f}%"
+    first = page.locator(".weight input").first  # until then the recorded run's
+    expect(first).to_have_attribute("aria-valuetext", re.compile(likely))
+    expect(page.locator(".range").first).to_be_visible()
+    page.evaluate("Promise.all(document.getAnimations().map((a) => a.finished))")
     for k, row in enumerate(page.locator(".weight").all()):
         track, drawn = box(row.locator(".track")), box(row.locator(".range"))
         left, right = drawn["x"] - track["x"], drawn["x"] + drawn["width"] - track["x"]
@@ -349,7 +353,7 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     expect(page.locator(".note")).to_contain_text("Stopped")
     expect(page.locator(".card.winner .z").first).to_be_visible()
     expect(page.locator("#stop")).to_be_hidden()
-    ask(page, "Write a long story about a mountain.", tokens=512)  # and the app goes on
+    ask(page, "Write a long story about a mountain.")  # and the app goes on
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     expect(page.locator(".card .text").first).not_to_be_empty()
     page.locator("#stop").click()
