@@ -196,6 +196,11 @@ def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
     return model.to(torch.bfloat16)
 
 
+def process_device() -> str:
+    """This process's GPU of those that `accelerate launch` dealt out, or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
 def join_processes() -> None:
     """Let the processes that `accelerate launch` started find each other, before there is a trainer to do it."""
     cuda = torch.cuda.is_available()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 # Before torch is imported anywhere. Two threads is what the continuous integration has; threads that sleep while
 # they wait leave the cores to the servers that tests start beside them (measured: 40 tokens/s instead of 5-19).
@@ -28,6 +29,19 @@ def data_dir() -> Path:
     if not (folder / "hh_pairs.jsonl.gz").is_file():
         pytest.skip(f"no preference data in {folder}; set PRO_DATA_DIR to run this test")
     return folder
+
+
+@pytest.fixture
+def recipe(parts, tmp_path):
+    """recipe(name, **changes): the file of a recipe with the settings of a test module's ``parts``."""
+
+    def make(name: str, **changes) -> str:
+        path = tmp_path / f"{name}.yaml"
+        settings = parts | {"output": str(tmp_path / name)} | changes
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return str(path)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -84,17 +84,6 @@ def parts(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def recipe(parts, tmp_path):
-    def make(name: str, **changes) -> str:
-        path = tmp_path / f"{name}.yaml"
-        settings = parts | {"output": str(tmp_path / name)} | changes
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
-        return str(path)
-
-    return make
-
-
 def trained(output: Path, method: str = "pro-morlhf"):
     """(LoRA, log, record) of a finished run."""
     folder = output / method / "seed0"

@@ -22,6 +22,7 @@ from pro_core.data_sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
 from pro_core.policies import wic
 from pro_core.policies.recipe import read_arms
+from pro_core.policies.stages import POLICY, ROLLOUTS
 from pro_core.storage import StorageError, read_sealed
 from pro_core.training import ConfigError
 from train import wic as script
@@ -86,17 +87,6 @@ def parts(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def recipe(parts, tmp_path):
-    def make(name: str, **changes) -> str:
-        path = tmp_path / f"{name}.yaml"
-        settings = parts | {"output": str(tmp_path / name)} | changes
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
-        return str(path)
-
-    return make
-
-
 def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=ENV, capture_output=True, text=True
@@ -108,7 +98,7 @@ def stage_files(output: Path) -> dict[str, str]:
     found = {}
     for manifest in sorted(output.glob("*/*/manifest.json")):
         kind = json.loads(manifest.read_text())["format"]
-        if kind in (wic.POLICY, wic.ROLLOUTS):
+        if kind in (POLICY, ROLLOUTS):
             assert read_sealed(manifest.parent, kind) is not None
             hashes = json.loads(manifest.read_text())["files"]
             name = manifest.parent.relative_to(output)
@@ -226,7 +216,7 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
     record = json.loads((policy / "run.json").read_text())
     assert record["stages"][0]["steps"] == 4 and record["stages"][1]["responses"] == 12
     [one], two = (
-        [read_sealed(stage, wic.POLICY) for stage in (tmp_path / name / "policies").glob("[!.]*")]
+        [read_sealed(stage, POLICY) for stage in (tmp_path / name / "policies").glob("[!.]*")]
         for name in ("one", "two")
     )
     assert one in two  # the offline stage: the same rows, the same tokens

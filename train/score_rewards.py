@@ -14,14 +14,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from pro_core.data_sources import default_data_dir, load_texts
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
-from pro_core.training import ConfigError, read_recipe, run_script
+from pro_core.training import ConfigError, process_device, read_recipe, run_script
 
 REQUIRED = ("panel", "data", "output")
 OPTIONAL = {
@@ -61,11 +59,9 @@ def save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_length
 def main(recipe_path: str) -> None:
     recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
     rank, world = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
-    cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
     output = Path(recipe["output"])
     responses = load_texts(recipe["data"], recipe["data_dir"] or default_data_dir())
-    panel = RewardPanel.from_pretrained(recipe["panel"], device)
+    panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
     shards = plan_shards(panel, responses, output, recipe["shard_size"])
     mine = shards[rank::world]
     there = sum(shard.finished for shard in mine)

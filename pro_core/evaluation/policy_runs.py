@@ -36,6 +36,7 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.storage import read_config, write_config
 from pro_core.training import ConfigError, read_recipe
+from pro_core.weights import AdapterWeights, SelectedWeights
 
 FORMAT = "pro-policy-base"
 JUDGES = {"judge": "recipes/judge.yaml", "heldout_panel": "recipes/heldout_panel.yaml"}
@@ -142,8 +143,7 @@ class PolicyRun:
             raise ConfigError(
                 f"{self.recipe['adapter']}: an adapter of {list(names)}, expected {list(self.objective_names)}"
             )
-        weights = adapter.predict(self.prompts)[:, [names.index(n) for n in self.objective_names]]
-        return weights / weights.sum(axis=1, keepdims=True)
+        return SelectedWeights(AdapterWeights(adapter), self.objective_names)(self.prompts)
 
     def seeds_of(self, name: str) -> list[int]:
         """The seeds whose checkpoint is there; says which are not."""

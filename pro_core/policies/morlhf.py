@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
 from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData
-from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, save_policy
-from pro_core.policies.stages import Stage, copy_checkpoint, model_identity, once
+from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
+from pro_core.policies.stages import POLICY, RUN, Stage, copy_checkpoint, model_identity, once
 from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
 from pro_core.training import (
     ConfigError,
@@ -49,7 +50,6 @@ from pro_core.training import (
     wait_for_all,
 )
 
-POLICY, RUN = "pro-policy-stage", "pro-run"
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
 """Of what TRL logs, all that differs between two equal runs, or says nothing."""
 FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
@@ -112,8 +112,9 @@ class MorlhfRun:
 
     def stages(self) -> list[Stage]:
         """The run's stages, made unless they are there; the last one is the policy."""
-        return [once(self.output / "policies", self.key(), POLICY, self._make)]
+        return [once(self.output / "policies", self.key, POLICY, self._make)]
 
+    @cached_property
     def key(self) -> str:
         """A hash of all that decides the parameters. The weights count by their values, not by their source's name."""
         s, d = self.settings, self.data
@@ -291,10 +292,8 @@ class MorlhfRun:
 
     def fresh_lora(self) -> LoraConfig | None:
         """A new LoRA by the recipe's settings; None where every parameter is trained."""
-        if self.settings["lora"] is None:
-            return None
-        settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        return LoraConfig(task_type="CAUSAL_LM", **(settings | self.settings["lora"]))
+        lora = self.settings["lora"]
+        return None if lora is None else new_lora(lora)
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: it reads the prompt alone."""
@@ -358,11 +357,7 @@ def explained(work: Path):
     again = f"Run the same command again: it goes on from the last whole checkpoint in {work}"
     try:
         yield
-    except requests.exceptions.RequestException as error:
-        raise ConfigError(
-            f"the vLLM server does not answer ({_first_line(error)}). {again}"
-        ) from error
-    except ConnectionError as error:
+    except (requests.exceptions.RequestException, ConnectionError) as error:
         raise ConfigError(
             f"the vLLM server does not answer ({_first_line(error)}). {again}"
         ) from error

@@ -7,14 +7,12 @@ the base model in every round. Optimizer states do not outlive a round.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -25,17 +23,16 @@ from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
-from pro_core.policies.stages import Stage, once
+from pro_core.policies.stages import POLICY, ROLLOUTS, Stage, once
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import (
     ConfigError,
     Progress,
     cast_for_training,
     main_process,
+    process_device,
     train_resuming,
 )
-
-POLICY, ROLLOUTS = "pro-policy-stage", "pro-rollouts"
 
 
 class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):
@@ -59,9 +56,7 @@ class OnlineDpoRun(MorlhfRun):
         s, d = self.settings, self.data
         size = s["round_steps"] * s["prompts_per_step"]
         mine = [i % len(self.rows) for i in range(number * size, (number + 1) * size)]
-        key = content_hash(
-            ["online dpo rollouts", self.key(), policy.key if policy else "", number]
-        )
+        key = content_hash(["online dpo rollouts", self.key, policy.key if policy else "", number])
 
         def make(folder: Path) -> dict[str, Any]:
             self._say(f"round {number + 1}, {size} prompts x {s['generations']} completions")
@@ -108,7 +103,7 @@ class OnlineDpoRun(MorlhfRun):
         return once(self.output / "rollouts", key, ROLLOUTS, make)
 
     def _train_round(self, number: int, policy: Stage | None, rollouts: Stage) -> Stage:
-        key = content_hash(["online dpo", self.key(), rollouts.key])
+        key = content_hash(["online dpo", self.key, rollouts.key])
 
         def make(folder: Path) -> dict[str, Any]:
             pairs, dropped = best_and_worst(read_jsonl(rollouts.folder / "scored.jsonl"))
@@ -162,10 +157,10 @@ class OnlineDpoRun(MorlhfRun):
         return trainer
 
     def _generator(self, policy: Stage | None) -> LocalGenerator:
-        cuda = torch.cuda.is_available()
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
         source = policy.checkpoint if policy else self.settings["model"]
-        return LocalGenerator(source, device=device, max_context=self.settings["max_length"])
+        return LocalGenerator(
+            source, device=process_device(), max_context=self.settings["max_length"]
+        )
 
 
 def best_and_worst(scored: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.data import PreferencePair, read_jsonl, to_messages
@@ -17,7 +14,7 @@ from pro_core.objectives import Message
 from pro_core.policies.scored import check_objectives
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import content_hash
-from pro_core.training import ConfigError
+from pro_core.training import ConfigError, process_device
 
 UNSAFE: dict[Any, str] = {0: "safe", 1: "unsafe"}
 
@@ -41,9 +38,7 @@ class RewardData:
         Raises:
             ConfigError: objectives that the panel or the adapter does not have, a panel without statistics, no prompts.
         """
-        cuda = torch.cuda.is_available()
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-        panel = RewardPanel.from_pretrained(recipe["panel"], device)
+        panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
         if panel.stats is None:
             raise ConfigError(
                 f"panel {recipe['panel']}: it has no statistics, without which objectives cannot be summed: run "

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pro_core.adapter import PreferenceAdapter
@@ -26,7 +25,7 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
 from pro_core.storage import content_hash
-from pro_core.training import ConfigError, main_process, wait_for_all
+from pro_core.training import ConfigError, main_process, process_device, wait_for_all
 
 Array = NDArray[np.float32]
 SHARD = 1000
@@ -67,9 +66,7 @@ class ScoredData:
         """
         output = Path(recipe["output"])
         data_dir = recipe["data_dir"] or default_data_dir()
-        cuda = torch.cuda.is_available()
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-        panel = RewardPanel.from_pretrained(recipe["panel"], device)
+        panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
         names = tuple(recipe["objectives"] or panel.objective_names)
         adapter = (
             PreferenceAdapter.from_pretrained(recipe["adapter"]) if recipe["adapter"] else None

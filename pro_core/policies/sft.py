@@ -202,12 +202,7 @@ def fine_tune(
     )
     fresh = None
     if lora is not None and start is None:
-        settings: dict[str, Any] = {
-            "r": 16,
-            "lora_alpha": 32,
-            "target_modules": "all-linear",
-        } | lora
-        fresh = LoraConfig(task_type="CAUSAL_LM", **settings)
+        fresh = new_lora(lora)
     trainer = OrderedSFTTrainer(
         model=language_model,
         args=arguments,
@@ -224,6 +219,12 @@ def fine_tune(
     unset_hf_deepspeed_config()  # else the next model that is loaded would be shared out, too
     record = {"rows": len(rows), "left_out": data.left_out, "cut": data.cut, "steps": steps}
     return record | data.tokens()
+
+
+def new_lora(settings: dict[str, Any]) -> LoraConfig:
+    """A new LoRA by PEFT's settings, by default rank 16 on every linear layer."""
+    default: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    return LoraConfig(task_type="CAUSAL_LM", **(default | settings))
 
 
 def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):

@@ -18,6 +18,9 @@ from filelock import FileLock
 from pro_core.storage import file_hash, read_sealed, seal
 from pro_core.training import from_main, main_process, wait_for_all
 
+POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
+"""The formats of what training leaves: two kinds of stages, and a run's own record."""
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
@@ -36,13 +35,25 @@ from pro_core.policies.recipe import folder_name
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.scored import ScoredData, score
 from pro_core.policies.sft import Row, fine_tune
-from pro_core.policies.stages import Stage, copy_checkpoint, model_identity, once
+from pro_core.policies.stages import (
+    POLICY,
+    ROLLOUTS,
+    RUN,
+    Stage,
+    copy_checkpoint,
+    model_identity,
+    once,
+)
 from pro_core.rewards.scores import progress
 from pro_core.storage import content_hash, write_config, write_jsonl
-from pro_core.training import ConfigError, from_main, main_process, wait_for_all
+from pro_core.training import (
+    ConfigError,
+    from_main,
+    main_process,
+    process_device,
+    wait_for_all,
+)
 from pro_core.weights import weighted_sum
-
-POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 
 
 class RoundError(ConfigError):
@@ -283,9 +294,9 @@ class WicRun:
     def _generator(self, policy: Stage) -> Generator:
         s = self.settings
         if not s["endpoint"]:
-            cuda = torch.cuda.is_available()
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-            return LocalGenerator(policy.checkpoint, device=device, max_context=s["max_length"])
+            return LocalGenerator(
+                policy.checkpoint, device=process_device(), max_context=s["max_length"]
+            )
         if self._endpoint is None:
             token = os.environ.get("PRO_ENDPOINT_TOKEN")
             self._endpoint = LoraEndpoint(s["endpoint"], token=token)
