@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from pro_core.encoding import PromptEncoder, mean_states
 from pro_core.familiarity import Familiarity
 from pro_core.objectives import Prompt, check_objective_names
+from pro_core.rewards.batching import token_budget_batches
 from pro_core.storage import (
     StorageError,
     library_versions,
@@ -40,6 +41,8 @@ FORMAT, ONE_HEAD = (
 )  # the second: one head, no average weights; still read
 TARGETS = ("paper", "paper_z", "margin", "annotated", "pairwise")
 CONFIDENCE = 0.9
+TRAINING_BUDGET = 1024
+"""Tokens, padding included, that a trained encoder reads at once."""
 
 
 class UncertainWeights(NamedTuple):
@@ -111,10 +114,21 @@ class PreferenceAdapter(PromptEncoder):
         self.average: NDArray[np.float32] | None = None
 
     def forward(self, **tokens) -> torch.Tensor:
-        """Logits (B, M, K) of a tokenized batch; softmax over the objectives makes them each member's weights."""
-        states = self.encoder(**tokens, output_hidden_states=True).hidden_states[-self.layers :]
-        means = [mean_states(s, tokens["attention_mask"]) for s in states]
-        return self.heads(torch.cat(means, dim=1))
+        """Logits (B, M, K) of a tokenized batch; softmax over the objectives makes them each member's weights.
+
+        Short prompts are not read at the length of the longest: prompts of about one length go through the encoder
+        together, which costs a third where most are questions and some are conversations.
+        """
+        mask = tokens["attention_mask"]
+        rows, means = [], []
+        for batch in token_budget_batches(mask.sum(1).tolist(), TRAINING_BUDGET):
+            there = mask[batch].any(dim=0)
+            part = {key: value[batch][:, there] for key, value in tokens.items()}
+            states = self.encoder(**part, output_hidden_states=True).hidden_states[-self.layers :]
+            means.append(torch.cat([mean_states(s, part["attention_mask"]) for s in states], dim=1))
+            rows += batch
+        back = torch.tensor(rows, device=mask.device).argsort()
+        return self.heads(torch.cat(means)[back])
 
     def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         """Weights (B, K), rows sum to 1, in the order of ``objective_names``; no floors applied.

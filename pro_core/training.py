@@ -193,6 +193,7 @@ def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is kept
         libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD: and grows in large steps
+        libc.malloc_trim(0)  # but what an earlier model of this process left goes back
     return model.to(torch.bfloat16)
 
 

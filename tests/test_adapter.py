@@ -207,6 +207,17 @@ def test_a_trained_encoder_is_saved_with_it(saved, tmp_path):
     np.testing.assert_allclose(again.predict(["Hi"]), trained.eval().predict(["Hi"]), rtol=1e-5)
 
 
+def test_a_batch_that_trains_is_read_as_each_prompt_alone(saved, monkeypatch):
+    """Prompts of like length go through the encoder together; each keeps its own row."""
+    monkeypatch.setattr("pro_core.adapter.TRAINING_BUDGET", 30)
+    adapter = PreferenceAdapter.from_pretrained(saved)
+    tokens = adapter.tokenize(["Hi", "Tell me of the sea and of the hills behind it", "No", "Why so"])
+    with torch.no_grad():
+        together = adapter(**adapter.batch(tokens))
+        alone = torch.cat([adapter(**adapter.batch([t])) for t in tokens])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
 def break_config(folder, **changes):
     file = folder / "adapter.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
