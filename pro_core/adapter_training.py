@@ -276,7 +276,7 @@ def fit_adapter(
         batch_size,
         learning_rate,
         seed,
-        checkpoint_every=500,
+        checkpoint_every=50 if train_encoder else 500,
         disable_tqdm=True,
         logging_strategy="no",
     )
