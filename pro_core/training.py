@@ -93,6 +93,10 @@ class OrderedTrainer(Trainer):
             )
         return self.optimizer
 
+    def _save_checkpoint(self, *args, **kwargs):
+        super()._save_checkpoint(*args, **kwargs)
+        return_freed_memory()
+
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
@@ -184,17 +188,24 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
     """On a CPU, hold the model in bf16 (see :class:`MasterAdamW`) and keep freed memory for the next step.
 
-    Without the latter, glibc returns every large tensor to the system, and most of a step is page faults.
+    Without the latter, glibc returns every large tensor to the system, and most of a step is page faults. Batches of
+    many lengths leave gaps, though: see :func:`return_freed_memory`.
     """
     if torch.cuda.is_available():
         return model
+    return_freed_memory()
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is kept
         libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD: and grows in large steps
-        libc.malloc_trim(0)  # but what an earlier model of this process left goes back
     return model.to(torch.bfloat16)
+
+
+def return_freed_memory() -> None:
+    """Return to the system what glibc keeps: at every checkpoint, and where another model goes in."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def process_device() -> str:
