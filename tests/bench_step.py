@@ -1,6 +1,6 @@
 """What K objectives and the adapter cost in a GRPO step of `train/morlhf.py`, by part, beside TRL with K reward models.
 
-    python tests/bench_step.py [--recipe recipes/morlhf_small.yaml] [--steps 2] [--rounds 3]
+    python tests/bench_step.py [--recipe recipes/morlhf_small.yaml] [--rounds 3]
 
 Four ways to train on the recipe's prompts, all five objectives of its panel or one, taken in turn: one reward (a panel
 with one head), K fixed weights, the adapter's weights, and TRL's trainer as its users write it, with `reward_funcs` and
@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -116,40 +117,42 @@ class TrlRun(MorlhfRun):
         return [function(alone(self.data.panel, k)) for k in range(len(self.data.objective_names))]
 
 
-def runs_of(recipe: str, output: str, steps: int) -> dict[str, MorlhfRun]:
-    arms = read_morlhf(recipe)
-    settings = next(iter(arms.values())) | {"objectives": None, "output": output, "steps": steps}
-    settings |= {"weights": "uniform", "learning_rate": 1e-12, "checkpoint_every": steps}
-    settings["trainer"] = settings["trainer"] | {"save_strategy": "no"}
-    data = RewardData.load(settings)
+def settings_of(recipe: str, output: str) -> dict[str, Any]:
+    """Of the recipe's first arm, one step at a time, under a learning rate that leaves the policy as it is."""
+    settings = next(iter(read_morlhf(recipe).values()))
+    settings |= {"objectives": None, "output": output, "weights": "uniform", "steps": 1}
+    settings |= {"learning_rate": 1e-12, "checkpoint_every": 1}
+    return settings | {"trainer": settings["trainer"] | {"save_strategy": "no"}}
+
+
+def runs_of(settings: dict[str, Any], data: RewardData, seed: int) -> dict[str, MorlhfRun]:
     single = alone(data.panel, 0)
     one = replace(data, panel=single, objective_names=single.objective_names)
     K = len(data.objective_names)
     separate = settings | {"trainer": settings["trainer"] | {"reward_weights": [1 / K] * K}}
     return {
-        ONE: MorlhfRun(settings, 0, one),
-        FIXED: MorlhfRun(settings, 0, data),
-        ADAPTER: MorlhfRun(settings | {"weights": "adapter"}, 0, data),
-        TRL: TrlRun(separate, 0, data),
+        ONE: MorlhfRun(settings, seed, one),
+        FIXED: MorlhfRun(settings, seed, data),
+        ADAPTER: MorlhfRun(settings | {"weights": "adapter"}, seed, data),
+        TRL: TrlRun(separate, seed, data),
     }
 
 
-def steps_of(name: str, run: MorlhfRun, work: Path) -> tuple[list[dict], list[float]]:
-    """The parts of each step of a run, and how long its answers were."""
+def step_of(name: str, run: MorlhfRun, work: Path) -> tuple[dict[str, tuple], float]:
+    """The parts of a run's one step, and how long its answers were."""
     adapter = (0.0, 0.0)
     if name == ADAPTER:
         started = now()
         run._weigh()
-        adapter = tuple(seconds / run.settings["steps"] for seconds in since(started))
+        adapter = since(started)
     trainer = run.trainer(work)
     trainer.remove_callback(RewardProgress)
     clock = Clock(trainer)
     trainer.train()
-    for parts in clock.steps:
-        parts["adapter"] = adapter
-        parts["step"] = tuple(sum(part[i] for part in parts.values()) for i in (CPU, WALL))
-    log = [e["completions/mean_length"] for e in trainer.state.log_history if "reward" in e]
-    return clock.steps, log
+    (parts,) = clock.steps
+    parts["adapter"] = adapter
+    parts["step"] = tuple(sum(part[i] for part in parts.values()) for i in (CPU, WALL))
+    return parts, trainer.state.log_history[0]["completions/mean_length"]
 
 
 def main() -> None:
@@ -157,30 +160,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="recipes/morlhf_small.yaml")
-    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     disable_progress_bar()
     measured: dict[str, list[dict]] = {name: [] for name in (ONE, FIXED, ADAPTER, TRL)}
     lengths: dict[str, list[float]] = {name: [] for name in measured}
     with tempfile.TemporaryDirectory() as folder:
-        runs = runs_of(arguments.recipe, folder, arguments.steps)
-        names = list(runs)
-        steps_of(ADAPTER, runs[ADAPTER], Path(folder))  # warm-up
+        settings = settings_of(arguments.recipe, folder)
+        data = RewardData.load(settings)
+        step_of(ADAPTER, runs_of(settings, data, 0)[ADAPTER], Path(folder))  # warm-up
         for turn in range(arguments.rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                steps, written = steps_of(name, runs[name], Path(folder))
-                measured[name] += steps
-                lengths[name] += written
+            runs = runs_of(settings, data, turn)
+            names = [*measured, *measured][turn % len(measured) :][: len(measured)]
+            for name in names:
+                parts, written = step_of(name, runs[name], Path(folder))
+                measured[name].append(parts)
+                lengths[name].append(written)
     if any(written != lengths[ONE] for written in lengths.values()):
         raise RuntimeError(f"the answers should have the same lengths in every way, got {lengths}")
 
-    s = runs[FIXED].settings
+    s, size = settings, f"{settings['prompts_per_step']} x {settings['generations']}"
     print(
-        f"{s['model']}, {len(measured[ONE])} steps each of {s['prompts_per_step']} x {s['generations']} answers "
-        f"({statistics.mean(lengths[ONE]):.0f} tokens on average, at most {s['max_new_tokens']}), "
-        f"K = {len(runs[FIXED].data.objective_names)}, {torch.get_num_threads()} threads"
+        f"{s['model']}, {arguments.rounds} steps each of {size} answers ({statistics.mean(lengths[ONE]):.0f} tokens on "
+        f"average, at most {s['max_new_tokens']}), K = {len(data.objective_names)}, {torch.get_num_threads()} threads"
     )
     for clock, unit in ((CPU, "CPU seconds"), (WALL, "wall seconds")):
         print(f"\n{unit:17s}" + "".join(f"{column:>{len(column) + 3}s}" for column in COLUMNS))

@@ -126,7 +126,9 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_panel(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])
-def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(recipe, tmp_path, monkeypatch, pooling):
+def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
+    recipe, tmp_path, monkeypatch, pooling
+):
     """In bf16, to the bit. A whole PEFT model comes back in fp32 (see `PolicyTrainer`); this LoRA lies inside a
     classifier, which the Trainer loads as one state into the parameters that are there."""
     from train import reward_models
