@@ -27,6 +27,7 @@ from pro_core.familiarity import Familiarity
 from pro_core.objectives import Prompt, check_objective_names
 from pro_core.storage import (
     StorageError,
+    first_line,
     library_versions,
     local_folder,
     read_config,
@@ -259,7 +260,7 @@ class PreferenceAdapter(PromptEncoder):
         except (SafetensorError, FileNotFoundError, RuntimeError, TypeError) as error:
             raise StorageError(
                 f"{folder / 'model.safetensors'}: missing, truncated or of another shape "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from None
         return adapter.eval()
 

@@ -39,7 +39,7 @@ from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
 from pro_core.policies.stages import POLICY, RUN, Stage, copy_checkpoint, model_identity, once
-from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
+from pro_core.storage import StorageError, content_hash, first_line, write_config, write_jsonl
 from pro_core.training import (
     ConfigError,
     cast_for_training,
@@ -343,7 +343,7 @@ def _tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left")
     except Exception as error:  # every loader has exceptions of its own
-        raise ConfigError(f"cannot load the model {model!r}: {_first_line(error)}") from error
+        raise ConfigError(f"cannot load the model {model!r}: {first_line(error)}") from error
 
 
 def clean(entry: dict[str, Any]) -> dict[str, Any]:
@@ -359,16 +359,12 @@ def explained(work: Path):
         yield
     except (requests.exceptions.RequestException, ConnectionError) as error:
         raise ConfigError(
-            f"the vLLM server does not answer ({_first_line(error)}). {again}"
+            f"the vLLM server does not answer ({first_line(error)}). {again}"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or any(t in str(error) for t in FULL)
         if not full:
             raise
         raise StorageError(
-            f"the disk is full ({_first_line(error)}): free some of it. {again}"
+            f"the disk is full ({first_line(error)}): free some of it. {again}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
