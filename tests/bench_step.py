@@ -53,6 +53,10 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
     return time.process_time() - started[CPU], time.perf_counter() - started[WALL]
 
 
+def width(column: str) -> int:
+    return max(len(column) + 3, 10)
+
+
 class Clock(TrainerCallback):
     """Hooks around a trainer's own methods: the (CPU, wall) seconds of each part of each step."""
 
@@ -185,11 +189,11 @@ def main() -> None:
         f"average, at most {s['max_new_tokens']}), K = {len(data.objective_names)}, {torch.get_num_threads()} threads"
     )
     for clock, unit in ((CPU, "CPU seconds"), (WALL, "wall seconds")):
-        print(f"\n{unit:17s}" + "".join(f"{column:>{len(column) + 3}s}" for column in COLUMNS))
+        print(f"\n{unit:17s}" + "".join(f"{column:>{width(column)}s}" for column in COLUMNS))
         for name, steps in measured.items():
             medians = [statistics.median(parts[c][clock] for parts in steps) for c in COLUMNS]
             cells = zip(COLUMNS, medians, strict=True)
-            print(f"{name:17s}" + "".join(f"{m:{len(c) + 3}.3f}" for c, m in cells))
+            print(f"{name:17s}" + "".join(f"{m:{width(c)}.3f}" for c, m in cells))
 
     def spread(ratios: list[float], unit: str) -> str:
         low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
