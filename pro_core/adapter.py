@@ -28,6 +28,7 @@ from pro_core.objectives import Prompt, check_objective_names
 from pro_core.rewards.batching import token_budget_batches
 from pro_core.storage import (
     StorageError,
+    first_line,
     library_versions,
     local_folder,
     read_config,
@@ -273,7 +274,7 @@ class PreferenceAdapter(PromptEncoder):
         except (SafetensorError, FileNotFoundError, RuntimeError, TypeError) as error:
             raise StorageError(
                 f"{folder / 'model.safetensors'}: missing, truncated or of another shape "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from None
         return adapter.eval()
 

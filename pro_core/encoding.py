@@ -13,7 +13,7 @@ from pro_core.data import render_messages, to_messages
 from pro_core.objectives import Prompt
 from pro_core.packaged import resolve_encoder
 from pro_core.rewards.batching import token_budget_batches
-from pro_core.storage import StorageError, quiet_loading
+from pro_core.storage import StorageError, first_line, quiet_loading
 
 
 class PromptEncoder(nn.Module):
@@ -48,7 +48,7 @@ class PromptEncoder(nn.Module):
                 self.encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
         except Exception as error:  # every loader has exceptions of its own
             raise StorageError(
-                f"cannot load the adapter's encoder {encoder!r}: {str(error).splitlines()[0]}"
+                f"cannot load the adapter's encoder {encoder!r}: {first_line(error)}"
             ) from error
         depth = self.encoder.config.num_hidden_layers
         if not 1 <= layers <= depth:

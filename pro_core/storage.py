@@ -19,6 +19,12 @@ class StorageError(ValueError):
     """A checkpoint that is missing, truncated or of another kind: says which file and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """An error's own words for the middle of a sentence: its first line, its kind where it has none."""
+    text = str(error).strip().split("\n", 1)[0]
+    return (text or type(error).__name__)[:300].rstrip(".")
+
+
 def library_versions() -> dict[str, str]:
     """The versions that a checkpoint was made with."""
     versions = {"python": platform.python_version()}

@@ -31,6 +31,14 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory) -> str:
+    """The folder of a tiny random Qwen2."""
+    from tiny import tiny_qwen  # imports torch
+
+    return tiny_qwen(tmp_path_factory.mktemp("qwen"))
+
+
 @pytest.fixture
 def recipe(parts, tmp_path):
     """recipe(name, **changes): the file of a recipe with the settings of a test module's ``parts``."""

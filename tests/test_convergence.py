@@ -36,7 +36,7 @@ from pro_core.evaluation.convergence import (
 )
 from pro_core.evaluation.labelled_worlds import right
 from pro_core.evaluation.report import read_rows
-from pro_core.evaluation.tables import convergence_table
+from pro_core.evaluation.theory_tables import convergence_table
 from pro_core.packaged import MINILM
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import AdapterWeights, FixedWeights

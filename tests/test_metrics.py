@@ -210,6 +210,16 @@ def test_the_card_says_what_scores_owe_to_length_and_what_was_not_measured(tmp_p
     assert "| not measured | not measured |" in card and "without their length component" in card
 
 
+def test_a_baseline_has_a_recipe_only_beside_a_judge():
+    """Panels are all graded on the same pairs, a judge on its own."""
+    report = grade(held_out(), NAMES, "test")
+    rows = [
+        panel_row(experiment, "longer wins", 0, "test", report, "r.yaml", 1.0)
+        for experiment in ("reward_models", "judges")
+    ]
+    assert [row["config"] for row in rows] == ["", "r.yaml"]
+
+
 def test_a_panels_row_and_the_table_of_length():
     report = grade(held_out(), NAMES, "test")
     row = panel_row("length", "panel, length kept", 0, "test", report, "r.yaml", 1.0)

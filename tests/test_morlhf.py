@@ -34,6 +34,7 @@ from pro_core.policies.ppo import (
     advantages_by_gae,
     ppo_loss,
 )
+from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData, load_kinds
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
@@ -109,7 +110,7 @@ def test_arms_differ_in_their_weights_alone(recipe, tmp_path, capsys):
     path = recipe("arms", arms=arms)
     script.main(path)
     output = tmp_path / "arms"
-    found = {name: trained(output, morlhf.folder_name(name)) for name in arms}
+    found = {name: trained(output, folder_name(name)) for name in arms}
     loras = [lora for lora, _, _ in found.values()]
     assert not any(same(loras[0], other) for other in loras[1:])
     # Every LoRA pair has moved: B starts at 0.

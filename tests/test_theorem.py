@@ -25,7 +25,6 @@ from pro_core.evaluation.batched_heads import Examples, fit_adapters
 from pro_core.evaluation.metrics import linear_slope, log_slope
 from pro_core.evaluation.planted import NAMES, planted_features, planted_truth
 from pro_core.evaluation.report import read_rows, sweep, write_rows
-from pro_core.evaluation.tables import planted_table, theorem_table
 from pro_core.evaluation.theorem import (
     FIXED,
     PlantedWeights,
@@ -38,6 +37,7 @@ from pro_core.evaluation.theorem import (
     save_world,
     synthetic_world,
 )
+from pro_core.evaluation.theory_tables import planted_table, theorem_table
 from pro_core.packaged import MINILM
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import columns

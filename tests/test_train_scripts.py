@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import tiny_encoder, tiny_qwen
 
 from pro_core.adapter import PreferenceAdapter
+from pro_core.rewards.bradley_terry import BradleyTerryTrainer
 from pro_core.rewards.panel import RewardPanel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +123,43 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_panel(recipe, tmp_path):
     assert panel.accuracy["helpful"]["accuracy"] > 0.9  # it learned, on test pairs
     card = (tmp_path / "cut" / "panel" / "README.md").read_text()
     assert "pairs" in card and "95% interval" in card and "licen" in card.lower()
+
+
+@pytest.mark.parametrize("pooling", ["own", "mean"])
+def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
+    recipe, tmp_path, monkeypatch, pooling
+):
+    """In bf16, to the bit. A whole PEFT model comes back in fp32 (see `PolicyTrainer`); this LoRA lies inside a
+    classifier, which the Trainer loads as one state into the parameters that are there."""
+    from train import reward_models
+
+    settings = {"method": "lora", "lora": {"r": 4}, "pooling": pooling}
+    settings["data"] = [{"path": "pairs.jsonl", "epochs": 1}]
+    reward_models.main(str(recipe("whole", **settings)))
+    path, original = str(recipe("cut", **settings)), BradleyTerryTrainer.compute_loss
+    dtypes = []
+
+    def stopped(self, model, inputs, *arguments, **named):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return original(self, model, inputs, *arguments, **named)
+
+    def watched(self, model, inputs, *arguments, **named):
+        dtypes.append((self.state.global_step, {p.dtype for p in model.parameters()}))
+        return original(self, model, inputs, *arguments, **named)
+
+    monkeypatch.setattr(BradleyTerryTrainer, "compute_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        reward_models.main(path)
+    monkeypatch.setattr(BradleyTerryTrainer, "compute_loss", watched)
+    reward_models.main(path)
+    assert dtypes == [(step, {torch.bfloat16}) for step in range(4, 6)]  # from checkpoint-4 on
+    whole, resumed = (
+        load_file(tmp_path / name / "panel/trunk/model.safetensors") for name in ("whole", "cut")
+    )
+    assert whole.keys() == resumed.keys() and any("lora_B" in name for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert all(tensor.any() for name, tensor in whole.items() if "lora_B" in name)  # it moved
 
 
 def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):

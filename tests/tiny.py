@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,10 @@ from transformers import (
 )
 
 from pro_core.adapter import PreferenceAdapter
+from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import Condition
+from pro_core.generation import Piece
+from pro_core.generation.base import EMPTY_ANSWER, StreamingGenerator
 from pro_core.packaged import MINILM, resolve_encoder
 
 
@@ -205,6 +210,13 @@ def tiny_qwen(folder: Path, seed: int = 0) -> str:
     return _save(folder, Qwen2ForCausalLM(config), tok, seed)
 
 
+def conditioned_qwen(folder: Path, qwen: str, condition: Condition) -> str:
+    """A tiny whole model that says which condition it was trained to read."""
+    shutil.copytree(qwen, folder)
+    PolicyConfig(condition).save(folder)
+    return str(folder)
+
+
 def tiny_llama(folder: Path, seed: int = 0, template: bool = True) -> str:
     """A random two-layer Llama that writes words and ends its answers; without a chat template it is a base model."""
     special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -234,3 +246,33 @@ def tiny_llama(folder: Path, seed: int = 0, template: bool = True) -> str:
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return str(folder)
+
+
+# ---------------------------------------------------------------- a generator without a model
+
+
+class Script(StreamingGenerator):
+    """Answers by a rule, and fails as often as it is told to for prompts with a word."""
+
+    name = "script"
+
+    def __init__(self, fails=None, empty: str = "", condition: Condition | None = None):
+        self.fails, self.empty = dict(fails or {}), empty
+        self._policy = PolicyConfig(condition) if condition else None
+        self.asked: list[list[str]] = []
+        self.seeds: list[int] = []
+
+    async def stream_batch(self, batch, settings):
+        self.asked.append([m[-1]["content"] for m in batch])
+        self.seeds.append(settings.seed)
+        for i, text in enumerate(self.asked[-1]):
+            word = next((w for w, left in self.fails.items() if w in text and left), None)
+            if word:
+                self.fails[word] -= 1
+                yield Piece(i, "half an")
+                yield Piece(i, error=f"{word} failed", done=True)
+            elif self.empty and self.empty in text:
+                yield Piece(i, error=EMPTY_ANSWER, done=True)
+            else:
+                yield Piece(i, f"[{text}] {settings.seed}")
+                yield Piece(i, done=True)

@@ -32,7 +32,7 @@ from pro_core.evaluation.convergence import (
 from pro_core.evaluation.figures import convergence_figure
 from pro_core.evaluation.labelled_worlds import labelled_world
 from pro_core.evaluation.report import read_rows, result_row, write_rows
-from pro_core.evaluation.tables import convergence_table
+from pro_core.evaluation.theory_tables import convergence_table
 from pro_core.training import read_recipe, run_script
 
 WORLD = ("responses", "adapter", "panel_folds", "encoder")

@@ -44,7 +44,7 @@ from pro_core.training import ConfigError, read_recipe
 ROOT = Path(__file__).parent.parent
 
 
-def reward_models(recipe_path: str, split: str) -> list[dict]:
+def reward_models(recipe_path: str, split: str, experiment: str = "reward_models") -> list[dict]:
     """Rows for one panel's recipe, and for the two baselines on the same pairs."""
     recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
     started, config = time.monotonic(), Path(recipe_path).name
@@ -60,15 +60,14 @@ def reward_models(recipe_path: str, split: str) -> list[dict]:
     measured = beside_baselines(panel, scores, pairs, test, recipe["objectives"])
     wall = time.monotonic() - started
     return [
-        panel_row("reward_models", method, recipe["seed"], split, report, config, wall)
+        panel_row(experiment, method, recipe["seed"], split, report, config, wall)
         for method, report in measured.items()
     ]
 
 
 def judges(recipe_path: str, split: str) -> list[dict]:
-    """The same rows for a judge. Its pairs are its own, so its baselines belong to its recipe."""
-    rows = reward_models(recipe_path, split)
-    return [row | {"config": Path(recipe_path).name} for row in rows]
+    """The same rows for a judge."""
+    return reward_models(recipe_path, split, "judges")
 
 
 def length(recipe_path: str, split: str) -> list[dict]:

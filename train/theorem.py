@@ -20,7 +20,6 @@ from pro_core.data_sources import default_data_dir
 from pro_core.evaluation.figures import theorem_figure
 from pro_core.evaluation.planted import PLANTED_METHODS, compare_targets
 from pro_core.evaluation.report import read_rows, result_row, write_rows
-from pro_core.evaluation.tables import planted_table, theorem_table
 from pro_core.evaluation.theorem import (
     FIXED,
     PlantedWeights,
@@ -32,6 +31,7 @@ from pro_core.evaluation.theorem import (
     save_world,
     synthetic_world,
 )
+from pro_core.evaluation.theory_tables import planted_table, theorem_table
 from pro_core.rewards.panel import RewardPanel
 from pro_core.training import read_recipe, run_script
 

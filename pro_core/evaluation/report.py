@@ -52,7 +52,8 @@ def panel_row(
 ) -> dict[str, Any]:
     """A row from objective -> accuracy with its interval and what length has to do with it.
 
-    See :func:`pro_core.evaluation.reward_models.length_report`. Baselines, which need no recipe, have no config.
+    See :func:`pro_core.evaluation.reward_models.length_report`. Baselines, which need no recipe, have no config,
+    but for a judge's: its pairs are its own.
     """
     metrics: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
@@ -67,8 +68,9 @@ def panel_row(
         if "slope" in a:
             metrics[f"slope_{name}"] = a["slope"]
     n = sum(a["n"] for a in report.values())
-    trained = config if method.startswith("panel") else ""
-    return result_row(experiment, method, seed, split, n, metrics, intervals, trained, wall_s)
+    if experiment != "judges" and not method.startswith("panel"):
+        config = ""
+    return result_row(experiment, method, seed, split, n, metrics, intervals, config, wall_s)
 
 
 def _commit() -> str:

@@ -38,7 +38,7 @@ from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, fit,
 from pro_core.generation.mixing import Mixer, weights_of
 from pro_core.objectives import Message
 from pro_core.packaged import SMOLLM2
-from pro_core.storage import StorageError
+from pro_core.storage import StorageError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class LocalGenerator(StreamingGenerator):
             except Exception as error:
                 logger.warning("cannot load %s", self.path_or_id, exc_info=True)
                 self._failure = (
-                    f"The model {self.path_or_id!r} cannot be loaded ({_first_line(error)}); "
+                    f"The model {self.path_or_id!r} cannot be loaded ({first_line(error)}); "
                     "PRO_POLICY must name a model folder or a model on the hub."
                 )
                 raise GenerationError(self._failure) from error
@@ -192,7 +192,7 @@ class LocalGenerator(StreamingGenerator):
             emit([Piece(index, error=message, done=True) for index in sorted(open_rows)])
         except Exception as error:
             logger.exception("generation failed")
-            message = f"The model failed ({_first_line(error)})."
+            message = f"The model failed ({first_line(error)})."
             emit([Piece(index, error=message, done=True) for index in sorted(open_rows)])
 
     def _generate(
@@ -373,8 +373,3 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n", 1)[0]
-    return (text or type(error).__name__)[:300].rstrip(".")

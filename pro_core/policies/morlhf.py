@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,10 @@ from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.objectives import Message
 from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
-from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
-from pro_core.policies.stages import POLICY, RUN, Stage, copy_checkpoint, model_identity, once
-from pro_core.storage import StorageError, content_hash, write_config, write_jsonl
+from pro_core.policies.stages import POLICY, Stage, model_identity, once, publish
+from pro_core.storage import StorageError, content_hash, first_line, write_jsonl
 from pro_core.training import (
     ConfigError,
     cast_for_training,
@@ -47,7 +45,6 @@ from pro_core.training import (
     main_process,
     train_resuming,
     training_arguments,
-    wait_for_all,
 )
 
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
@@ -313,25 +310,11 @@ class MorlhfRun:
         ]
 
     def _finish(self, stages: Sequence[Stage]) -> Path:
-        """The policy where people look for it, with what it took to make it."""
-        s = self.settings
-        folder = Path(s["policy"] or self.output / folder_name(self.method) / f"seed{self.seed}")
-        if main_process():
-            counts = ("steps", "completions", "skipped", "new_tokens")
-            spent = {k: sum(stage.record.get(k, 0) for stage in stages) for k in counts}
-            copy_checkpoint(stages[-1].checkpoint, folder)
-            config = PolicyConfig.read(folder)
-            assert config is not None
-            made = {"method": self.method, "seed": self.seed, "model": s["model"]}
-            replace(config, training=made).save(folder)
-            used = {k: v for k, v in s.items() if k not in ("arms", "seeds", "policy")}
-            spent |= {"prompts": len(self.rows), "left_out": self.left_out}
-            record = {"method": self.method, "seed": self.seed, "spent": spent, "settings": used}
-            listed = [{"stage": str(p.folder.relative_to(self.output)), **p.record} for p in stages]
-            write_config(folder, "run.json", {"format": RUN, **record, "stages": listed})
-            note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
-            self._say(f"finished, {spent['completions']} completions{note}: {folder}")
-        wait_for_all()
+        counts = ("steps", "completions", "skipped", "new_tokens")
+        asked = {"prompts": len(self.rows), "left_out": self.left_out}
+        folder, spent = publish(stages, self.settings, self.seed, counts, **asked)
+        note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
+        self._say(f"finished, {spent['completions']} completions{note}: {folder}")
         return folder
 
     def _say(self, text: str) -> None:
@@ -343,7 +326,7 @@ def _tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left")
     except Exception as error:  # every loader has exceptions of its own
-        raise ConfigError(f"cannot load the model {model!r}: {_first_line(error)}") from error
+        raise ConfigError(f"cannot load the model {model!r}: {first_line(error)}") from error
 
 
 def clean(entry: dict[str, Any]) -> dict[str, Any]:
@@ -359,16 +342,12 @@ def explained(work: Path):
         yield
     except (requests.exceptions.RequestException, ConnectionError) as error:
         raise ConfigError(
-            f"the vLLM server does not answer ({_first_line(error)}). {again}"
+            f"the vLLM server does not answer ({first_line(error)}). {again}"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or any(t in str(error) for t in FULL)
         if not full:
             raise
         raise StorageError(
-            f"the disk is full ({_first_line(error)}): free some of it. {again}"
+            f"the disk is full ({first_line(error)}): free some of it. {again}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

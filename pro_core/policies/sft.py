@@ -26,6 +26,7 @@ from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.objectives import Message
 from pro_core.rewards.bradley_terry import grouped_by_length
+from pro_core.storage import first_line
 from pro_core.training import (
     ConfigError,
     OrderedTrainer,
@@ -236,8 +237,7 @@ def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):
     try:
         loaded, tokenizer, _ = load_language_model(source, trainable=True, dtype=dtype)
     except Exception as error:  # every loader has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot load the model {source!r}: {reason}") from error
+        raise ConfigError(f"cannot load the model {source!r}: {first_line(error)}") from error
     return loaded, tokenizer
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from pro_core.storage import file_hash, read_sealed, seal
+from pro_core.conditioned import PolicyConfig
+from pro_core.policies.recipe import folder_name
+from pro_core.storage import file_hash, read_sealed, seal, write_config
 from pro_core.training import from_main, main_process, wait_for_all
 
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
@@ -62,6 +64,35 @@ def model_identity(model: str) -> list[str]:
     if not folder.is_dir():
         return [model]
     return [f"{p.name} {file_hash(p)}" for p in sorted(folder.iterdir()) if p.is_file()]
+
+
+def publish(
+    stages: Sequence[Stage], settings: dict[str, Any], seed: int, counts: Sequence[str], **more: int
+) -> tuple[Path, dict[str, int]]:
+    """The last stage's policy where people look for it, with a record of what it took to make it in ``run.json``.
+
+    Every process calls it, the main one writes.
+
+    Args:
+        counts: what is summed up of the stages' records. more: what else was spent.
+
+    Returns:
+        The policy's folder, and what was spent.
+    """
+    output, made = Path(settings["output"]), {"method": settings["method"], "seed": seed}
+    folder = Path(settings["policy"] or output / folder_name(made["method"]) / f"seed{seed}")
+    spent = {key: sum(stage.record.get(key, 0) for stage in stages) for key in counts} | more
+    if main_process():
+        copy_checkpoint(stages[-1].checkpoint, folder)
+        config = PolicyConfig.read(folder)
+        assert config is not None
+        replace(config, training=made | {"model": settings["model"]}).save(folder)
+        used = {k: v for k, v in settings.items() if k not in ("arms", "seeds", "policy")}
+        listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
+        record = made | {"spent": spent, "settings": used, "stages": listed}
+        write_config(folder, "run.json", {"format": RUN, **record})
+    wait_for_all()
+    return folder, spent
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:

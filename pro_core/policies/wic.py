@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,24 @@ from pro_core.policies.online import (
     distance,
     offline_mask,
 )
-from pro_core.policies.recipe import folder_name
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.scored import ScoredData, score
 from pro_core.policies.sft import Row, fine_tune
 from pro_core.policies.stages import (
     POLICY,
     ROLLOUTS,
-    RUN,
     Stage,
-    copy_checkpoint,
     model_identity,
     once,
+    publish,
 )
 from pro_core.rewards.scores import progress
-from pro_core.storage import content_hash, write_config, write_jsonl
+from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import (
     ConfigError,
     from_main,
     main_process,
     process_device,
-    wait_for_all,
 )
 from pro_core.weights import weighted_sum
 
@@ -202,24 +198,9 @@ class WicRun:
         return once(self.output / "policies", key, POLICY, make)
 
     def _finish(self, stages: Sequence[Stage]) -> Path:
-        """The policy where people look for it, with what it took to make it."""
-        s = self.settings
-        seed = self.output / folder_name(self.method) / f"seed{self.seed}"
-        folder = Path(s["policy"] or seed)
-        if main_process():
-            budget = ("tokens", "completion_tokens", "new_tokens", "steps")
-            spent = {k: sum(stage.record.get(k, 0) for stage in stages) for k in budget}
-            used = {k: v for k, v in s.items() if k not in ("arms", "seeds", "policy")}
-            record = {"method": self.method, "seed": self.seed, "spent": spent, "settings": used}
-            listed = [{"stage": str(p.folder.relative_to(self.output)), **p.record} for p in stages]
-            copy_checkpoint(stages[-1].checkpoint, folder)
-            config = PolicyConfig.read(folder)
-            assert config is not None
-            made = {"method": self.method, "seed": self.seed, "model": s["model"]}
-            replace(config, training=made).save(folder)
-            write_config(folder, "run.json", {"format": RUN, **record, "stages": listed})
-            self._say(f"finished, {spent['tokens']:,} tokens in {spent['steps']} steps: {folder}")
-        wait_for_all()
+        budget = ("tokens", "completion_tokens", "new_tokens", "steps")
+        folder, spent = publish(stages, self.settings, self.seed, budget)
+        self._say(f"finished, {spent['tokens']:,} tokens in {spent['steps']} steps: {folder}")
         return folder
 
     # ------------------------------------------------------------ parts

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from pro_core.packaged import resolve_encoder
 from pro_core.storage import (
     StorageError,
+    first_line,
     library_versions,
     quiet_loading,
     read_config,
@@ -104,7 +105,7 @@ def new_reward_model(
         with quiet_loading():
             model = kind.from_pretrained(source, config=config, dtype=torch.float32)
     except Exception as error:  # every loader has exceptions of its own
-        raise StorageError(f"cannot load the base model {base!r}: {_first_line(error)}") from error
+        raise StorageError(f"cannot load the base model {base!r}: {first_line(error)}") from error
     if pooling == "mean":
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used, so it must not wait for gradients
@@ -180,7 +181,7 @@ def load_reward_model(
             model, tokenizer = _load_classifier(source, revision, outputs)
     except Exception as error:  # every loader has exceptions of its own
         raise StorageError(
-            f"cannot load the reward model {source!r}: {_first_line(error)}"
+            f"cannot load the reward model {source!r}: {first_line(error)}"
         ) from error
     _pad_token(model, tokenizer)
     if not all(math.isfinite(p.detach().float().sum().item()) for p in model.parameters()):
@@ -243,7 +244,3 @@ def _pad_token(model, tokenizer) -> None:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.padding_side = "right"  # GPT-2 counts positions from the left, padding included
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else repr(error)

@@ -1,0 +1,222 @@
+"""What K objectives and the adapter cost in a GRPO step of `train/morlhf.py`, by part, beside TRL with K reward models.
+
+    python tests/bench_step.py [--recipe recipes/morlhf_small.yaml] [--rounds 3]
+
+Four ways to train on the recipe's prompts, all five objectives of its panel or one, taken in turn: one reward (a panel
+with one head), K fixed weights, the adapter's weights, and TRL's trainer as its users write it, with `reward_funcs` and
+`reward_weights`: a model and a forward pass an objective, batched and rounded as ours. The learning rate is next to
+nothing, so all write and score the same answers, and the optimizer still does its work. Prints the median seconds of a
+step's parts, CPU and wall (a shared machine disturbs CPU seconds less), then ratios of CPU seconds between steps on the
+same answers, from the least to the greatest. `update` is the forward pass with gradients, the backward pass and the
+optimizer; the adapter's column is its pass over a step's prompts, each asked once in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from pro_core import RewardPanel
+from pro_core.policies.composite_reward import text_of
+from pro_core.policies.morlhf import MorlhfRun, RewardProgress
+from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.reward_data import RewardData
+
+METHODS = {
+    "_generate": "rollout",
+    "_calculate_rewards": "scoring",
+    "_get_per_token_logps_and_entropies": "log-probabilities",
+    "_prepare_inputs": "all before the update",
+}
+BEFORE = ("rollout", "scoring", "log-probabilities")
+COLUMNS = (*BEFORE, "update", "rest", "adapter", "step")
+ONE, FIXED, ADAPTER, TRL = "one reward", "K fixed weights", "K, the adapter", "TRL, K models"
+CPU, WALL = 0, 1
+
+
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def since(started: tuple[float, float]) -> tuple[float, float]:
+    return time.process_time() - started[CPU], time.perf_counter() - started[WALL]
+
+
+def width(column: str) -> int:
+    return max(len(column) + 3, 10)
+
+
+class Clock(TrainerCallback):
+    """Hooks around a trainer's own methods: the (CPU, wall) seconds of each part of each step."""
+
+    def __init__(self, trainer):
+        self.steps: list[dict[str, tuple[float, float]]] = []
+        for method, part in METHODS.items():
+            setattr(trainer, method, self.timed(part, getattr(trainer, method)))
+        trainer.add_callback(self)
+
+    def timed(self, part, method):
+        def call(*arguments, **named):
+            if part == "log-probabilities" and torch.is_grad_enabled():
+                return method(*arguments, **named)  # of the update
+            started = now()
+            result = method(*arguments, **named)
+            self.spent[part].append(since(started))
+            return result
+
+        return call
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.spent, self.started = defaultdict(list), now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        whole = since(self.started)
+        parts = {p: tuple(map(sum, zip(*spent, strict=True))) for p, spent in self.spent.items()}
+        before = parts.pop("all before the update")
+        named = [parts.setdefault(p, (0.0, 0.0)) for p in BEFORE]
+        parts["update"] = (whole[CPU] - before[CPU], whole[WALL] - before[WALL])
+        parts["rest"] = tuple(before[i] - sum(p[i] for p in named) for i in (CPU, WALL))
+        self.steps.append(parts)
+
+
+def alone(panel: RewardPanel, k: int) -> RewardPanel:
+    """The panel's k-th objective by itself, with a model of its own."""
+    spec, stats = panel.specs[k], panel.require_stats()
+    part = slice(k, k + 1)
+    slope = None if stats.length_slope is None else stats.length_slope[part]
+    stats = replace(
+        stats,
+        objective_names=(spec.name,),
+        mean=stats.mean[part],
+        std=stats.std[part],
+        length_slope=slope,
+    )
+    models = {spec.source: copy.deepcopy(panel.models[spec.source])}
+    return RewardPanel([spec], models, stats)
+
+
+class TrlRun(MorlhfRun):
+    """TRL's trainer with a reward function an objective, each with its own model."""
+
+    def reward(self):
+        def function(one):
+            def score(prompts, completions, row, **columns):
+                asked = [self.data.prompts[self.rows[r]] for r in row]
+                texts = [text_of(completion) for completion in completions]
+                return one.standardized(asked, texts)[:, 0].tolist()
+
+            return score
+
+        return [function(alone(self.data.panel, k)) for k in range(len(self.data.objective_names))]
+
+
+def settings_of(recipe: str, output: str) -> dict[str, Any]:
+    """Of the recipe's first arm, one step at a time, under a learning rate that leaves the policy as it is."""
+    settings = next(iter(read_morlhf(recipe).values()))
+    settings |= {"objectives": None, "output": output, "weights": "uniform", "steps": 1}
+    settings |= {"learning_rate": 1e-12, "checkpoint_every": 1}
+    return settings | {"trainer": settings["trainer"] | {"save_strategy": "no"}}
+
+
+def runs_of(settings: dict[str, Any], data: RewardData, seed: int) -> dict[str, MorlhfRun]:
+    single = alone(data.panel, 0)
+    one = replace(data, panel=single, objective_names=single.objective_names)
+    K = len(data.objective_names)
+    separate = settings | {"trainer": settings["trainer"] | {"reward_weights": [1 / K] * K}}
+    return {
+        ONE: MorlhfRun(settings, seed, one),
+        FIXED: MorlhfRun(settings, seed, data),
+        ADAPTER: MorlhfRun(settings | {"weights": "adapter"}, seed, data),
+        TRL: TrlRun(separate, seed, data),
+    }
+
+
+def step_of(name: str, run: MorlhfRun, work: Path) -> tuple[dict[str, tuple], float]:
+    """The parts of a run's one step, and how long its answers were."""
+    adapter = (0.0, 0.0)
+    if name == ADAPTER:
+        started = now()
+        run._weigh()
+        adapter = since(started)
+    trainer = run.trainer(work)
+    trainer.remove_callback(RewardProgress)
+    clock = Clock(trainer)
+    trainer.train()
+    (parts,) = clock.steps
+    parts["adapter"] = adapter
+    parts["step"] = tuple(sum(part[i] for part in parts.values()) for i in (CPU, WALL))
+    return parts, trainer.state.log_history[0]["completions/mean_length"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="recipes/morlhf_small.yaml")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    disable_progress_bar()
+    measured: dict[str, list[dict]] = {name: [] for name in (ONE, FIXED, ADAPTER, TRL)}
+    lengths: dict[str, list[float]] = {name: [] for name in measured}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_of(arguments.recipe, folder)
+        data = RewardData.load(settings)
+        step_of(ADAPTER, runs_of(settings, data, 0)[ADAPTER], Path(folder))  # warm-up
+        for turn in range(arguments.rounds):
+            runs = runs_of(settings, data, turn)
+            names = [*measured, *measured][turn % len(measured) :][: len(measured)]
+            for name in names:
+                parts, written = step_of(name, runs[name], Path(folder))
+                measured[name].append(parts)
+                lengths[name].append(written)
+    if any(written != lengths[ONE] for written in lengths.values()):
+        raise RuntimeError(f"the answers should have the same lengths in every way, got {lengths}")
+
+    s, size = settings, f"{settings['prompts_per_step']} x {settings['generations']}"
+    print(
+        f"{s['model']}, {arguments.rounds} steps each of {size} answers ({statistics.mean(lengths[ONE]):.0f} tokens on "
+        f"average, at most {s['max_new_tokens']}), K = {len(data.objective_names)}, {torch.get_num_threads()} threads"
+    )
+    for clock, unit in ((CPU, "CPU seconds"), (WALL, "wall seconds")):
+        print(f"\n{unit:17s}" + "".join(f"{column:>{width(column)}s}" for column in COLUMNS))
+        for name, steps in measured.items():
+            medians = [statistics.median(parts[c][clock] for parts in steps) for c in COLUMNS]
+            cells = zip(COLUMNS, medians, strict=True)
+            print(f"{name:17s}" + "".join(f"{m:{width(c)}.3f}" for c, m in cells))
+
+    def spread(ratios: list[float], unit: str) -> str:
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        return f"{middle:6.2f}{unit} ({low:.2f} to {high:.2f})"
+
+    def ratio(first: str, second: str, part: str) -> str:
+        pairs = zip(measured[first], measured[second], strict=True)
+        return spread([a[part][CPU] / b[part][CPU] for a, b in pairs], " x")
+
+    def more(name: str, columns: tuple[str, ...]) -> str:
+        pairs = zip(measured[name], measured[ONE], strict=True)
+        return spread(
+            [100 * sum(a[c][CPU] - b[c][CPU] for c in columns) / b["step"][CPU] for a, b in pairs],
+            "%",
+        )
+
+    print("\nCPU seconds more than one reward, in % of its step: scoring and adapter, whole step")
+    for name in (FIXED, ADAPTER, TRL):
+        print(f"{name:17s} {more(name, ('scoring', 'adapter'))}   {more(name, ('step',))}")
+    print("\nTRL with K models : ours with K objectives and the adapter")
+    print(f"{'scoring':17s} {ratio(TRL, ADAPTER, 'scoring')}")
+    print(f"{'whole step':17s} {ratio(TRL, ADAPTER, 'step')}")
+
+
+if __name__ == "__main__":
+    main()
