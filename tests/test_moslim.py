@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.torch import load_file
 from test_morlhf import same
 from tiny import tiny_classifier, tiny_llama, tokenizer
 from transformers import BertForSequenceClassification
 
-from pro_core import RewardClassifier, map_levels
+from pro_core import RewardClassifier
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import Condition, levels_for_weights
 from pro_core.data import read_jsonl
-from pro_core.policies import moslim
 from pro_core.policies.morlhf import folder_name
 from pro_core.policies.morlhf_recipe import read_moslim
 from pro_core.policies.moslim import LevelData, LevelReward, MoslimRun, draw_levels
