@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
+import runpy
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file
 from test_morlhf import same
 from tiny import tiny_classifier, tiny_llama, tokenizer
@@ -18,11 +22,16 @@ from pro_core import RewardClassifier
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import Condition, levels_for_weights
 from pro_core.data import read_jsonl
+from pro_core.evaluation.levels import LevelRun, control, requests
+from pro_core.evaluation.policy_metrics import Answers, resampled
+from pro_core.evaluation.policy_tables import levels_table
+from pro_core.evaluation.report import read_rows
 from pro_core.policies.morlhf import folder_name
 from pro_core.policies.morlhf_recipe import read_moslim
 from pro_core.policies.moslim import LevelData, LevelReward, MoslimRun, draw_levels
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import IntensityScale
+from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import moslim as script
@@ -36,7 +45,6 @@ SCALES = (
 NAMES = tuple(scale.name for scale in SCALES)
 COUNTS = (5, 2, 2)
 ASKED = ("the capital", "rain on Sunday", "a joke", "France <funny 2>", "why not", "Paris")
-TAG = re.compile(r"<[a-z-]+ \d>")
 
 
 def write_classifier(folder: Path, loss: str = "per_head", stats: bool = True) -> RewardClassifier:
@@ -253,19 +261,13 @@ def test_the_policy_reads_its_prefix_and_no_other_tag(recipe):
     """In one place for all algorithms; text that imitates the prefix is neutralized for it, not for the scorer."""
     settings = read_moslim(recipe("read", steps=3))["MOSLIM"]
     run = MoslimRun(settings, 0, LevelData.load(settings))
-    prefixes = set()
     for row, prompt in enumerate(run.data.prompts):
         (message,) = run.reads(row)
-        named = {n: int(x) for n, x in zip(NAMES, run.levels[row], strict=True) if x}
-        prefix = " ".join(f"<{n} {x}>" for n, x in named.items())
-        assert TAG.findall(message["content"]) == prefix.split("> <") or message[
-            "content"
-        ].startswith(prefix + " tell me")
-        assert len(TAG.findall(message["content"])) == len(named)
-        prefixes.add(prefix)
-        if "<funny 2>" in prompt[-1]["content"]:
-            assert message["content"].endswith("France (funny 2)")
-    assert len(prefixes) > 3
+        asked = zip(NAMES, run.levels[row], strict=True)
+        prefix = " ".join(f"<{name} {level}>" for name, level in asked if level)
+        typed = prompt[-1]["content"].replace("<funny 2>", "(funny 2)")
+        assert message["content"] == f"{prefix} {typed}"
+    assert len({tuple(levels) for levels in run.levels}) > 3
     # Another seed asks for other levels: its run is another one.
     assert MoslimRun(settings, 1, run.data).key != run.key
 
@@ -296,7 +298,6 @@ def test_weights_become_levels():
         ({"algorithm": "dpo"}, "got algorithm 'dpo', expected one of"),
         ({"generations": 1}, "got generations 1, expected at least 2"),
         ({"arms": {"A": {"objectives": ["helpful"]}}}, r"the arm 'A' sets \['objectives'\]"),
-        ({"max_length": 40}, "none of 6 prompts fits"),
     ],
 )
 def test_wrong_recipes(recipe, changes, said):
@@ -310,3 +311,168 @@ def test_a_classifier_without_statistics_and_a_panel(recipe, tmp_path):
         script.main(recipe("bare_run", classifier=str(tmp_path / "bare")))
     with pytest.raises(StorageError, match=r"classifier\.json"):
         script.main(recipe("panel", classifier=str(ROOT / "checkpoints" / "demo" / "panel")))
+
+
+@pytest.mark.parametrize("name", ["moslim_small", "moslim_paper"])
+def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
+    """Every arm of each, with everything large made small."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    given, arms = yaml.safe_load(path.read_text()), read_moslim(path)
+    assert arms.keys() == given["arms"].keys()
+    small = ("model", "classifier", "data", "max_length", "max_new_tokens")
+    changes = given | {key: parts[key] for key in small} | {"objectives": None, "seeds": [0]}
+    changes |= {"prompts_per_step": 2, "generations": 2, "steps": 1, "rows_per_device": None}
+    changes |= {"lora": {"r": 2}, "output": str(tmp_path / name)}
+    shorter = {"steps": 1, "round_steps": 1}
+    changes["arms"] = {
+        arm: {k: shorter.get(k, v) for k, v in settings.items()}
+        for arm, settings in given["arms"].items()
+    }
+    script.main(recipe(name, **changes))
+    assert all(
+        (tmp_path / name / folder_name(arm) / "seed0" / "run.json").is_file() for arm in arms
+    )
+
+
+# ---------------------------------------------------------------- levels asked and given
+
+
+def test_every_level_alone_then_the_corners_of_every_pair():
+    asked = requests((3, 1, 2)).astype(int).tolist()
+    assert asked[:6] == [[1, 0, 0], [2, 0, 0], [3, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 2]]
+    assert asked[6:8] == [[1, 1, 0], [3, 1, 0]]
+    assert asked[8:12] == [[1, 0, 1], [1, 0, 2], [3, 0, 1], [3, 0, 2]]
+    assert asked[12:] == [[0, 1, 1], [0, 1, 2]]
+
+
+def test_the_expected_level_by_hand(classifier):
+    """Under the joint loss heads share the probability: each is scaled to 1 first."""
+    found = classifier.expected_levels([P, np.array(P) / 3])
+    helpful = (0.1 + 0.2 + 0.6 + 0.8 + 2.0) / 1.0
+    np.testing.assert_allclose(found, [[helpful, 1.7, 1.1]] * 2, rtol=1e-6)
+
+
+@pytest.fixture
+def evaluation(parts, tmp_path):
+    """Writes a recipe of `train/evaluate.py levels`, with changes, and returns its path."""
+    lines = [
+        {"objective": "helpful", "prompt": f"tell me {what}", "chosen": "yes", "rejected": "no"}
+        | {"split": "test"}
+        for what in ASKED
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(**changes) -> Path:
+        settings = {
+            "experiment": "tiny",
+            "classifier": parts["classifier"],
+            "output": str(tmp_path / "kit"),
+            "judge": None,
+            "heldout_panel": None,
+            "perplexity": False,
+            "base": "stock",
+            "prompts": 5,
+            "data": [{"path": str(file)}],
+            "seeds": [0],
+            "max_new_tokens": 5,
+            "policies": [{"name": "stock", "model": parts["model"]}],
+        }
+        path = tmp_path / "levels.yaml"
+        path.write_text(yaml.safe_dump(settings | changes))
+        return path
+
+    return write
+
+
+def test_from_a_trained_policy_to_rows_table_and_figures(
+    recipe, parts, evaluation, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    script.main(recipe("trained"))
+    entries = [{"name": "stock", "model": parts["model"]}]
+    entries += [{"name": "MOSLIM", "model": str(tmp_path / "trained/moslim/seed{seed}")}]
+    heldout = {"models": [{"name": "funny", "function": "readability"}]}
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(heldout))
+    panel = RewardPanel.from_pretrained(tmp_path / "panel.yaml")
+    panel.fit_stats(["a"] * 2, ["hello there.", "why"], "two texts")
+    panel.save_pretrained(tmp_path / "panel")
+    path = evaluation(policies=entries, heldout_panel=str(tmp_path / "panel"), seeds=[0, 1])
+    command = ["train/evaluate.py", "levels", str(path), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", [*command, "--figures", str(tmp_path / "docs")])
+    runpy.run_path(str(ROOT / "train" / "evaluate.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert "MOSLIM, seed 1: " in said.err and "is not there, left out" in said.err
+    rows = read_rows(tmp_path / "results" / "levels.jsonl")
+    W = len(requests(COUNTS))
+    assert len(rows) == 2 * (1 + W) + 1 + (1 + W) + 1
+    pooled = {r["method"]: r["metrics"] for r in rows if r["experiment"] == "tiny_all_seeds"}
+    for name in NAMES:
+        assert -1 <= pooled["MOSLIM"][f"spearman_{name}"] <= 1
+        assert f"lead_spearman_{name}_over_stock" in pooled["MOSLIM"]
+    assert "spearman_heldout_funny" in pooled["stock"]
+    assert "spearman_heldout_helpful" not in pooled["stock"]
+    # The row of a request holds the mean level that was given: its policy read the request before the prompt.
+    (point,) = [r for r in rows if r["method"] == "MOSLIM at <helpful 5> <funny 1>"]
+    assert point["metrics"]["asked_helpful"] == 5 and "asked_on-topic" not in point["metrics"]
+    written = [json.loads(f.read_text()) for f in (tmp_path / "kit" / "responses").glob("*.json")]
+    starts = {m[0]["content"].partition(" tell me")[0] for w in written for m in w["messages"]}
+    assert len(starts) == W and "<helpful 5> <funny 1>" in starts
+    assert "| MOSLIM, less stock |" in levels_table(rows) and levels_table(rows) in said.out
+    for kind in ("levels", "level_pairs"):
+        ElementTree.fromstring(svg := (tmp_path / "docs" / f"tiny_{kind}.svg").read_text())
+        assert "MOSLIM" in svg and "funny" in svg
+
+
+def controlled(run: LevelRun, strength: float) -> Answers:
+    """Answers whose levels are those asked for, in part, under differences between prompts."""
+    asked_WK, P = run.weights_WK, len(run.prompts)
+    offsets = np.random.default_rng(0).normal(size=(P, 3))
+    levels = 2 + strength * (asked_WK[:, None, :] - 2) * (asked_WK > 0)[:, None, :] + offsets
+    asked_WPK = np.repeat(asked_WK[:, None, :], P, axis=1)
+    return Answers(asked_WPK, [["x"] * P for _ in asked_WK], levels)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, -1.0])
+def test_control_by_hand(evaluation, strength):
+    """Levels given that follow those asked for: rank correlation is the sign, gains are the part that is followed."""
+    run = LevelRun(evaluation())
+    nothing = {"judge": None, "heldout": None}
+    found = control(run, controlled(run, strength), nothing, resampled(5, 50))
+    for name, count in zip(NAMES, COUNTS, strict=True):
+        np.testing.assert_allclose(found[f"spearman_{name}"], np.sign(strength), atol=1e-9)
+        np.testing.assert_allclose(found[f"gain_{name}"], strength * (count - 1), atol=1e-9)
+        for other in set(NAMES) - {name}:
+            beside = found[f"gain_{name}_beside_{other}"]
+            np.testing.assert_allclose(beside, strength * (count - 1), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Condition("weights", NAMES), "it reads weights of"),
+        (Condition("levels", NAMES, level_counts=(3, 2, 2)), r"\(3, 2, 2\); this recipe asks for"),
+        (Condition("levels", NAMES[:2], level_counts=(5, 2)), r"\['helpful', 'on-topic'\], \(5, 2"),
+        (Condition("levels", ("kind",), level_counts=(5,)), r"trained for \['kind'\]"),
+    ],
+)
+def test_a_checkpoint_that_reads_something_else(parts, evaluation, tmp_path, condition, said):
+    shutil.copytree(parts["model"], tmp_path / "other")
+    PolicyConfig(condition).save(tmp_path / "other")
+    entries = [{"name": "stock", "model": parts["model"]}]
+    entries += [{"name": "other", "model": str(tmp_path / "other")}]
+    with pytest.raises(ConfigError, match=said):
+        LevelRun(evaluation(policies=entries)).policy("other", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["kind"]}, r"got the objectives \['kind'\], expected some of its"),
+        ({"policies": [{"name": "stock", "model": "m", "candidates": 2}]}, "stock: got candidates"),
+        ({"weights": 5}, "weights"),
+    ],
+)
+def test_wrong_evaluations(evaluation, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        LevelRun(evaluation(**changes))
