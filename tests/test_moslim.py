@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -16,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from test_morlhf import same
 from tiny import tiny_classifier, tiny_llama, tokenizer
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 
 from pro_core import RewardClassifier
 from pro_core.conditioned import PolicyConfig
@@ -197,16 +198,23 @@ def test_levels_that_there_are_none_of(classifier, levels):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo", "ppo"])
 def test_every_algorithm_killed_goes_on_to_the_same_parameters(
-    recipe, tmp_path, monkeypatch, algorithm
+    recipe, parts, tmp_path, monkeypatch, algorithm
 ):
-    """And neither the scorer nor the data's own prompts ever hold a level, while every prompt read does."""
+    """And the scorer never reads a level, the policy never a prompt without one."""
     seen, original = [], RewardClassifier.probabilities
 
     def spy(self, prompts, completions, allow_missing=False):
         seen.extend(prompts)
         return original(self, prompts, completions, allow_missing)
 
+    read, forward = set(), LlamaForCausalLM.forward
+
+    def reader(self, input_ids=None, **named):
+        read.update(map(tuple, input_ids.tolist()))
+        return forward(self, input_ids=input_ids, **named)
+
     monkeypatch.setattr(RewardClassifier, "probabilities", spy)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", reader)
     changes = {"algorithm": algorithm, "round_steps": 1}
     script.main(recipe("whole", **changes))
     lora, log, record = trained(tmp_path / "whole")
@@ -214,6 +222,10 @@ def test_every_algorithm_killed_goes_on_to_the_same_parameters(
     assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
     asked = [p[-1]["content"] for p in seen]
     assert len(asked) == 12 and set(asked) <= {f"tell me {what}" for what in ASKED}
+
+    words = AutoTokenizer.from_pretrained(parts["model"])
+    prompts = [text for ids in read if "tell me" in (text := words.decode(ids))]
+    assert len(prompts) >= 4 and all(re.search(r"<[a-z-]+ \d> tell me", text) for text in prompts)
 
     calls = []
 
