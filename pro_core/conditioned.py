@@ -32,7 +32,7 @@ class PolicyConfig:
     Attributes:
         condition: what the policy reads beside its prompt.
         base: the model that the LoRA belongs to, a folder or hub id; empty for a whole model.
-        panel: :meth:`pro_core.rewards.panel.RewardPanel.fingerprint` of the panel whose scores it learned from.
+        panel: the fingerprint of the panel, or of MOSLIM's classifier, whose scores it learned from.
         training: how it was made, for people.
         ranks: of a soup whose LoRAs are mixed as it writes, each objective with the rank of its LoRA, in order.
     """

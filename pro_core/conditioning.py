@@ -24,6 +24,10 @@ TEMPLATE_VERSION = 1
 
 LEVEL = "level"
 CONDITIONS = ("none", "weights", "weights+level", "scores")
+"""What the data's responses can teach (`train/wic.py`); ``levels`` (MOSLIM) is taught by rewards alone."""
+LEVELS = "levels"
+MOST_LEVELS = 3
+"""How many objectives a prompt of MOSLIM names at most."""
 
 Array = NDArray[np.float32]
 
@@ -155,17 +159,35 @@ def weights_for_scores(scores: ArrayLike, low: ArrayLike, high: ArrayLike) -> Ar
     return np.where(mass > 1e-9, part / np.maximum(mass, 1e-9), even).astype(np.float32)
 
 
+def levels_for_weights(weights: ArrayLike, counts: Sequence[int]) -> list[int]:
+    """MOSLIM's levels (K,) where weights (K,) are asked for: the heaviest objective's highest level, the others' in
+    proportion, 0 (not named) where there is no weight. Our choice; MOSLIM has no weights.
+
+    Args:
+        counts: how many levels each objective has. Of more than :data:`MOST_LEVELS` objectives the heaviest are named,
+            the first of equal ones: it was trained on no more.
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    named = set(np.argsort(-w, kind="stable")[:MOST_LEVELS].tolist())
+    return [
+        1 + int(np.floor(w[k] / w.max() * (count - 1) + 0.5)) if k in named and w[k] > 0 else 0
+        for k, count in enumerate(counts)
+    ]
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a policy reads beside its prompt. False where it reads the prompt alone (``none``).
 
     Attributes:
-        kind: ``weights`` (PRO-WIC), ``weights+level``, ``scores`` (RiC), or ``none``: it reads the prompt alone.
+        kind: ``weights`` (PRO-WIC), ``weights+level``, ``scores`` (RiC), ``levels`` (MOSLIM), or ``none``: it reads
+            the prompt alone.
         objective_names: in the order of the tags.
         temperature: tau of Eq 7 on standardized scores, by which the scores of a response become its weights.
         score_range: (K, 2), lowest and highest standardized score of the training responses, between which RiC's
             targets lie; needed by ``scores``.
         level: what to ask for, needed by ``weights+level``: a high one of the training responses.
+        level_counts: how many levels each objective has, needed by ``levels``.
 
     Raises:
         ValueError: another kind, or what it needs is missing or makes no sense.
@@ -176,17 +198,20 @@ class Condition:
     temperature: float = 1.0
     score_range: tuple[tuple[float, float], ...] | None = None
     level: float | None = None
+    level_counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
         names = check_objective_names(self.objective_names)
-        if self.kind not in CONDITIONS:
-            raise ValueError(f"got the condition {self.kind!r}, expected one of {CONDITIONS}")
+        if self.kind not in (known := (*CONDITIONS, LEVELS)):
+            raise ValueError(f"got the condition {self.kind!r}, expected one of {known}")
         if not self.temperature > 0:
             raise ValueError(f"got the temperature {self.temperature}, expected a number above 0")
         if self.kind == "weights+level":
             format_weights_and_level([1 / len(names)] * len(names), self._level(), names)
         if self.kind == "scores":
             self._range()
+        if self.kind == LEVELS:
+            self._counts()
 
     def __bool__(self) -> bool:
         return self.kind != "none"
@@ -234,7 +259,26 @@ class Condition:
             return format_weights(weights, self.objective_names)
         if self.kind == "weights+level":
             return format_weights_and_level(weights, self._level(), self.objective_names)
+        if self.kind == LEVELS:
+            return self.level_text(levels_for_weights(weights, self._counts()))
         return ""
+
+    def level_text(self, levels: Sequence[int]) -> str:
+        """The condition that asks for levels (K,), 0 where an objective is not named: ``<helpful 4> <honest 2>``.
+
+        Raises:
+            ValueError: a level that its objective does not have, or none named.
+        """
+        names, counts = self.objective_names, self._counts()
+        right = len(levels) == len(names) and all(
+            int(level) == level and 0 <= level <= count
+            for level, count in zip(levels, counts, strict=True)
+        )
+        if not right or not any(levels):
+            known = ", ".join(f"{n} 1 to {c}" for n, c in zip(names, counts, strict=True))
+            raise ValueError(f"got the levels {list(levels)}, expected one or more of {known}")
+        asked = {name: int(level) for name, level in zip(names, levels, strict=True) if level}
+        return format_levels(asked, names)
 
     def messages(
         self, prompt: Prompt, weights: ArrayLike, objective_names: Sequence[str] | None = None
@@ -256,22 +300,26 @@ class Condition:
         """The prompt with such a text in it; as it is for a policy that reads the prompt alone."""
         if not self:
             return to_messages(prompt)
-        return add_condition(prompt, text, self.objective_names)
+        return add_condition(prompt, text, self.objective_names, prefix=self.kind == LEVELS)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; :meth:`from_dict` reads it back."""
-        return asdict(self) | {"objective_names": list(self.objective_names)}
+        found = asdict(self) | {"objective_names": list(self.objective_names)}
+        if self.level_counts is None:  # stages of other kinds are named by a hash of this
+            del found["level_counts"]
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Condition:
         """The inverse of :meth:`to_dict`. KeyError, TypeError or ValueError when it is none."""
-        bounds = data.get("score_range")
+        bounds, counts = data.get("score_range"), data.get("level_counts")
         return cls(
             data["kind"],
             tuple(data["objective_names"]),
             data["temperature"],
             None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
             data.get("level"),
+            None if counts is None else tuple(counts),
         )
 
     def _range(self) -> tuple[Array, Array]:
@@ -291,3 +339,13 @@ class Condition:
         if self.level is None:
             raise ValueError(f"the condition {self.kind!r} needs a level to ask for")
         return self.level
+
+    def _counts(self) -> tuple[int, ...]:
+        counts = self.level_counts or ()
+        whole = all(type(count) is int and count >= 1 for count in counts)
+        if len(counts) != len(self.objective_names) or not whole:
+            raise ValueError(
+                f"got the level_counts {self.level_counts}, expected how many levels each of "
+                f"{len(self.objective_names)} objectives has"
+            )
+        return counts

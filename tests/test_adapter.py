@@ -211,7 +211,9 @@ def test_a_batch_that_trains_is_read_as_each_prompt_alone(saved, monkeypatch):
     """Prompts of like length go through the encoder together; each keeps its own row."""
     monkeypatch.setattr("pro_core.adapter.TRAINING_BUDGET", 30)
     adapter = PreferenceAdapter.from_pretrained(saved)
-    tokens = adapter.tokenize(["Hi", "Tell me of the sea and of the hills behind it", "No", "Why so"])
+    tokens = adapter.tokenize(
+        ["Hi", "Tell me of the sea and of the hills behind it", "No", "Why so"]
+    )
     with torch.no_grad():
         together = adapter(**adapter.batch(tokens))
         alone = torch.cat([adapter(**adapter.batch([t])) for t in tokens])

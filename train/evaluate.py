@@ -6,6 +6,7 @@ python train/evaluate.py length recipes/demo_panel.yaml       # what the finishe
 python train/evaluate.py adapter recipes/demo_adapter.yaml
 python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; killed, it goes on
+python train/evaluate.py levels recipes/moslim_evaluation.yaml   # the same of train/moslim.py: levels asked and given
 python train/evaluate.py readme          # tables and figures of policies again, from results/ alone
 """
 
@@ -31,6 +32,7 @@ from pro_core.evaluation.adapter_grades import (
     unseen_sources,
     xstest,
 )
+from pro_core.evaluation.levels import level_rows
 from pro_core.evaluation.policy_figures import draw_figures
 from pro_core.evaluation.policy_reports import policy_rows
 from pro_core.evaluation.policy_runs import PolicyRun
@@ -106,6 +108,7 @@ GRADERS = {
     "adapter": adapters,
     "weights": example_weights,
     "policies": policies,
+    "levels": level_rows,
     "classifier": classifiers,
 }
 
@@ -127,14 +130,14 @@ def main() -> None:
             rows = GRADERS[arguments.what](recipe, arguments.split)
         except (ConfigError, DataError, StorageError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        write_rows(
-            arguments.results / f"{arguments.what}.jsonl", rows, whole=arguments.what == "policies"
-        )
+        file = arguments.results / f"{arguments.what}.jsonl"
+        write_rows(file, rows, whole=arguments.what in ("policies", "levels"))
     if arguments.what == "readme":
         for document in (ROOT / "README.md", ROOT / "results" / "README.md"):
             fill_tables(document, arguments.results)
-    if arguments.what in ("readme", "policies"):
-        draw_figures(read_rows(arguments.results / "policies.jsonl"), arguments.figures)
+    for name in ("policies", "levels"):
+        if arguments.what in ("readme", name):
+            draw_figures(read_rows(arguments.results / f"{name}.jsonl"), arguments.figures)
     for name, (file, table) in TABLES.items():
         rows = read_rows(arguments.results / file)
         if rows and arguments.what in ("readme", file.removesuffix(".jsonl")):

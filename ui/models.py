@@ -28,6 +28,7 @@ from ui import since_start
 
 ROOT = Path(__file__).parent.parent
 READS = {"weights": "weights", "weights+level": "weights and a level", "scores": "scores"}
+READS |= {"levels": "levels"}
 log = logging.getLogger("pro.app")
 
 

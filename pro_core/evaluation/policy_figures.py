@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pro_core.evaluation.fronts import attainment
+from pro_core.evaluation.levels import LEVEL_POINTS
 from pro_core.evaluation.paper_tables import method_of
 from pro_core.evaluation.policy_reports import POINTS
 
@@ -205,20 +206,123 @@ def _height(surface: Floats, at: Floats, low: float) -> Floats:
     return np.array(heights)
 
 
+# ---------------------------------------------------------------- levels (MOSLIM's Figures 5 and 6)
+
+
+def _requests(rows: Rows, *names: str) -> Rows:
+    """The rows that ask for exactly these objectives."""
+    wanted = {f"asked_{name}" for name in names}
+    return [r for r in rows if {k for k in r["metrics"] if k.startswith("asked_")} == wanted]
+
+
+def _asked_names(rows: Rows) -> list[str]:
+    keys = [k for r in rows for k in r["metrics"] if k.startswith("asked_")]
+    return [key.removeprefix("asked_") for key in dict.fromkeys(keys)]
+
+
+def _panels(count: int) -> tuple[Figure, NDArray[Any]]:
+    lines = -(-count // 2)
+    figure = Figure(figsize=(8.0, 0.9 + 3.2 * lines), layout="constrained")
+    grid = figure.subplots(lines, min(count, 2), squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def levels_figure(rows: Rows) -> Figure | None:
+    """The level given against the level asked for, an objective a panel: a line that rises is control.
+
+    Means over seeds; bars are the mean 95% interval over prompts. The grey line would be perfect control. None where no
+    objective has two levels.
+    """
+    curves = {name: _requests(rows, name) for name in _asked_names(rows)}
+    curves = {k: v for k, v in curves.items() if len({r["metrics"][f"asked_{k}"] for r in v}) > 1}
+    if not curves:
+        return None
+    figure, grid = _panels(len(curves))
+    for axes, (name, found) in zip(grid, curves.items(), strict=False):
+        key, methods = f"mean_{name}", _by_method(found)
+        highest = max(r["metrics"][f"asked_{name}"] for r in found)
+        axes.plot([1, highest], [1, highest], color="#BBBBBB", linewidth=1)
+        for i, (method, mine) in enumerate(methods.items()):
+            mine = [r for r in mine if key in r["metrics"]]
+            levels = np.array([r["metrics"][f"asked_{name}"] for r in mine])
+            given = np.array([r["metrics"][key] for r in mine])
+            bars = np.array([r["ci95"][key] for r in mine]).reshape(-1, 2)
+            at = np.unique(levels)
+            points = np.array([given[levels == level].mean() for level in at])
+            spans = np.array([bars[levels == level].mean(axis=0) for level in at]).reshape(-1, 2)
+            axes.errorbar(
+                at + 0.03 * (i - (len(methods) - 1) / 2),
+                points,
+                yerr=np.abs(spans.T - points),
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                linewidth=1.6,
+                elinewidth=1,
+                label=method,
+            )
+        axes.set_xticks(np.arange(1, highest + 1))
+        axes.set_xlabel(f"level of {name} asked for")
+        axes.set_ylabel("level given (expected)")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def level_pairs_figure(rows: Rows) -> Figure | None:
+    """The levels given where the lowest and highest of two objectives are asked for, a pair a panel.
+
+    Corners are means over seeds, joined in order; the filled one is asked for both highest. Under perfect control they
+    are a rectangle as large as the axes, under none a point. None with fewer than two objectives.
+    """
+    pairs = [(pair, _requests(rows, *pair)) for pair in combinations(_asked_names(rows), 2)]
+    pairs = [(pair, found) for pair, found in pairs if found]
+    if not pairs:
+        return None
+    figure, grid = _panels(len(pairs))
+    for axes, ((x, y), found) in zip(grid, pairs, strict=False):
+        for i, (method, mine) in enumerate(_by_method(found).items()):
+            corners: dict[tuple[float, float], list[list[float]]] = {}
+            for r in mine:
+                given = [r["metrics"].get(f"mean_{name}", np.nan) for name in (x, y)]
+                asked = (r["metrics"][f"asked_{x}"], r["metrics"][f"asked_{y}"])
+                corners.setdefault(asked, []).append(given)
+            middle = np.mean(
+                list(corners), axis=0
+            )  # around it, so that the line does not cross itself
+            order = sorted(corners, key=lambda c: np.arctan2(c[1] - middle[1], c[0] - middle[0]))
+            points = np.array([np.mean(corners[c], axis=0) for c in [*order, order[0]]])
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            axes.plot(*points.T, marker, color=colour, mfc="white", linestyle="-", label=method)
+            axes.plot(*np.mean(corners[max(corners)], axis=0), marker, color=colour)
+        axes.set_xlabel(f"level of {x} given")
+        axes.set_ylabel(f"level of {y} given")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Rows], Figure | None]] = {
     "front": front_figure,
     "pairs": pairs_figure,
     "control": control_figure,
+}
+LEVEL_FIGURES: dict[str, Callable[[Rows], Figure | None]] = {
+    "levels": levels_figure,
+    "level_pairs": level_pairs_figure,
 }
 
 
 def draw_figures(rows: Rows, folder: str | Path) -> list[Path]:
     """``<experiment>_<figure>.svg`` for each experiment of the test split that has points; returns what was written."""
     written = []
-    for name in dict.fromkeys(r["experiment"] for r in rows if r["experiment"].endswith(POINTS)):
+    suffixes = {POINTS: FIGURES, LEVEL_POINTS: LEVEL_FIGURES}
+    for name in dict.fromkeys(r["experiment"] for r in rows):
+        suffix = next((s for s in suffixes if name.endswith(s)), None)
+        if suffix is None:
+            continue
         mine = [r for r in rows if r["experiment"] == name and r["split"] == "test"]
-        for kind, draw in FIGURES.items():
-            title = f"{name.removesuffix(POINTS)}_{kind}"
+        for kind, draw in suffixes[suffix].items():
+            title = f"{name.removesuffix(suffix)}_{kind}"
             with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
                 figure = draw(mine) if mine else None
                 if figure is None:

@@ -71,11 +71,11 @@ def policy_rows(run: PolicyRun) -> Rows:
             draws.append(drawn)
             texts.append(text_measures(mine))
             wall = time.monotonic() - started
-            rows.append(_row(run, "", name, seed, drawn, texts[-1], wall))
+            rows.append(method_row(run, "", name, seed, drawn, texts[-1], wall))
             rows += _point_rows(run, name, seed, mine, base, counts_RP)
         if not draws:
             continue
-        rows.append(_row(run, ALL_SEEDS, name, None, _averaged(draws), _joined(draws, texts)))
+        rows.append(method_row(run, ALL_SEEDS, name, None, averaged(draws), joined(draws, texts)))
     for pooled in [row for row in rows if row["seed"] is None]:
         name = pooled["method"]
         for other in run.compared:
@@ -102,13 +102,13 @@ def _under_adapter(drawn: Draws, base: Base) -> Draws:
     return {f"{name}_adapter": drawn[name] for name in kept if name in drawn}
 
 
-def _averaged(draws: list[Draws]) -> Draws:
+def averaged(draws: list[Draws]) -> Draws:
     """The mean over seeds under each resample, for what every seed has."""
     common = [name for name in draws[0] if all(name in drawn for drawn in draws)]
     return {name: np.mean([drawn[name] for drawn in draws], axis=0) for name in common}
 
 
-def _joined(draws: list[Draws], texts: list[dict[str, float]]) -> dict[str, float]:
+def joined(draws: list[Draws], texts: list[dict[str, float]]) -> dict[str, float]:
     """What has no interval: counts summed over seeds, the rest averaged, and the deviation between seeds."""
     joined: dict[str, float] = {"seeds": len(draws)}
     for name in texts[0]:
@@ -122,7 +122,7 @@ def _joined(draws: list[Draws], texts: list[dict[str, float]]) -> dict[str, floa
     return joined
 
 
-def _row(
+def method_row(
     run: PolicyRun,
     suffix: str,
     name: str,
@@ -131,6 +131,7 @@ def _row(
     more: dict[str, float],
     wall_s: float = 0.0,
 ) -> dict[str, Any]:
+    """A row of an experiment with this suffix: draws (R,) as values with intervals, ``more`` without, the judges'."""
     values, intervals = summary(drawn)
     accuracy, of_accuracy = _judges(run)
     return result_row(

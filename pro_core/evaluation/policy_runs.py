@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +57,14 @@ class PolicyRun:
         ConfigError: a wrong recipe, a judge that is the panel itself. StorageError, DataError: as their loaders do.
     """
 
+    keys: tuple[tuple[str, ...], dict[str, Any]] = (REQUIRED, OPTIONAL)
+
     def __init__(self, recipe_path: str | Path, split: str = "test"):
-        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
+        self.recipe = read_recipe(recipe_path, *self.keys)
         self.config, self.split = Path(recipe_path).name, split
         self.output = Path(self.recipe["output"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.panel = RewardPanel.from_pretrained(self.recipe["panel"], self.device)
+        self.panel: RewardPanel = self._panel()
         self.objective_names = tuple(self.recipe["objectives"] or self.panel.objective_names)
         unknown = sorted(set(self.objective_names) - set(self.panel.objective_names))
         if unknown:
@@ -69,7 +72,7 @@ class PolicyRun:
                 f"objectives: got {unknown}, expected some of the panel's {list(self.panel.objective_names)}"
             )
         self.columns = [self.panel.objective_names.index(name) for name in self.objective_names]
-        self.policy = RecipePolicies(self.recipe["policies"], self.objective_names)
+        self.policy = self._policies()
         self.compared = self.recipe["compare_with"] or [self.recipe["base"]]
         known = list(self.policy.entries)
         for name in (self.recipe["base"], *self.compared):
@@ -85,7 +88,7 @@ class PolicyRun:
         self.seeds: list[int] = self.recipe["seeds"]
         try:
             self.stats = self.panel.require_stats()
-            self.weights_WK = simplex_grid(len(self.objective_names), self.recipe["weights"])
+            self.weights_WK = self._grid()
             self.settings = GenerationSettings(
                 self.recipe["max_new_tokens"], self.recipe["temperature"], self.recipe["top_p"]
             )
@@ -102,6 +105,15 @@ class PolicyRun:
         self._keys: dict[int, str] = {}
         self.language_model = self._language_model()
         self.default_weights_PK = self._default_weights()
+
+    def _panel(self) -> Any:
+        return RewardPanel.from_pretrained(self.recipe["panel"], self.device)
+
+    def _policies(self) -> RecipePolicies:
+        return RecipePolicies(self.recipe["policies"], self.objective_names)
+
+    def _grid(self) -> NDArray[np.float64]:
+        return simplex_grid(len(self.objective_names), self.recipe["weights"])
 
     def _judge(self, key: str) -> RewardPanel | None:
         path = self.recipe[key]

@@ -84,6 +84,37 @@ def control_table(rows: Rows) -> str:
     return _each_experiment(rows, ALL_SEEDS, table)
 
 
+def levels_table(rows: Rows) -> str:
+    """Whether the level given follows the level asked for, see :mod:`pro_core.evaluation.levels`."""
+
+    def table(mine: Rows) -> str:
+        parts = []
+        for kind, head in (("spearman_", "Spearman"), ("gain_", "levels gained")):
+            keys = [
+                key for key in mine[0]["metrics"] if key.startswith(kind) and "_beside_" not in key
+            ]
+            heads = [key.removeprefix(kind).replace("heldout_", "held-out ") for key in keys]
+            body = [[r["method"], *(cell(r, key) for key in keys)] for r in mine]
+            body += [
+                [
+                    f"{r['method']}, less {other}",
+                    *(_signed(r, f"lead_{k}_over_{other}") for k in keys),
+                ]
+                for r in mine
+                for other in _others(r)
+            ]
+            if keys:
+                parts.append(markdown_table([head, *heads], body))
+        note = (
+            "Spearman: of the level asked for and the level that the classifier expects of the response, within "
+            "prompts, -1 to 1. Gained: the level given at the highest asked less that at the lowest. The classifier "
+            f"taught the policies, so it judges nobody. {judges_note(mine[0])}"
+        )
+        return "\n\n".join([*parts, note]) if parts else ""
+
+    return _each_experiment(rows, ALL_SEEDS, table)
+
+
 def texts_table(rows: Rows) -> str:
     """What the responses look like, and what is missing."""
 

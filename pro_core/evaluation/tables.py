@@ -220,6 +220,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:policies_control": ("policies.jsonl", policy_tables.control_table),
     "table:policies_equal_weights": ("policies.jsonl", policy_tables.equal_weights_tables),
     "table:policies_texts": ("policies.jsonl", policy_tables.texts_table),
+    "table:levels": ("levels.jsonl", policy_tables.levels_table),
     "table:theorem": ("theorem.jsonl", theorem_table),
     "table:convergence": ("convergence.jsonl", convergence_table),
     "table:planted": ("theorem.jsonl", planted_table),

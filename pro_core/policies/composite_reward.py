@@ -73,14 +73,13 @@ def run_weights(
     return found(prompts)
 
 
-class CompositeReward:
-    """The reward function of a run, for TRL's trainers and for our own loops.
+class WeightedReward:
+    """The reward function of a run, for TRL's trainers and for our own loops; what the scores are is its subclasses'.
 
     Args:
-        panel: with statistics; of its objectives those in ``objective_names`` count.
-        prompts: the P prompts of the run; the dataset has a column ``row`` that says which one a row asks.
-        weights_PK: of each prompt, on the simplex. ``kinds``: a word for each prompt, under which its weights are
-            logged.
+        objective_names: K of them. prompts: the P prompts of the run, as scorers read them; the dataset has a column
+            ``row`` that says which one a row asks.
+        weights_PK: of each prompt. ``kinds``: a word for each prompt, under which its weights are logged.
         aggregation: ``sum_then_normalize``: the plain weighted sum. ``normalize_then_sum``: each objective is first
             centred and scaled within its prompt's group of completions, as in GDPO (arXiv 2601.05242), and weighted
             after that: weights inside a group's deviation would cancel. Use it with TRL's ``scale_rewards="batch"``,
@@ -92,7 +91,6 @@ class CompositeReward:
 
     def __init__(
         self,
-        panel: RewardPanel,
         objective_names: Sequence[str],
         prompts: Sequence[Prompt],
         weights_PK: ArrayLike,
@@ -100,7 +98,6 @@ class CompositeReward:
         aggregation: str = "sum_then_normalize",
         generations: int = 1,
     ):
-        panel.require_stats()
         self.weights = np.asarray(weights_PK, dtype=np.float32)
         expected = (len(prompts), len(objective_names))
         if self.weights.shape != expected or len(kinds) != len(prompts):
@@ -109,15 +106,13 @@ class CompositeReward:
             )
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"got the aggregation {aggregation!r}, expected one of {AGGREGATIONS}")
-        self.panel, self.objective_names = panel, tuple(objective_names)
+        self.objective_names = tuple(objective_names)
         self.prompts, self.kinds = list(prompts), list(kinds)
         self.aggregation, self.generations = aggregation, generations
 
     def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
-        """z scores (N, K) of completions to the prompts ``rows``; NaN where the panel has none."""
-        raw = self.panel.score([self.prompts[row] for row in rows], completions, allow_missing=True)
-        z = self.panel.require_stats().normalize(raw, text_lengths(completions))
-        return z[:, [self.panel.objective_names.index(name) for name in self.objective_names]]
+        """z scores (N, K) of completions to the prompts ``rows``; NaN where there is none."""
+        raise NotImplementedError
 
     def total(self, z_NK: ArrayLike, weights_NK: ArrayLike) -> Array:
         """The scalarization (N,): NaN where an objective that has a weight has no score."""
@@ -154,6 +149,26 @@ class CompositeReward:
         for kind, mine in sorted(of_kind.items()):
             for name, weight in zip(self.objective_names, weights[mine].mean(axis=0), strict=True):
                 log_metric(f"weights/{kind}/{name}", float(weight))
+
+
+class CompositeReward(WeightedReward):
+    """By a panel.
+
+    Args:
+        panel: with statistics; of its objectives those in ``objective_names`` count.
+        weights_PK: on the simplex. The rest: see :class:`WeightedReward`.
+    """
+
+    def __init__(self, panel: RewardPanel, *arguments: Any, **named: Any):
+        panel.require_stats()
+        super().__init__(*arguments, **named)
+        self.panel = panel
+
+    def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
+        """z scores (N, K) of completions to the prompts ``rows``; NaN where the panel has none."""
+        raw = self.panel.score([self.prompts[row] for row in rows], completions, allow_missing=True)
+        z = self.panel.require_stats().normalize(raw, text_lengths(completions))
+        return z[:, [self.panel.objective_names.index(name) for name in self.objective_names]]
 
 
 def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:

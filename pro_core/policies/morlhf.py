@@ -33,7 +33,7 @@ from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.objectives import Message
 from pro_core.packaged import resolve_policy
-from pro_core.policies.composite_reward import Array, CompositeReward, run_weights
+from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
 from pro_core.policies.stages import POLICY, Stage, model_identity, once, publish
@@ -119,11 +119,15 @@ class MorlhfRun:
         how = ("algorithm", "aggregation", "lora", "steps", "prompts_per_step", "generations")
         how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
         how += ("sampling_temperature", "top_p", "trainer")
-        asked = [[d.prompts[row], d.kinds[row]] for row in self.rows]
+        asked = [[self.reads(row), d.kinds[row]] for row in self.rows]
         values = [model_identity(s["model"]), d.panel_key, asked, self.weights.tolist(), self.seed]
         return content_hash(["morlhf", values, {name: s[name] for name in how}])
 
     # ------------------------------------------------------------ parts
+
+    def reads(self, row: int) -> list[Message]:
+        """What the policy reads of one of the data's prompts."""
+        return self.data.prompts[row]
 
     def _weigh(self) -> Array:
         s, d = self.settings, self.data
@@ -138,20 +142,20 @@ class MorlhfRun:
     def _draw(self) -> tuple[list[int], int]:
         """The rows of the run's prompts, each once, in a random order that is the same for every arm; and how many were
         left out because their last message alone is too long."""
-        s, prompts = self.settings, self.data.prompts
+        s, N = self.settings, len(self.data.prompts)
         wanted = s["steps"] // s["iterations"] * s["prompts_per_step"]
         rows: list[int] = []
         left_out = 0
-        for row in np.random.default_rng(self.seed).permutation(len(prompts)).tolist():
+        for row in np.random.default_rng(self.seed).permutation(N).tolist():
             if len(rows) == wanted:
                 break
-            if self._fitted(prompts[row]) is None:
+            if self._fitted(self.reads(row)) is None:
                 left_out += 1
             else:
                 rows.append(row)
         if not rows:
             raise ConfigError(
-                f"max_length {s['max_length']}: none of {len(prompts)} prompts fits into {self.max_prompt} tokens"
+                f"max_length {s['max_length']}: none of {N} prompts fits into {self.max_prompt} tokens"
             )
         return rows, left_out
 
@@ -167,7 +171,7 @@ class MorlhfRun:
         kept = [*system, *messages[len(system) + dropped :]]
         return [m | {"content": without_marks(self.tokenizer, m["content"])} for m in kept]
 
-    def reward(self) -> CompositeReward:
+    def reward(self) -> WeightedReward:
         """The run's reward function, over its own prompts."""
         s, d = self.settings, self.data
         return CompositeReward(
@@ -191,7 +195,7 @@ class MorlhfRun:
                 "belong to one"
             )
         order = [i % len(self.rows) for i in range(s["steps"] // s["iterations"] * P)]
-        conversations = [self._fitted(self.data.prompts[row]) for row in self.rows]
+        conversations = [self._fitted(self.reads(row)) for row in self.rows]
         dataset = Dataset.from_list([{"prompt": conversations[i], "row": i} for i in order])
         grpo = s["algorithm"] == "grpo"
         own: dict[str, Any] = {
@@ -269,7 +273,7 @@ class MorlhfRun:
             f"{s['prompts_per_step']} x {s['generations']} completions"
         )
         if main_process():
-            write_jsonl(folder / "prompts.jsonl", self._weighted_prompts())
+            write_jsonl(folder / "prompts.jsonl", self._listed_prompts())
 
     def _record(self, folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
         """What a finished stage says of itself, from the log of its batches, which it writes to ``log.jsonl``."""
@@ -298,7 +302,7 @@ class MorlhfRun:
         names = self.data.objective_names
         return PolicyConfig(Condition("none", names), base, self.data.panel_key)
 
-    def _weighted_prompts(self) -> list[dict[str, Any]]:
+    def _listed_prompts(self) -> list[dict[str, Any]]:
         names = self.data.objective_names
         return [
             {

@@ -1,12 +1,14 @@
-"""What a recipe of `train/morlhf.py` may say, and in what its arms may differ."""
+"""What a recipe of `train/morlhf.py` or `train/moslim.py` may say, and in what its arms may differ."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pro_core.policies.composite_reward import AGGREGATIONS, NEED, SOURCES
 from pro_core.policies.recipe import LEAST_PROMPT, read_arms
+from pro_core.rewards.classifier import DIVISORS
 from pro_core.training import ConfigError
 
 REQUIRED = ("model", "panel", "data", "output")
@@ -46,6 +48,15 @@ ARM = {
 }
 """The settings in which arms may differ; models, data, lengths and rollouts are one for all."""
 
+PLAIN = {"aggregation": AGGREGATIONS[0]}
+OF_WEIGHTS = ("weights", "floors", "adapter", "aggregation")
+MOSLIM: dict[str, Any] = {k: v for k, v in OPTIONAL.items() if k not in OF_WEIGHTS} | {
+    "method": "MOSLIM",
+    "divide_by": "objectives",  # k of Eq 11: all of the run's; targets: those that a prompt names
+}
+"""The loop's settings are those of `train/morlhf.py`; levels in the prompt stand where weights were."""
+MOSLIM_ARM = ARM - set(OF_WEIGHTS) | {"divide_by"}
+
 COUNTS = (
     *("steps", "prompts_per_step", "generations", "iterations", "checkpoint_every"),
     *("max_length", "max_new_tokens", "round_steps"),
@@ -60,13 +71,34 @@ OWN = {
 
 def read_morlhf(path: str | Path) -> dict[str, dict[str, Any]]:
     """The settings of each method by name, see :func:`pro_core.policies.recipe.read_arms`."""
-    return read_arms(path, REQUIRED, OPTIONAL, ARM, _check)
+    return read_arms(path, REQUIRED, OPTIONAL, ARM, _check_weights)
+
+
+def read_moslim(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The same of a recipe of `train/moslim.py`."""
+    arms = read_arms(path, ("model", "classifier", "data", "output"), MOSLIM, MOSLIM_ARM, _check)
+    return {method: PLAIN | settings for method, settings in arms.items()}
+
+
+def _expect(where: str, s: dict[str, Any], right: bool, key: str, expected: str) -> None:
+    if not right:
+        raise ConfigError(f"{where}: got {key} {s[key]!r}, expected {expected}")
+
+
+def _check_weights(where: str, s: dict[str, Any]) -> None:
+    _expect(where, s, s["aggregation"] in AGGREGATIONS, "aggregation", f"one of {AGGREGATIONS}")
+    named = isinstance(s["weights"], dict) or s["weights"] in SOURCES
+    _expect(where, s, named, "weights", f"one of {SOURCES}, or {{objective: weight}}")
+    if not isinstance(s["weights"], dict) and s["weights"] in NEED and not s["adapter"]:
+        raise ConfigError(f"{where}: the weights {s['weights']!r} need an adapter: name one")
+    _expect(where, s, isinstance(s["floors"], str), "floors", "text such as harmless=0.1")
+    _check(where, s)
 
 
 def _check(where: str, s: dict[str, Any]) -> None:
-    def expect(right: bool, key: str, expected: str) -> None:
-        if not right:
-            raise ConfigError(f"{where}: got {key} {s[key]!r}, expected {expected}")
+    """What both have in common: the loop."""
+    s = PLAIN | s
+    expect = partial(_expect, where, s)
 
     def number(key: str) -> bool:
         return type(s[key]) in (int, float)
@@ -82,13 +114,9 @@ def _check(where: str, s: dict[str, Any]) -> None:
     expect(number("kl") and s["kl"] >= 0, "kl", "a number of at least 0")
     expect(number("top_p") and 0 < s["top_p"] <= 1, "top_p", "a number above 0, at most 1")
     expect(s["algorithm"] in ALGORITHMS, "algorithm", f"one of {ALGORITHMS}")
-    expect(s["aggregation"] in AGGREGATIONS, "aggregation", f"one of {AGGREGATIONS}")
-    named = isinstance(s["weights"], dict) or s["weights"] in SOURCES
-    expect(named, "weights", f"one of {SOURCES}, or {{objective: weight}}")
-    if not isinstance(s["weights"], dict) and s["weights"] in NEED and not s["adapter"]:
-        raise ConfigError(f"{where}: the weights {s['weights']!r} need an adapter: name one")
+    if "divide_by" in s:
+        expect(s["divide_by"] in DIVISORS, "divide_by", f"one of {DIVISORS}")
     expect(s["lora"] is None or isinstance(s["lora"], dict), "lora", "PEFT settings, or null")
-    expect(isinstance(s["floors"], str), "floors", "text such as harmless=0.1")
     expect(isinstance(s["trainer"], dict), "trainer", "settings of TRL's trainer")
     if taken := sorted(set(s["trainer"]) & OWN):
         raise ConfigError(f"{where}: trainer sets {taken}, which the recipe's own settings decide")

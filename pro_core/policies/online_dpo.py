@@ -53,7 +53,7 @@ class OnlineDpoRun(MorlhfRun):
 
     def _rollouts(self, number: int, policy: Stage | None) -> Stage:
         """G completions to each of a round's prompts, with z scores and totals."""
-        s, d = self.settings, self.data
+        s = self.settings
         size = s["round_steps"] * s["prompts_per_step"]
         mine = [i % len(self.rows) for i in range(number * size, (number + 1) * size)]
         key = content_hash(["online dpo rollouts", self.key, policy.key if policy else "", number])
@@ -63,7 +63,7 @@ class OnlineDpoRun(MorlhfRun):
             settings = GenerationSettings(
                 s["max_new_tokens"], s["sampling_temperature"], s["top_p"]
             )
-            asked = [d.prompts[self.rows[i]] for i in mine]
+            asked = [self.reads(self.rows[i]) for i in mine]
             batch = s["rows_per_device"] or s["prompts_per_step"] * s["generations"]
             where = folder / "responses"
             found = sample(
@@ -134,7 +134,7 @@ class OnlineDpoRun(MorlhfRun):
         for n in range(wanted):  # a round whose prompts gave few pairs sees some again
             pair = pairs[order[n % len(pairs)]]
             said = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
-            rows.append({"prompt": self._fitted(self.data.prompts[self.rows[pair["row"]]]), **said})
+            rows.append({"prompt": self._fitted(self.reads(self.rows[pair["row"]])), **said})
         own = {"max_length": s["max_length"]}
         arguments = self.arguments(DPOConfig, work, wanted, s["prompts_per_step"], own)
         start = policy.checkpoint if policy else None

@@ -251,7 +251,7 @@ class PpoLoop:
 
     def _prompt_ids(self, index: int) -> list[int]:
         run = self.run
-        messages = checked(run.data.prompts[run.rows[index]])
+        messages = checked(run.reads(run.rows[index]))
         return fit(self.tokenizer, messages, run.max_prompt)[0]
 
     def _forward(self, module: Any, ids: torch.Tensor, attention: torch.Tensor, T: int):

@@ -51,8 +51,6 @@ class RewardData:
             adapter = PreferenceAdapter.from_pretrained(recipe["adapter"])
             check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
         prompts, kinds = load_kinds(recipe["data"], recipe["data_dir"] or default_data_dir())
-        if not prompts:
-            raise ConfigError("data: got no prompts of the train split")
         key = content_hash([panel.fingerprint(), panel.stats.to_dict(), names])
         return cls(panel, key, names, adapter, prompts, kinds)
 
@@ -64,6 +62,9 @@ def load_kinds(
 
     ``hh_pairs/harmless`` by the objective that a pair was judged by, ``xstest_responses/unsafe`` by a prompt's own
     label, else the file's name; the first kind of a prompt that is there twice.
+
+    Raises:
+        ConfigError: no prompts.
     """
     kinds: dict[str, str] = {}
     prompts: dict[str, list[Message]] = {}
@@ -84,4 +85,6 @@ def load_kinds(
             key = content_hash(prompt)
             prompts.setdefault(key, prompt)
             kinds.setdefault(key, "/".join(filter(None, (stem, details.get(key, "")))))
+    if not prompts:
+        raise ConfigError("data: got no prompts of the train split")
     return list(prompts.values()), [kinds[key] for key in prompts]

@@ -7,6 +7,8 @@ a higher level is more of the objective.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from pro_core.data import DataError, to_messages
 from pro_core.objectives import Prompt, check_objective_names
 from pro_core.rewards.batching import encode, forward_in_batches
 from pro_core.rewards.calibration import RewardStats, check_finite
-from pro_core.rewards.models import load_reward_model
+from pro_core.rewards.models import add_model, load_reward_model
 from pro_core.storage import StorageError, library_versions, local_folder, read_config, write_config
 
 FORMAT = "pro-classifier"
@@ -138,23 +140,36 @@ def map_levels(
     """
     if divide_by not in DIVISORS:
         raise ValueError(f"got the divisor {divide_by!r}, expected one of {DIVISORS}")
+    z_NK, mask_NK = target_scores(probabilities, targets, stats)
+    k = mask_NK.shape[1] if divide_by == "objectives" else mask_NK.sum(axis=1)
+    return (np.where(mask_NK, z_NK, 0).sum(axis=1) / k).astype(np.float32)
+
+
+def target_scores(
+    probabilities: ArrayLike, targets: Sequence[Mapping[str, int]], stats: RewardStats
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Eq 11's terms before they are summed: (p_i[target_i] - mean) / std (N, K), NaN where mask_i is 0; and the mask.
+
+    Args, Raises: see :func:`map_levels`.
+    """
     z = stats.normalize(probabilities)
     if len(targets) != len(z):
         raise ValueError(f"got {len(targets)} targets for {len(z)} rows of probabilities")
     column = {name: j for j, name in enumerate(stats.objective_names)}
-    K = len({name.rpartition("-")[0] for name in column})
-    rewards = np.zeros(len(z), dtype=np.float32)
+    heads = list(dict.fromkeys(name.rpartition("-")[0] for name in column))
+    found = np.full((len(z), len(heads)), np.nan, dtype=np.float32)
+    mask = np.zeros(found.shape, dtype=bool)
     for i, row in enumerate(targets):
-        wanted = [f"{name}-{level}" for name, level in row.items()]
-        unknown = [name for name in wanted if name not in column]
-        if unknown or not wanted:
+        unknown = [name for name, level in row.items() if f"{name}-{level}" not in column]
+        if unknown or not row:
             raise ValueError(
                 f"row {i}: got the targets {dict(row)}, expected at least one objective with one of its levels: "
                 f"{', '.join(column)}"
             )
-        rewards[i] = z[i, [column[w] for w in wanted]].sum()
-        rewards[i] /= K if divide_by == "objectives" else len(wanted)
-    return rewards
+        for name, level in row.items():
+            k = heads.index(name)
+            found[i, k], mask[i, k] = z[i, column[f"{name}-{level}"]], True
+    return found, mask
 
 
 def moving_stats(stats: RewardStats, probabilities: ArrayLike, momentum: float) -> RewardStats:
@@ -227,12 +242,18 @@ class RewardClassifier:
             )
 
     def probabilities(
-        self, prompts: Sequence[Prompt | None], completions: Sequence[str]
+        self,
+        prompts: Sequence[Prompt | None],
+        completions: Sequence[str],
+        allow_missing: bool = False,
     ) -> NDArray[np.float32]:
         """Probabilities (N, S) of every head's every level, in the order of ``columns``.
 
         Under the loss ``joint`` a row sums to 1, under ``per_head`` each head of a row does. ``None`` or ``[]`` as a
         prompt: the completion stands alone.
+
+        Args:
+            allow_missing: give NaN where the model answered NaN or infinity, for a caller that counts them.
 
         Raises:
             ValueError: lists of different length, an empty prompt, or a model that answers NaN.
@@ -248,8 +269,25 @@ class RewardClassifier:
             self.tokenizer, conversations, completions, self.input_format, self.max_length
         )
         logits = forward_in_batches(self.model, self.tokenizer, encoded, self.token_budget)
-        check_finite(logits.numpy(), self.columns)
-        return log_probabilities(logits, self.sizes, self.loss).exp().numpy()
+        if not allow_missing:
+            check_finite(logits.numpy(), self.columns)
+        p = log_probabilities(logits, self.sizes, self.loss).exp().numpy()
+        p[~np.isfinite(logits.numpy()).all(axis=1)] = np.nan
+        return p
+
+    def expected_levels(self, probabilities: ArrayLike) -> NDArray[np.float32]:
+        """The level (N, K), 1 to its objective's highest, that probabilities (N, S) expect: sum_l l p(l) in each head,
+        whose levels are first scaled to 1 (under ``joint`` they share it with the other heads)."""
+        heads = np.split(np.asarray(probabilities), np.cumsum(self.sizes)[:-1], axis=1)
+        each = [p @ np.arange(1, p.shape[1] + 1) / p.sum(axis=1) for p in heads]
+        return np.stack(each, axis=1).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the probabilities."""
+        own = [self.loss, self.input_format, self.max_length, self.columns]
+        digest = hashlib.sha256(json.dumps(own).encode())
+        add_model(digest, self.model, self.tokenizer)
+        return digest.hexdigest()
 
     def reward(
         self,
@@ -270,15 +308,20 @@ class RewardClassifier:
         Raises:
             ValueError: as :meth:`probabilities` and :func:`map_levels`; no statistics yet.
         """
+        stats = self.require_stats()
+        p = self.probabilities(prompts, completions)
+        rewards = map_levels(p, targets, stats, divide_by)
+        if momentum:
+            self.stats = moving_stats(stats, p, momentum)
+        return rewards
+
+    def require_stats(self) -> RewardStats:
+        """The statistics, or a ValueError that says how to get them."""
         if self.stats is None:
             raise ValueError(
                 "this classifier has no statistics: call fit_stats(prompts, completions, reference) first"
             )
-        p = self.probabilities(prompts, completions)
-        rewards = map_levels(p, targets, self.stats, divide_by)
-        if momentum:
-            self.stats = moving_stats(self.stats, p, momentum)
-        return rewards
+        return self.stats
 
     def fit_stats(self, prompts, completions, reference: str) -> RewardStats:
         """Fit and keep ``stats`` on reference responses; they must come from the train split."""

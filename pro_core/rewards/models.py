@@ -8,6 +8,7 @@ is what sentence encoders such as MiniLM were made for.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -244,3 +245,12 @@ def _pad_token(model, tokenizer) -> None:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.padding_side = "right"  # GPT-2 counts positions from the left, padding included
+
+
+def add_model(digest: Any, model: Any, tokenizer: Any) -> None:
+    """Add a model's parameters and its tokenizer to a hash, wherever they are stored."""
+    for name, tensor in model.state_dict().items():
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
+    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
+    digest.update(json.dumps(words).encode())

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -28,7 +27,7 @@ from pro_core.rewards.batching import encode, forward_in_batches
 from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.functions import check_function, function_scores
-from pro_core.rewards.models import load_reward_model
+from pro_core.rewards.models import add_model, load_reward_model
 from pro_core.storage import StorageError, library_versions, local_folder, read_config, write_config
 
 FORMAT = "pro-panel"
@@ -203,11 +202,7 @@ class RewardPanel:
             where = {"source": str(sources[spec.source]), "revision": None}
             digest.update(json.dumps(asdict(spec) | where).encode())
         for model, tokenizer in self.models.values():
-            for name, tensor in model.state_dict().items():
-                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(name.encode() + raw.numpy().tobytes())
-            words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
-            digest.update(json.dumps(words).encode())
+            add_model(digest, model, tokenizer)
         return digest.hexdigest()
 
     # ------------------------------------------------------------ disk

@@ -1,0 +1,34 @@
+"""Train MOSLIM's policies: levels asked for in the prompt, rewarded by one classifier's heads.
+
+    python train/classifier.py recipes/small_classifier.yaml     # the classifier, first
+    python train/moslim.py recipes/moslim_small.yaml
+    accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/moslim_paper.yaml
+    python train/evaluate.py levels recipes/moslim_evaluation.yaml
+
+As `train/morlhf.py`, whose loop it is: arms, seeds, folders, and a killed run goes on to the same parameters. Beside
+a policy's stage lie `prompts.jsonl`, every prompt with the levels it asks for, and `log.jsonl`, every step.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
+
+from pro_core.policies.morlhf_recipe import read_moslim
+from pro_core.policies.moslim import RUNS, LevelData
+from pro_core.training import join_processes, run_script
+
+
+def main(recipe_path: str) -> None:
+    arms = read_moslim(recipe_path)
+    join_processes()
+    recipe = next(iter(arms.values()))
+    data = LevelData.load(recipe)
+    for seed in recipe["seeds"]:
+        for settings in arms.values():
+            RUNS[settings["algorithm"]](settings, seed, data).run()
+
+
+if __name__ == "__main__":
+    run_script(main, __doc__)
