@@ -295,6 +295,10 @@ def level_pairs_figure(rows: Rows) -> Figure | None:
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axes.plot(*points.T, marker, color=colour, mfc="white", linestyle="-", label=method)
             axes.plot(*np.mean(corners[max(corners)], axis=0), marker, color=colour)
+        # All that can be given: closer up, noise would look like control.
+        highest = [max(r["metrics"][f"asked_{name}"] for r in found) for name in (x, y)]
+        axes.set_xlim(0.9, highest[0] + 0.1)
+        axes.set_ylim(0.9, highest[1] + 0.1)
         axes.set_xlabel(f"level of {x} given")
         axes.set_ylabel(f"level of {y} given")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
