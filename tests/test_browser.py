@@ -55,7 +55,8 @@ def visit(browser, served) -> Iterator[Callable]:
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.goto(url)
+        with page.expect_request("**/queue/data*"):  # the page asks for its status line by itself
+            page.goto(url)
         expect(page.locator(".board .card").first).to_be_visible()
         if loaded:
             expect(page.locator(".status")).not_to_contain_text("loading")
