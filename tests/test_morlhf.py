@@ -16,7 +16,7 @@ import requests
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_encoder, tiny_llama, vivid_adapter
+from tiny import TINY_RUN, tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.conditioned import PolicyConfig
@@ -74,14 +74,8 @@ def parts(tmp_path_factory):
         "panel": str(folder / "panel"),
         "adapter": str(folder / "adapter"),
         "data": [{"path": str(folder / f"{name}.jsonl")} for name in ("own", "pairs")],
-        "lora": {"r": 4},
         "max_length": 64,
-        "max_new_tokens": 8,
-        "steps": 2,
-        "prompts_per_step": 2,
-        "generations": 3,
-        "checkpoint_every": 1,
-        "learning_rate": 0.01,
+        **TINY_RUN,
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from test_morlhf import same
-from tiny import tiny_classifier, tiny_llama, tokenizer
+from tiny import TINY_RUN, tiny_classifier, tiny_llama, tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 
 from pro_core import RewardClassifier
@@ -71,14 +71,8 @@ def parts(tmp_path_factory):
         "model": tiny_llama(folder / "llama"),
         "classifier": str(folder / "classifier"),
         "data": [{"path": str(folder / "own.jsonl")}],
-        "lora": {"r": 4},
         "max_length": 96,
-        "max_new_tokens": 8,
-        "steps": 2,
-        "prompts_per_step": 2,
-        "generations": 3,
-        "checkpoint_every": 1,
-        "learning_rate": 0.01,
+        **TINY_RUN,
     }
 
 

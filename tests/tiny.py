@@ -41,6 +41,17 @@ from pro_core.generation import Piece
 from pro_core.generation.base import EMPTY_ANSWER, StreamingGenerator
 from pro_core.packaged import MINILM, resolve_encoder
 
+TINY_RUN = {
+    "lora": {"r": 4},
+    "max_new_tokens": 8,
+    "steps": 2,
+    "prompts_per_step": 2,
+    "generations": 3,
+    "checkpoint_every": 1,
+    "learning_rate": 0.01,
+}
+"""Settings of a run of `train/morlhf.py` or `train/moslim.py` that ends in seconds."""
+
 
 def tiny_config(**settings) -> BertConfig:
     sizes = {

@@ -90,16 +90,10 @@ def pairs_figure(rows: Rows) -> Figure | None:
     pairs = list(combinations(names, 2))
     if len(pairs) < 2:
         return None
-    columns = 2
-    lines = -(-len(pairs) // columns)
-    figure = Figure(figsize=(8.0, 0.9 + 3.4 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, grid = _panels(len(pairs), height=3.4)
     for axes, (x, y) in zip(grid, pairs, strict=False):
         _fronts(axes, rows, x, y)
-    for axes in grid[len(pairs) :]:
-        axes.set_visible(False)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -112,39 +106,49 @@ def control_figure(rows: Rows) -> Figure | None:
     names = objective_names_of(rows)
     if len(names) < 2:
         return None
-    columns = min(len(names), 2)
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(8.0, 0.9 + 3.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, grid = _panels(len(names))
+    methods = _by_method(rows)
     for axes, name in zip(grid, names, strict=False):
-        for i, (method, mine) in enumerate(_by_method(rows).items()):
-            found = [r for r in mine if f"mean_{name}" in r["metrics"]]
-            weights = np.array([round(r["metrics"][f"weight_{name}"], 4) for r in found])
-            scores = np.array([r["metrics"][f"mean_{name}"] for r in found])
-            bars = np.array([r["ci95"][f"mean_{name}"] for r in found])
-            at = np.unique(weights)
-            means = np.array([scores[weights == w].mean() for w in at])
-            spans = np.array([bars[weights == w].mean(axis=0) for w in at]).reshape(-1, 2)
-            # A little to the side of one another, or bars would cover bars.
-            shift = 0.008 * (i - (len(_by_method(rows)) - 1) / 2)
-            axes.errorbar(
-                at + shift,
-                means,
-                yerr=np.abs(spans.T - means),
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=6,
-                linewidth=1.6,
-                elinewidth=1,
-                label=method,
-            )
+        for i, method in enumerate(methods):
+            found = [r for r in methods[method] if f"mean_{name}" in r["metrics"]]
+            weights = [round(r["metrics"][f"weight_{name}"], 4) for r in found]
+            shift = 0.008 * (i - (len(methods) - 1) / 2)
+            _curve(axes, weights, found, f"mean_{name}", shift, i, method)
         axes.set_xlabel(f"weight of {name}")
         axes.set_ylabel(f"{name} (z, higher is better)")
-    for axes in grid[len(names) :]:
-        axes.set_visible(False)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _panels(count: int, height: float = 3.2) -> tuple[Figure, NDArray[Any]]:
+    lines = -(-count // 2)
+    figure = Figure(figsize=(8.0, 0.9 + height * lines), layout="constrained")
+    grid = figure.subplots(lines, min(count, 2), squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def _curve(axes, asked: list[float], found: Rows, key: str, shift: float, i: int, method: str):
+    """The i-th method's mean of ``key`` at each request, with the mean interval; a little to the side of the others',
+    or bars would cover bars."""
+    requests = np.array(asked)
+    values = np.array([r["metrics"][key] for r in found])
+    bars = np.array([r["ci95"][key] for r in found]).reshape(-1, 2)
+    at = np.unique(requests)
+    means = np.array([values[requests == request].mean() for request in at])
+    spans = np.array([bars[requests == request].mean(axis=0) for request in at]).reshape(-1, 2)
+    axes.errorbar(
+        at + shift,
+        means,
+        yerr=np.abs(spans.T - means),
+        color=COLOURS[i % len(COLOURS)],
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=6,
+        linewidth=1.6,
+        elinewidth=1,
+        label=method,
+    )
 
 
 def _by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
@@ -220,15 +224,6 @@ def _asked_names(rows: Rows) -> list[str]:
     return [key.removeprefix("asked_") for key in dict.fromkeys(keys)]
 
 
-def _panels(count: int) -> tuple[Figure, NDArray[Any]]:
-    lines = -(-count // 2)
-    figure = Figure(figsize=(8.0, 0.9 + 3.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, min(count, 2), squeeze=False).ravel()
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    return figure, grid
-
-
 def levels_figure(rows: Rows) -> Figure | None:
     """The level given against the level asked for, an objective a panel: a line that rises is control.
 
@@ -246,22 +241,8 @@ def levels_figure(rows: Rows) -> Figure | None:
         axes.plot([1, highest], [1, highest], color="#BBBBBB", linewidth=1)
         for i, (method, mine) in enumerate(methods.items()):
             mine = [r for r in mine if key in r["metrics"]]
-            levels = np.array([r["metrics"][f"asked_{name}"] for r in mine])
-            given = np.array([r["metrics"][key] for r in mine])
-            bars = np.array([r["ci95"][key] for r in mine]).reshape(-1, 2)
-            at = np.unique(levels)
-            points = np.array([given[levels == level].mean() for level in at])
-            spans = np.array([bars[levels == level].mean(axis=0) for level in at]).reshape(-1, 2)
-            axes.errorbar(
-                at + 0.03 * (i - (len(methods) - 1) / 2),
-                points,
-                yerr=np.abs(spans.T - points),
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                linewidth=1.6,
-                elinewidth=1,
-                label=method,
-            )
+            levels = [r["metrics"][f"asked_{name}"] for r in mine]
+            _curve(axes, levels, mine, key, 0.03 * (i - (len(methods) - 1) / 2), i, method)
         axes.set_xticks(np.arange(1, highest + 1))
         axes.set_xlabel(f"level of {name} asked for")
         axes.set_ylabel("level given (expected)")
