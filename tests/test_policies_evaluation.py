@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny import Script, conditioned_qwen, tiny_classifier
 
+from pro_core.conditioned import load_language_model
 from pro_core.conditioning import Condition
 from pro_core.evaluation.paper_tables import PAPER_TABLES, paper_table_for
 from pro_core.evaluation.policy_figures import draw_figures, front_figure
@@ -31,6 +33,7 @@ from pro_core.evaluation.policy_tables import (
 from pro_core.evaluation.report import read_rows, result_row, write_rows
 from pro_core.evaluation.texts import LanguageModel
 from pro_core.generation import LocalGenerator
+from pro_core.generation.chat import chat_prompt
 from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.training import ConfigError
@@ -200,6 +203,49 @@ def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):
     assert "lead_mean_weighted_score_adapter_over_base" in best
     assert "length_adapter" in best and "mean_helpful_adapter" in best
     assert "No judge's own accuracy" in main_table(rows)
+
+
+def test_how_far_a_policy_went_from_the_base(recipe, parts):
+    """The log-ratio of each response, against a plain forward of both models; best-of-2 has none."""
+    changes = {"judge": None, "heldout_panel": None, "seeds": [0], "kl": True}
+    run = PolicyRun(recipe(**changes))
+    for parameter in (tuned := conditioned_policy(parts / "moved", run)).parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    tuned.save_pretrained(parts / "moved")
+    policies = [*run.recipe["policies"], {"name": "moved", "model": str(parts / "moved")}]
+    run = PolicyRun(recipe(**changes, policies=policies))
+    pooled = by_method(policy_rows(run))
+    assert pooled["base"]["metrics"]["kl"] == 0 and "kl" not in pooled["best of 2"]["metrics"]
+    assert "log-ratio to the base" in texts_table(list(pooled.values()))
+    weights_WPK = np.repeat(run.weights_WK[:, None, :], len(run.prompts), axis=1)
+    answers = run.answers("moved", 0, weights_WPK)
+    policy, ratios = run.policy("moved", 0), []
+    for w, texts in enumerate(answers.texts):
+        for p, text in enumerate(texts):
+            read = policy.messages(run.prompts[p], run.weights_WK[w])
+            assert "<helpful>" in read[-1]["content"]
+            own = log_p(parts / "moved", read, text)
+            ratios.append(own - log_p(policies[0]["model"], run.prompts[p], text))
+    np.testing.assert_allclose(answers.kl_WP.ravel(), ratios, rtol=0.02, atol=0.02)
+    assert pooled["moved"]["metrics"]["kl"] == pytest.approx(np.mean(ratios), abs=0.05)
+    assert max(map(abs, ratios)) > 0.1
+
+
+def conditioned_policy(folder: Path, run: PolicyRun):
+    """A policy that reads weights, to be changed and saved."""
+    conditioned_qwen(folder, run.recipe["policies"][0]["model"], Condition("weights", NAMES))
+    return load_language_model(folder)[0]
+
+
+@torch.inference_mode()
+def log_p(model: str | Path, messages, text: str) -> float:
+    """log p(text given messages) by one forward pass."""
+    loaded, tokenizer, _ = load_language_model(model, dtype=torch.bfloat16)
+    before = tokenizer(chat_prompt(tokenizer, messages))["input_ids"]
+    after = tokenizer(text, add_special_tokens=False)["input_ids"]
+    logits = loaded(input_ids=torch.tensor([before + after])).logits[0].float()
+    of_text = logits[len(before) - 1 : -1].log_softmax(-1)
+    return float(of_text.gather(1, torch.tensor(after)[:, None]).sum())
 
 
 def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):

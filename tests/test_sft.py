@@ -165,3 +165,28 @@ def test_what_was_learned_is_what_is_written(llama, tmp_path):
     told = conditioned(generator, to_messages("tell me why"), [0.9, 0.1], CONDITION.objective_names)
     assert told == asked("tell me why", 0.9)
     assert generator.generate([told], greedy) == [answer]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does so by itself")
+def test_on_a_cpu_only_tokens_with_a_label_are_scored(llama, monkeypatch):
+    """TRL's head scores all positions of a batch where Triton does not run: on a CPU most of a step for nothing."""
+    from trl.trainer import utils
+
+    model, _, _ = load_language_model(llama)
+    ids = torch.randint(0, model.config.vocab_size, (3, 20))
+    labels = ids.masked_fill(torch.arange(20) < 15, -100)
+    expected = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
+    expected = expected.gather(-1, ids[:, 1:, None])[..., 0].masked_fill(labels[:, 1:] < 0, 0)
+    utils.add_fused_lm_head(model)
+    scored, real = [], utils._ChunkedLogProbFunction.apply
+
+    class Spy:
+        @staticmethod
+        def apply(hidden, *rest):
+            scored.append(len(hidden))
+            return real(hidden, *rest)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Spy)
+    found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    torch.testing.assert_close(found, expected)
+    assert scored == [3 * 5]

@@ -43,7 +43,8 @@ class Answers:
         weights_WPK: what was asked for. texts: W lists of P, None where generation failed.
         z_WPK: the panel's standardized scores. judge_WP: the overall judge's raw score. heldout_WPJ: the held-out
             panel's.
-        surprise_WP2: nats and tokens under the base model. NaN in any: no score. None: not measured.
+        surprise_WP2: nats and tokens under the base model. kl_WP: log p of the response under the policy less that
+            under the base. NaN in any: no score. None: not measured.
         failures: (weighting, prompt, what went wrong).
     """
 
@@ -53,6 +54,7 @@ class Answers:
     judge_WP: Floats | None = None
     heldout_WPJ: Floats | None = None
     surprise_WP2: Floats | None = None
+    kl_WP: Floats | None = None
     failures: list[tuple[int, int, str]] = field(default_factory=list)
 
     def where_also(self, other: Answers) -> Answers:
@@ -227,6 +229,8 @@ def measure(
         nats, tokens = (counts_RP @ np.where(there, answers.surprise_WP2, 0.0).sum(axis=0)).T
         with np.errstate(invalid="ignore", divide="ignore"):
             found["perplexity"] = np.exp(nats / tokens)
+    if answers.kl_WP is not None:
+        found["kl"] = over_points(point_means(answers.kl_WP[:, :, None], counts_RP))[:, 0]
     return found
 
 

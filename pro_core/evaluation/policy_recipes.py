@@ -33,6 +33,7 @@ OPTIONAL: dict[str, Any] = {
     "heldout_panel": "outputs/heldout_panel/panel",  # the same
     "adapter": None,  # its weights for each prompt are one more request, beside the grid
     "perplexity": None,  # a causal model; None for the base policy's, false for none
+    "kl": False,  # log-ratio of each policy to the perplexity's model on its own responses; one more reading of each
     "weights": 5,  # weightings in the grid
     "prompts": 100,
     "longest_prompt": None,  # characters; longer ones are left out, which spares a CPU most of its work
@@ -83,6 +84,15 @@ class RecipePolicies:
         folder = model.format(seed=seed)
         made = "{seed}" in model and "endpoint" not in self.entries[name]
         return folder if made and not Path(folder).is_dir() else None
+
+    def in_process(self, name: str, seed: int) -> str | None:
+        """The model that writes alone what its policy answers: no endpoint's, no best-of-n, no mixture of LoRAs."""
+        entry = self.entries[name]
+        if "endpoint" in entry or entry.get("candidates", 1) > 1:
+            return None
+        model = str(entry["model"]).format(seed=seed)
+        config = PolicyConfig.read(model)
+        return None if config is not None and config.ranks else model
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
         """One policy under one seed, its model loads when it must write; with ``candidates`` of another number."""

@@ -188,26 +188,38 @@ class PolicyRun:
         texts: Sequence[tuple[int, str]],
         about: str,
         width: int,
+        read: Sequence[Sequence[Message]] | None = None,
     ) -> Array:
-        """Raw scores (N, width) of (prompt index, response), each pair once in the life of the output folder."""
-        key = self._keys.get(id(scorer)) or scorer.fingerprint()
-        self._keys[id(scorer)] = key
-        unique = list(dict.fromkeys(texts))
-        where = {text: i for i, text in enumerate(unique)}
-        keys = [text_key(key, json.dumps(self.prompts[p]), text) for p, text in unique]
+        """Raw scores (N, width) of (prompt index, response), each pair once in the life of the output folder.
+
+        Args:
+            read: what each response is scored as an answer to, where that is not the prompt alone.
+        """
+        if not texts:
+            return np.zeros((0, width), np.float32)
+        if isinstance(scorer, LanguageModel):
+            key = scorer.fingerprint()
+        else:  # the run holds its panels to the end
+            key = self._keys[id(scorer)] = self._keys.get(id(scorer)) or scorer.fingerprint()
+        answered = read or [self.prompts[p] for p, _ in texts]
+        keys = [
+            text_key(key, json.dumps(conversation), text)
+            for conversation, (_, text) in zip(answered, texts, strict=True)
+        ]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        unique = list(dict.fromkeys(keys))
 
         def compute(missing: list[int]) -> Array:
-            prompts = [self.prompts[unique[i][0]] for i in missing]
-            responses = [unique[i][1] for i in missing]
+            rows = [first[unique[i]] for i in missing]
+            prompts = [answered[row] for row in rows]
+            responses = [texts[row][1] for row in rows]
             report = progress(about)
             if isinstance(scorer, LanguageModel):
                 return scorer.surprise(prompts, responses, report)
             return scorer.score(prompts, responses, report, allow_missing=True)
 
-        if not unique:
-            return np.zeros((0, width), np.float32)
-        found = self.cache.rows(keys, width, compute)
-        return found[[where[text] for text in texts]]
+        place = {key: i for i, key in enumerate(unique)}
+        return self.cache.rows(unique, width, compute)[[place[key] for key in keys]]
 
     def z(self, texts: Sequence[tuple[int, str]]) -> Array:
         """The panel's standardized scores (N, K) of this run's objectives; NaN where there is none."""
@@ -256,6 +268,12 @@ class PolicyRun:
         if self.language_model is not None:
             found = self.scores(self.language_model, pairs, "perplexity", 2)
             result.surprise_WP2 = placed(found)
+            writer = self.policy.in_process(name, seed) if self.recipe["kl"] else None
+            if writer:
+                read = [policy.messages(self.prompts[p], weights_WPK[w, p]) for w, p in there]
+                own_model = LanguageModel(writer, self.device)
+                own = self.scores(own_model, pairs, f"{name}, log-ratio", 2, read)
+                result.kl_WP = placed(found[:, :1] - own[:, :1])[:, :, 0]
         return result
 
     def _chosen(self, written: list[list[Answer]], weights_PK: NDArray) -> list[str | None]:

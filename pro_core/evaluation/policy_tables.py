@@ -14,6 +14,7 @@ Rows = Sequence[dict[str, Any]]
 SHOWN = {
     "hypervolume": "hypervolume",
     "judge_score": "judge",
+    "judge_score_adapter": "judge, adapter's weights",
     "judge_win_rate": "judge prefers it to the base",
     "heldout_score": "held-out panel",
     "mean_weighted_score": "weighted score, panel",
@@ -25,6 +26,7 @@ TEXTS = {
     "distinct_2": "distinct-2",
     "distinct_3": "distinct-3",
     "perplexity": "perplexity (lower is likelier)",
+    "kl": "log-ratio to the base (nats a response)",
 }
 UNITS = (
     "Higher is better unless said. Hypervolume, IGD+, judge and held-out panel in units of the base model: 0 is the "
@@ -34,8 +36,12 @@ UNITS = (
 )
 
 
-def main_table(rows: Rows) -> str:
-    """Every method's front, judges and weighted score."""
+def main_table(rows: Rows, only: str | None = None) -> str:
+    """Every method's front, judges and weighted score; of one experiment, or of all."""
+    if only:
+        rows = [
+            r for r in rows if r["experiment"].startswith(only + "_") or r["experiment"] == only
+        ]
 
     def table(mine: Rows) -> str:
         shown = {key: head for key, head in SHOWN.items() if _any(mine, key)}

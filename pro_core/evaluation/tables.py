@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:safety": ("adapter.jsonl", safety_table),
     "table:classifier": ("classifier.jsonl", classifier_table),
     "table:weights": ("weights.jsonl", weights_table),
+    "table:wic": ("policies.jsonl", partial(policy_tables.main_table, only="wic")),
+    "table:morlhf": ("policies.jsonl", partial(policy_tables.main_table, only="morlhf")),
     "table:policies": ("policies.jsonl", policy_tables.main_table),
     "table:policies_leads": ("policies.jsonl", policy_tables.leads_table),
     "table:policies_control": ("policies.jsonl", policy_tables.control_table),

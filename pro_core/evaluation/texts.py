@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from pro_core.cache import fingerprint
+from pro_core.conditioned import load_language_model
 from pro_core.data import to_messages
 from pro_core.generation.chat import chat_prompt, has_template
 from pro_core.objectives import Prompt
-from pro_core.packaged import resolve_policy
 from pro_core.rewards.batching import token_budget_batches
 from pro_core.rewards.formats import special_tokens, without_special_tokens
 
@@ -37,7 +37,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 class LanguageModel:
-    """A causal model that is asked how likely responses are; its parameters load when they are first needed."""
+    """A causal model, or a policy, that is asked how likely responses are; its parameters load when first needed."""
 
     def __init__(self, path_or_id: str, device: str | None = None, token_budget: int = 1024):
         self.path_or_id, self.token_budget = path_or_id, token_budget
@@ -45,16 +45,16 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """A hash of the model's files."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return str(fingerprint(None, {self.path_or_id: None}, strict=False, code=()))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        source = resolve_policy(self.path_or_id)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-        model.to(self.device)  # type: ignore[arg-type]
-        return model.eval(), AutoTokenizer.from_pretrained(source)
+        model, tokenizer, _ = load_language_model(self.path_or_id, dtype=torch.bfloat16)
+        return model.to(self.device).eval(), tokenizer
 
     def surprise(
         self,
@@ -64,8 +64,8 @@ class LanguageModel:
     ) -> NDArray[np.float32]:
         """-log p(response given prompt) in nats, and its number of tokens: (N, 2). Perplexity is exp(sum / sum).
 
-        The prompt stands in the model's chat template, without any condition; the end of the answer is not counted. An
-        empty response has no token. What is longer than the model reads loses the prompt's beginning. A prompt is read
+        The prompt stands in the model's chat template as it is given; the end of the answer is not counted. An empty
+        response has no token. What is longer than the model reads loses the prompt's beginning. A prompt is read
         once for all its responses.
         """
         model, tokenizer = self._loaded

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -36,6 +37,11 @@ from pro_core.training import (
     train_resuming,
     training_arguments,
 )
+
+if not torch.cuda.is_available():
+    # Where Triton does not run, TRL's fused head scores the prompt's tokens too, as new shapes would be compiled anew.
+    # Nothing is compiled on a CPU: as on a GPU, only tokens with a label are scored, which saves a good third of a step.
+    trl.trainer.utils._use_triton = lambda device: True
 
 Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
