@@ -7,7 +7,7 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,11 +269,28 @@ def read_recipe(
     return {**optional, **recipe}
 
 
-def run_script(main: Callable[[str], None], usage: str | None) -> None:
-    """Call ``main`` with the recipe that the command line names; what a user can mend ends in one line."""
-    if len(sys.argv) != 2:
+def run_script(main: Callable[..., None], usage: str | None, seeds: bool = False) -> None:
+    """Call ``main`` with the recipe that the command line names; what a user can mend ends in one line.
+
+    Args:
+        seeds: whether ``main`` also takes what stands after the recipe, see :func:`chosen_seeds`.
+    """
+    path, *more = sys.argv[1:] or [""]
+    if not path or (more and not seeds):
         sys.exit(usage)
     try:
-        main(sys.argv[1])
+        main(path, more) if seeds else main(path)
     except (ConfigError, DataError, StorageError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def chosen_seeds(recipe: dict[str, Any], chosen: Sequence[str]) -> list[int]:
+    """The recipe's seeds, or those of them that a command line names: several commands can share the work.
+
+    Raises:
+        ConfigError: a seed that the recipe does not have.
+    """
+    known = [str(seed) for seed in recipe["seeds"]]
+    if wrong := [seed for seed in chosen if seed not in known]:
+        raise ConfigError(f"got the seeds {wrong}, expected some of the recipe's {recipe['seeds']}")
+    return [seed for seed in recipe["seeds"] if not chosen or str(seed) in chosen]

@@ -532,7 +532,7 @@ def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts
         script.main(recipe("base", model=model))
 
 
-@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_paper"])
+@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_full", "morlhf_paper"])
 def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
     """The first arm of each, with everything large made small."""
     given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())

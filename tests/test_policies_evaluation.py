@@ -20,7 +20,12 @@ from pro_core.conditioned import load_language_model
 from pro_core.conditioning import Condition
 from pro_core.evaluation.paper_tables import PAPER_TABLES, paper_table_for
 from pro_core.evaluation.policy_figures import draw_figures, front_figure
-from pro_core.evaluation.policy_recipes import RecipePolicies, held_out_prompts
+from pro_core.evaluation.policy_recipes import (
+    OPTIONAL,
+    REQUIRED,
+    RecipePolicies,
+    held_out_prompts,
+)
 from pro_core.evaluation.policy_reports import policy_rows
 from pro_core.evaluation.policy_runs import PolicyRun
 from pro_core.evaluation.policy_tables import (
@@ -35,6 +40,8 @@ from pro_core.evaluation.texts import LanguageModel
 from pro_core.generation import LocalGenerator
 from pro_core.generation.chat import chat_prompt
 from pro_core.packaged import SMOLLM2, resolve_policy
+from pro_core.policies.morlhf_recipe import read_morlhf, read_moslim
+from pro_core.policies.recipe import folder_name, read_arms
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.training import ConfigError
 
@@ -461,3 +468,35 @@ def test_the_stock_model_best_of_two(tmp_path, data_dir):
     assert best["igd_plus"] == pytest.approx(0, abs=1e-5)
     assert best["mean_weighted_score"] >= base["mean_weighted_score"] - 0.5
     assert 1 < base["perplexity"] < 100 and 0 < base["distinct_1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("training", "read", "evaluation"),
+    [
+        ("wic_small", read_arms, "wic_evaluation"),
+        ("wic_full", read_arms, "wic_full_evaluation"),
+        ("morlhf_small", read_morlhf, "morlhf_evaluation"),
+        ("morlhf_full", read_morlhf, "morlhf_full_evaluation"),
+        ("moslim_small", read_moslim, "moslim_evaluation"),
+    ],
+)
+def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation):
+    """Each arm under its own name, from the folder that training leaves, the stock model and the soups beside them."""
+    arms = read(ROOT / "recipes" / f"{training}.yaml")
+    graded = yaml.safe_load((ROOT / "recipes" / f"{evaluation}.yaml").read_text())
+    found = {entry["name"]: entry["model"] for entry in graded["policies"]}
+    output = next(iter(arms.values()))["output"]
+    expected = {arm: f"{output}/{folder_name(arm)}/seed{{seed}}" for arm in arms}
+    if training.startswith("morlhf"):
+        soups = yaml.safe_load(
+            (ROOT / "recipes" / f"{training.replace('morlhf', 'soups')}.yaml").read_text()
+        )
+        assert set(soups["policies"].values()) < set(expected.values())
+        expected |= dict(
+            zip(("Rewarded Soups", "Rewarded Soups, per prompt"), soups["soups"], strict=True)
+        )
+        assert soups["seeds"] == graded["seeds"]
+    assert found == expected | {"stock model": SMOLLM2}
+    assert graded["seeds"] == next(iter(arms.values()))["seeds"]
+    assert set(graded) <= {*OPTIONAL, *REQUIRED, "classifier"}
+    assert set(graded.get("compare_with", ())) <= set(found)

@@ -340,6 +340,18 @@ def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
     )
 
 
+def test_a_command_line_names_the_seeds_that_it_wants(recipe, tmp_path):
+    path = recipe("shared", rounds=0, method="SFT", condition="none", seeds=[3, 1, 2])
+    done = run("train/wic.py", path, "2", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = tmp_path / "shared" / "sft"
+    assert sorted(folder.name for folder in made.iterdir()) == ["seed1", "seed2"]
+    for seed in ("0", "x"):
+        done = run("train/wic.py", path, seed)
+        wrong = f"ConfigError: got the seeds ['{seed}'], expected some of the recipe's [3, 1, 2]"
+        assert done.returncode == 1 and done.stderr.strip().endswith(wrong)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

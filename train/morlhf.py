@@ -1,6 +1,7 @@
 """Train policies by reinforcement learning on K weighted rewards: MORLHF, PRO-MORLHF, a single reward (Eq 5, 9).
 
     python train/morlhf.py recipes/morlhf_small.yaml
+    python train/morlhf.py recipes/morlhf_small.yaml 1       # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/morlhf_paper.yaml
 
 A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,
@@ -11,6 +12,7 @@ parameters. Beside a policy's stage lie `prompts.jsonl`, every prompt with its w
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
@@ -19,7 +21,7 @@ from pro_core.policies.morlhf_recipe import read_morlhf
 from pro_core.policies.online_dpo import OnlineDpoRun
 from pro_core.policies.ppo import PpoRun
 from pro_core.policies.reward_data import RewardData
-from pro_core.training import join_processes, run_script
+from pro_core.training import chosen_seeds, join_processes, run_script
 
 RUNS: dict[str, type[MorlhfRun]] = {
     "grpo": MorlhfRun,
@@ -29,15 +31,16 @@ RUNS: dict[str, type[MorlhfRun]] = {
 }
 
 
-def main(recipe_path: str) -> None:
+def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_morlhf(recipe_path)
     join_processes()
     recipe = next(iter(arms.values()))
+    chosen = chosen_seeds(recipe, seeds)
     data = RewardData.load(recipe)
-    for seed in recipe["seeds"]:
+    for seed in chosen:
         for settings in arms.values():
             RUNS[settings["algorithm"]](settings, seed, data).run()
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, __doc__, seeds=True)

@@ -2,6 +2,7 @@
 
     python train/classifier.py recipes/small_classifier.yaml     # the classifier, first
     python train/moslim.py recipes/moslim_small.yaml
+    python train/moslim.py recipes/moslim_small.yaml 1       # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/moslim_paper.yaml
     python train/evaluate.py levels recipes/moslim_evaluation.yaml
 
@@ -12,23 +13,25 @@ a policy's stage lie `prompts.jsonl`, every prompt with the levels it asks for, 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
 from pro_core.policies.morlhf_recipe import read_moslim
 from pro_core.policies.moslim import RUNS, LevelData
-from pro_core.training import join_processes, run_script
+from pro_core.training import chosen_seeds, join_processes, run_script
 
 
-def main(recipe_path: str) -> None:
+def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_moslim(recipe_path)
     join_processes()
     recipe = next(iter(arms.values()))
+    chosen = chosen_seeds(recipe, seeds)
     data = LevelData.load(recipe)
-    for seed in recipe["seeds"]:
+    for seed in chosen:
         for settings in arms.values():
             RUNS[settings["algorithm"]](settings, seed, data).run()
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, __doc__, seeds=True)

@@ -1,6 +1,7 @@
 """Train policies that read weights (PRO-WIC) or scores (RiC) in their prompt, offline and online (Eq 10, 11).
 
     python train/wic.py recipes/wic_small.yaml
+    python train/wic.py recipes/wic_small.yaml 1       # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_small.yaml   # on CPUs too
     accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper_hh.yaml   # lora: null
 
@@ -13,22 +14,24 @@ others go on.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
 from pro_core.policies.recipe import read_arms
 from pro_core.policies.scored import ScoredData
 from pro_core.policies.wic import RoundError, WicRun
-from pro_core.training import ConfigError, join_processes, main_process, run_script
+from pro_core.training import ConfigError, chosen_seeds, join_processes, main_process, run_script
 
 
-def main(recipe_path: str) -> None:
+def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_arms(recipe_path)
     join_processes()
     recipe = next(iter(arms.values()))
+    chosen = chosen_seeds(recipe, seeds)
     data = ScoredData.load(recipe)
     problems: list[str] = []
-    for seed in recipe["seeds"]:
+    for seed in chosen:
         for method, settings in arms.items():
             try:
                 WicRun(settings, seed, data).run()
@@ -41,4 +44,4 @@ def main(recipe_path: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, __doc__, seeds=True)

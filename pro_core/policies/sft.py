@@ -40,7 +40,7 @@ from pro_core.training import (
 
 if not torch.cuda.is_available():
     # Where Triton does not run, TRL's fused head scores the prompt's tokens too, as new shapes would be compiled anew.
-    # Nothing is compiled on a CPU: as on a GPU, only tokens with a label are scored, which saves a good third of a step.
+    # Nothing is compiled on a CPU: as on a GPU, only tokens with a label are scored, which saves a third of a step.
     trl.trainer.utils._use_triton = lambda device: True
 
 Row = tuple[Sequence[Message], str]
