@@ -305,15 +305,17 @@ def test_help_lists_every_setting() -> None:
 READS = ("harmless", "helpful")  # two of the panel's objectives, in an order of its own
 
 
-def conditioned_models(folder: Path, names: tuple[str, ...]) -> Models:
-    """An app's models with a tiny policy that reads weights of these objectives."""
+def conditioned_models(
+    folder: Path, names: tuple[str, ...], kind: str = "weights", **more
+) -> Models:
+    """An app's models with a tiny policy that reads weights, or what ``kind`` says, of these objectives."""
     from tiny import tiny_llama
 
     from pro_core.conditioned import PolicyConfig
     from pro_core.conditioning import Condition
 
     policy = tiny_llama(folder)
-    PolicyConfig(Condition("weights", names), panel="another").save(policy)
+    PolicyConfig(Condition(kind, names, **more), panel="another").save(policy)
     models = Models({"PRO_POLICY": policy})
     models.load()
     return models
@@ -374,6 +376,12 @@ def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None
     assert [m["content"] for m in after["messages"]] == ["Hi <helpful> 1.00", "Yes.", "Why?"]
     again = end_of(Page(reader).again(1, 4, False, after, [0.0, 1.0, 0.0, 0.0, 0.0]))
     assert again["messages"] == after["messages"] and told[-1].startswith("Why? <harmless> 1.00")
+
+
+def test_a_policy_that_a_classifier_taught_is_no_stranger_to_the_panel(tmp_path) -> None:
+    models = conditioned_models(tmp_path / "levels", READS, "levels", level_counts=(2, 3))
+    assert models.status()["conditioned"] == "levels"
+    assert "another panel" not in models.status()["warning"]
 
 
 def test_a_conditioned_policy_and_best_of_n_through_the_api(reader, told) -> None:

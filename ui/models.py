@@ -13,6 +13,7 @@ import numpy as np
 
 from pro_core.adapter import PreferenceAdapter, UncertainWeights
 from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import LEVELS
 from pro_core.explanations import Explanation, explain
 from pro_core.generation import (
     GenerationError,
@@ -105,7 +106,10 @@ class Models:
         except ValueError as error:  # said again to whoever asks
             self.warn(f"No answers: {sentence(error)}")
         else:
-            if policy.condition and policy.panel != panel.fingerprint():
+            by_panel = (
+                policy.condition and policy.condition.kind != LEVELS
+            )  # MOSLIM's learn from a classifier
+            if by_panel and policy.panel != panel.fingerprint():
                 self.warn("The policy learned from another panel's scores than these")
 
     def warn(self, text: str) -> None:

@@ -182,7 +182,7 @@ def level_rows(recipe_path: str | Path, split: str) -> list[dict[str, Any]]:
         draws, texts = [], []
         for seed in run.seeds_of(name):
             started = time.monotonic()
-            mine = run.answers(name, seed, asked_WPK)
+            mine = run.answers(name, seed, asked_WPK, "request")
             units = units or base_units(run, mine)
             answers.setdefault(name, {})[seed] = mine
             draws.append(control(run, mine, units, counts_RP))

@@ -228,11 +228,13 @@ class PolicyRun:
         z = self.stats.normalize(raw, text_lengths([text for _, text in texts]))
         return z[:, self.columns]
 
-    def answers(self, name: str, seed: int, weights_WPK: NDArray, about: str = "") -> Answers:
+    def answers(
+        self, name: str, seed: int, weights_WPK: NDArray, about: str = "weights"
+    ) -> Answers:
         """The policy's responses under W weightings of P prompts (a row a prompt), with all their scores.
 
         Args:
-            about: what progress calls the weights; by default their number.
+            about: what progress calls a weighting.
 
         Raises:
             ConfigError: not one response, with the first reason.
@@ -241,7 +243,8 @@ class PolicyRun:
         texts: list[list[str | None]] = []
         failures: list[tuple[int, int, str]] = []
         for w, weights_PK in enumerate(weights_WPK):
-            written = self.responses(policy, seed, weights_PK, about or f"weights {w + 1} of {W}")
+            number = f"{about} {w + 1} of {W}" if W > 1 else about
+            written = self.responses(policy, seed, weights_PK, number)
             texts.append(self._chosen(written, weights_PK))
             for p in (p for p, text in enumerate(texts[w]) if text is None):
                 reasons = [a.error for a in written[p] if a.error] or ["no candidate has a score"]
