@@ -39,8 +39,8 @@ $(STAMP): requirements.txt requirements-demo.txt requirements-dev.txt pyproject.
 app: $(STAMP)  ## the web app on http://127.0.0.1:7860 (settings: make app ARGS=--help)
 	$(BIN)/python app.py $(ARGS)
 
-test: lint  ## the lints, the types and all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint  ## the lints, the types and all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
