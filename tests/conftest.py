@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Before torch is imported anywhere. Two cores is what the continuous integration has: two threads, or a thread in each of
-# two workers. Threads that sleep while they wait leave the cores to the servers that tests start beside them (measured:
+# Before torch is imported anywhere. The continuous integration has two cores: two threads, or one in each of two
+# workers. Threads that sleep while they wait leave the cores to the servers that tests start beside them (measured:
 # 40 tokens/s instead of 5-19).
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

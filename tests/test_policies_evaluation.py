@@ -496,7 +496,7 @@ def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation)
             zip(("Rewarded Soups", "Rewarded Soups, per prompt"), soups["soups"], strict=True)
         )
         assert soups["seeds"] == graded["seeds"]
-    assert found == expected | {"stock model": SMOLLM2}
+    assert found.items() >= (expected | {"stock model": SMOLLM2}).items()
     assert graded["seeds"] == next(iter(arms.values()))["seeds"]
     assert set(graded) <= {*OPTIONAL, *REQUIRED, "classifier"}
     assert set(graded.get("compare_with", ())) <= set(found)
