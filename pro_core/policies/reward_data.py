@@ -11,10 +11,10 @@ from pro_core.adapter import PreferenceAdapter
 from pro_core.data import PreferencePair, read_jsonl, to_messages
 from pro_core.data_sources import default_data_dir, examples_of, is_public, load_prompts
 from pro_core.objectives import Message
-from pro_core.policies.scored import check_objectives
+from pro_core.policies.scored import load_panel
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import content_hash
-from pro_core.training import ConfigError, process_device
+from pro_core.training import ConfigError
 
 UNSAFE: dict[Any, str] = {0: "safe", 1: "unsafe"}
 
@@ -38,18 +38,12 @@ class RewardData:
         Raises:
             ConfigError: objectives that the panel or the adapter does not have, a panel without statistics, no prompts.
         """
-        panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
+        panel, names, adapter = load_panel(recipe)
         if panel.stats is None:
             raise ConfigError(
                 f"panel {recipe['panel']}: it has no statistics, without which objectives cannot be summed: run "
                 "train/score_rewards.py with save_panel, and name the panel that it saves"
             )
-        names = tuple(recipe["objectives"] or panel.objective_names)
-        check_objectives("panel", recipe["panel"], panel.objective_names, names)
-        adapter = None
-        if recipe["adapter"]:
-            adapter = PreferenceAdapter.from_pretrained(recipe["adapter"])
-            check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
         prompts, kinds = load_kinds(recipe["data"], recipe["data_dir"] or default_data_dir())
         key = content_hash([panel.fingerprint(), panel.stats.to_dict(), names])
         return cls(panel, key, names, adapter, prompts, kinds)

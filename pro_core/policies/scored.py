@@ -66,14 +66,7 @@ class ScoredData:
         """
         output = Path(recipe["output"])
         data_dir = recipe["data_dir"] or default_data_dir()
-        panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
-        names = tuple(recipe["objectives"] or panel.objective_names)
-        adapter = (
-            PreferenceAdapter.from_pretrained(recipe["adapter"]) if recipe["adapter"] else None
-        )
-        check_objectives("panel", recipe["panel"], panel.objective_names, names)
-        if adapter is not None:
-            check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
+        panel, names, adapter = load_panel(recipe)
         responses = [
             replace(r, response=r.response.encode("utf-8", "replace").decode().strip())
             for r in load_texts(recipe["data"], data_dir)
@@ -133,6 +126,24 @@ def score(panel: RewardPanel, responses: list[LabelledResponse], folder: Path) -
     wait_for_all()
     rows = read_rewards(folder)
     return rows[[f"raw_{name}" for name in panel.objective_names]].to_numpy(np.float32)
+
+
+def load_panel(
+    recipe: dict[str, Any],
+) -> tuple[RewardPanel, tuple[str, ...], PreferenceAdapter | None]:
+    """A recipe's panel, the objectives that it is about, and its adapter, None where it names none.
+
+    Raises:
+        ConfigError: objectives that the panel or the adapter does not have.
+    """
+    panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
+    names = tuple(recipe["objectives"] or panel.objective_names)
+    check_objectives("panel", recipe["panel"], panel.objective_names, names)
+    adapter = None
+    if recipe["adapter"]:
+        adapter = PreferenceAdapter.from_pretrained(recipe["adapter"])
+        check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
+    return panel, names, adapter
 
 
 def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
