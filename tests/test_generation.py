@@ -241,6 +241,24 @@ def test_sampling_follows_the_models_probabilities(local):
     assert {int(nucleus(None, logits.clone()).argmax()) for _ in range(200)} == {0}
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(top_p):
+    """Peaked rows are decided by the likeliest few hundred tokens, flat ones by all; both in one batch."""
+    from transformers import TopPLogitsWarper
+
+    from pro_core.generation.local import _TopP
+
+    random = torch.Generator().manual_seed(1)
+    scores = torch.randn(8, 5000, generator=random) * torch.tensor([[0.1, 1, 2, 3, 4, 6, 9, 40]]).T
+    ids = torch.zeros(8, 1, dtype=torch.long)
+    expected = TopPLogitsWarper(top_p)(ids, scores.clone())
+    assert torch.equal(_TopP(top_p)(ids, scores.clone()), expected)
+    kept = torch.isfinite(expected).sum(-1)
+    assert kept[-1] < _TopP.FEW and (top_p < 0.5 or kept[0] > _TopP.FEW)
+    few = scores[:, :4]  # a vocabulary of four
+    assert torch.equal(_TopP(top_p)(ids, few.clone()), TopPLogitsWarper(top_p)(ids, few.clone()))
+
+
 def test_different_prompts_in_one_batch_equal_each_alone(local):
     batch = [styled(HI, style) for style in STYLES]
     greedy = GenerationSettings(max_new_tokens=6, temperature=0.0)

@@ -267,10 +267,30 @@ def _sampler(
     if settings.temperature > 0:
         processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
-            processors.append(TopPLogitsWarper(settings.top_p))
+            processors.append(_TopP(settings.top_p))
         seed = secrets.randbits(31) if settings.seed is None else settings.seed
         processors.append(_GumbelNoise(seed, candidates, device))
     return processors
+
+
+class _TopP(TopPLogitsWarper):
+    """The same tokens from the likeliest few hundred: to sort the whole vocabulary is a third of a token's time on a
+    CPU."""
+
+    FEW = 512
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        few = scores.topk(min(self.FEW, scores.shape[-1])).values
+        mass = (few - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+        kept = 1 + (mass < self.top_p).sum(
+            -1, keepdim=True
+        )  # a token stays if those above it are less than top_p
+        wide = (kept > few.shape[-1])[:, 0]
+        least = few.gather(-1, kept.clamp(max=few.shape[-1]) - 1)
+        found = scores.masked_fill(scores < least, self.filter_value)
+        if wide.any():
+            found[wide] = super().__call__(input_ids[wide], scores[wide])
+        return found
 
 
 class _GumbelNoise(LogitsProcessor):
