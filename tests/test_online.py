@@ -11,7 +11,6 @@ from pro_core.policies.online import (
     ask,
     distance,
     goal_source,
-    less_prompt_mean,
     offline_mask,
     ric_goals,
 )
@@ -125,14 +124,3 @@ def test_offline_rows_are_mixed_in_by_the_same_rule():
     assert offline_mask("ric", z, condition, 0.7).tolist() == [False, True, False, True]
     # Under weights all on what it is best at, totals are about 0, 3, 1, 2.
     assert offline_mask("weighted", z, condition, 0.5).tolist() == [False, True, False, True]
-
-
-def test_scores_less_the_mean_of_their_prompt():
-    """A reward model may add what it likes to all responses of a prompt: nothing changes. By hand, a NaN aside."""
-    z = np.array([[1, 5], [3, 1], [7, 7], [NAN, 0], [2, 0]])
-    prompts = ["a", "a", "b", "a", "c"]
-    found = less_prompt_mean(z, prompts)
-    assert found[[0, 1, 2, 4]].tolist() == [[-1, 2], [1, -2], [0, 0], [0, 0]]
-    assert np.isnan(found[3]).all()
-    offsets = np.array([[10, -3], [10, -3], [4, 4], [10, -3], [0, 1]])
-    np.testing.assert_allclose(less_prompt_mean(z + offsets, prompts), found)

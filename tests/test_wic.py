@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -23,9 +22,7 @@ from pro_core.data_sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
 from pro_core.policies import wic
 from pro_core.policies.recipe import read_arms
-from pro_core.policies.scored import ScoredData
 from pro_core.policies.stages import POLICY, ROLLOUTS
-from pro_core.policies.wic import WicRun
 from pro_core.storage import StorageError, read_sealed
 from pro_core.training import ConfigError
 from train import wic as script
@@ -157,31 +154,6 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
     (stages[1] / "responses.jsonl").write_text("")
     with pytest.raises(StorageError, match=r"responses\.jsonl: missing or changed"):
         script.main(recipe("all", arms=arms, rounds=2))
-
-
-def test_a_condition_of_scores_less_their_prompts_mean(recipe, tmp_path):
-    """Offline as online; the rule that accepts still goes by the scores themselves."""
-    arms = {"plain": {}, "relative": {"relative": True, "temperature": 0.5}}
-    script.main(recipe("both", arms=arms))
-    accepted, rollouts = {}, {}
-    for arm in arms:
-        record = json.loads((tmp_path / "both" / arm / "seed0" / "run.json").read_text())
-        stages = [tmp_path / "both" / stage["stage"] for stage in record["stages"]]
-        rollouts[arm] = read_jsonl(stages[1] / "responses.jsonl")
-        accepted[arm] = read_jsonl(stages[2] / "accepted.jsonl")
-        config = PolicyConfig.read(tmp_path / "both" / arm / "seed0")
-        z = np.array([line["z"] for line in accepted[arm]])
-        shown = np.array([line["weights_obtained"] for line in accepted[arm]])
-        same = np.allclose(shown, config.condition.obtained_weights(z))
-        assert same == (arm == "plain")
-    assert rollouts["plain"] != rollouts["relative"]  # another offline stage
-    # Of two responses to a prompt, the one's weights mirror the other's.
-    settings = next(iter(read_arms(recipe("again", **arms["relative"])).values()))
-    run = WicRun(settings, 0, ScoredData.load(settings))
-    weights = run.condition.obtained_weights(run.shown_NK).reshape(len(ASKED), 3, 2)
-    logs = np.log(weights[..., 0] / weights[..., 1])
-    np.testing.assert_allclose(logs.sum(axis=1), 0, atol=1e-4)
-    assert abs(logs).max() > 0.5
 
 
 def run_killed(path: str, place: str, count: int) -> None:

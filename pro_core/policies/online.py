@@ -7,7 +7,7 @@ one of two rules. Either rule goes with either method, so that what a rule does 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,23 +113,6 @@ def ask(
     if condition.kind == "scores":
         return Goals(weights, scores, [format_scores(row, names) for row in scores])
     return Goals(weights, None, [condition.text(row) for row in weights])
-
-
-def less_prompt_mean(z_NK: ArrayLike, prompt_N: Sequence[Hashable]) -> Array:
-    """Scores (N, K) less the mean of the same prompt's rows: a reward model's offset c_k(x) goes, which Eq 7 keeps.
-
-    NaN is left out of a mean, and stays NaN. A prompt's only response becomes 0.
-    """
-    z = np.asarray(z_NK, dtype=np.float32)
-    of_prompt: dict[Hashable, list[int]] = {}
-    for n, prompt in enumerate(prompt_N):
-        of_prompt.setdefault(prompt, []).append(n)
-    found = np.full_like(z, np.nan)
-    for rows in of_prompt.values():
-        there = [n for n in rows if np.isfinite(z[n]).all()]
-        if there:
-            found[there] = z[there] - z[there].mean(axis=0)
-    return found
 
 
 def accept_ric(z_NK: ArrayLike, quantile: float) -> NDArray[np.bool_]:

@@ -20,7 +20,6 @@ OPTIONAL: dict[str, Any] = {
     "data_dir": None,
     "condition": "weights",  # weights+level; scores (RiC); none: plain SFT on the same rows
     "temperature": 1.0,  # tau of Eq 7, on standardized scores (the paper: 0.1, on raw ones)
-    "relative": False,  # true: a response's condition is made of its scores less the mean of its prompt's responses
     "lora": {},  # PEFT settings, by default rank 16 on every linear layer; null trains every parameter
     "max_length": 512,  # tokens of prompt and response; a prompt has what max_new_tokens leaves
     "batch_size": 16,  # over all processes
@@ -48,15 +47,7 @@ OPTIONAL: dict[str, Any] = {
     "arms": None,  # {method: {setting: value}}
 }
 ARM = {
-    *(
-        "condition",
-        "temperature",
-        "relative",
-        "lora",
-        "offline_steps",
-        "offline_learning_rate",
-        "rounds",
-    ),
+    *("condition", "temperature", "lora", "offline_steps", "offline_learning_rate", "rounds"),
     *("goals", "accept", "quantile", "prompts", "samples", "sampling_temperature", "top_p"),
     *("online_steps", "online_learning_rate", "offline_share"),
 }
@@ -132,7 +123,6 @@ def _check(where: str, s: dict[str, Any]) -> None:
     for key, known in (("condition", CONDITIONS), ("goals", GOALS), ("accept", RULES)):
         expect(s[key] in known, key, f"one of {known}")
     expect(s["lora"] is None or isinstance(s["lora"], dict), "lora", "PEFT settings, or null")
-    expect(isinstance(s["relative"], bool), "relative", "true or false")
     seeds = isinstance(s["seeds"], list) and s["seeds"] and all(type(n) is int for n in s["seeds"])
     expect(bool(seeds), "seeds", "a list of whole numbers")
     longest = s["max_length"] - LEAST_PROMPT

@@ -11,7 +11,7 @@ and the rollouts of arms that differ in their rule alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ from pro_core.policies.online import (
     accept_weighted,
     ask,
     distance,
-    less_prompt_mean,
     offline_mask,
 )
 from pro_core.policies.rollouts import failures, sample
-from pro_core.policies.scored import Array, ScoredData, score
+from pro_core.policies.scored import ScoredData, score
 from pro_core.policies.sft import Row, fine_tune
 from pro_core.policies.stages import (
     POLICY,
@@ -69,10 +68,8 @@ class WicRun:
         self.settings, self.seed, self.data = settings, seed, data
         self.output = Path(settings["output"])
         self.method = settings["method"]
-        prompts = [content_hash(r.prompt) for r in data.responses]
-        self.shown_NK = self._shown(data.z_NK, prompts)
         self.condition = Condition.fit(
-            settings["condition"], data.objective_names, self.shown_NK, settings["temperature"]
+            settings["condition"], data.objective_names, data.z_NK, settings["temperature"]
         )
         self.max_prompt = settings["max_length"] - settings["max_new_tokens"]
         self.sampling = GenerationSettings(
@@ -212,7 +209,6 @@ class WicRun:
         """What decides every training of this run, beside its rows and steps."""
         s = self.settings
         read = [self.condition.to_dict(), TEMPLATE_VERSION, self.data.panel_key]
-        read += ["relative"] if s["relative"] else []
         sizes = [s["max_length"], self.max_prompt, s["batch_size"]]
         return [model_identity(s["model"]), s["lora"], read, sizes]
 
@@ -240,13 +236,9 @@ class WicRun:
             checkpoint_every=s["checkpoint_every"],
         )
 
-    def _shown(self, z_NK: Array, prompts: Sequence[Hashable]) -> Array:
-        """What of the responses' scores becomes their condition."""
-        return less_prompt_mean(z_NK, prompts) if self.settings["relative"] else z_NK
-
     def _offline_rows(self, indices: Sequence[int]) -> list[Row]:
         """Those responses, each under the condition that it obtained."""
-        texts = self.condition.obtained(self.shown_NK[list(indices)])
+        texts = self.condition.obtained(self.data.z_NK[list(indices)])
         found = [self.data.responses[i] for i in indices]
         return [
             (self.condition.add(r.prompt or [], text), r.response)
@@ -313,11 +305,10 @@ class WicRun:
         whole = np.isfinite(z).all(axis=1)
         self.totals += weighted_sum(z[whole], asked[rows[whole]]).tolist()
         away = np.full(len(z), np.nan)
-        shown = self._shown(z, rows.tolist())
-        away[whole] = distance(self.condition, goals, rows[whole], shown[whole])
+        away[whole] = distance(self.condition, goals, rows[whole], z[whole])
         index = np.flatnonzero(kept)
-        texts = self.condition.obtained(shown[index])
-        obtained = self.condition.obtained_weights(shown[index])
+        texts = self.condition.obtained(z[index])
+        obtained = self.condition.obtained_weights(z[index])
         lines: list[dict[str, Any]] = []
         found: list[Row] = []
         for n, text, weights in zip(index, texts, obtained, strict=True):
