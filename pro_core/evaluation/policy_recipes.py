@@ -24,6 +24,7 @@ from pro_core.data_sources import data_sources
 from pro_core.evaluation.policies import GeneratorPolicy, Policy
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.objectives import Message
+from pro_core.packaged import resolve_policy
 from pro_core.training import ConfigError
 
 REQUIRED = ("experiment", "panel", "output", "base", "policies")
@@ -91,7 +92,7 @@ class RecipePolicies:
         if "endpoint" in entry or entry.get("candidates", 1) > 1:
             return None
         model = str(entry["model"]).format(seed=seed)
-        config = PolicyConfig.read(model)
+        config = PolicyConfig.read(resolve_policy(model))
         return None if config is not None and config.ranks else model
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
