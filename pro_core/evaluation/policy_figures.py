@@ -23,7 +23,7 @@ from pro_core.evaluation.policy_reports import POINTS
 
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
-# Okabe and Ito's colours, told apart by the colour-blind too; markers say the same again.
+# First Okabe and Ito's colours, told apart by the colour-blind too; markers say the same again.
 COLOURS = (
     "#000000",
     "#0072B2",
@@ -35,8 +35,11 @@ COLOURS = (
     "#7F7F7F",
     "#882255",
     "#8B6914",
+    "#AA4499",
+    "#44AA99",
+    "#332288",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", "p", ">", "d")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
