@@ -159,6 +159,9 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
         text = table(rows)
         assert "overall judge 0.62 (0.50 to 0.70)" in text and "helpful 0.63" in text
         assert "4 held-out prompts, 3 weightings, 2 seeds; base: base" in text and text in printed
+    assert main_table(rows, only="wic_tiny") == main_table(rows) and not main_table(
+        rows, only="wic"
+    )
     assert "0 failed, 0 empty, 0 unscored" in texts_table(rows)
     equal = equal_weights_tables(rows)
     assert "| PRO-WIC online |" in equal and "| 0.57 | 2.10 |" in equal and "LLaMA-7B" in equal

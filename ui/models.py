@@ -106,9 +106,8 @@ class Models:
         except ValueError as error:  # said again to whoever asks
             self.warn(f"No answers: {sentence(error)}")
         else:
-            by_panel = (
-                policy.condition and policy.condition.kind != LEVELS
-            )  # MOSLIM's learn from a classifier
+            reads = policy.condition
+            by_panel = reads and reads.kind != LEVELS  # MOSLIM's learn from a classifier
             if by_panel and policy.panel != panel.fingerprint():
                 self.warn("The policy learned from another panel's scores than these")
 

@@ -24,7 +24,6 @@ from pro_core.data_sources import data_sources
 from pro_core.evaluation.policies import GeneratorPolicy, Policy
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.objectives import Message
-from pro_core.packaged import resolve_policy
 from pro_core.training import ConfigError
 
 REQUIRED = ("experiment", "panel", "output", "base", "policies")
@@ -85,15 +84,6 @@ class RecipePolicies:
         folder = model.format(seed=seed)
         made = "{seed}" in model and "endpoint" not in self.entries[name]
         return folder if made and not Path(folder).is_dir() else None
-
-    def in_process(self, name: str, seed: int) -> str | None:
-        """The model that writes alone what its policy answers: no endpoint's, no best-of-n, no mixture of LoRAs."""
-        entry = self.entries[name]
-        if "endpoint" in entry or entry.get("candidates", 1) > 1:
-            return None
-        model = str(entry["model"]).format(seed=seed)
-        config = PolicyConfig.read(resolve_policy(model))
-        return None if config is not None and config.ranks else model
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> Policy:
         """One policy under one seed, its model loads when it must write; with ``candidates`` of another number."""

@@ -30,7 +30,7 @@ from pro_core.evaluation.policy_recipes import (
     held_out_prompts,
 )
 from pro_core.evaluation.texts import LanguageModel
-from pro_core.generation import GenerationSettings
+from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
@@ -202,24 +202,20 @@ class PolicyRun:
         else:  # the run holds its panels to the end
             key = self._keys[id(scorer)] = self._keys.get(id(scorer)) or scorer.fingerprint()
         answered = read or [self.prompts[p] for p, _ in texts]
-        keys = [
-            text_key(key, json.dumps(conversation), text)
-            for conversation, (_, text) in zip(answered, texts, strict=True)
-        ]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        unique = list(dict.fromkeys(keys))
+        rows = [(asked, text) for asked, (_, text) in zip(answered, texts, strict=True)]
+        keys = [text_key(key, json.dumps(asked), text) for asked, text in rows]
+        unique = dict(zip(keys, rows, strict=True))
+        todo = list(unique.values())
 
         def compute(missing: list[int]) -> Array:
-            rows = [first[unique[i]] for i in missing]
-            prompts = [answered[row] for row in rows]
-            responses = [texts[row][1] for row in rows]
+            prompts, responses = zip(*(todo[i] for i in missing), strict=True)
             report = progress(about)
             if isinstance(scorer, LanguageModel):
                 return scorer.surprise(prompts, responses, report)
             return scorer.score(prompts, responses, report, allow_missing=True)
 
         place = {key: i for i, key in enumerate(unique)}
-        return self.cache.rows(unique, width, compute)[[place[key] for key in keys]]
+        return self.cache.rows(list(unique), width, compute)[[place[key] for key in keys]]
 
     def z(self, texts: Sequence[tuple[int, str]]) -> Array:
         """The panel's standardized scores (N, K) of this run's objectives; NaN where there is none."""
@@ -271,10 +267,11 @@ class PolicyRun:
         if self.language_model is not None:
             found = self.scores(self.language_model, pairs, "perplexity", 2)
             result.surprise_WP2 = placed(found)
-            writer = self.policy.in_process(name, seed) if self.recipe["kl"] else None
-            if writer:
+            writer = policy.generator(weights_WPK[0, 0]) if self.recipe["kl"] else None
+            mixed = writer is not None and writer.policy is not None and bool(writer.policy.ranks)
+            if isinstance(writer, LocalGenerator) and policy.candidates == 1 and not mixed:
                 read = [policy.messages(self.prompts[p], weights_WPK[w, p]) for w, p in there]
-                own_model = LanguageModel(writer, self.device)
+                own_model = LanguageModel(writer.path_or_id, self.device)
                 own = self.scores(own_model, pairs, f"{name}, log-ratio", 2, read)
                 result.kl_WP = placed(found[:, :1] - own[:, :1])[:, :, 0]
         return result

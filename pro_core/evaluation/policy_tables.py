@@ -39,9 +39,7 @@ UNITS = (
 def main_table(rows: Rows, only: str | None = None) -> str:
     """Every method's front, judges and weighted score; of one experiment, or of all."""
     if only:
-        rows = [
-            r for r in rows if r["experiment"].startswith(only + "_") or r["experiment"] == only
-        ]
+        rows = [r for r in rows if r["experiment"] in (only, only + ALL_SEEDS, only + BASE)]
 
     def table(mine: Rows) -> str:
         shown = {key: head for key, head in SHOWN.items() if _any(mine, key)}

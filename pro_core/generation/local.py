@@ -282,9 +282,8 @@ class _TopP(TopPLogitsWarper):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         few = scores.topk(min(self.FEW, scores.shape[-1])).values
         mass = (few - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
-        kept = 1 + (mass < self.top_p).sum(
-            -1, keepdim=True
-        )  # a token stays if those above it are less than top_p
+        # A token stays if those above it are less than top_p.
+        kept = 1 + (mass < self.top_p).sum(-1, keepdim=True)
         wide = (kept > few.shape[-1])[:, 0]
         least = few.gather(-1, kept.clamp(max=few.shape[-1]) - 1)
         found = scores.masked_fill(scores < least, self.filter_value)
