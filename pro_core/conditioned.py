@@ -43,6 +43,11 @@ class PolicyConfig:
     training: dict[str, Any] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def reads(self) -> str | None:
+        """Which form the weights in force reach it in: the condition's kind, ``mixture`` for a soup mixed by them."""
+        return "mixture" if self.ranks else self.condition.kind if self.condition else None
+
     def save(self, folder: str | Path) -> None:
         content = {
             "format": FORMAT,
@@ -96,7 +101,7 @@ class PolicyConfig:
     def check_objectives(self, objective_names: Sequence[str]) -> None:
         """Raise a ValueError unless a panel with these objectives has all of the policy's."""
         missing = [name for name in self.condition.objective_names if name not in objective_names]
-        if missing and (self.condition or self.ranks):
+        if missing and self.reads:
             raise ValueError(
                 f"the policy was trained for {list(self.condition.objective_names)}, this panel has "
                 f"{list(objective_names)}: use the policy and the panel that belong together (PRO_POLICY, PRO_PANEL)"

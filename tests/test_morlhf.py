@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -353,8 +355,36 @@ def test_ppo_killed_goes_on_to_the_same_parameters(recipe, tmp_path, monkeypatch
     assert same(lora, other) and log == other_log
 
 
-# ---------------------------------------------------------------- kills and a full disk
+# ---------------------------------------------------------------- two processes, kills, and a full disk
 
+
+def test_two_processes_share_each_step(recipe, tmp_path):
+    """Each with its own prompts: every algorithm trains all of the LoRA, and logs the weights of both halves."""
+    arms = {
+        "PRO-MORLHF": {},
+        "RLOO": {"algorithm": "rloo", "aggregation": "normalize_then_sum"},
+        "PPO": {"algorithm": "ppo"},
+        "DPO": {"algorithm": "online_dpo", "round_steps": 2},
+    }
+    script_run = ("--num_processes", "2", "--main_process_port", "0", "train/morlhf.py")
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", *script_run)
+    done = subprocess.run(
+        [sys.executable, *launch, recipe("two", arms=arms)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished, 12 completions") == len(arms)
+    for name in arms:
+        lora, log, record = trained(tmp_path / "two", folder_name(name))
+        assert all(lora[key].abs().sum() > 0 for key in lora if "lora_B" in key)
+        assert record["spent"]["completions"] == 12
+        if name == "DPO":
+            continue
+        prompts = read_jsonl(tmp_path / "two" / record["stages"][0]["stage"] / "prompts.jsonl")
+        for step, entry in enumerate(log):
+            here = prompts[2 * step : 2 * step + 2]
+            for kind in {row["kind"] for row in here}:
+                mean = np.mean([row["weights"]["long"] for row in here if row["kind"] == kind])
+                assert entry[f"weights/{kind}/long"] == pytest.approx(mean, abs=1e-5)
 
 def run_killed(path: str, place: str) -> None:
     """In a process of its own: the script, killed in the second step's rollout or inside its first checkpoint."""

@@ -28,8 +28,13 @@ from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 
 ROOT = Path(__file__).parent.parent
-READS = {"weights": "weights", "weights+level": "weights and a level", "scores": "scores"}
-READS |= {"levels": "levels"}
+READS = {
+    "weights": "conditioned on weights",
+    "weights+level": "conditioned on weights and a level",
+    "scores": "conditioned on scores",
+    "levels": "conditioned on levels",
+    "mixture": "mixed by the weights",
+}
 log = logging.getLogger("pro.app")
 
 
@@ -106,8 +111,7 @@ class Models:
         except ValueError as error:  # said again to whoever asks
             self.warn(f"No answers: {sentence(error)}")
         else:
-            reads = policy.condition
-            by_panel = reads and reads.kind != LEVELS  # MOSLIM's learn from a classifier
+            by_panel = policy.reads not in (None, LEVELS)  # MOSLIM's learn from a classifier
             if by_panel and policy.panel != panel.fingerprint():
                 self.warn("The policy learned from another panel's scores than these")
 
@@ -189,7 +193,7 @@ class Models:
             "objectives": names,
             "K": len(names),
             "reachable": bool(generator.get("reachable")),
-            "conditioned": self.policy.condition.kind if self.policy else None,
+            "conditioned": self.policy.reads if self.policy else None,
             "warning": self.warning,
         }
 
@@ -198,9 +202,7 @@ class Models:
         status = self._status()
         generator, K = status["generator"], status["K"]
         state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
-        reads = (
-            f", conditioned on {READS[kind]}" if (kind := status["conditioned"]) in READS else ""
-        )
+        reads = f", {READS[status['conditioned']]}" if status["conditioned"] else ""
         parts = [
             f"Generator: {generator['name']}{reads}{state}",
             f"Panel: {status['panel']}" + (f", {K} objectives" if K else ""),

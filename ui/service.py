@@ -169,12 +169,12 @@ class Page:
     async def _under_weights(self, run: Run, sliders: list[float] | None) -> Run:
         """The run with the visitor's weights, for a policy that reads them; with a stock model they only rank."""
         policy = await asyncio.to_thread(lambda: self.models.generator.policy)
-        if policy is None or not policy.condition:
+        if policy is None or not policy.reads:
             return run
         used = None
         if sliders is not None:
             used = apply_floors(as_weights(sliders, run["objectives"]), self.models.floors).tolist()
-        return {**run, "conditioned": policy.condition.kind, "used": used}
+        return {**run, "conditioned": policy.reads, "used": used}
 
     def _in_force(self, run: Run) -> list[float]:
         return run.get("used") or run["predicted"] or self.models.uniform().tolist()

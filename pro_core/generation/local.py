@@ -71,7 +71,7 @@ class LocalGenerator(StreamingGenerator):
         max_context: int = MAX_CONTEXT,
     ):
         self.path_or_id = os.fspath(path_or_id)
-        self.short_name = Path(self.path_or_id.rstrip("/\\")).name or self.path_or_id
+        self.short_name = _short_name(self.path_or_id)
         self.name = f"{self.short_name}, in this process"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.max_context = max_context
@@ -230,23 +230,25 @@ class LocalGenerator(StreamingGenerator):
             self.device
         )
         streamer = _BatchStreamer(list(rows), tokenizer, end_tokens(model, tokenizer), emit)
-        # Rows of a soup differ in more than their prompt: no shared prefix there.
-        mixed = mixer.mixed(weights) if mixer else contextlib.nullcontext()
-        with torch.inference_mode(), mixed:
-            cache = None if mixer else _shared_prefix(model, list(rows.values()), padded)
-            model.generate(
-                **padded,
-                past_key_values=cache,
-                generation_config=GenerationConfig(
-                    max_new_tokens=settings.max_new_tokens,
-                    do_sample=False,  # the sampler is ours, for the sake of its random generators
-                    pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=sorted(streamer.ends),
-                ),
-                logits_processor=_sampler(settings, list(rows), self.device),
-                stopping_criteria=StoppingCriteriaList([_Stop(stop, streamer)]),
-                streamer=streamer,
-            )
+        G = _repeats(list(zip(rows.values(), weights, strict=True)))
+        mixed = mixer.mixed if mixer else contextlib.nullcontext
+        with torch.inference_mode():
+            with mixed(weights[::G]):
+                cache = _shared_prefix(model, padded, G)
+            with mixed(weights):
+                model.generate(
+                    **padded,
+                    past_key_values=cache,
+                    generation_config=GenerationConfig(
+                        max_new_tokens=settings.max_new_tokens,
+                        do_sample=False,  # the sampler is ours, for its random generators' sake
+                        pad_token_id=tokenizer.pad_token_id,
+                        eos_token_id=sorted(streamer.ends),
+                    ),
+                    logits_processor=_sampler(settings, list(rows), self.device),
+                    stopping_criteria=StoppingCriteriaList([_Stop(stop, streamer)]),
+                    streamer=streamer,
+                )
 
     def _context(self) -> int:
         assert self._loaded is not None
@@ -370,11 +372,25 @@ class _Stop(StoppingCriteria):
         return torch.tensor(self._streamer.done, device=input_ids.device)
 
 
-def _shared_prefix(model: Any, rows: list[list[int]], padded: Any) -> Any:
-    """A cache of the prompts, each computed once, where every prompt stands in G > 1 rows, one after the other."""
+def _short_name(path_or_id: str) -> str:
+    """A model's own name; of a policy the name of its base, and where its LoRA lies."""
+    path = Path(path_or_id)
+    with contextlib.suppress(StorageError):  # said when it is loaded
+        if path.is_dir() and (policy := PolicyConfig.read(path)) and policy.base:
+            return f"{_short_name(policy.base)} with {'/'.join(path.parts[-2:])}"
+    return path.name or path_or_id
+
+
+def _repeats(rows: Sequence[Any]) -> int:
+    """G where every row stands there G times, one after the other; else 1."""
     G = next((i for i, row in enumerate(rows) if row != rows[0]), len(rows))
     alike = len(rows) % G == 0 and all(row == rows[i - i % G] for i, row in enumerate(rows))
-    if G == 1 or not alike or max(map(len, rows)) < 2:
+    return G if alike else 1
+
+
+def _shared_prefix(model: Any, padded: Any, G: int) -> Any:
+    """A cache of the prompts, each computed once, where every prompt stands in G > 1 rows, one after the other."""
+    if G == 1 or padded["input_ids"].shape[1] < 2:
         return None
     ids, mask = (padded[key][::G, :-1] for key in ("input_ids", "attention_mask"))
     inputs = {"input_ids": ids}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -238,7 +239,8 @@ class PpoLoop:
         returns = advantages + values
         batch = {
             **{"ids": ids, "attention": attention, "logp": logp, "values": values},
-            **{"mask": used, "returns": returns, "advantages": whitened(advantages, used)},
+            **{"mask": used, "returns": returns},
+            "advantages": whitened(advantages, used, self.accelerator.reduce),
         }
         metrics = {name: float(np.mean(found)) for name, found in logged.items()}
         metrics |= {
@@ -247,7 +249,15 @@ class PpoLoop:
         }
         if scored.any():
             metrics["reward"] = totals[scored].mean().item()
-        return metrics, batch
+        return self._over_processes(metrics), batch
+
+    def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean over those processes that have a figure, as TRL's trainers log."""
+        found: dict[str, list[float]] = {}
+        for of_one in gather_object([metrics]):
+            for name, value in of_one.items():
+                found.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
     def _prompt_ids(self, index: int) -> list[int]:
         run = self.run
@@ -279,7 +289,8 @@ class PpoLoop:
         self.policy.train()
         N, T = batch["mask"].shape
         rows = s["rows_per_device"] or N
-        tokens = batch["mask"].sum().clamp(min=1)
+        # Gradients are averaged over processes: by the mean of their counts every token weighs the same.
+        tokens = self.accelerator.reduce(batch["mask"].sum(), "mean").clamp(min=1e-3)
         total = 0.0
         for i in range(0, N, rows):
             part = {name: tensor[i : i + rows] for name, tensor in batch.items()}
@@ -295,7 +306,7 @@ class PpoLoop:
         )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": total, "grad_norm": float(norm)}
+        return self._over_processes({"loss": total, "grad_norm": float(norm)})
 
     def _say(self, entry: dict[str, Any]) -> None:
         if main_process():
@@ -336,9 +347,11 @@ class PpoLoop:
         return state["global_step"]
 
 
-def whitened(values_NT: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
-    """Centred and scaled over the tokens that count; 0 where all are equal."""
-    count = mask_NT.sum().clamp(min=1)
-    away = values_NT - (values_NT * mask_NT).sum() / count
-    deviation = ((away**2 * mask_NT).sum() / count).sqrt()
+def whitened(
+    values_NT: torch.Tensor, mask_NT: torch.Tensor, over_processes: Callable = lambda sum: sum
+) -> torch.Tensor:
+    """Centred and scaled over the tokens that count, of all processes; 0 where all are equal."""
+    count = over_processes(mask_NT.sum()).clamp(min=1)
+    away = values_NT - over_processes((values_NT * mask_NT).sum()) / count
+    deviation = (over_processes((away**2 * mask_NT).sum()) / count).sqrt()
     return away / (deviation + 1e-4) * mask_NT

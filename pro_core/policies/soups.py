@@ -50,7 +50,8 @@ def interpolate_policies(
     Args:
         policies: objective -> folder of its LoRA policy, as `train/morlhf.py` makes them; all on one base.
         weights: (K,) on the simplex, in the order of the policies. None for a soup that is mixed as it writes, by the
-            weights in force (the app's sliders, or the adapter's for each prompt), in process only.
+            weights in force (the app's sliders, or the adapter's for each prompt), in process only; stored in bf16, in
+            which it writes.
 
     Raises:
         StorageError: a policy that is no plain LoRA, or one of another base.
@@ -72,9 +73,11 @@ def interpolate_policies(
         shapes = next(lora.parts[module] for lora in loras if module in lora.parts)
         # A policy that leaves a module as it is has zeros there, of its rank, so that every module has the same.
         parts = [lora.parts.get(module) or _zeros(lora.rank, *shapes) for lora in loras]
-        tensors[f"{module}.lora_A.weight"] = torch.cat([A for A, _ in parts])
+        A = torch.cat([A for A, _ in parts])
         B = torch.cat([w * B for w, (_, B) in zip(mixed, parts, strict=True)], dim=1)
-        tensors[f"{module}.lora_B.weight"] = B.contiguous()
+        kept = torch.bfloat16 if weights is None else torch.float32
+        tensors[f"{module}.lora_A.weight"] = A.to(kept)
+        tensors[f"{module}.lora_B.weight"] = B.to(kept).contiguous()
     rank = sum(lora.rank for lora in loras)
     targets = sorted({module.removeprefix("base_model.model.") for module in modules})
     own = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
