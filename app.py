@@ -38,8 +38,9 @@ from ui.models import Models
 from ui.service import MAX_TOKENS, Api, Page
 
 SETTINGS = {
-    "PRO_POLICY": "the language model: a local folder or a hub id (default: SmolLM2-135M-Instruct); a policy of "
-    "train/wic.py is told the weights",
+    "PRO_POLICY": "the language model: a local folder or a hub id (default: checkpoints/demo/policy beside the "
+    "default panel, SmolLM2-135M-Instruct beside another); a policy of train/wic.py is told the weights, a soup of "
+    "train/soups.py mixed by them",
     "PRO_PANEL": "the reward models: a local folder or a hub id (default: checkpoints/demo/panel)",
     "PRO_ADAPTER": "the preference adapter (default: checkpoints/demo/adapter beside the default panel, "
     "no adapter beside another); none for uniform weights",

@@ -108,6 +108,14 @@ class PolicyConfig:
             )
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise a StorageError unless a policy may be put there: what is replaced is a policy, or nothing."""
+    if folder.exists() and not (folder / FILE).is_file() and any(folder.iterdir()):
+        raise StorageError(
+            f"{folder}: something else than a policy is there, and would be deleted: name another folder"
+        )
+
+
 def _folder_of(source: str | Path) -> Path | None:
     """A local folder as it is; of a hub id the cached folder with its config, if it has one."""
     if Path(source).is_dir():
@@ -133,7 +141,7 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     Raises:
         StorageError: a broken ``pro_policy.json``, or a LoRA without its base. What the loaders raise.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     where = resolve_policy(source)
     config = PolicyConfig.read(where)
@@ -142,6 +150,12 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
+    own = model.generation_config
+    # How to sample is the caller's to say. What some models add (a repetition penalty) would make texts come from another
+    # distribution than the one that is trained and measured.
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
     if base != where:
         from peft import PeftModel
 

@@ -18,6 +18,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
+from pro_core.generation import EndpointGenerator
+from pro_core.packaged import SMOLLM2
 from pro_core.weights import apply_floors, parse_floors
 from ui.models import Models
 from ui.service import Api, Page
@@ -393,8 +395,39 @@ def test_a_conditioned_policy_and_best_of_n_through_the_api(reader, told) -> Non
     assert used == sorted(used, reverse=True) and found["source"] == "user"
 
 
-def test_a_stock_model_reads_the_prompt_alone(served, monkeypatch) -> None:
+def test_the_default_is_a_soup_that_the_weights_in_force_mix(served, monkeypatch) -> None:
     models, found = served[1], []
+    original = models.generator.stream_batch
+
+    def stream(batch, settings=None):
+        found.extend(json.loads(messages[-1]["weights"]) for messages in batch)
+        return original(batch, settings)
+
+    monkeypatch.setattr(models.generator, "stream_batch", stream)
+    assert models.status()["conditioned"] == "mixture" and not models.status()["warning"]
+    said = models.status_text()
+    assert "SmolLM2-135M-Instruct with demo/policy, in this process, mixed by the weights" in said
+    run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
+    assert run["conditioned"] == "mixture" and run["used"] is None
+    np.testing.assert_allclose(found, [run["predicted"]] * 2, atol=1e-6)
+    sliders = [0.0, 0.5, 0.0, 0.5, 0.0]
+    moved = end_of(Page(models).again(1, 4, False, run, sliders))
+    assert moved["used"] == sliders and found[2:] == [sliders]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"PRO_PANEL": "mine"}, {"PRO_POLICY": SMOLLM2}, {"PRO_ENDPOINT_URL": "http://127.0.0.1:9"}],
+)
+def test_beside_parts_of_the_owners_there_is_no_soup(settings) -> None:
+    generator = Models(settings).generator
+    assert generator.policy is None
+    assert isinstance(generator, EndpointGenerator) or generator.path_or_id == SMOLLM2
+
+
+def test_a_stock_model_reads_the_prompt_alone(monkeypatch) -> None:
+    models, found = Models({"PRO_POLICY": SMOLLM2}), []
+    models.load()
     original = models.generator.stream_batch
 
     def stream(batch, settings=None):

@@ -139,7 +139,8 @@ def test_arms_differ_in_their_weights_alone(recipe, tmp_path, capsys):
     # The app can write with it, and it reads the prompt alone.
     policy = output / "pro-morlhf" / "seed0"
     config = PolicyConfig.read(policy)
-    assert config and not config.condition and config.training["method"] == "PRO-MORLHF"
+    assert config and not config.reads and config.training["method"] == "PRO-MORLHF"
+    assert config.panel == RewardPanel.from_pretrained(record["settings"]["panel"]).fingerprint()
     generator = LocalGenerator(policy, device="cpu")
     generator.generate([[{"role": "user", "content": "hello"}]] * 2, GenerationSettings(4, seed=0))
     # What is finished is not done again.

@@ -18,6 +18,7 @@ from tiny import Script, conditioned_qwen, tiny_classifier
 
 from pro_core.conditioned import load_language_model
 from pro_core.conditioning import Condition
+from pro_core.evaluation.fronts import simplex_grid
 from pro_core.evaluation.paper_tables import PAPER_TABLES, paper_table_for
 from pro_core.evaluation.policy_figures import draw_figures, front_figure
 from pro_core.evaluation.policy_recipes import (
@@ -147,11 +148,11 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     assert best["lead_mean_weighted_score_over_base"] == pytest.approx(
         best["mean_weighted_score"] - base["mean_weighted_score"], abs=2e-5
     )
-    # Under reference_candidates: 2 and the first seed, best of 2 is the reference front itself.
+    # The reference front is the best of 2 as well, of another draw: no method is measured against itself.
     (first,) = [
         r for r in rows if (r["experiment"], r["method"], r["seed"]) == ("wic_tiny", "best of 2", 0)
     ]
-    assert first["metrics"]["igd_plus"] == pytest.approx(0, abs=1e-5)
+    assert first["metrics"]["igd_plus"] > 1e-3
     assert pooled["base"]["seed"] is None and "sd_over_seeds_hypervolume" in base
 
     # Every table says what its judges are worth.
@@ -468,7 +469,7 @@ def test_the_stock_model_best_of_two(tmp_path, data_dir):
     rows = by_method(policy_rows(PolicyRun(tmp_path / "stock.yaml")))
     best, base = rows["best of 2"]["metrics"], rows["base"]["metrics"]
     assert best["responses"] == base["responses"] == 9 and best["failed"] == 0
-    assert best["igd_plus"] == pytest.approx(0, abs=1e-5)
+    assert best["igd_plus"] > 1e-3
     assert best["mean_weighted_score"] >= base["mean_weighted_score"] - 0.5
     assert 1 < base["perplexity"] < 100 and 0 < base["distinct_1"] <= 1
 
@@ -503,3 +504,7 @@ def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation)
     assert graded["seeds"] == next(iter(arms.values()))["seeds"]
     assert set(graded) <= {*OPTIONAL, *REQUIRED, "classifier"}
     assert set(graded.get("compare_with", ())) <= set(found)
+    if "weights" in graded:
+        panel = json.loads((ROOT / graded["panel"] / "panel.json").read_text())
+        K = len(graded.get("objectives") or panel["objective_names"])
+        assert simplex_grid(K, graded["weights"]).shape == (graded["weights"], K)

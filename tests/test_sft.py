@@ -145,6 +145,18 @@ def test_a_whole_model_moves_everywhere(llama, tmp_path):
     assert all(not torch.equal(moved[n], p) for n, p in before.named_parameters())
 
 
+def test_a_penalty_of_the_models_own_is_left_out(llama, tmp_path):
+    """Else what is sampled has not the probability that training takes it to have."""
+    model, tokenizer, _ = load_language_model(llama)
+    model.generation_config.repetition_penalty = 5.0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert "penalty" in (tmp_path / "generation_config.json").read_text()
+    read, _, _ = load_language_model(tmp_path)
+    assert read.generation_config.repetition_penalty is None
+    assert read.generation_config.eos_token_id == model.generation_config.eos_token_id is not None
+
+
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot load the model '/absent"):
         fine_tune(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +204,8 @@ def test_what_cannot_be_averaged(policies, mixing, tmp_path):
     with pytest.raises(StorageError, match=r"got \['lm_head.weight'\] beside"):
         interpolate_policies({"a": other, "b": other}, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+    with pytest.raises(StorageError, match="something else than a policy is there"):
+        interpolate_policies(folders, Path(folders["helpful"]).parent)  # all that it reads, and more
 
 
 def test_the_script(policies, tmp_path, capsys):

@@ -394,12 +394,15 @@ def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(f"HIDDEN = {sorted(hidden)!r}\n{HIDE}")
 
     space = shutil.copytree(tree, tmp_path / "home" / "app")
+    # The default policy. Its base comes from the hub there, and from the package here.
+    soup = space / "checkpoints/demo/policy/pro_policy.json"
+    soup.write_text(json.dumps(json.loads(soup.read_text()) | {"base": policy}))
     port = free_port()
     environ = {
         "PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "site"),
         "SYSTEM": "spaces", "SPACE_ID": "someone/preference-orchestrator", "SPACE_HOST": f"127.0.0.1:{port}",
         "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "2",
-        "PRO_POLICY": policy,
+        "PRO_POLICY": str(soup.parent),
         "PRO_PANEL": str(space / "checkpoints/demo/panel"),
         "PRO_ADAPTER": str(space / "checkpoints/demo/adapter"),
     }  # fmt: skip
@@ -413,6 +416,7 @@ def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
     try:
         client = wait_for(f"http://127.0.0.1:{port}", process, log)
         weights = client.predict("How do I bake bread?", api_name="/predict_weights")
+        written = client.predict("How do I bake bread?", None, 2, 4, api_name="/generate")
         status = client.predict(api_name="/status")
     finally:
         process.terminate()
@@ -423,6 +427,7 @@ def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
     assert status["objectives"] == objectives
     assert status["K"] == 5
     assert "demo/adapter" in status["adapter"], status
+    assert status["conditioned"] == "mixture" and written["candidates"][0]["text"]
     # A real Space also has the `spaces` package, for Gradio's hot reload; without it that one thread says so and ends.
     said = log.read_text()
     assert said.count("Traceback") == said.count("`spaces` package is required"), said

@@ -14,14 +14,15 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from tiny import tiny_encoder, tiny_llama, vivid_adapter
+from tiny import Script, tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.conditioned import PolicyConfig
-from pro_core.data import read_jsonl
+from pro_core.data import read_jsonl, to_messages
 from pro_core.data_sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
 from pro_core.policies import wic
 from pro_core.policies.recipe import read_arms
+from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.stages import POLICY, ROLLOUTS
 from pro_core.storage import StorageError, read_sealed
 from pro_core.training import ConfigError
@@ -299,6 +300,24 @@ def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, mon
     assert all(row in offline for row in online[len(lines) :])
 
 
+def test_an_empty_answer_is_an_answer(tmp_path):
+    """Asked for again until it is none, a policy would never learn what its empty answers are worth."""
+    script, messages = Script(empty="nothing"), [to_messages("say nothing"), to_messages("hello")]
+    settings = base.GenerationSettings(4)
+    found = sample(lambda: script, messages, 2, settings, tmp_path, 4, "own")
+    assert [r.text for r in found[:2]] == ["", ""] and all(r.text for r in found[2:])
+    assert failures(found) == [] and len(script.asked) == 1
+
+
+def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):
+    def refused(self, policy):
+        raise base.GenerationError("The LoRA was not loaded.")
+
+    monkeypatch.setattr(wic.WicRun, "_generator", refused)
+    with pytest.raises(ConfigError, match="round 1: The LoRA was not loaded"):
+        script.main(recipe("refused"))
+
+
 def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
     path = recipe("down")
     failing(monkeypatch, lambda text, call: True)
@@ -366,6 +385,7 @@ def test_a_command_line_names_the_seeds_that_it_wants(recipe, tmp_path):
         ({"online_learning_rate": "1e-4"}, "YAML reads 1.0e-4"),
         ({"condition": "none"}, "one that a goal can be written in"),
         ({"endpoint": "http://localhost:1", "lora": None}, "an endpoint loads a LoRA"),
+        ({"endpoint": "localhost:8000"}, "endpoint is no address: expected something like"),
         ({"goal": "mix"}, "unknown setting 'goal'"),
     ],
 )  # fmt: skip

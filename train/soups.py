@@ -14,7 +14,12 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
+from pathlib import Path
+
+from pro_core.evaluation.cards import write_soup_card
 from pro_core.policies.soups import interpolate_policies
+from pro_core.policies.stages import RUN
+from pro_core.storage import read_config
 from pro_core.training import ConfigError, read_recipe, run_script
 
 REQUIRED = ("policies", "soups")
@@ -39,9 +44,13 @@ def main(recipe_path: str) -> None:
         for target, weights in soups.items():
             folder = str(target).replace("{seed}", str(seed))
             try:
-                interpolate_policies(named, folder, weights)
+                config = interpolate_policies(named, folder, weights)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+            if all((Path(source) / "run.json").is_file() for source in named.values()):
+                records = {k: read_config(source, "run.json", RUN) for k, source in named.items()}
+                if all("algorithm" in record["settings"] for record in records.values()):
+                    write_soup_card(Path(folder), config, records)
             how = "mixed as it writes" if weights is None else f"weights {weights}"
             print(f"{folder}: {', '.join(named)}; {how}", flush=True)
 

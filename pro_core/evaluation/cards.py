@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pro_core.conditioned import PolicyConfig
 from pro_core.data_sources import DataSource, RatedSource
 from pro_core.evaluation.metrics import accuracy_with_interval
 from pro_core.evaluation.reward_models import EQUAL_LENGTH, length_report
@@ -201,6 +202,54 @@ def write_classifier_card(
         "Texts may be cut to the length above.",
         "",
         f"Statistics (Eq 11): {classifier.stats.reference if classifier.stats else 'none'}. "
+        f"Versions: {library_versions()}",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_soup_card(
+    folder: Path, config: PolicyConfig, records: Mapping[str, dict[str, Any]]
+) -> None:
+    """``README.md`` beside a Rewarded Soup: what it is, how to mix it, and what its policies learned from.
+
+    Args:
+        records: objective -> the ``run.json`` of its policy.
+    """
+    weights = config.training["weights"]
+    shown = dict(zip(records, weights or [], strict=False))
+    mixed = (
+        f"It is saved under the weights {shown}."
+        if weights
+        else "It is mixed as it writes, by the weights of each prompt: with PRO's code, in process."
+    )
+    runs = [record["settings"] | record["spent"] for record in records.values()]
+    paths = dict.fromkeys(entry["path"] for run in runs for entry in run["data"])
+    listed = [
+        f"- {name}: {run['algorithm']}, {run['steps']} steps, {run['completions']:,} answers of at most "
+        f"{run['max_new_tokens']} tokens to {run['prompts']} prompts, weights {run['weights']}, "
+        f"learning rate {run['learning_rate']:g}, KL {run['kl']:g}, LoRA {run['lora']}"
+        for name, run in zip(records, runs, strict=True)
+    ]
+    lines = [
+        "---",
+        "license: apache-2.0",
+        f"base_model: {config.base}",
+        "library_name: peft",
+        "tags: [multi-objective, rewarded-soups, rlhf]",
+        "---",
+        f"# Rewarded Soup of {len(records)} policies: {', '.join(records)}",
+        "",
+        f"LoRAs of `{config.base}`, each trained on one objective alone by `train/morlhf.py`, side by side; "
+        f"made by `train/soups.py` (arXiv 2306.04488). {mixed}",
+        "",
+        *listed,
+        "",
+        f"Rewards: the panel `{runs[0]['panel']}`. Prompts (none of the text is shipped):",
+        "",
+        *[f"- {_name_of(p)}: {LICENCES.get(_name_of(p), 'see its own card')}" for p in paths],
+        "",
+        "Limits: it says what its reward models like, which is not what is true or safe. Figures: the project's README.",
+        "",
         f"Versions: {library_versions()}",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -26,7 +26,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from pro_core.data import render_messages, to_messages
 from pro_core.generation.base import (
-    EMPTY_ANSWER,
     GenerationSettings,
     Generator,
     Written,
@@ -161,7 +160,7 @@ def _batch(
         if found.get("answers_hash") == content_hash(found.get("answers")):
             whole = [Written(**one) for mine in found["answers"] for one in mine]
     for _ in range(tries):
-        todo = [i for i, one in enumerate(whole) if one is None or _failed(one)]
+        todo = [i for i, one in enumerate(whole) if one is None or one.failed]
         if not todo:
             break
         fresh = collect(policy.generator(weights), [asked[i // n] for i in todo], settings)
@@ -175,13 +174,8 @@ def _batch(
     return [kept[p * n : p * n + n] for p in range(len(asked))]
 
 
-def _failed(written: Written) -> bool:
-    return written.error is not None and written.error != EMPTY_ANSWER
-
-
 def _answer(written: Written) -> Answer:
-    """Half a text whose generation broke off is no answer; one that the model ended at once is: an empty one."""
-    return Answer(None, written.error) if _failed(written) else Answer(written.text)
+    return Answer(None, written.error) if written.failed else Answer(written.text)
 
 
 def _number(content: Any) -> int:

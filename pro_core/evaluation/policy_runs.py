@@ -42,6 +42,9 @@ from pro_core.weights import AdapterWeights, SelectedWeights
 FORMAT = "pro-policy-base"
 JUDGES = {"judge": "recipes/judge.yaml", "heldout_panel": "recipes/heldout_panel.yaml"}
 
+REFERENCE_DRAW = -1
+"""In place of a seed: best-of-N graded on the responses that the reference front is made of would be its own measure."""
+
 Array = NDArray[np.float32]
 
 
@@ -295,7 +298,7 @@ class PolicyRun:
     def base(self) -> Base:
         """Units, reference point and reference front, from the base model alone; written once, read ever after.
 
-        From ``reference_candidates`` responses of the base policy to each prompt under the first seed.
+        From ``reference_candidates`` responses of the base policy to each prompt, of a draw that no policy is graded by.
         """
         name, n, seed = self.recipe["base"], self.recipe["reference_candidates"], self.seeds[0]
         policy = self.policy(name, seed, candidates=n)
@@ -310,17 +313,17 @@ class PolicyRun:
                 for judge in (self.judge, self.heldout)
             ],
             [self.objective_names, self.prompts, self.weights_WK.tolist(), str(self.settings)],
-            [seed, n, self.recipe["batch_size"], self.policy.entries[name]],
+            [seed, REFERENCE_DRAW, n, self.recipe["batch_size"], self.policy.entries[name]],
         ]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
         file = f"base-{key}.json"
         if (self.output / file).is_file():
             return Base.from_dict(read_config(self.output, file, FORMAT))
-        written = self.responses(policy, seed, even, f"{n} for reference")
+        written = self.responses(policy, REFERENCE_DRAW, even, f"{n} for reference")
         texts = [(p, a.text) for p, mine in enumerate(written) for a in mine if a.text is not None]
         if not texts:
             raise ConfigError(f"{name}, which is the base: not one response; {written[0][0].error}")
-        reference = f"{len(texts)} responses of {name} to {len(self.prompts)} {self.split} prompts, seed {seed}"
+        reference = f"{len(texts)} responses of {name} to {len(self.prompts)} {self.split} prompts, a draw of their own"
 
         def fitted(values: NDArray, names: Sequence[str]) -> RewardStats:
             finite = values[np.isfinite(values).all(axis=1)]

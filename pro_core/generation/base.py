@@ -181,6 +181,11 @@ class Written:
     error: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def failed(self) -> bool:
+        """Half a text whose generation broke off is no answer; one that the model ended at once is: an empty one."""
+        return self.error is not None and self.error != EMPTY_ANSWER
+
 
 def collect(
     generator: Generator | StreamingGenerator,

@@ -83,7 +83,7 @@ class EndpointGenerator(StreamingGenerator):
     ):
         if dialect not in DIALECTS:
             raise ValueError(f"got the dialect {dialect!r}, expected one of {list(DIALECTS)}")
-        self._root, self.host = _parse(url)
+        self._root, self.host = address_of(url)
         token = (token or "").strip() or None
         if token and not (token.isascii() and token.isprintable() and " " not in token):
             raise ValueError(
@@ -354,23 +354,23 @@ class _Client(AsyncInferenceClient):
         return client
 
 
-def _parse(url: str) -> tuple[str, str]:
-    """(the address without its route, the host to show)."""
+def address_of(url: str, setting: str = "PRO_ENDPOINT_URL") -> tuple[str, str]:
+    """(the address without its route, the host to show). Raises a ValueError that names the setting."""
     # The errors do not repeat the URL: it may hold a password.
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
-            "PRO_ENDPOINT_URL is no address: expected something like https://host:8080"
+            f"{setting} is no address: expected something like https://host:8080"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            "PRO_ENDPOINT_URL holds a user name, password or query: expected the bare address, "
+            f"{setting} holds a user name, password or query: expected the bare address, "
             "with the secret in PRO_ENDPOINT_TOKEN"
         )
     try:
         host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
     except ValueError:
-        raise ValueError("PRO_ENDPOINT_URL has a port that is no number from 0 to 65535") from None
+        raise ValueError(f"{setting} has a port that is no number from 0 to 65535") from None
     path = parts.path.rstrip("/")
     for route in _ROUTES:
         path = path.removesuffix(route)

@@ -300,7 +300,7 @@ class MorlhfRun:
         """What stands beside the policy: it reads the prompt alone."""
         base = self.settings["model"] if self.settings["lora"] is not None else ""
         names = self.data.objective_names
-        return PolicyConfig(Condition("none", names), base, self.data.panel_key)
+        return PolicyConfig(Condition("none", names), base, self.data.panel.fingerprint())
 
     def _listed_prompts(self) -> list[dict[str, Any]]:
         names = self.data.objective_names
@@ -316,7 +316,9 @@ class MorlhfRun:
     def _finish(self, stages: Sequence[Stage]) -> Path:
         counts = ("steps", "completions", "skipped", "new_tokens")
         asked = {"prompts": len(self.rows), "left_out": self.left_out}
-        folder, spent = publish(stages, self.settings, self.seed, counts, **asked)
+        folder, spent = publish(
+            stages, self.config(), self.settings, self.seed, counts, **asked
+        )
         note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
         self._say(f"finished, {spent['completions']} completions{note}: {folder}")
         return folder

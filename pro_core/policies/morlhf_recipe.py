@@ -127,6 +127,7 @@ def _check(where: str, s: dict[str, Any]) -> None:
     if s["algorithm"] == "online_dpo":
         whole = s["steps"] % s["round_steps"] == 0
         expect(whole, "steps", f"a multiple of round_steps ({s['round_steps']})")
+        expect(s["iterations"] == 1, "iterations", "1: a round of online_dpo has round_steps")
         plain = s["aggregation"] == AGGREGATIONS[0]
         expect(plain, "aggregation", f"{AGGREGATIONS[0]}: pairs are taken within a prompt")
     for key in ("steps", "checkpoint_every"):

@@ -176,8 +176,8 @@ class MoslimRun(MorlhfRun):
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to ask it for levels, and whose levels they are."""
-        found = super().config()
-        return replace(found, condition=self.condition, panel=self.data.classifier.fingerprint())
+        base = self.settings["model"] if self.settings["lora"] is not None else ""
+        return PolicyConfig(self.condition, base, self.data.classifier.fingerprint())
 
     def _weigh(self) -> Array:
         return level_weights(self.levels[self.rows], self.settings["divide_by"])

@@ -56,7 +56,9 @@ class OnlineDpoRun(MorlhfRun):
         s = self.settings
         size = s["round_steps"] * s["prompts_per_step"]
         mine = [i % len(self.rows) for i in range(number * size, (number + 1) * size)]
-        key = content_hash(["online dpo rollouts", self.key, policy.key if policy else "", number])
+        batch = s["rows_per_device"] or s["prompts_per_step"] * s["generations"]
+        before = policy.key if policy else ""
+        key = content_hash(["online dpo rollouts", self.key, before, number, batch])
 
         def make(folder: Path) -> dict[str, Any]:
             self._say(f"round {number + 1}, {size} prompts x {s['generations']} completions")
@@ -64,7 +66,6 @@ class OnlineDpoRun(MorlhfRun):
                 s["max_new_tokens"], s["sampling_temperature"], s["top_p"]
             )
             asked = [self.reads(self.rows[i]) for i in mine]
-            batch = s["rows_per_device"] or s["prompts_per_step"] * s["generations"]
             where = folder / "responses"
             found = sample(
                 lambda: self._generator(policy),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.conditioning import CONDITIONS
+from pro_core.generation.endpoint import address_of
 from pro_core.policies.online import GOALS, NEED_ADAPTER, RULES
 from pro_core.training import ConfigError, read_recipe
 
@@ -133,6 +134,11 @@ def _check(where: str, s: dict[str, Any]) -> None:
         )
         if s["goals"] in NEED_ADAPTER and not s["adapter"]:
             raise ConfigError(f"{where}: the goals {s['goals']!r} need an adapter: name one")
+        if s["endpoint"]:
+            try:
+                address_of(str(s["endpoint"]), "endpoint")
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from None
         if s["endpoint"] and s["lora"] is None:
             raise ConfigError(
                 f"{where}: an endpoint loads a LoRA between rounds: set `lora`, or leave `endpoint`"

@@ -23,7 +23,10 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Response:
-    """One response: to which prompt (its row), which of the G, its text, and what went wrong if it failed."""
+    """One response: to which prompt (its row), which of the G, its text, and what went wrong if it failed.
+
+    An empty text is no failure: the policy wrote it, and must be told what it is worth.
+    """
 
     prompt: int
     sample: int
@@ -73,7 +76,7 @@ def sample(
             batch = [conversations[p] for p, _ in chunk]
             written = collect(generator, batch, replace(settings, seed=seed))
             rows = [
-                {"prompt": p, "sample": g, "text": w.text, "error": w.error}
+                {"prompt": p, "sample": g, "text": w.text, "error": w.error if w.failed else None}
                 for (p, g), w in zip(chunk, written, strict=True)
             ]
             write_jsonl(file, rows)

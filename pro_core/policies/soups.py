@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import Condition
 from pro_core.storage import StorageError
 from pro_core.weights import as_weights
@@ -54,10 +54,11 @@ def interpolate_policies(
             which it writes.
 
     Raises:
-        StorageError: a policy that is no plain LoRA, or one of another base.
+        StorageError: a policy that is no plain LoRA, or one of another base; something else in ``folder``.
         ValueError: weights off the simplex.
     """
-    names = tuple(policies)
+    names, folder = tuple(policies), Path(folder)
+    check_replaceable(folder)
     loras = [_read(Path(source)) for source in policies.values()]
     first = loras[0]
     for name, lora in zip(names, loras, strict=True):
@@ -82,7 +83,6 @@ def interpolate_policies(
     targets = sorted({module.removeprefix("base_model.model.") for module in modules})
     own = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
     own |= {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0}
-    folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.policies.recipe import folder_name
 from pro_core.storage import file_hash, read_sealed, seal, write_config
 from pro_core.training import from_main, main_process, wait_for_all
@@ -67,14 +67,20 @@ def model_identity(model: str) -> list[str]:
 
 
 def publish(
-    stages: Sequence[Stage], settings: dict[str, Any], seed: int, counts: Sequence[str], **more: int
+    stages: Sequence[Stage],
+    config: PolicyConfig,
+    settings: dict[str, Any],
+    seed: int,
+    counts: Sequence[str],
+    **more: int,
 ) -> tuple[Path, dict[str, int]]:
     """The last stage's policy where people look for it, with a record of what it took to make it in ``run.json``.
 
     Every process calls it, the main one writes.
 
     Args:
-        counts: what is summed up of the stages' records. more: what else was spent.
+        config: what stands beside the policy. ``counts``: what is summed up of the stages' records. ``more``: what else
+            was spent.
 
     Returns:
         The policy's folder, and what was spent.
@@ -84,8 +90,6 @@ def publish(
     spent = {key: sum(stage.record.get(key, 0) for stage in stages) for key in counts} | more
     if main_process():
         copy_checkpoint(stages[-1].checkpoint, folder)
-        config = PolicyConfig.read(folder)
-        assert config is not None
         replace(config, training=made | {"model": settings["model"]}).save(folder)
         used = {k: v for k, v in settings.items() if k not in ("arms", "seeds", "policy")}
         listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
@@ -96,7 +100,12 @@ def publish(
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """A finished checkpoint under its own name, by hard links where the disk can: whole models are large."""
+    """A finished checkpoint under its own name, by hard links where the disk can: whole models are large.
+
+    Raises:
+        StorageError: something else is there.
+    """
+    check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -20,7 +20,7 @@ import numpy as np
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
-from pro_core.generation import GenerationSettings, Generator, LocalGenerator
+from pro_core.generation import GenerationError, GenerationSettings, Generator, LocalGenerator
 from pro_core.generation.lora import LoraEndpoint
 from pro_core.policies.online import (
     Goals,
@@ -130,7 +130,7 @@ class WicRun:
                     key,
                     progress(f"{self.method}, seed {self.seed}, round {number}", "written"),
                 )
-            except ConfigError as error:
+            except (ConfigError, GenerationError) as error:
                 raise RoundError(f"round {number}: {error}") from None
             written = [r for r in responses if r.error is None]
             raw = score(
@@ -199,7 +199,7 @@ class WicRun:
 
     def _finish(self, stages: Sequence[Stage]) -> Path:
         budget = ("tokens", "completion_tokens", "new_tokens", "steps")
-        folder, spent = publish(stages, self.settings, self.seed, budget)
+        folder, spent = publish(stages, self.config(), self.settings, self.seed, budget)
         self._say(f"finished, {spent['tokens']:,} tokens in {spent['steps']} steps: {folder}")
         return folder
 
@@ -212,14 +212,17 @@ class WicRun:
         sizes = [s["max_length"], self.max_prompt, s["batch_size"]]
         return [model_identity(s["model"]), s["lora"], read, sizes]
 
+    def config(self) -> PolicyConfig:
+        """What stands beside the policy: how to tell it the weights, and whose scores they weigh."""
+        base = self.settings["model"] if self.settings["lora"] is not None else ""
+        return PolicyConfig(self.condition, base, self.data.panel_key)
+
     def _train(self, folder, rows, start, steps, rate, constant) -> dict[str, Any]:
         s = self.settings
-        base = s["model"] if s["lora"] is not None else ""
-        config = PolicyConfig(self.condition, base, self.data.panel_key)
         return fine_tune(
             rows,
             folder / "checkpoint",
-            config,
+            self.config(),
             model=s["model"],
             start=start,
             lora=s["lora"],
