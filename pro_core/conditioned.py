@@ -151,11 +151,12 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
     own = model.generation_config
-    # How to sample is the caller's to say. What some models add (a repetition penalty) would make texts come from another
+    # How to sample is the caller's to say. What some models add (a repetition penalty) would take texts from another
     # distribution than the one that is trained and measured.
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if base != where:
         from peft import PeftModel
 
@@ -164,3 +165,8 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
             model, where, is_trainable=trainable, autocast_adapter_dtype=trainable
         )
     return model, tokenizer, config
+
+
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """For the head: of the last token's states, a slice, a CPU's product would copy all of the weights for each row."""
+    return (inputs[0].contiguous(), *inputs[1:])

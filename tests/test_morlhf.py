@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ import requests
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import TINY_RUN, tiny_encoder, tiny_llama, vivid_adapter
+from tiny import TINY_RUN, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.conditioned import PolicyConfig
@@ -367,12 +365,7 @@ def test_two_processes_share_each_step(recipe, tmp_path):
         "PPO": {"algorithm": "ppo"},
         "DPO": {"algorithm": "online_dpo", "round_steps": 2},
     }
-    script_run = ("--num_processes", "2", "--main_process_port", "0", "train/morlhf.py")
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", *script_run)
-    done = subprocess.run(
-        [sys.executable, *launch, recipe("two", arms=arms)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = in_two_processes("train/morlhf.py", recipe("two", arms=arms))
     assert done.stdout.count("finished, 12 completions") == len(arms)
     for name in arms:
         lora, log, record = trained(tmp_path / "two", folder_name(name))
@@ -386,6 +379,7 @@ def test_two_processes_share_each_step(recipe, tmp_path):
             for kind in {row["kind"] for row in here}:
                 mean = np.mean([row["weights"]["long"] for row in here if row["kind"] == kind])
                 assert entry[f"weights/{kind}/long"] == pytest.approx(mean, abs=1e-5)
+
 
 def run_killed(path: str, place: str) -> None:
     """In a process of its own: the script, killed in the second step's rollout or inside its first checkpoint."""

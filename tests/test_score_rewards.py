@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tiny import tiny_classifier
+from tiny import in_two_processes, tiny_classifier
 
 from pro_core.data import LabelledResponse
 from pro_core.rewards.panel import RewardPanel
@@ -134,18 +134,7 @@ def test_killed_and_started_again_it_loses_nothing_and_repeats_nothing(
 
 def test_two_processes_give_the_same_files_as_one(recipe, tmp_path):
     score_rewards.main(recipe("one"))
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts one process
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
-    command = [sys.executable, *launch, "train/score_rewards.py", recipe("two")]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = in_two_processes("train/score_rewards.py", recipe("two"))
     for rank in (0, 1):
         assert f"process {rank} of 2: 3 of 6 shards, 0 there already" in done.stdout
         assert f"process {rank}: {(12, 11)[rank]}/{(12, 11)[rank]} scored, 0 s left" in done.stderr

@@ -157,6 +157,16 @@ def test_a_penalty_of_the_models_own_is_left_out(llama, tmp_path):
     assert read.generation_config.eos_token_id == model.generation_config.eos_token_id is not None
 
 
+def test_the_head_reads_contiguous_states(llama):
+    """Of a slice, a CPU's product copies the head's weights for each row: most of a prompt's time in a large batch."""
+    model, _, _ = load_language_model(llama)
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].is_contiguous()))
+    model(input_ids=torch.ones(3, 4, dtype=torch.long), logits_to_keep=1)
+    assert seen == [True]
+
+
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot load the model '/absent"):
         fine_tune(

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_encoder, tiny_qwen
+from tiny import in_two_processes, tiny_encoder, tiny_qwen
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.rewards.bradley_terry import BradleyTerryTrainer
@@ -164,16 +164,7 @@ def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
 
 def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):
     run("train/reward_models.py", recipe("one"))
-    launch = (
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts one process
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    )
-    said = run(*launch, "train/reward_models.py", recipe("two")).stdout
+    said = in_two_processes("train/reward_models.py", recipe("two")).stdout
     assert said.count("two/panel: trunk, ") == 2  # a line from each process
     prompts, texts = [r["prompt"] for r in own_pairs()], [r["chosen"] for r in own_pairs()]
     one, two = (

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from tiny import Script, tiny_encoder, tiny_llama, vivid_adapter
+from tiny import Script, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.conditioned import PolicyConfig
 from pro_core.data import read_jsonl, to_messages
@@ -201,17 +201,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
 
 def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
     script.main(recipe("one", rounds=0))
-    launch = (
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    )
-    done = run(*launch, "train/wic.py", recipe("two"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = in_two_processes("train/wic.py", recipe("two"))
     assert done.stdout.count("finished, ") == 1  # the main process speaks
     policy = tmp_path / "two" / "pro-wic-online" / "seed0"
     record = json.loads((policy / "run.json").read_text())

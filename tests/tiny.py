@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +54,24 @@ TINY_RUN = {
     "learning_rate": 0.01,
 }
 """Settings of a run of `train/morlhf.py` or `train/moslim.py` that ends in seconds."""
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_two_processes(script: str, recipe: str) -> subprocess.CompletedProcess:
+    """Run one of the project's scripts in two processes, on the CPU; fails when it does."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch += ["--multi_gpu", "--main_process_port", "0"]  # with --cpu, it starts one process
+    done = subprocess.run(
+        [*launch, script, recipe],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    return done
 
 
 def tiny_config(**settings) -> BertConfig:

@@ -49,7 +49,10 @@ class Models:
     """
 
     def __init__(self, environ: Mapping[str, str]):
-        if not any(environ.get(name, "").strip() for name in ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")):
+        if not any(
+            environ.get(name, "").strip()
+            for name in ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
+        ):
             environ = {**environ, "PRO_POLICY": str(ROOT / "checkpoints/demo/policy")}
         self.generator = generator_from_env(environ)
         self.local = isinstance(self.generator, LocalGenerator)

@@ -43,7 +43,7 @@ FORMAT = "pro-policy-base"
 JUDGES = {"judge": "recipes/judge.yaml", "heldout_panel": "recipes/heldout_panel.yaml"}
 
 REFERENCE_DRAW = -1
-"""In place of a seed: best-of-N graded on the responses that the reference front is made of would be its own measure."""
+"""In place of a seed: a best-of-N graded on the very texts of the reference front would be its own measure."""
 
 Array = NDArray[np.float32]
 
@@ -298,7 +298,7 @@ class PolicyRun:
     def base(self) -> Base:
         """Units, reference point and reference front, from the base model alone; written once, read ever after.
 
-        From ``reference_candidates`` responses of the base policy to each prompt, of a draw that no policy is graded by.
+        From ``reference_candidates`` responses of the base policy to each prompt, a draw that no policy is graded by.
         """
         name, n, seed = self.recipe["base"], self.recipe["reference_candidates"], self.seeds[0]
         policy = self.policy(name, seed, candidates=n)

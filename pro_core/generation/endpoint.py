@@ -359,9 +359,7 @@ def address_of(url: str, setting: str = "PRO_ENDPOINT_URL") -> tuple[str, str]:
     # The errors do not repeat the URL: it may hold a password.
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"{setting} is no address: expected something like https://host:8080"
-        )
+        raise ValueError(f"{setting} is no address: expected something like https://host:8080")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             f"{setting} holds a user name, password or query: expected the bare address, "

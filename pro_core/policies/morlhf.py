@@ -316,9 +316,7 @@ class MorlhfRun:
     def _finish(self, stages: Sequence[Stage]) -> Path:
         counts = ("steps", "completions", "skipped", "new_tokens")
         asked = {"prompts": len(self.rows), "left_out": self.left_out}
-        folder, spent = publish(
-            stages, self.config(), self.settings, self.seed, counts, **asked
-        )
+        folder, spent = publish(stages, self.config(), self.settings, self.seed, counts, **asked)
         note = f", {spent['skipped']} without a reward" if spent["skipped"] else ""
         self._say(f"finished, {spent['completions']} completions{note}: {folder}")
         return folder
