@@ -67,6 +67,8 @@ def build(models: Models) -> gr.Blocks:
     page = Page(models)
     many = 2 if models.local else 16
     recorded = load_recorded(models.floors_text)
+    if not models.demo:
+        recorded.pop("conditioned", None)  # another policy than the recorded one would write again
     with gr.Blocks(title="PRO · Preference Orchestrator", fill_width=True) as demo:
         header()
         status = status_line(models.status_text())
@@ -151,7 +153,7 @@ async def record(models: Models, kind: str, seed: int) -> None:
     """Run one example with the real models and keep it as the run that the page opens on."""
     models.load()
     prompt = dict(EXAMPLES).get(kind, kind)
-    runs = [run async for run in Page(models).ask(prompt, 4, 96, True, {}, None, seed)]
+    runs = [run async for run in Page(models).ask(prompt, 4, 96, False, {}, None, seed)]
     if (run := runs[-1]).get("tone") == "error":
         raise SystemExit(f"nothing recorded: {run['note']}")
     save_recorded(run, models.generator.name)
@@ -170,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--prompt", default=EXAMPLES[0][0], help="to record: an example's label or a text"
     )
-    parser.add_argument("--seed", type=int, default=3, help="to record: the seed of the answers")
+    parser.add_argument("--seed", type=int, default=6, help="to record: the seed of the answers")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pro").setLevel(logging.INFO)

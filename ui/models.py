@@ -35,6 +35,8 @@ READS = {
     "levels": "conditioned on levels",
     "mixture": "mixed by the weights",
 }
+OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
+"""Any of these takes the place of the policy that ships: it belongs to the panel that ships, and to no other model."""
 log = logging.getLogger("pro.app")
 
 
@@ -44,15 +46,15 @@ class Models:
     Attributes:
         panel, adapter: None until loaded, or when they cannot be used; `problem` and `warning` say why.
         policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
+        demo: the policy that ships writes the answers.
         floors: (K,), the owner's least weights.
         ready: panel and adapter are loaded (or failed to). finished: the generator too.
     """
 
     def __init__(self, environ: Mapping[str, str]):
-        if not any(
-            environ.get(name, "").strip()
-            for name in ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
-        ):
+        own = [name for name in OWN if environ.get(name, "").strip()]
+        self.demo = not own
+        if self.demo:
             environ = {**environ, "PRO_POLICY": str(ROOT / "checkpoints/demo/policy")}
         self.generator = generator_from_env(environ)
         self.local = isinstance(self.generator, LocalGenerator)

@@ -248,7 +248,7 @@ def write_soup_card(
         "",
         *[f"- {_name_of(p)}: {LICENCES.get(_name_of(p), 'see its own card')}" for p in paths],
         "",
-        "Limits: it says what its reward models like, which is not what is true or safe. Figures: its README.",
+        "Limits: it says what its reward models like, not what is true or safe. Figures: the project's README.",
         "",
         f"Versions: {library_versions()}",
     ]

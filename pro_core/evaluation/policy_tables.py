@@ -38,8 +38,6 @@ UNITS = (
 
 def main_table(rows: Rows, only: str | None = None) -> str:
     """Every method's front, judges and weighted score; of one experiment, or of all."""
-    if only:
-        rows = [r for r in rows if r["experiment"] in (only, only + ALL_SEEDS, only + BASE)]
 
     def table(mine: Rows) -> str:
         shown = {key: head for key, head in SHOWN.items() if _any(mine, key)}
@@ -53,7 +51,15 @@ def main_table(rows: Rows, only: str | None = None) -> str:
             body.append([name, *(cell(r, key) for key in shown)])
         return markdown_table(["", *shown.values()], body) + f"\n\n{UNITS} {judges_note(mine[0])}"
 
-    return _each_experiment(rows, ALL_SEEDS, table)
+    return _each_experiment(_only(rows, only), ALL_SEEDS, table)
+
+
+def _only(rows: Rows, experiment: str | None) -> Rows:
+    """The rows of one experiment, or all; none of another whose name begins alike."""
+    if experiment is None:
+        return rows
+    names = (experiment, experiment + ALL_SEEDS, experiment + BASE)
+    return [r for r in rows if r["experiment"] in names]
 
 
 def leads_table(rows: Rows) -> str:
@@ -73,8 +79,9 @@ def leads_table(rows: Rows) -> str:
     return _each_experiment(rows, ALL_SEEDS, table)
 
 
-def control_table(rows: Rows) -> str:
-    """Whether an objective's score follows its weight: Spearman's within prompts, by the panel and the held-out one."""
+def control_table(rows: Rows, only: str | None = None) -> str:
+    """Whether an objective's score follows its weight: Spearman's within prompts, by the panel and the held-out one; of
+    one experiment, or of all."""
 
     def table(mine: Rows) -> str:
         keys = [key for key in mine[0]["metrics"] if key.startswith("spearman_")]
@@ -85,7 +92,7 @@ def control_table(rows: Rows) -> str:
         note = "-1 to 1, higher is better; 0: weights change nothing."
         return markdown_table(["", *heads], body) + f"\n\n{note} {judges_note(mine[0])}"
 
-    return _each_experiment(rows, ALL_SEEDS, table)
+    return _each_experiment(_only(rows, only), ALL_SEEDS, table)
 
 
 def levels_table(rows: Rows) -> str:
