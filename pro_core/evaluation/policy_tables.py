@@ -213,6 +213,6 @@ def _about(rows: Rows, name: str, suffix: str) -> str:
         return ""
     seeds, points = len({r["seed"] for r in mine}), max(r["metrics"]["points"] for r in mine)
     return (
-        f": {mine[0]['n']} held-out prompts, {points:.0f} weightings, {seeds} seeds; "
+        f": {mine[0]['n']} held-out prompts, {points:.0f} weightings, {seeds} seed{'s' * (seeds != 1)}; "
         f"base: {base[0]['method']}"
     )
