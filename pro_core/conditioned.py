@@ -110,7 +110,8 @@ class PolicyConfig:
 
 def check_replaceable(folder: Path) -> None:
     """Raise a StorageError unless a policy may be put there: what is replaced is a policy, or nothing."""
-    if folder.exists() and not (folder / FILE).is_file() and any(folder.iterdir()):
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / FILE).is_file():
         raise StorageError(
             f"{folder}: something else than a policy is there, and would be deleted: name another folder"
         )

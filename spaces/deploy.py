@@ -88,6 +88,7 @@ def check_files(tree: Path) -> Iterator[str]:
         "pro_core/__init__.py",
         "checkpoints/demo/panel",
         "checkpoints/demo/adapter",
+        "checkpoints/demo/policy",
     ):
         if not (tree / name).exists():
             yield f"{name} is missing from the tree"

@@ -33,6 +33,7 @@ from pro_core.policies.ppo import (
     PpoRun,
     advantages_by_gae,
     ppo_loss,
+    whitened,
 )
 from pro_core.policies.recipe import folder_name
 from pro_core.policies.reward_data import RewardData, load_kinds
@@ -226,6 +227,15 @@ def test_normalized_objectives_equal_those_of_trl_where_weights_are_one_for_all(
     assert max(map(abs, ours._logs["advantages"])) > 0.5
 
 
+def test_what_is_no_policy_is_not_replaced(recipe, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(StorageError, match="something else than a policy is there"):
+        script.main(recipe("mine", policy=str(tmp_path / "mine")))
+    assert "step 1/" not in capsys.readouterr().out  # said before anything is trained
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
 def test_a_whole_model(recipe, tmp_path):
     script.main(recipe("whole", lora=None, steps=1, learning_rate=0.001))
     config = PolicyConfig.read(tmp_path / "whole" / "pro-morlhf" / "seed0")
@@ -302,6 +312,21 @@ def test_the_clipped_loss_of_ppo():
     batch["advantages"] = 0 * one
     loss = ppo_loss(batch, 0 * one, values, one, torch.tensor(3.0), settings)
     assert loss.item() == pytest.approx((0.5 * (0.01 + 1.0) - 0.5 * 3) / 3)
+
+
+def test_two_halves_are_whitened_as_the_whole():
+    """As two processes do it: each its own rows, of unequal lengths, and the sums of both."""
+    torch.manual_seed(0)
+    values, mask = torch.randn(5, 7), (torch.arange(7) < torch.tensor([[7], [2], [5], [1], [4]]))
+    halves, mask = (slice(0, 2), slice(2, 5)), mask.float()
+    count, sum_ = mask.sum(), (values * mask).sum()
+    square = ((values - sum_ / count) ** 2 * mask).sum()
+    expected = whitened(values, mask)
+    for half in halves:
+        sums = iter((count, sum_, square))  # what a reduction over processes answers, in order
+        own = whitened(values[half], mask[half], lambda _, sums=sums: next(sums))
+        torch.testing.assert_close(own, expected[half])
+        assert not torch.allclose(own, whitened(values[half], mask[half]), atol=1e-2)
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, None])

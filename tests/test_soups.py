@@ -205,9 +205,9 @@ def test_what_cannot_be_averaged(policies, mixing, tmp_path):
         interpolate_policies({"a": other, "b": other}, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
     with pytest.raises(StorageError, match="something else than a policy is there"):
-        interpolate_policies(
-            folders, Path(folders["helpful"]).parent
-        )  # all that it reads, and more
+        interpolate_policies(folders, Path(folders["helpful"]).parent)  # it holds what is read
+    with pytest.raises(StorageError, match="take the place of a policy that it is made of"):
+        interpolate_policies(folders, folders["helpful"])
 
 
 def test_the_script(policies, tmp_path, capsys):

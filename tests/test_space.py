@@ -402,9 +402,6 @@ def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
         "PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "site"),
         "SYSTEM": "spaces", "SPACE_ID": "someone/preference-orchestrator", "SPACE_HOST": f"127.0.0.1:{port}",
         "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "2",
-        "PRO_POLICY": str(soup.parent),
-        "PRO_PANEL": str(space / "checkpoints/demo/panel"),
-        "PRO_ADAPTER": str(space / "checkpoints/demo/adapter"),
     }  # fmt: skip
     app_file = deploy.front_matter(space / "README.md")["app_file"]
     log = tmp_path / "log"

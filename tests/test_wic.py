@@ -297,6 +297,10 @@ def test_an_empty_answer_is_an_answer(tmp_path):
     found = sample(lambda: script, messages, 2, settings, tmp_path, 4, "own")
     assert [r.text for r in found[:2]] == ["", ""] and all(r.text for r in found[2:])
     assert failures(found) == [] and len(script.asked) == 1
+    # A generator that writes nothing but those is no policy.
+    with pytest.raises(ConfigError, match="not one of 4 responses was written: The model ended"):
+        sample(lambda: Script(empty="o"), messages, 2, settings, tmp_path / "all", 4, "own")
+    assert not list((tmp_path / "all").glob("*"))
 
 
 def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):

@@ -73,6 +73,8 @@ class LocalGenerator(StreamingGenerator):
         self.path_or_id = os.fspath(path_or_id)
         self.short_name = _short_name(self.path_or_id)
         self.name = f"{self.short_name}, in this process"
+        # A hub id as it is; where a folder lies on this machine is no visitor's business.
+        self._shown = self.short_name if os.path.isabs(self.path_or_id) else self.path_or_id
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.max_context = max_context
         self._loading = threading.Lock()
@@ -99,7 +101,7 @@ class LocalGenerator(StreamingGenerator):
             except Exception as error:
                 logger.warning("cannot load %s", self.path_or_id, exc_info=True)
                 self._failure = (
-                    f"The model {self.path_or_id!r} cannot be loaded ({first_line(error)}); "
+                    f"The model {self._shown!r} cannot be loaded ({first_line(error)}); "
                     "PRO_POLICY must name a model folder or a model on the hub."
                 )
                 raise GenerationError(self._failure) from error
@@ -125,11 +127,11 @@ class LocalGenerator(StreamingGenerator):
     def status(self) -> dict[str, Any]:
         """See :class:`~pro_core.generation.base.Generator`; never loads anything."""
         if self._loaded is not None:
-            state, detail = "ready", f"{self.path_or_id} on {self.device}"
+            state, detail = "ready", f"{self._shown} on {self.device}"
         elif self._failure is not None:
             state, detail = "unreachable", self._failure
         else:
-            state, detail = "loading", f"{self.path_or_id} is loading, or loads at the first answer"
+            state, detail = "loading", f"{self._shown} is loading, or loads at the first answer"
         return {
             "name": self.name,
             "kind": "local",

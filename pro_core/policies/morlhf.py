@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import Condition
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
@@ -36,7 +36,7 @@ from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
-from pro_core.policies.stages import POLICY, Stage, model_identity, once, publish
+from pro_core.policies.stages import POLICY, Stage, model_identity, once, publish, published
 from pro_core.storage import StorageError, content_hash, first_line, write_jsonl
 from pro_core.training import (
     ConfigError,
@@ -103,8 +103,9 @@ class MorlhfRun:
         """Train, unless that is done; the folder of the finished policy.
 
         Raises:
-            ConfigError: what cannot be trained. StorageError: a full disk.
+            ConfigError: what cannot be trained. StorageError: a full disk, or something else where the policy is to go.
         """
+        check_replaceable(published(self.settings, self.seed))
         return self._finish(self.stages())
 
     def stages(self) -> list[Stage]:

@@ -96,6 +96,7 @@ class OnlineDpoRun(MorlhfRun):
             missing = sum(total is None for total in totals)
             return {
                 "completions": len(found),
+                "empty": sum(not r.text for r in written),
                 "skipped": missing + len(found) - len(written),
                 "new_tokens": count,
                 "log": logged,

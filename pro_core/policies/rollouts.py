@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pro_core.data import read_jsonl, render_messages
-from pro_core.generation.base import GenerationSettings, Generator, collect
+from pro_core.generation.base import EMPTY_ANSWER, GenerationSettings, Generator, collect
 from pro_core.objectives import Message
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import ConfigError, main_process, wait_for_all
@@ -53,7 +53,7 @@ def sample(
         on_progress: called with (responses there, all).
 
     Raises:
-        ConfigError: not one response was written; the next run tries all of them again.
+        ConfigError: not one response was written, or all are empty; the next run tries all of them again.
     """
     generator: Generator | None = None
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -90,13 +90,14 @@ def sample(
         todo = [key for key in todo if found[key].error is not None]
         if not todo:
             break
-    if len(todo) == len(wanted):
+    if not any(response.text for response in found.values() if response.error is None):
         wait_for_all()
         if main_process():  # they hold nothing but errors
             for file in folder.glob("try*.jsonl"):
                 file.unlink()
+        reason = found[todo[0]].error if todo else EMPTY_ANSWER
         raise ConfigError(
-            f"not one of {len(wanted)} responses was written: {found[todo[0]].error} The next run tries again"
+            f"not one of {len(wanted)} responses was written: {reason} The next run tries again"
         )
     return [found[key] for key in wanted]
 

@@ -59,6 +59,10 @@ def interpolate_policies(
     """
     names, folder = tuple(policies), Path(folder)
     check_replaceable(folder)
+    if folder.resolve() in [Path(source).resolve() for source in policies.values()]:
+        raise StorageError(
+            f"{folder}: the soup would take the place of a policy that it is made of"
+        )
     loras = [_read(Path(source)) for source in policies.values()]
     first = loras[0]
     for name, lora in zip(names, loras, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pro_core.conditioned import PolicyConfig, check_replaceable
+from pro_core.conditioned import PolicyConfig
 from pro_core.policies.recipe import folder_name
 from pro_core.storage import file_hash, read_sealed, seal, write_config
 from pro_core.training import from_main, main_process, wait_for_all
@@ -66,6 +66,12 @@ def model_identity(model: str) -> list[str]:
     return [f"{p.name} {file_hash(p)}" for p in sorted(folder.iterdir()) if p.is_file()]
 
 
+def published(settings: dict[str, Any], seed: int) -> Path:
+    """Where a finished policy goes."""
+    method = folder_name(settings["method"])
+    return Path(settings["policy"] or Path(settings["output"]) / method / f"seed{seed}")
+
+
 def publish(
     stages: Sequence[Stage],
     config: PolicyConfig,
@@ -86,7 +92,7 @@ def publish(
         The policy's folder, and what was spent.
     """
     output, made = Path(settings["output"]), {"method": settings["method"], "seed": seed}
-    folder = Path(settings["policy"] or output / folder_name(made["method"]) / f"seed{seed}")
+    folder = published(settings, seed)
     spent = {key: sum(stage.record.get(key, 0) for stage in stages) for key in counts} | more
     if main_process():
         copy_checkpoint(stages[-1].checkpoint, folder)
@@ -100,12 +106,7 @@ def publish(
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """A finished checkpoint under its own name, by hard links where the disk can: whole models are large.
-
-    Raises:
-        StorageError: something else is there.
-    """
-    check_replaceable(folder)
+    """A finished checkpoint under its own name, by hard links where the disk can: whole models are large."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:

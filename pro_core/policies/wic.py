@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
 from pro_core.generation import GenerationError, GenerationSettings, Generator, LocalGenerator
@@ -40,6 +40,7 @@ from pro_core.policies.stages import (
     model_identity,
     once,
     publish,
+    published,
 )
 from pro_core.rewards.scores import progress
 from pro_core.storage import content_hash, write_jsonl
@@ -84,7 +85,9 @@ class WicRun:
 
         Raises:
             RoundError: nothing was accepted, or nothing written. ConfigError: what cannot be loaded or trained.
+            StorageError: something else is where the policy is to go.
         """
+        check_replaceable(published(self.settings, self.seed))
         stages = [self.offline()]
         for number in range(1, self.settings["rounds"] + 1):
             policy = stages[-1]
@@ -161,6 +164,7 @@ class WicRun:
             return {
                 "prompts": len(plan),
                 "responses": len(written),
+                "empty": sum(not r.text for r in written),
                 "failed_prompts": len(failed),
             } | {"new_tokens": count}
 
