@@ -36,7 +36,15 @@ from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
-from pro_core.policies.stages import POLICY, Stage, model_identity, once, publish, published
+from pro_core.policies.stages import (
+    POLICY,
+    Stage,
+    lora_base,
+    model_identity,
+    once,
+    publish,
+    published,
+)
 from pro_core.storage import StorageError, content_hash, first_line, write_jsonl
 from pro_core.training import (
     ConfigError,
@@ -299,9 +307,8 @@ class MorlhfRun:
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: it reads the prompt alone."""
-        base = self.settings["model"] if self.settings["lora"] is not None else ""
-        names = self.data.objective_names
-        return PolicyConfig(Condition("none", names), base, self.data.panel.fingerprint())
+        reads = Condition("none", self.data.objective_names)
+        return PolicyConfig(reads, lora_base(self.settings), self.data.panel.fingerprint())
 
     def _listed_prompts(self) -> list[dict[str, Any]]:
         names = self.data.objective_names

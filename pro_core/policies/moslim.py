@@ -29,6 +29,7 @@ from pro_core.policies.online_dpo import OnlineDpoRun
 from pro_core.policies.ppo import PpoRun
 from pro_core.policies.reward_data import load_kinds
 from pro_core.policies.scored import check_objectives
+from pro_core.policies.stages import lora_base
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import DIVISORS, RewardClassifier, target_scores
 from pro_core.storage import content_hash
@@ -176,8 +177,8 @@ class MoslimRun(MorlhfRun):
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to ask it for levels, and whose levels they are."""
-        base = self.settings["model"] if self.settings["lora"] is not None else ""
-        return PolicyConfig(self.condition, base, self.data.classifier.fingerprint())
+        panel = self.data.classifier.fingerprint()
+        return PolicyConfig(self.condition, lora_base(self.settings), panel)
 
     def _weigh(self) -> Array:
         return level_weights(self.levels[self.rows], self.settings["divide_by"])

@@ -139,7 +139,7 @@ def _check(where: str, s: dict[str, Any]) -> None:
                 address_of(str(s["endpoint"]), "endpoint")
             except ValueError as error:
                 raise ConfigError(f"{where}: {error}") from None
-        if s["endpoint"] and s["lora"] is None:
-            raise ConfigError(
-                f"{where}: an endpoint loads a LoRA between rounds: set `lora`, or leave `endpoint`"
-            )
+            if s["lora"] is None:
+                raise ConfigError(
+                    f"{where}: an endpoint loads a LoRA between rounds: set `lora`, or leave `endpoint`"
+                )

@@ -92,7 +92,7 @@ def sample(
             break
     if not any(response.text for response in found.values() if response.error is None):
         wait_for_all()
-        if main_process():  # they hold nothing but errors
+        if main_process():  # they hold no text
             for file in folder.glob("try*.jsonl"):
                 file.unlink()
         reason = found[todo[0]].error if todo else EMPTY_ANSWER

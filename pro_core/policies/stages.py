@@ -66,6 +66,11 @@ def model_identity(model: str) -> list[str]:
     return [f"{p.name} {file_hash(p)}" for p in sorted(folder.iterdir()) if p.is_file()]
 
 
+def lora_base(settings: dict[str, Any]) -> str:
+    """The model that the trained LoRA belongs to; empty where every parameter is trained."""
+    return settings["model"] if settings["lora"] is not None else ""
+
+
 def published(settings: dict[str, Any], seed: int) -> Path:
     """Where a finished policy goes."""
     method = folder_name(settings["method"])

@@ -37,6 +37,7 @@ from pro_core.policies.stages import (
     POLICY,
     ROLLOUTS,
     Stage,
+    lora_base,
     model_identity,
     once,
     publish,
@@ -218,8 +219,7 @@ class WicRun:
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to tell it the weights, and whose scores they weigh."""
-        base = self.settings["model"] if self.settings["lora"] is not None else ""
-        return PolicyConfig(self.condition, base, self.data.panel_key)
+        return PolicyConfig(self.condition, lora_base(self.settings), self.data.panel_key)
 
     def _train(self, folder, rows, start, steps, rate, constant) -> dict[str, Any]:
         s = self.settings
