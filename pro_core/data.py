@@ -32,7 +32,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``."""
+    """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``.
+
+    ``ungraded`` says why no accuracy counts it, see :mod:`pro_core.training_pairs`.
+    """
 
     prompt: list[Message]
     chosen: str
@@ -43,11 +46,12 @@ class PreferencePair:
     split: str = "train"
     constructed: bool = False
     tie: bool = False
+    ungraded: str = ""
 
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One response with its labels, such as ``{"truthful": 1, "informative": 0}``."""
+    """One response with its labels, such as ``{"truthful": 1, "informative": 0}``; ``ungraded`` as in a pair."""
 
     prompt: list[Message] | None
     response: str
@@ -56,6 +60,7 @@ class LabelledResponse:
     id: str = ""
     split: str = "train"
     extra: dict[str, Any] = field(default_factory=dict)
+    ungraded: str = ""
 
 
 # ---------------------------------------------------------------- prompts
