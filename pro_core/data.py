@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,12 @@ MAX_PROMPT_CHARS = 200_000
 SPLITS = ("train", "validation", "test")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Zs", "Zl", "Zp")
+_INVISIBLE_LETTERS = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Fillers, variation selectors and the blank braille cell: Unicode calls them letters, marks or symbols."""
 
 
 class DataError(ValueError):
@@ -47,6 +54,7 @@ class PreferencePair:
     constructed: bool = False
     tie: bool = False
     ungraded: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,26 +69,54 @@ class LabelledResponse:
     split: str = "train"
     extra: dict[str, Any] = field(default_factory=dict)
     ungraded: str = ""
+    licence: str = ""
+
+
+# ---------------------------------------------------------------- text
+
+
+def clean_text(text: str) -> str:
+    """Text that every model, file and page can hold: what prompts, completions and responses pass when they enter.
+
+    Control characters are removed, but for tab and line ends. The two halves of a surrogate pair that stand side by
+    side, as broken JSON has them, become their character; a half that stands alone becomes U+FFFD. Other text is
+    returned as it is. Cleaning clean text changes nothing.
+    """
+    text = _CONTROL.sub("", text)
+    if _SURROGATE.search(text):
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, zero-width and format characters, fillers."""
+    return all(
+        unicodedata.category(character) in _INVISIBLE_CATEGORIES
+        or _INVISIBLE_LETTERS.match(character)
+        for character in text
+    )
 
 
 # ---------------------------------------------------------------- prompts
 
 
 def to_messages(prompt: Prompt) -> list[Message]:
-    """A prompt as a list of messages, with null bytes and control characters removed.
+    """A prompt as a list of messages: clean text (see :func:`clean_text`) in Unicode's composed form, NFC.
+
+    So one prompt that was typed on two systems is one prompt: in splits and folds, among distinct prompts, for models.
 
     A string that starts with ``Human:`` is parsed into turns, one that starts with ``Q:`` loses that mark
     (and a trailing ``A:``); any other string is one user message. A final assistant turn is kept: the
     completion then continues after it.
 
     Raises:
-        ValueError: nothing but whitespace, over 200,000 characters, or messages of another form.
+        ValueError: nothing that can be seen, over 200,000 characters, or messages of another form.
     """
     messages = (
         _parse_turns(prompt) if isinstance(prompt, str) else [_check_message(m) for m in prompt]
     )
-    messages = [m | {"content": _CONTROL.sub("", m["content"]).strip()} for m in messages]
-    messages = [m for m in messages if m["content"]]
+    messages = [m | {"content": _composed(m["content"]).strip()} for m in messages]
+    messages = [m for m in messages if not is_blank(m["content"])]
     if not any(m["role"] == "user" for m in messages):
         raise ValueError("got an empty prompt, expected at least one user message with text")
     length = sum(len(m["content"]) for m in messages)
@@ -89,6 +125,10 @@ def to_messages(prompt: Prompt) -> list[Message]:
             f"got a prompt of {length:,} characters, expected at most {MAX_PROMPT_CHARS:,}"
         )
     return messages
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", clean_text(text))
 
 
 def _parse_turns(text: str) -> list[Message]:
@@ -146,8 +186,8 @@ def first_user_turn(prompt: Prompt) -> str:
 
 
 def hash_unit(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    normal = " ".join(text.lower().split())
+    """A number in [0, 1) that depends on the text alone, not on its case, white space or way of composing letters."""
+    normal = " ".join(_composed(text).lower().split())
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "big") / 2**64
 
 
@@ -225,6 +265,7 @@ def example_of(
         "source": source,
         "id": str(row.get("id", default_id)),
         "split": split,
+        "licence": str(row.get("licence") or row.get("license") or ""),
     }
     if "chosen" in row:
         if prompt is None:

@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class DataSource:
         splits: what may be trained on. ``epochs``: how often each of those pairs is seen.
         max_pairs: of each objective and split, the first that many.
         as_objective: one name for all pairs, whatever they were judged by: an overall judge.
+        licence: of all rows, where the recipe knows better than the file.
     """
 
     path: str
@@ -56,9 +57,13 @@ class DataSource:
     max_per_prompt: int = 20
     max_pairs: int | None = None
     as_objective: str = ""
+    licence: str = ""
 
-    def load(self, data_dir: str | Path) -> list[PreferencePair]:
+    def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[PreferencePair]:
         """All pairs of the file, of every split.
+
+        Args:
+            notes: gets a sentence for each kind of row that was left out, or counted as odd, with how many.
 
         Raises:
             DataError: an unknown kind, no pairs, or an objective without any.
@@ -99,7 +104,17 @@ class DataSource:
                 if seen[pair.objective, pair.split] <= self.max_pairs:
                     kept.append(pair)
             pairs = kept
+        if self.licence:
+            pairs = [replace(p, licence=self.licence) for p in pairs]
         return pairs
+
+
+def licences_of(examples: Iterable[PreferencePair | LabelledResponse]) -> dict[str, list[str]]:
+    """Source -> the licences of its rows, sorted; ``unknown`` stands for rows that name none."""
+    licences: dict[str, set[str]] = {}
+    for example in examples:
+        licences.setdefault(example.source, set()).add(example.licence or "unknown")
+    return {source: sorted(names) for source, names in sorted(licences.items())}
 
 
 def is_public(path: Path, name: str) -> bool:
@@ -125,6 +140,7 @@ class RatedSource:
         labels: objective -> the file's name for it. A recipe may give a list where the two are the same.
         splits: what may be trained on. ``epochs``: how often each of those responses is seen.
         max_rows: of each split that may be trained on, a random sample of that many; always the same one.
+        licence: of all rows, where the recipe knows better than the file.
     """
 
     path: str
@@ -132,9 +148,13 @@ class RatedSource:
     splits: tuple[str, ...] = ("train",)
     epochs: int = 1
     max_rows: int | None = None
+    licence: str = ""
 
-    def load(self, data_dir: str | Path) -> list[LabelledResponse]:
+    def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
         """All responses of the file, of every split, that have at least one of the labels; no other label is kept.
+
+        Args:
+            notes: as in :meth:`DataSource.load`.
 
         Raises:
             DataError: no file, no labelled responses, or a label that none of them has.
@@ -145,7 +165,8 @@ class RatedSource:
                 labels = {o: e.labels[name] for o, name in self.labels.items() if name in e.labels}
                 found |= set(labels)
                 if labels:
-                    rated.append(replace(e, labels=labels))
+                    licence = self.licence or e.licence
+                    rated.append(replace(e, labels=labels, licence=licence))
         missing = sorted(self.labels[o] for o in set(self.labels) - found)
         if missing or not rated:
             raise DataError(
@@ -286,7 +307,15 @@ def load_texts(entries: Sequence[dict[str, Any]], data_dir: str | Path) -> list[
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
                 identity = f"{pair.id}-{side}"
                 found.append(
-                    LabelledResponse(pair.prompt, text, {}, pair.source, identity, pair.split)
+                    LabelledResponse(
+                        pair.prompt,
+                        text,
+                        {},
+                        pair.source,
+                        identity,
+                        pair.split,
+                        licence=pair.licence,
+                    )
                 )
     unique: dict[tuple[str, str], LabelledResponse] = {}
     for response in found:

@@ -76,7 +76,12 @@ def _pair(chosen: LabelledResponse, rejected: LabelledResponse, objective: str) 
         chosen.source,
         f"{chosen.id}>{rejected.id}",
         chosen.split,
+        licence=_licence(chosen, rejected),
     )
+
+
+def _licence(*responses: LabelledResponse) -> str:
+    return " and ".join(sorted({r.licence for r in responses} - {""}))
 
 
 def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 20):
@@ -93,7 +98,7 @@ def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 2
             )
         refused = order[r.labels["behaviour"]]
         label = {"harmless": refused} if r.extra["prompt_unsafe"] else {"helpful": -refused}
-        graded.append(LabelledResponse(r.prompt, r.response, label, r.source, r.id, r.split))
+        graded.append(replace(r, labels=label, extra={}))
     return [
         pair
         for objective in ("harmless", "helpful")
@@ -145,7 +150,14 @@ def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed
         for a, b in zip(good, bad, strict=False):
             pairs.append(
                 PreferencePair(
-                    [], a.response, b.response, objective, a.source, f"{a.id}>{b.id}", split
+                    [],
+                    a.response,
+                    b.response,
+                    objective,
+                    a.source,
+                    f"{a.id}>{b.id}",
+                    split,
+                    licence=_licence(a, b),
                 )
             )
     return pairs
@@ -200,6 +212,7 @@ def constructed_humor_pairs(responses: Iterable[LabelledResponse], seed: int = 0
                 f"request:{pair.id}",
                 pair.split,
                 constructed=True,
+                licence=pair.licence,
             )
         )
     return pairs
