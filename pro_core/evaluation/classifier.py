@@ -38,18 +38,24 @@ BASELINE = "majority class"
 def prediction_table(
     classifier: RewardClassifier, responses: Sequence[LabelledResponse], levels: NDArray
 ) -> pd.DataFrame:
-    """One row a response: ``id, source, split, text`` (the first user turn, else the response), ``level_<objective>``
-    (0 without a label) and ``p_<objective>-<level>``."""
+    """One row a response: ``id, source, split, ungraded`` (why no accuracy counts it), ``text`` (the first user turn,
+    else the response), ``level_<objective>`` (0 without a label) and ``p_<objective>-<level>``."""
     p = classifier.probabilities([r.prompt for r in responses], [r.response for r in responses])
     table: dict[str, Any] = {
         "id": [r.id for r in responses],
         "source": [r.source for r in responses],
         "split": [r.split for r in responses],
+        "ungraded": [r.ungraded for r in responses],
         "text": [first_user_turn(r.prompt) if r.prompt else r.response for r in responses],
     }
     table |= {f"level_{name}": levels[:, k] for k, name in enumerate(classifier.objective_names)}
     table |= {f"p_{column}": p[:, j] for j, column in enumerate(classifier.columns)}
     return pd.DataFrame(table)
+
+
+def graded_responses(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of one split that accuracies are measured on: those whose prompt was not trained on."""
+    return table[(table["split"] == split) & (table["ungraded"] == "")].reset_index(drop=True)
 
 
 def grade_levels(table: pd.DataFrame, scales: Sequence[IntensityScale], loss: str) -> Measured:
@@ -132,9 +138,12 @@ def classifier_rows(folder: Path, seed: int, split: str, config: str) -> list[di
     started, saved = time.monotonic(), read_config(folder, "classifier.json", FORMAT)
     scales, loss = saved_scales(saved), saved["loss"]
     table = pd.read_parquet(folder / "predictions.parquet")
-    table = table[table["split"] == split].reset_index(drop=True)
+    table = graded_responses(table, split)
     if table.empty:
-        raise DataError(f"{folder / 'predictions.parquet'}: no {split} responses to grade on")
+        raise DataError(
+            f"{folder / 'predictions.parquet'}: no {split} responses whose prompt was not trained on, so there is "
+            "nothing to grade on"
+        )
     methods = {
         f"classifier ({loss})": grade_levels(table, scales, loss),
         BASELINE: majority_class(table, scales, saved["label_counts"]),

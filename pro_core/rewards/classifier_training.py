@@ -20,6 +20,7 @@ from pro_core.rewards.bradley_terry import OrderedRows, training_order
 from pro_core.rewards.classifier import LOSSES, IntensityScale, level_columns, log_probabilities
 from pro_core.rewards.models import HEADS
 from pro_core.training import ConfigError, OrderedTrainer
+from pro_core.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
 
 
 def intensity_scales(objectives: Mapping[str, Any]) -> tuple[IntensityScale, ...]:
@@ -73,6 +74,8 @@ class RatedResponses:
         levels, held_out_levels: (N, K), see :func:`rated_levels`.
         epochs: how often each training response is seen.
         counts: training responses of each level.
+        licences: one list an entry of the recipe: what it, or its training rows, name.
+        notes: sentences about what was left out or is not graded.
     """
 
     train: list[LabelledResponse]
@@ -81,23 +84,34 @@ class RatedResponses:
     levels: NDArray[np.int64]
     held_out_levels: NDArray[np.int64]
     counts: dict[str, int]
+    licences: list[list[str]]
+    notes: list[str]
 
     @classmethod
     def load(
         cls, sources: Sequence[RatedSource], scales: Sequence[IntensityScale], data_dir: str | Path
     ) -> RatedResponses:
-        """Load every source and cut its ratings into levels.
+        """Load every source and cut its ratings into levels. Held-out responses to prompts that were trained on are
+        ``ungraded``, see :mod:`pro_core.training_pairs`.
 
         Raises:
             DataError: a file or rating that cannot be read, or a level without training responses.
         """
-        loaded = [(source, r) for source in sources for r in source.load(data_dir)]
+        notes: list[str] = []
+        loaded = [(source, r) for source in sources for r in source.load(data_dir, notes)]
         train = [r for source, r in loaded if r.split in source.splits]
         epochs = [source.epochs for source, r in loaded if r.split in source.splits]
         held_out = [r for source, r in loaded if r.split not in source.splits]
+        held_out = mark_trained_on(train, held_out)
         levels = rated_levels(train, scales)
         counts = count_levels(levels, scales)
-        return cls(train, epochs, held_out, levels, rated_levels(held_out, scales), counts)
+        licences = [
+            sorted({r.licence or UNKNOWN for of, r in loaded if of is s and r.split in s.splits})
+            for s in sources
+        ]
+        notes += ungraded_note(held_out)
+        held_out_levels = rated_levels(held_out, scales)
+        return cls(train, epochs, held_out, levels, held_out_levels, counts, licences, notes)
 
 
 def rated_levels(

@@ -1,9 +1,10 @@
 """Pairs scored by a panel, as a table: one row a pair, what adapters learn from and evaluations read.
 
-Columns: ``id, source, objective, split, fold, constructed, prompt`` (messages as JSON), ``text`` (the first user turn,
-which decides folds), ``length_chosen, length_rejected`` (characters), and for each objective ``raw_chosen_<name>,
-raw_rejected_<name>, z_chosen_<name>, z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not
-train on.
+Columns: ``id, source, licence, objective, split, fold, constructed, ungraded`` (why no accuracy counts it; empty for
+most), ``prompt`` (messages as JSON), ``text`` (the first user turn, which decides folds), ``length_chosen,
+length_rejected`` (characters), and for each objective ``raw_chosen_<name>, raw_rejected_<name>, z_chosen_<name>,
+z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not train on. What accuracies are measured on,
+:func:`graded_rows` selects, for every grader.
 """
 
 from __future__ import annotations
@@ -112,19 +113,30 @@ def pair_table(
     table = {
         "id": [p.id for p in pairs],
         "source": [p.source for p in pairs],
+        "licence": [p.licence for p in pairs],
         "objective": [p.objective for p in pairs],
         "split": [p.split for p in pairs],
         "fold": [fold] * len(pairs),
         "constructed": [p.constructed for p in pairs],
+        "ungraded": [p.ungraded for p in pairs],
         "prompt": [json.dumps(p.prompt) for p in pairs],
         "text": [first_user_turn(p.prompt) if p.prompt else p.chosen for p in pairs],
     }
+    # Without rows the types would be others, and so would those of a table that it is joined to.
+    types = dict.fromkeys(table, "str") | {"fold": "int64", "constructed": "bool"}
     for side, name in enumerate(("chosen", "rejected")):
         table[f"length_{name}"] = lengths[where[:, side]].astype(int)
         for k, objective in enumerate(stats.objective_names):
             table[f"raw_{name}_{objective}"] = raw_MK[where[:, side], k]
             table[f"z_{name}_{objective}"] = z_MK[where[:, side], k]
-    return pd.DataFrame(table)
+    return pd.DataFrame(table).astype(types)
+
+
+def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of one split that accuracies are measured on: the panel did not train on the pair nor on its prompt,
+    nothing in it is made up, and no other pair says the opposite. See :func:`pro_core.training_pairs.graded_pairs`."""
+    held_out = (table["fold"] < 0) & (table["split"] == split)
+    return table[held_out & ~table["constructed"] & (table["ungraded"] == "")]
 
 
 def columns(table: pd.DataFrame, kind: str, objective_names: Sequence[str]) -> NDArray[np.float32]:
