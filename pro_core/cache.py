@@ -1,7 +1,7 @@
 """Scores and prompt features by content, so that a second look at the same texts takes seconds.
 
-A key is a hash of the models' files, of the code that reads and scores texts, and of the text. One SQLite file, by
-default in the user's cache folder; deleting it costs nothing but time.
+A key is a hash of the model (:mod:`pro_core.fingerprints`), of the version of the code that reads and scores texts, and
+of the text. One SQLite file, by default in the user's cache folder; deleting it costs nothing but time.
 """
 
 from __future__ import annotations
@@ -17,77 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pro_core.packaged import cache_folder, resolve_encoder
+from pro_core.packaged import cache_folder
 
 CHUNK = 1000
 """Texts between two writes: what a killed run can lose."""
-LORA = ("adapter_config.json", "base_model_name_or_path")
-SCORING_CODE = ("data.py", "adapter.py", "rewards")
 
 
 def text_key(*texts: str) -> str:
     """A hash of texts, each told apart from its neighbours."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def fingerprint(
-    folder: Path | None,
-    sources: Mapping[str, str | None],
-    strict: bool = True,
-    code: Sequence[str] = SCORING_CODE,
-) -> str | None:
-    """A hash of the files of models and of the code that uses them.
-
-    Args:
-        folder: a panel's own, in which its sources are looked for first.
-        sources: source (a folder or a hub id) -> revision.
-        strict: None where a source's files are not on this machine; else its name stands for them.
-        code: files and folders of this library whose text counts too.
-    """
-    library = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in code:
-        for file in sorted((library / name).glob("*.py")) or [library / name]:
-            digest.update(file.read_bytes())
-    queue, done = dict(sources), set()
-    while queue:
-        source, revision = queue.popitem()
-        if source in done:
-            continue
-        done.add(source)
-        here = _files_of(source, folder, revision)
-        if here is None and strict:
-            return None
-        digest.update(f"{source}@{revision}".encode())
-        if here is None:
-            continue
-        if here.parent.name == "snapshots":  # the hub's cache: a commit's files never change
-            digest.update(here.name.encode())
-        else:
-            for file in sorted(p for p in here.rglob("*") if p.is_file()):
-                digest.update(file.relative_to(here).as_posix().encode())
-                with file.open("rb") as opened:
-                    digest.update(hashlib.file_digest(opened, "blake2b").digest())
-        # Ours, and LoRAs, hold what was trained, and name the base that holds the rest.
-        for name, key in (("reward_model.json", "base"), LORA):
-            own = here / name
-            base = json.loads(own.read_text(encoding="utf-8")).get(key) if own.is_file() else None
-            if base:
-                queue[base] = None
-    return digest.hexdigest()
-
-
-def _files_of(source: str, folder: Path | None, revision: str | None) -> Path | None:
-    if folder is not None and (folder / source).is_dir():
-        return folder / source
-    if (local := Path(resolve_encoder(source))).is_dir():
-        return local
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, revision=revision, local_files_only=True))
-    except Exception:  # not in the hub's cache, or no hub id at all
-        return None
 
 
 class Cache:

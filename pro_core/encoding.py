@@ -10,10 +10,20 @@ import torch
 from torch import nn
 
 from pro_core.data import render_messages, to_messages
+from pro_core.loading import (
+    SAFE,
+    SAFE_MODEL,
+    check_neighbours,
+    loading_failure,
+    match_tokenizer,
+)
 from pro_core.objectives import Prompt
 from pro_core.packaged import resolve_encoder
 from pro_core.rewards.batching import token_budget_batches
 from pro_core.storage import StorageError, first_line, quiet_loading
+
+FEATURES_VERSION = 1
+"""Of the way from prompts to features: raised with every change of it that moves a feature."""
 
 
 class PromptEncoder(nn.Module):
@@ -28,6 +38,10 @@ class PromptEncoder(nn.Module):
 
     Attributes:
         width: L * D, the features that the heads read.
+
+    Raises:
+        StorageError: it cannot be loaded, reads fewer tokens than ``max_length``, or reads a prompt in another way
+            beside other prompts. ValueError: more layers than it has.
     """
 
     def __init__(
@@ -43,17 +57,38 @@ class PromptEncoder(nn.Module):
         self.encoder_id, self.max_length = encoder, max_length
         source = str(encoder_folder or resolve_encoder(encoder))
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, truncation_side="left")
+            self.tokenizer = AutoTokenizer.from_pretrained(source, truncation_side="left", **SAFE)
             with quiet_loading():
-                self.encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
+                self.encoder = AutoModel.from_pretrained(source, dtype=torch.float32, **SAFE_MODEL)
+            match_tokenizer(self.encoder, self.tokenizer)
         except Exception as error:  # every loader has exceptions of its own
+            reason = loading_failure(error, source)
             raise StorageError(
-                f"cannot load the adapter's encoder {encoder!r}: {first_line(error)}"
+                f"cannot load the adapter's encoder {encoder!r}: {reason}"
             ) from error
+        if max_length > self.tokenizer.model_max_length:
+            raise StorageError(
+                f"got max_length {max_length}, expected at most the {self.tokenizer.model_max_length} tokens that the "
+                f"adapter's encoder {encoder!r} can read"
+            )
         depth = self.encoder.config.num_hidden_layers
         if not 1 <= layers <= depth:
             raise ValueError(f"got {layers} layers, expected 1 to the encoder's {depth}")
         self.layers, self.width = layers, layers * self.encoder.config.hidden_size
+        try:
+            self._check_neighbours()
+        except Exception as error:  # every encoder has exceptions of its own
+            raise StorageError(f"the adapter's encoder {encoder!r}: {first_line(error)}") from error
+
+    def _check_neighbours(self) -> None:
+        """A ValueError where a prompt's features depend on what else is in the batch."""
+        self.encoder.eval()
+        short, long = self.tokenize_texts(["What is it?", "What is the capital of France? " * 5])[0]
+
+        def read(encoded):
+            return self.features(**self.batch(encoded))[:, :-1]  # without the number of tokens
+
+        check_neighbours(read, short, long)
 
     def features(self, **tokens) -> torch.Tensor:
         """(B, (L + 1) D + 1): the mean token states of the L upper layers, that of the layer a third of the way up, the

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+from safetensors import SafetensorError
+
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+"""Files that we neither load nor download: unpickling can run code."""
 
 
 class StorageError(ValueError):
     """A checkpoint that is missing, truncated or of another kind: says which file and what to do."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error's own words for the middle of a sentence: its first line, its kind where it has none."""
     text = str(error).strip().split("\n", 1)[0]
     return (text or type(error).__name__)[:300].rstrip(".")
@@ -33,8 +39,8 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def local_folder(path_or_id: str | Path) -> Path:
-    """A local folder as it is; a hub id downloaded to the hub's cache.
+def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is; a hub id downloaded to the hub's cache, without pickles.
 
     Raises:
         StorageError: neither a folder nor a hub repository that can be reached.
@@ -48,7 +54,7 @@ def local_folder(path_or_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(text))
+        return Path(snapshot_download(text, revision=revision, ignore_patterns=[*PICKLES]))
     except Exception as error:
         raise StorageError(
             f"{text}: neither a local folder nor a hub repository that can be reached "
@@ -56,22 +62,103 @@ def local_folder(path_or_id: str | Path) -> Path:
         ) from None
 
 
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to; it takes ``path``'s place when the block ends, and goes when it fails.
+
+    A reader sees the old file or the new one, never half of it.
+
+    Raises:
+        StorageError: the disk is full, read-only or forbidden, in one sentence.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_partial(path.parent, path.name)
+        yield partial
+        os.replace(partial, path)
+    except BaseException as error:
+        trouble = disk_trouble(error, path.parent)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if trouble:
+            raise StorageError(f"{path}: {trouble} ({first_line(error)})") from error
+        raise
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes of this machine left half-written of a file in ``folder``, or of all files in it."""
+    for partial in folder.glob(f".[0-9]*-{name if name == '*' else glob.escape(name)}"):
+        pid = partial.name[1:].partition("-")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+DISK = {
+    errno.ENOSPC: "the disk is full: free some of it and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some of it and run the same command again",
+    errno.EFBIG: "the file is larger than this system allows",
+    errno.EROFS: "the disk is read-only: name a folder that can be written",
+    errno.EACCES: "writing there is not allowed: name a folder that can be written",
+    errno.EPERM: "writing there is not allowed: name a folder that can be written",
+    errno.EIO: "the disk fails to read or write",
+}
+"""What a user should know of an operating system's error, by its number."""
+PROBE = 1 << 20
+
+
+def disk_trouble(error: BaseException, folder: Path) -> str | None:
+    """What is wrong with the disk, if that is why something failed there; None for any other error.
+
+    torch and safetensors raise errors of their own when a disk is full, without its number: then writing a megabyte
+    beside them shows whether there is room. Ask before what was half-written is deleted.
+    """
+    if isinstance(error, OSError):
+        return DISK.get(error.errno or 0)
+    if not isinstance(error, (RuntimeError, SafetensorError)):
+        return None
+    probe = folder / f".{os.getpid()}-probe"
+    try:
+        probe.write_bytes(bytes(PROBE))
+    except OSError as found:
+        return DISK.get(found.errno or 0)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
 def write_config(folder: str | Path, name: str, config: dict[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}"
-    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / name)
+    with replacing(Path(folder) / name) as partial:
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSON Lines file, whole or not at all. :func:`pro_core.data.read_jsonl` reads it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Any], **settings: Any) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as partial:
+        save_file(tensors, partial, **settings)
 
 
 def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
@@ -105,36 +192,6 @@ def content_hash(content: Any) -> str:
     """The SHA-256 of a JSON-ready value: the same value, the same hash, in any process."""
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def seal(folder: str | Path, kind: str, record: dict[str, Any]) -> None:
-    """Close a finished folder: ``manifest.json`` with its record and the hash of every file in it.
-
-    It is written last, so a folder with a manifest is whole; :func:`read_sealed` notices what changed since.
-    """
-    folder = Path(folder)
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    hashes = {str(p.relative_to(folder)): file_hash(p) for p in files if p != folder / MANIFEST}
-    write_config(folder, MANIFEST, {"format": kind, "record": record, "files": hashes})
-
-
-def read_sealed(folder: str | Path, kind: str) -> dict[str, Any] | None:
-    """The record of a sealed folder; None where it is not finished.
-
-    Raises:
-        StorageError: a file is missing or has changed since it was sealed.
-    """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        return None
-    found = read_config(folder, MANIFEST, kind)
-    for name, expected in found["files"].items():
-        file = folder / name
-        if not file.is_file() or file_hash(file) != expected:
-            raise StorageError(
-                f"{file}: missing or changed since it was written; delete {folder} and run the same command again"
-            )
-    return found["record"]
 
 
 @contextlib.contextmanager

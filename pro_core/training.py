@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -15,11 +16,12 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pro_core.data import DataError
-from pro_core.storage import StorageError
+from pro_core.storage import StorageError, disk_trouble, first_line, write_config
 
 T = TypeVar("T")
 WAIT = 7200
@@ -94,7 +96,9 @@ class OrderedTrainer(Trainer):
         return self.optimizer
 
     def _save_checkpoint(self, *args, **kwargs):
-        super()._save_checkpoint(*args, **kwargs)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder):
+            super()._save_checkpoint(*args, **kwargs)
         return_freed_memory()
 
     def _get_train_sampler(self, train_dataset=None):
@@ -167,22 +171,73 @@ def training_arguments(
 def train_resuming(trainer: Trainer) -> None:
     """Train from the last whole checkpoint in the output folder, or from the start."""
     last = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
-    if last and trainer.is_world_process_zero():
-        print(f"resuming from {last}", flush=True)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: a kill can leave half of one.
+SIZES = "sizes.json"
+"""Beside a checkpoint's files, and written after them: how many bytes each of them has."""
 
-    The Trainer writes ``trainer_state.json`` last, so a checkpoint where it can be read is whole.
+
+@contextlib.contextmanager
+def whole_checkpoint(folder: Path):
+    """Within it all processes write the checkpoint ``folder``; at its end it is known to be whole. What cannot be
+    written leaves nothing behind.
+
+    Raises:
+        StorageError: the disk is full or read-only.
     """
-    whole = {}
+    try:
+        yield
+        wait_for_all()
+        if main_process():
+            files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+            sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+            write_config(folder, SIZES, sizes)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        trouble = disk_trouble(error, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        if trouble:
+            raise StorageError(f"{folder}: {trouble} ({first_line(error)})") from error
+        raise
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there, as long as they were, for every process; None for none.
+
+    A kill can leave half of one, and so can a disk: such newer ones are deleted, which is said.
+    """
+    return from_main(_last_whole(folder) if main_process() else None)
+
+
+def _last_whole(folder: Path) -> Path | None:
+    numbered = {}
     for checkpoint in folder.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
-            whole[state["global_step"]] = checkpoint
-    return whole[max(whole)] if whole else None
+        number = checkpoint.name.rpartition("-")[2]
+        if number.isdigit():
+            numbered[int(number)] = checkpoint
+    for _, checkpoint in sorted(numbered.items(), reverse=True):
+        reason = _broken(checkpoint)
+        if reason is None:
+            print(f"resuming from {checkpoint}", flush=True)
+            return checkpoint
+        print(f"{checkpoint}: {reason}; it is left out", flush=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def _broken(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    try:
+        sizes = json.loads((checkpoint / SIZES).read_text())
+    except (OSError, ValueError):
+        return "not written to its end"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+    return None
 
 
 def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:

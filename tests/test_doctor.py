@@ -11,7 +11,7 @@ from scipy.special import expit
 from tiny import tiny_classifier, tiny_encoder
 
 from pro_core.adapter import pairwise_loss
-from pro_core.cache import Cache, fingerprint
+from pro_core.cache import Cache
 from pro_core.data import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
@@ -21,6 +21,7 @@ from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt
 from pro_core.doctor.page import render_html
 from pro_core.doctor.text import WIDTH, render_text
 from pro_core.doctor.verdict import ENOUGH_PROMPTS, examine
+from pro_core.fingerprints import fingerprint
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 
 NAMES = ("helpful", "harmless", "truthful")
@@ -419,11 +420,12 @@ def test_the_cache_computes_what_is_missing_and_survives_a_broken_file(tmp_path,
 
 def test_the_fingerprint_follows_the_models_files(tmp_path):
     tiny_encoder(tmp_path / "model")
-    before = fingerprint(tmp_path, {"model": None})
-    assert before == fingerprint(tmp_path, {"model": None})
+    before = fingerprint("model", inside=tmp_path)
+    assert before == fingerprint(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("what a person wrote")
+    assert before == fingerprint(tmp_path / "model")
     tiny_encoder(tmp_path / "model", seed=1)
-    assert fingerprint(tmp_path, {"model": None}) not in (before, None)
-    assert fingerprint(tmp_path, {"not-there": None}) is None
+    assert fingerprint(tmp_path / "model") != before
 
 
 # ---------------------------------------------------------------- the command

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny import Script, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
 
+from pro_core.artefacts import read_manifest
 from pro_core.conditioned import PolicyConfig
 from pro_core.data import read_jsonl, to_messages
 from pro_core.data_sources import is_public
@@ -24,7 +25,7 @@ from pro_core.policies import wic
 from pro_core.policies.recipe import read_arms
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.stages import POLICY, ROLLOUTS
-from pro_core.storage import StorageError, read_sealed
+from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import wic as script
 
@@ -100,8 +101,7 @@ def stage_files(output: Path) -> dict[str, str]:
     for manifest in sorted(output.glob("*/*/manifest.json")):
         kind = json.loads(manifest.read_text())["format"]
         if kind in (POLICY, ROLLOUTS):
-            assert read_sealed(manifest.parent, kind) is not None
-            hashes = json.loads(manifest.read_text())["files"]
+            hashes = read_manifest(manifest.parent, kind)["files"]
             name = manifest.parent.relative_to(output)
             found |= {f"{name}/{file}": digest for file, digest in hashes.items()}
     return found
@@ -207,7 +207,7 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
     record = json.loads((policy / "run.json").read_text())
     assert record["stages"][0]["steps"] == 4 and record["stages"][1]["responses"] == 12
     [one], two = (
-        [read_sealed(stage, POLICY) for stage in (tmp_path / name / "policies").glob("[!.]*")]
+        [read_manifest(stage, POLICY)["record"] for stage in (tmp_path / name / "policies").glob("[!.]*")]
         for name in ("one", "two")
     )
     assert one in two  # the offline stage: the same rows, the same tokens

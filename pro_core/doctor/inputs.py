@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
-from pro_core.cache import Cache, fingerprint, text_key
+from pro_core.cache import Cache, text_key
 from pro_core.data import (
     DataError,
     LabelledResponse,
@@ -24,11 +24,13 @@ from pro_core.data import (
     load_examples,
 )
 from pro_core.data_sources import default_data_dir
+from pro_core.encoding import FEATURES_VERSION
+from pro_core.fingerprints import fingerprint
 from pro_core.objectives import check_objective_names
 from pro_core.pairs import pairs_from_labels, refusal_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.panel import FORMAT, RewardPanel
+from pro_core.rewards.panel import FORMAT, RewardModelSpec, RewardPanel, panel_fingerprint
 from pro_core.rewards.scores import distinct_texts, pair_table
 from pro_core.storage import StorageError, local_folder, read_config
 
@@ -188,14 +190,12 @@ class StoredPanel:
 
     @cached_property
     def fingerprint(self) -> str:
-        sources = {m["source"]: m.get("revision") for m in self.config["models"] if m.get("source")}
-        found = fingerprint(self.folder, sources)
-        if (
-            found is None
-        ):  # a model of the hub that is not on this machine yet: loading it brings it here
-            _ = self.panel
-            found = fingerprint(self.folder, sources, strict=False)
-        return text_key(str(found), json.dumps(self.config["models"]))
+        """:meth:`RewardPanel.fingerprint`, without its models."""
+        try:
+            specs = [RewardModelSpec(**spec) for spec in self.config["models"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{self.folder / 'panel.json'}: {error}") from None
+        return panel_fingerprint(specs, self.folder)
 
 
 def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:
@@ -257,9 +257,6 @@ def prompt_features(
         features = load().encode([json.loads(distinct[i]) for i in rows])
         return features[:, : load().width].numpy()
 
-    found = fingerprint(None, {encoder: None})
-    if found is None:
-        load()
-        found = fingerprint(None, {encoder: None}, strict=False)
-    keys = [text_key(str(found), text) for text in distinct]
+    model = fingerprint(encoder)
+    keys = [text_key(model, str(FEATURES_VERSION), text) for text in distinct]
     return cache.rows(keys, None, encode, on_progress)[index]

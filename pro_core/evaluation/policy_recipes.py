@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pro_core.cache import fingerprint
 from pro_core.conditioned import PolicyConfig
 from pro_core.data import render_messages
 from pro_core.data_sources import data_sources
 from pro_core.evaluation.policies import GeneratorPolicy, Policy
+from pro_core.fingerprints import fingerprint
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.objectives import Message
 from pro_core.training import ConfigError
@@ -115,8 +115,7 @@ class RecipePolicies:
 
     def _fingerprint(self, model: str) -> str:
         if model not in self._fingerprints:
-            found = fingerprint(None, {model: None}, strict=False, code=())
-            self._fingerprints[model] = str(found)
+            self._fingerprints[model] = fingerprint(model)
         return self._fingerprints[model]
 
 

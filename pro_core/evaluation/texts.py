@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pro_core.cache import fingerprint
 from pro_core.conditioned import load_language_model
 from pro_core.data import to_messages
+from pro_core.fingerprints import fingerprint
 from pro_core.generation.chat import chat_prompt, has_template
 from pro_core.objectives import Prompt
 from pro_core.rewards.batching import token_budget_batches
 from pro_core.rewards.formats import special_tokens, without_special_tokens
+from pro_core.storage import content_hash
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+SURPRISE_VERSION = 1
+"""Of :meth:`LanguageModel.surprise`: raised with every change of it that moves a figure."""
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -44,12 +47,12 @@ class LanguageModel:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def fingerprint(self) -> str:
-        """A hash of the model's files."""
+        """A hash of the model, and of the way in which it is asked."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        return str(fingerprint(None, {self.path_or_id: None}, strict=False, code=()))
+        return content_hash([SURPRISE_VERSION, fingerprint(self.path_or_id)])
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

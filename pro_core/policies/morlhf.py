@@ -9,7 +9,6 @@ states, so a killed run, started again, goes on to the same parameters.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ import numpy as np
 import requests
 from datasets import Dataset
 from peft import LoraConfig
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from pro_core.artefacts import Artefact
 from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import Condition
 from pro_core.generation.base import GenerationError, checked
@@ -38,14 +37,13 @@ from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
 from pro_core.policies.stages import (
     POLICY,
-    Stage,
     lora_base,
     model_identity,
-    once,
     publish,
     published,
+    stage,
 )
-from pro_core.storage import StorageError, content_hash, first_line, write_jsonl
+from pro_core.storage import content_hash, first_line, write_jsonl
 from pro_core.training import (
     ConfigError,
     cast_for_training,
@@ -57,8 +55,6 @@ from pro_core.training import (
 
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
 """Of what TRL logs, all that differs between two equal runs, or says nothing."""
-FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
-"""How a full disk reads where it is no OSError with a number."""
 
 
 class OrderedGRPOTrainer(PolicyTrainer, GRPOTrainer):
@@ -116,9 +112,9 @@ class MorlhfRun:
         check_replaceable(published(self.settings, self.seed))
         return self._finish(self.stages())
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[Artefact]:
         """The run's stages, made unless they are there; the last one is the policy."""
-        return [once(self.output / "policies", self.key, POLICY, self._make)]
+        return [stage(self.output / "policies", self.key, POLICY, self._make)]
 
     @cached_property
     def key(self) -> str:
@@ -321,7 +317,7 @@ class MorlhfRun:
             for row, weights in zip(self.rows, self.weights, strict=True)
         ]
 
-    def _finish(self, stages: Sequence[Stage]) -> Path:
+    def _finish(self, stages: Sequence[Artefact]) -> Path:
         counts = ("steps", "completions", "skipped", "new_tokens")
         asked = {"prompts": len(self.rows), "left_out": self.left_out}
         folder, spent = publish(stages, self.config(), self.settings, self.seed, counts, **asked)
@@ -342,24 +338,18 @@ def _tokenizer(model: str):
 
 
 def clean(entry: dict[str, Any]) -> dict[str, Any]:
-    """A log entry without what differs between two equal runs."""
-    return {k: v for k, v in entry.items() if not any(part in k for part in NOT_LOGGED)}
+    """A log entry without what differs between two equal runs; its keys sorted, as a resumed run reads them."""
+    kept = {k: v for k, v in entry.items() if not any(part in k for part in NOT_LOGGED)}
+    return dict(sorted(kept.items()))
 
 
 @contextmanager
 def explained(work: Path):
-    """What goes wrong outside of us while a run trains, as one line that says how to go on."""
-    again = f"Run the same command again: it goes on from the last whole checkpoint in {work}"
+    """A vLLM server that goes away while a run trains, as one line that says how to go on."""
     try:
         yield
     except (requests.exceptions.RequestException, ConnectionError) as error:
         raise ConfigError(
-            f"the vLLM server does not answer ({first_line(error)}). {again}"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or any(t in str(error) for t in FULL)
-        if not full:
-            raise
-        raise StorageError(
-            f"the disk is full ({first_line(error)}): free some of it. {again}"
+            f"the vLLM server does not answer ({first_line(error)}). Run the same command again: it goes on from the "
+            f"last whole checkpoint in {work}"
         ) from error

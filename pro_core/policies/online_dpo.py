@@ -18,12 +18,13 @@ from transformers import PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, DPOTrainer
 
+from pro_core.artefacts import Artefact
 from pro_core.data import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
-from pro_core.policies.stages import POLICY, ROLLOUTS, Stage, once
+from pro_core.policies.stages import POLICY, ROLLOUTS, stage
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import (
     ConfigError,
@@ -42,8 +43,8 @@ class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):
 class OnlineDpoRun(MorlhfRun):
     """See :class:`MorlhfRun`. A round has ``round_steps`` updates on ``prompts_per_step`` pairs each."""
 
-    def stages(self) -> list[Stage]:
-        stages: list[Stage] = []
+    def stages(self) -> list[Artefact]:
+        stages: list[Artefact] = []
         policy = None
         for number in range(self.settings["steps"] // self.settings["round_steps"]):
             rollouts = self._rollouts(number, policy)
@@ -51,7 +52,7 @@ class OnlineDpoRun(MorlhfRun):
             stages += [rollouts, policy]
         return stages
 
-    def _rollouts(self, number: int, policy: Stage | None) -> Stage:
+    def _rollouts(self, number: int, policy: Artefact | None) -> Artefact:
         """G completions to each of a round's prompts, with z scores and totals."""
         s = self.settings
         size = s["round_steps"] * s["prompts_per_step"]
@@ -102,9 +103,9 @@ class OnlineDpoRun(MorlhfRun):
                 "log": logged,
             }
 
-        return once(self.output / "rollouts", key, ROLLOUTS, make)
+        return stage(self.output / "rollouts", key, ROLLOUTS, make)
 
-    def _train_round(self, number: int, policy: Stage | None, rollouts: Stage) -> Stage:
+    def _train_round(self, number: int, policy: Artefact | None, rollouts: Artefact) -> Artefact:
         key = content_hash(["online dpo", self.key, rollouts.key])
 
         def make(folder: Path) -> dict[str, Any]:
@@ -126,9 +127,9 @@ class OnlineDpoRun(MorlhfRun):
             unset_hf_deepspeed_config()
             return {"steps": self.settings["round_steps"], "pairs": len(pairs), "ties": dropped}
 
-        return once(self.output / "policies", key, POLICY, make)
+        return stage(self.output / "policies", key, POLICY, make)
 
-    def _dpo_trainer(self, work: Path, pairs: Sequence[dict[str, Any]], policy: Stage | None):
+    def _dpo_trainer(self, work: Path, pairs: Sequence[dict[str, Any]], policy: Artefact | None):
         s = self.settings
         wanted = s["round_steps"] * s["prompts_per_step"]
         order = random.Random(self.seed).sample(range(len(pairs)), len(pairs))
@@ -158,7 +159,7 @@ class OnlineDpoRun(MorlhfRun):
         cast_for_training(trainer.model)
         return trainer
 
-    def _generator(self, policy: Stage | None) -> LocalGenerator:
+    def _generator(self, policy: Artefact | None) -> LocalGenerator:
         source = policy.checkpoint if policy else self.settings["model"]
         return LocalGenerator(
             source, device=process_device(), max_context=self.settings["max_length"]

@@ -42,6 +42,7 @@ from pro_core.training import (
     last_whole_checkpoint,
     main_process,
     wait_for_all,
+    whole_checkpoint,
 )
 
 DEFAULTS = {"clip": 0.2, "value_clip": 0.2, "value_weight": 0.1, "lam": 0.95, "entropy": 0.0}
@@ -318,19 +319,20 @@ class PpoLoop:
 
     def _save(self, step: int) -> None:
         folder = self.work / f"checkpoint-{step}"
+        with whole_checkpoint(folder):
+            if main_process():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                named = self.policy.named_parameters()
+                trained = {n: p.detach().cpu() for n, p in named if p.requires_grad}
+                tensors = {n: p.contiguous() for n, p in trained.items()}
+                save_file(tensors, folder / "trained.safetensors")
+                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                write_config(folder, "trainer_state.json", {"global_step": step, "log": self.log})
         if main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            trained = {n: p.detach() for n, p in self.policy.named_parameters() if p.requires_grad}
-            save_file(
-                {n: p.cpu().contiguous() for n, p in trained.items()},
-                folder / "trained.safetensors",
-            )
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            write_config(folder, "trainer_state.json", {"global_step": step, "log": self.log})
-            for old in self.work.glob("checkpoint-*"):
-                if old != folder:
-                    shutil.rmtree(old)
+            earlier = [int(p.name.rpartition("-")[2]) for p in self.work.glob("checkpoint-*")]
+            for old in sorted(earlier)[:-2]:  # two are kept, should the newest be damaged
+                shutil.rmtree(self.work / f"checkpoint-{old}", ignore_errors=True)
         wait_for_all()
 
     def _resume(self) -> int:
@@ -338,8 +340,6 @@ class PpoLoop:
         last = last_whole_checkpoint(self.work)
         if last is None:
             return 0
-        if main_process():
-            print(f"resuming from {last}", flush=True)
         self.policy.load_state_dict(load_file(last / "trained.safetensors"), strict=False)
         self.optimizer.load_state_dict(torch.load(last / "optimizer.pt", weights_only=True))
         state = json.loads((last / "trainer_state.json").read_text())

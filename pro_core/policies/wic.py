@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pro_core.artefacts import Artefact
 from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
@@ -36,12 +37,11 @@ from pro_core.policies.sft import Row, fine_tune
 from pro_core.policies.stages import (
     POLICY,
     ROLLOUTS,
-    Stage,
     lora_base,
     model_identity,
-    once,
     publish,
     published,
+    stage,
 )
 from pro_core.rewards.scores import progress
 from pro_core.storage import content_hash, write_jsonl
@@ -98,7 +98,7 @@ class WicRun:
 
     # ------------------------------------------------------------ stages
 
-    def offline(self) -> Stage:
+    def offline(self) -> Artefact:
         """Conditioned SFT on the data's responses (Eq 10)."""
         steps, rate = self.settings["offline_steps"], self.settings["offline_learning_rate"]
         key = content_hash(["offline", self._base(), self.data.key, steps, rate, self.seed])
@@ -108,9 +108,9 @@ class WicRun:
             rows = self._offline_rows(range(len(self.data.responses)))
             return self._train(folder, rows, None, steps, rate, constant=False)
 
-        return once(self.output / "policies", key, POLICY, make)
+        return stage(self.output / "policies", key, POLICY, make)
 
-    def rollouts(self, number: int, policy: Stage) -> Stage:
+    def rollouts(self, number: int, policy: Artefact) -> Artefact:
         """Goals for a round's prompts, and G scored responses to each."""
         s = self.settings
         plan = from_main(self._plan(number) if main_process() else [])
@@ -169,9 +169,9 @@ class WicRun:
                 "failed_prompts": len(failed),
             } | {"new_tokens": count}
 
-        return once(self.output / "rollouts", key, ROLLOUTS, make)
+        return stage(self.output / "rollouts", key, ROLLOUTS, make)
 
-    def online(self, number: int, policy: Stage, rollouts: Stage) -> Stage:
+    def online(self, number: int, policy: Artefact, rollouts: Artefact) -> Artefact:
         """Accept, relabel with what was obtained, train again (Eq 11)."""
         s = self.settings
         steps, rate, share = s["online_steps"], s["online_learning_rate"], s["offline_share"]
@@ -200,9 +200,9 @@ class WicRun:
             trained = self._train(folder, rows, policy.checkpoint, steps, rate, constant=True)
             return report | {"offline_rows": len(chosen)} | trained
 
-        return once(self.output / "policies", key, POLICY, make)
+        return stage(self.output / "policies", key, POLICY, make)
 
-    def _finish(self, stages: Sequence[Stage]) -> Path:
+    def _finish(self, stages: Sequence[Artefact]) -> Path:
         budget = ("tokens", "completion_tokens", "new_tokens", "steps")
         folder, spent = publish(stages, self.config(), self.settings, self.seed, budget)
         self._say(f"finished, {spent['tokens']:,} tokens in {spent['steps']} steps: {folder}")
@@ -279,7 +279,7 @@ class WicRun:
             for b, prompt in enumerate(drawn)
         ]
 
-    def _generator(self, policy: Stage) -> Generator:
+    def _generator(self, policy: Artefact) -> Generator:
         s = self.settings
         if not s["endpoint"]:
             return LocalGenerator(
@@ -291,7 +291,7 @@ class WicRun:
         self._endpoint.use_lora(f"pro-{policy.key[:16]}", policy.checkpoint)
         return self._endpoint
 
-    def _accept(self, rollouts: Stage) -> tuple[list[Row], list[dict[str, Any]], dict[str, Any]]:
+    def _accept(self, rollouts: Artefact) -> tuple[list[Row], list[dict[str, Any]], dict[str, Any]]:
         """The accepted responses as rows under what they obtained, as lines for people, and figures."""
         s = self.settings
         plan = read_jsonl(rollouts.folder / "prompts.jsonl")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pro_core.loading import check_neighbours
 from pro_core.rewards.formats import (
     chat_text,
     fill,
@@ -20,6 +21,10 @@ from pro_core.rewards.formats import (
     view_of,
     without_special_tokens,
 )
+from pro_core.storage import StorageError
+
+SCORING_VERSION = 1
+"""Of the way from texts to scores (templates, cutting, batches): raised with every change of it that moves a score."""
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -88,9 +93,14 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
             completion, never in the template's own text; ``chat`` loses its beginning.
 
     Raises:
-        StorageError: ``chat`` without a chat template.
-        ValueError: ``{bos}`` without such a token, or a ``max_length`` that the template alone fills.
+        StorageError: ``chat`` without a chat template, ``{bos}`` without such a token, or a ``max_length`` that the
+            template alone fills or that the model cannot read.
     """
+    if max_length > tokenizer.model_max_length:
+        raise StorageError(
+            f"got max_length {max_length}, expected at most the {tokenizer.model_max_length} tokens that the model "
+            "can read"
+        )
     specials = special_tokens(tokenizer)
     completions = [without_special_tokens(c, specials) for c in completions]
     if input_format == "chat":
@@ -101,7 +111,7 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
     # Special tokens of a pair: at most 4 in the encoders we know.
     room = max_length - 4 - len(tokenizer(own_text, add_special_tokens=False)["input_ids"])
     if room < 4:
-        raise ValueError(
+        raise StorageError(
             f"got max_length {max_length}, which leaves no room for text in {input_format!r}"
         )
     prompts = [without_special_tokens(render(c, view), specials) for c in conversations]
@@ -117,7 +127,9 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
     else:
         encoded = tokenizer(firsts, truncation=True, max_length=max_length)
         keys = [key for key in encoded if key != "token_type_ids"]
-    return [{key: encoded[key][i] for key in keys} for i in range(len(firsts))]
+    return [
+        _at_least_one(tokenizer, {key: encoded[key][i] for key in keys}) for i in range(len(firsts))
+    ]
 
 
 def _encode_chat(tokenizer, conversations, completions, max_length: int, specials):
@@ -128,10 +140,17 @@ def _encode_chat(tokenizer, conversations, completions, max_length: int, special
         ]
         texts.append(chat_text(tokenizer, turns, completion))
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-    return [
-        {key: encoded[key][i][-max_length:] for key in encoded if key != "token_type_ids"}
-        for i in range(len(texts))
-    ]
+    keys = [key for key in encoded if key != "token_type_ids"]
+    rows = [{key: encoded[key][i][-max_length:] for key in keys} for i in range(len(texts))]
+    return [_at_least_one(tokenizer, row) for row in rows]
+
+
+def _at_least_one(tokenizer, row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """A text of no token is read as one padding token: a model has nothing else to say its number at."""
+    if row["input_ids"]:
+        return row
+    first = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1}
+    return {key: [first.get(key, 0)] for key in row}
 
 
 def collate(tokenizer, encoded: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
@@ -139,6 +158,26 @@ def collate(tokenizer, encoded: Sequence[dict[str, list[int]]]) -> dict[str, Any
     return dict(
         tokenizer.pad({key: [e[key] for e in encoded] for key in encoded[0]}, return_tensors="pt")
     )
+
+
+def check_scoring(model, tokenizer, input_format: str, max_length: int) -> None:
+    """Raise unless a short and a long text score together as each does alone; see :func:`check_neighbours`.
+
+    Costs three passes over short texts, without autocast.
+
+    Raises:
+        StorageError: as :func:`encode`. ValueError: a score depends on its neighbours.
+    """
+    device = next(model.parameters()).device
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answers = ["Paris.", "It is Paris, a city on the Seine. " * 4]
+    short, long = encode(tokenizer, [question] * 2, answers, input_format, max_length)
+
+    def read(rows):
+        inputs = {key: value.to(device) for key, value in collate(tokenizer, rows).items()}
+        return model(**inputs).logits.float().cpu()
+
+    check_neighbours(read, short, long)
 
 
 @torch.inference_mode()

@@ -7,8 +7,6 @@ a higher level is more of the objective.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,11 +21,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pro_core.data import DataError, to_messages
+from pro_core.fingerprints import fingerprint
 from pro_core.objectives import Prompt, check_objective_names
-from pro_core.rewards.batching import encode, forward_in_batches
+from pro_core.rewards.batching import (
+    SCORING_VERSION,
+    check_scoring,
+    encode,
+    forward_in_batches,
+)
 from pro_core.rewards.calibration import RewardStats, check_finite
-from pro_core.rewards.models import add_model, load_reward_model
-from pro_core.storage import StorageError, library_versions, local_folder, read_config, write_config
+from pro_core.rewards.models import load_reward_model
+from pro_core.storage import (
+    StorageError,
+    content_hash,
+    first_line,
+    library_versions,
+    local_folder,
+    read_config,
+    write_config,
+)
 
 FORMAT = "pro-classifier"
 LOSSES = ("joint", "per_head")
@@ -224,6 +236,7 @@ class RewardClassifier:
     label_counts: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
     token_budget: int = 4096
+    _fingerprint: str = field(default="", init=False, repr=False)
 
     def __post_init__(self):
         self.objective_names = check_objective_names(scale.name for scale in self.scales)
@@ -284,10 +297,10 @@ class RewardClassifier:
 
     def fingerprint(self) -> str:
         """A hash of all that decides the probabilities."""
-        own = [self.loss, self.input_format, self.max_length, self.columns]
-        digest = hashlib.sha256(json.dumps(own).encode())
-        add_model(digest, self.model, self.tokenizer)
-        return digest.hexdigest()
+        if not self._fingerprint:
+            own = [SCORING_VERSION, self.loss, self.input_format, self.max_length, self.columns]
+            self._fingerprint = content_hash([own, fingerprint(self.folder / "model")])
+        return self._fingerprint
 
     def reward(
         self,
@@ -370,4 +383,9 @@ class RewardClassifier:
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder / 'classifier.json'}: {error!r}") from None
         model, tokenizer = load_reward_model(str(folder / "model"), device=device)
-        return cls(scales, model, tokenizer, folder, stats=stats, **kept)
+        classifier = cls(scales, model, tokenizer, folder, stats=stats, **kept)
+        try:
+            check_scoring(model, tokenizer, classifier.input_format, classifier.max_length)
+        except Exception as error:  # every model has exceptions of its own
+            raise StorageError(f"{folder / 'model'}: {first_line(error)}") from error
+        return classifier

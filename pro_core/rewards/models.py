@@ -1,6 +1,7 @@
 """Reward models on disk: sequence classifiers, whole or as what was trained on top of a base model.
 
-A checkpoint that ``save_pretrained`` of transformers wrote loads as it is. One of ours has a ``reward_model.json``
+A checkpoint that ``save_pretrained`` of transformers wrote loads as it is; of a PEFT adapter (TRL's reward trainer
+writes them) the base is loaded first. One of ours has a ``reward_model.json``
 that names its base and holds what was trained: all parameters, the upper layers, a LoRA (as PEFT writes it) or
 the heads alone. Its pooling is the architecture's own (first or last token) or the mean of the token states, which
 is what sentence encoders such as MiniLM were made for.
@@ -19,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from pro_core.loading import SAFE, SAFE_MODEL, loading_failure, match_tokenizer
 from pro_core.packaged import resolve_encoder
 from pro_core.storage import (
     StorageError,
-    first_line,
     library_versions,
+    local_folder,
     quiet_loading,
     read_config,
     write_config,
@@ -33,6 +35,7 @@ FORMAT = "pro-reward-model"
 METHODS = ("full", "upper", "lora", "heads")
 POOLINGS = ("own", "mean")
 HEADS = ("classifier", "score")
+PEFT_FILE, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
 
 
 class MeanPooledClassifier(nn.Module):
@@ -91,7 +94,7 @@ def new_reward_model(
     source = resolve_encoder(base)
     torch.manual_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(source, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(source, num_labels=num_labels, **SAFE)
         for key in vars(config):
             if re.search(r"(dropout|_pdrop)(_prob)?$", key) and getattr(config, key) is not None:
                 setattr(config, key, 0.0)
@@ -101,17 +104,18 @@ def new_reward_model(
                     f"got trunk_layers {trunk_layers}, it has {config.num_hidden_layers}"
                 )
             config.num_hidden_layers = trunk_layers
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **SAFE)
         kind = AutoModel if pooling == "mean" else AutoModelForSequenceClassification
         with quiet_loading():
-            model = kind.from_pretrained(source, config=config, dtype=torch.float32)
+            model = kind.from_pretrained(source, config=config, dtype=torch.float32, **SAFE_MODEL)
+        match_tokenizer(model, tokenizer)
     except Exception as error:  # every loader has exceptions of its own
-        raise StorageError(f"cannot load the base model {base!r}: {first_line(error)}") from error
+        reason = loading_failure(error, source)
+        raise StorageError(f"cannot load the base model {base!r}: {reason}") from error
     if pooling == "mean":
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used, so it must not wait for gradients
         model = MeanPooledClassifier(model, num_labels)
-    _pad_token(model, tokenizer)
     if method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -166,7 +170,7 @@ def load_reward_model(
     device: str | None = None,
     outputs: int | None = None,
 ):
-    """(model, tokenizer) of one of our checkpoints or of transformers', in evaluation mode.
+    """(model, tokenizer) of one of our checkpoints, of transformers' or of PEFT's, in evaluation mode.
 
     Args:
         outputs: how many a checkpoint of transformers' has, where its config does not say (BART's default is 3).
@@ -178,13 +182,14 @@ def load_reward_model(
     try:
         if (folder / "reward_model.json").is_file():
             model, tokenizer = _load_ours(folder)
+        elif adapter := _peft_folder(source, revision):
+            model, tokenizer = _load_peft(adapter, outputs)
         else:
             model, tokenizer = _load_classifier(source, revision, outputs)
     except Exception as error:  # every loader has exceptions of its own
         raise StorageError(
-            f"cannot load the reward model {source!r}: {first_line(error)}"
+            f"cannot load the reward model {source!r}: {loading_failure(error, source)}"
         ) from error
-    _pad_token(model, tokenizer)
     if not all(math.isfinite(p.detach().float().sum().item()) for p in model.parameters()):
         raise StorageError(f"the reward model {source!r} holds parameters that are not finite")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -208,49 +213,90 @@ def _load_ours(folder: Path):
 
 
 def _load_classifier(source: str, revision: str | None, outputs: int | None):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     resolved = resolve_encoder(source)
-    tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, **SAFE)
+    model, missing = _classifier(resolved, revision, outputs)
+    if missing:
+        raise ValueError(f"its checkpoint lacks {missing[0]}, so it is no reward model")
+    match_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple[Any, list[str]]:
+    """A model of transformers', and the parameters that its files lack: they are random numbers, as scores would be."""
+    from transformers import AutoModelForSequenceClassification
+
     settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
     with quiet_loading():
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            resolved,
+            source,
             revision=revision,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # refused below, in words
             output_loading_info=True,
             **settings,
+            **SAFE_MODEL,
         )
-    # What is missing would be random numbers, and so would the scores.
     for name, there, expected in found["mismatched_keys"]:
         raise ValueError(
             f"its {name} has the shape {tuple(there)}, expected {tuple(expected)}: give the spec the number of outputs"
         )
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])[0]
-        raise ValueError(f"its checkpoint lacks {missing}, so it is no reward model")
+    return model, sorted(found["missing_keys"])
+
+
+# ---------------------------------------------------------------- what PEFT saved
+
+
+def _peft_folder(source: str, revision: str | None) -> Path | None:
+    """The folder of a PEFT adapter; None for any other model."""
+    name = "adapter_config.json"
+    resolved = resolve_encoder(source)
+    if Path(resolved).is_dir():
+        return Path(resolved) if Path(resolved, name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        hf_hub_download(source, name, revision=revision)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None  # no such file, or no hub: loading the model says which
+    return local_folder(source, revision)
+
+
+def _load_peft(folder: Path, outputs: int | None):
+    """The base that an adapter names, with the adapter merged into it; the head is the adapter's, else the base's."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from transformers import AutoTokenizer
+
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    task, base = config.get("task_type"), config.get("base_model_name_or_path")
+    if task != "SEQ_CLS" or not base:
+        raise ValueError(
+            f"its adapter_config.json has the task {task!r} and the base {base!r}, expected 'SEQ_CLS' and a base's name"
+        )
+    saved = load_file(folder / PEFT_FILE)  # where it is missing, PEFT itself would take a pickle
+    head = re.compile(rf"\b(?:{'|'.join(HEADS)})\.(?:out_proj\.)?weight$")
+    rows = [tensor.shape[0] for name, tensor in saved.items() if head.search(name)]
+    where = str(folder / base) if (folder / base).is_dir() else resolve_encoder(base)
+    count = outputs or (rows[0] if rows else None)
+    try:
+        model, missing = _classifier(where, config.get("revision"), count)
+    except Exception as error:  # every loader has exceptions of its own
+        raise ValueError(f"its base {base!r}: {loading_failure(error, where)}") from error
+    there = {PEFT_PREFIX + name for name in model.state_dict() if name not in missing}
+    adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
+    wanted = set(get_peft_model_state_dict(adapted)) | {PEFT_PREFIX + name for name in missing}
+    if amiss := sorted(wanted - set(saved) - there) + sorted(set(saved) - wanted):
+        raise ValueError(f"its {PEFT_FILE} does not fit {base!r} ({amiss[0]})")
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder) if own else where, **SAFE)
+    model = adapted.merge_and_unload()
+    match_tokenizer(model, tokenizer)
     return model, tokenizer
 
 
 def _trunk_name(model) -> str:
     """The attribute that holds everything but the heads."""
     return next(name for name, _ in model.named_children() if name not in (*HEADS, "dropout"))
-
-
-def _pad_token(model, tokenizer) -> None:
-    """Causal models have none; sequence classification needs one to find each row's last token."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "right"  # GPT-2 counts positions from the left, padding included
-
-
-def add_model(digest: Any, model: Any, tokenizer: Any) -> None:
-    """Add a model's parameters and its tokenizer to a hash, wherever they are stored."""
-    for name, tensor in model.state_dict().items():
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(name.encode() + raw.numpy().tobytes())
-    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
-    digest.update(json.dumps(words).encode())

@@ -9,8 +9,6 @@ A YAML file of specs is a panel too, without statistics: `recipes/panels/` has t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,13 +20,22 @@ import yaml
 from numpy.typing import NDArray
 
 from pro_core.data import render_messages, to_messages
+from pro_core.fingerprints import fingerprint
 from pro_core.objectives import Prompt, check_objective_names
-from pro_core.rewards.batching import encode, forward_in_batches
+from pro_core.rewards.batching import SCORING_VERSION, check_scoring, encode, forward_in_batches
 from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.functions import check_function, function_scores
-from pro_core.rewards.models import add_model, load_reward_model
-from pro_core.storage import StorageError, library_versions, local_folder, read_config, write_config
+from pro_core.rewards.models import load_reward_model
+from pro_core.storage import (
+    StorageError,
+    content_hash,
+    first_line,
+    library_versions,
+    local_folder,
+    read_config,
+    write_config,
+)
 
 FORMAT = "pro-panel"
 
@@ -96,6 +103,7 @@ class RewardPanel:
     source: str = ""
     token_budget: int = 4096
     folder: str = ""
+    _fingerprint: str = field(default="", init=False, repr=False)
 
     def __post_init__(self):
         self.objective_names = check_objective_names(spec.name for spec in self.specs)
@@ -138,14 +146,11 @@ class RewardPanel:
             return rewards
         # `[]` is a completion that stands alone (humor texts have no prompt).
         conversations = [to_messages(p) if len(p) else [] for p in prompts]
-        groups: dict[tuple, list[int]] = {}
         for k, spec in enumerate(self.specs):
             if spec.function:
                 values = function_scores(spec.function, spec.pattern, completions)
                 rewards[:, k] = spec.direction * values
-            else:
-                key = (spec.source, spec.input_format, spec.max_length)
-                groups.setdefault(key, []).append(k)
+        groups = self._groups()
         for g, ((source, input_format, max_length), ks) in enumerate(groups.items()):
             model, tokenizer = self.models[source]
             encoded = encode(tokenizer, conversations, completions, input_format, max_length)
@@ -161,6 +166,24 @@ class RewardPanel:
         else:
             check_finite(rewards, self.objective_names)
         return rewards
+
+    def _groups(self) -> dict[tuple[str, str, int], list[int]]:
+        """What is read in one pass: (source, input format, max length) -> the objectives that it scores."""
+        groups: dict[tuple[str, str, int], list[int]] = {}
+        for k, spec in enumerate(self.specs):
+            if not spec.function:
+                key = (spec.source, spec.input_format, spec.max_length)
+                groups.setdefault(key, []).append(k)
+        return groups
+
+    def check_models(self) -> None:
+        """Raise a StorageError unless each model can read what its spec says, and scores a text alone as in a batch."""
+        for (source, input_format, max_length), ks in self._groups().items():
+            try:
+                check_scoring(*self.models[source], input_format, max_length)
+            except Exception as error:  # every model has exceptions of its own
+                names = ", ".join(self.specs[k].name for k in ks)
+                raise StorageError(f"{names}: {source}: {first_line(error)}") from error
 
     def standardized(self, prompts: Sequence[Prompt], completions: Sequence[str]):
         """``score`` then ``stats.normalize``: (N, K), comparable across objectives.
@@ -195,15 +218,10 @@ class RewardPanel:
         return self.stats
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the scores: specs, parameters and tokenizers, wherever they are stored."""
-        sources = {spec.source: i for i, spec in enumerate(self.specs)}
-        digest = hashlib.sha256()
-        for spec in self.specs:
-            where = {"source": str(sources[spec.source]), "revision": None}
-            digest.update(json.dumps(asdict(spec) | where).encode())
-        for model, tokenizer in self.models.values():
-            add_model(digest, model, tokenizer)
-        return digest.hexdigest()
+        """A hash of all that decides the scores: see :func:`panel_fingerprint`."""
+        if not self._fingerprint:
+            self._fingerprint = panel_fingerprint(self.specs, self.folder)
+        return self._fingerprint
 
     # ------------------------------------------------------------ disk
 
@@ -261,7 +279,12 @@ class RewardPanel:
 
     @classmethod
     def build(cls, specs, folder, stats=None, accuracy=None, source="", device=None) -> RewardPanel:
-        """A panel from specs, each source loaded once; those inside ``folder`` come from there."""
+        """A panel from specs, each source loaded once and checked; those inside ``folder`` come from there.
+
+        Raises:
+            StorageError: a model that cannot be loaded, cannot read what its spec says, or scores a text in another way
+                beside other texts.
+        """
         models, asked = {}, {}
         for spec in specs:
             if spec.function:
@@ -277,9 +300,22 @@ class RewardPanel:
                     f"{spec.name}: got {settings} for {spec.source}, of which another objective takes "
                     f"{asked[spec.source]}: a panel holds a model once"
                 )
-        return cls(
+        panel = cls(
             list(specs), models, stats, accuracy or {}, source or str(folder), folder=str(folder)
         )
+        panel.check_models()
+        return panel
+
+
+def panel_fingerprint(specs: Sequence[RewardModelSpec], folder: str | Path) -> str:
+    """A hash of all that decides a panel's scores, wherever its files lie: specs, models and the code that scores.
+
+    Nothing is loaded. ``folder``: where sources that are no path of their own lie.
+    """
+    sources = {spec.source: i for i, spec in enumerate(specs)}
+    read = [asdict(spec) | {"source": sources[spec.source], "revision": None} for spec in specs]
+    models = {s.source: fingerprint(s.source, s.revision, folder) for s in specs if s.source}
+    return content_hash([SCORING_VERSION, read, list(models.values())])
 
 
 def _read_specs(file: Path) -> dict[str, Any]:
