@@ -42,6 +42,7 @@ from pro_core.evaluation.tables import TABLES, fill_tables
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
 from pro_core.training import ConfigError, read_recipe
+from pro_core.training_pairs import TrainingPairs, gather_pairs, graded_pairs
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,21 +51,29 @@ def reward_models(recipe_path: str, split: str, experiment: str = "reward_models
     """Rows for one panel's recipe, and for the two baselines on the same pairs."""
     recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
     started, config = time.monotonic(), Path(recipe_path).name
-    scores = pd.read_parquet(Path(recipe["output"]) / "scores.parquet")
-    loaded = [
-        (s, p)
-        for s in data_sources(recipe["data"])
-        for p in s.load(recipe["data_dir"] or default_data_dir())
-    ]
+    table = Path(recipe["output"]) / "scores.parquet"
+    if not table.is_file():
+        raise ConfigError(f"{table} is not there: run train/reward_models.py with {config} first")
+    data = pairs_of(recipe)
     panel = f"panel ({recipe['method']})"
-    pairs = [p for _, p in loaded]
-    test = [p for s, p in loaded if p.split == split and p.split not in s.splits]
-    measured = beside_baselines(panel, scores, pairs, test, recipe["objectives"])
+    scores = pd.read_parquet(table)
+    measured = beside_baselines(panel, scores, data, split, recipe["objectives"])
+    if not measured:
+        raise ConfigError(f"{config}: no {split} pairs to grade on; {' '.join(data.notes)}")
     wall = time.monotonic() - started
     return [
         panel_row(experiment, method, recipe["seed"], split, report, config, wall)
         for method, report in measured.items()
     ]
+
+
+def pairs_of(recipe: dict) -> TrainingPairs:
+    """A panel's recipe's pairs; says what of them is not graded."""
+    data_dir = recipe["data_dir"] or default_data_dir()
+    data = gather_pairs(data_sources(recipe["data"]), recipe["objectives"], data_dir)
+    for note in data.notes:
+        print(note, file=sys.stderr)
+    return data
 
 
 def judges(recipe_path: str, split: str) -> list[dict]:
@@ -77,11 +86,11 @@ def length(recipe_path: str, split: str) -> list[dict]:
     recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
     started, config = time.monotonic(), Path(recipe_path).name
     panel = RewardPanel.from_pretrained(recipe["panel"] or Path(recipe["output"]) / "panel")
-    sources = data_sources(recipe["data"])
-    loaded = [(s, p) for s in sources for p in s.load(recipe["data_dir"] or default_data_dir())]
-    training = [p for s, p in loaded if p.split in s.splits]
-    test = [p for s, p in loaded if p.split == split and p.split not in s.splits]
-    measured = length_removed(panel, training, test)
+    data = pairs_of(recipe)
+    test = graded_pairs(data.held_out, split)
+    if not test:
+        raise ConfigError(f"{config}: no {split} pairs to grade on; {' '.join(data.notes)}")
+    measured = length_removed(panel, data.training, test)
     wall = time.monotonic() - started
     return [
         panel_row("length", f"panel, {how}", recipe["seed"], split, report, config, wall)

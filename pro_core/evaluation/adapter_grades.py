@@ -22,7 +22,7 @@ from pro_core.evaluation.adapters import (
     control_weights,
     safety_rates,
 )
-from pro_core.evaluation.report import result_row
+from pro_core.evaluation.report import SOURCE, result_row
 from pro_core.training import ConfigError
 from pro_core.weights import entropy
 
@@ -163,8 +163,8 @@ def _rows(
     rows = []
     for method, r in report.items():
         metrics, intervals = {"accuracy": r["accuracy"]}, {"accuracy": r["ci95"]}
-        for part in ("by_objective", "by_source"):
-            metrics |= {f"accuracy_{k}": v for k, v in r[part].items()}
+        metrics |= {f"accuracy_{name}": v for name, v in r["by_objective"].items()}
+        metrics |= {f"{SOURCE}{name}": v for name, v in r["by_source"].items()}
         for other, lead in r.get("lead", {}).items():
             metrics[f"lead_over_{other}"] = lead["points"]
             intervals[f"lead_over_{other}"] = lead["ci95"]

@@ -31,6 +31,9 @@ def accuracy_with_interval(
         margins: (N,) score of the chosen minus score of the rejected.
         prompts: (N,) one text a pair; pairs of one prompt are drawn together.
 
+    Where all prompts agree, or there is only one, drawing them again says nothing: the interval is then Wilson's, for
+    as many trials as there are prompts.
+
     Returns:
         ``{"accuracy", "ci95": [lo, hi], "n": pairs, "prompts"}``.
 
@@ -45,12 +48,22 @@ def accuracy_with_interval(
     rights, totals = np.bincount(index, right, P), np.bincount(index, minlength=P)
     drawn = (counts @ rights) / (counts @ totals)
     lo, hi = np.percentile(drawn, [2.5, 97.5])
+    if lo == hi:
+        lo, hi = wilson_interval(float(right.mean()), P)
     return {
         "accuracy": float(right.mean()),
         "ci95": [float(lo), float(hi)],
         "n": len(right),
         "prompts": P,
     }
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share of n independent trials (Wilson 1927); it is never empty, not even at 0 or 1."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def correct(margins: ArrayLike) -> NDArray[np.float64]:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+SOURCE = "accuracy_source_"
+"""Before a source's name in a row's metrics: a source may be called like an objective."""
+
 
 def result_row(
     experiment: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.data import PreferencePair, first_user_turn
+from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.evaluation.metrics import accuracy_with_interval
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import own_margin, reference_pairs
+from pro_core.rewards.scores import graded_rows, own_margin, reference_pairs
+from pro_core.training_pairs import TrainingPairs
 
 
 def longer_wins(pairs: Sequence[PreferencePair]) -> NDArray[np.float64]:
@@ -24,16 +26,23 @@ def longer_wins(pairs: Sequence[PreferencePair]) -> NDArray[np.float64]:
 
 def bag_of_words(
     train: Sequence[PreferencePair], test: Sequence[PreferencePair], strength: float = 1.0
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64] | None:
     """Margins (N,) of a Bradley-Terry model on differences of word and word-pair counts.
 
-    The prompt is the same on both sides and cancels, as it does in any linear model of counts.
+    The prompt is the same on both sides and cancels, as it does in any linear model of counts. None where there is
+    nothing to learn from: a single pair, or no word that stands in three training texts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    words = CountVectorizer(ngram_range=(1, 2), min_df=3, binary=True)
-    words.fit([text for p in train for text in (p.chosen, p.rejected)])
+    words = CountVectorizer(ngram_range=(1, 2), binary=True)
+    words_of = words.build_analyzer()
+    texts = [text for p in train for text in (p.chosen, p.rejected)]
+    count = Counter(word for text in texts for word in set(words_of(text)))
+    known = sorted(word for word, n in count.items() if n >= 3)
+    if len(train) < 2 or not known:
+        return None
+    words.set_params(vocabulary=known)
 
     def differences(pairs):
         return words.transform([p.chosen for p in pairs]) - words.transform(
@@ -90,35 +99,47 @@ def length_report(
 def beside_baselines(
     method: str,
     scores: pd.DataFrame,
-    pairs: Sequence[PreferencePair],
-    test: Sequence[PreferencePair],
+    data: TrainingPairs,
+    split: str,
     objective_names: Sequence[str],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The panel and both baselines on the same held-out pairs: method -> objective -> accuracy with its interval.
 
-    Args:
-        scores: the panel's scores of the test pairs. pairs: all pairs, of which the bag of words reads the training
-            pairs of the test pairs' own sources.
+    The pairs are those of :func:`pro_core.rewards.scores.graded_rows`; the bag of words reads the training pairs of
+    their own sources. Every entry also has what :func:`length_report` says of it. What cannot be measured is missing.
 
-    Every entry also has what :func:`length_report` says of it. Constructed pairs are left out.
+    Args:
+        scores: the panel's table; its held-out rows are those of ``data``.
+
+    Raises:
+        DataError: the table was made from other pairs.
     """
+    held_out = scores[scores["fold"] < 0].reset_index(drop=True)
+    if list(held_out["id"]) != [p.id for p in data.held_out]:
+        raise DataError(
+            f"the scores are of {len(held_out)} held-out pairs, the recipe's data has other ones "
+            f"({len(data.held_out)}): train the panel again, then grade it"
+        )
+    graded = graded_rows(held_out, split)
     measured: dict[str, dict[str, dict[str, Any]]] = {}
     for name in objective_names:
-        mine = [p for p in test if p.objective == name and not p.constructed]
-        if not mine:
+        rows = graded[graded["objective"] == name]
+        if rows.empty:
             continue
+        mine = [data.held_out[i] for i in rows.index]
         sources = {p.source for p in mine}
         train = [
-            p for p in pairs if p.objective == name and p.split == "train" and p.source in sources
+            p for p in data.training if p.objective == name and p.source in sources and not p.tie
         ]
-        rows = scores[scores["objective"] == name].set_index("id").loc[[p.id for p in mine]]
-        margins: dict[str, NDArray] = {
+        margins: dict[str, NDArray | None] = {
             method: own_margin(rows, objective_names),
             "bag of words": bag_of_words(train, mine),
             "longer wins": longer_wins(mine),
         }
         chosen, rejected = (text_lengths([getattr(p, side) for p in mine]) for side in SIDES)
         for key, margin in margins.items():
+            if margin is None:
+                continue
             texts = list(rows["text"])
             accuracy = accuracy_with_interval(margin, texts)
             owed = length_report(margin, chosen, rejected, texts)
@@ -132,8 +153,11 @@ def length_removed(
     """The panel with the length component of its scores kept and removed: method -> objective -> report.
 
     The slopes are fitted on the reference set that calibration uses; each report has an objective's accuracy on its own
-    test pairs, :func:`length_report`, and ``slope`` (raw reward a unit of log length; 0 where nothing is removed).
-    Constructed pairs are left out.
+    test pairs (those that are graded), :func:`length_report`, and ``slope`` (raw reward a unit of log length; 0 where
+    nothing is removed).
+
+    Raises:
+        DataError: no prompt of the reference set has two responses of different length.
     """
     names = panel.objective_names
     reference = reference_pairs(training)
@@ -142,8 +166,11 @@ def length_removed(
     rewards = panel.score(prompts, texts)
     told_apart = [json.dumps(prompt) for prompt in prompts]
     plain = RewardStats.fit(rewards, names)
-    removed = RewardStats.fit(rewards, names, "", text_lengths(texts), told_apart)
-    mine = [p for p in test if p.objective in names and not p.constructed]
+    try:
+        removed = RewardStats.fit(rewards, names, "", text_lengths(texts), told_apart)
+    except ValueError as error:
+        raise DataError(f"the length component: {error}") from None
+    mine = [p for p in test if p.objective in names]
     chosen, rejected = (text_lengths([getattr(p, side) for p in mine]) for side in SIDES)
     raw = [
         panel.score([p.prompt for p in mine], [getattr(p, side) for p in mine]) for side in SIDES

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pro_core.evaluation import policy_tables
-from pro_core.evaluation.report import markdown_table, read_rows, replace_section
+from pro_core.evaluation.report import SOURCE, markdown_table, read_rows, replace_section
 from pro_core.evaluation.theory_tables import convergence_table, planted_table, theorem_table
 
 Rows = Sequence[dict[str, Any]]
@@ -26,14 +26,14 @@ def reward_models_table(rows: Rows) -> str:
         rows,
         key=lambda r: (r["method"] in BASELINES, r["config"] != "demo_panel.yaml", r["config"]),
     )
-    names = [key.removeprefix("n_") for key in rows[0]["metrics"] if key.startswith("n_")]
-    header = ["", *(f"{name} ({int(rows[0]['metrics'][f'n_{name}']):,} pairs)" for name in names)]
+    pairs = _pairs(rows)
+    header = ["", *(f"{name} ({n:,} pairs)" for name, n in pairs.items())]
     return markdown_table(
         header,
         [
             [
                 r["method"].replace("panel", r["config"].removesuffix(".yaml") or "panel"),
-                *(_interval(r, f"accuracy_{name}") for name in names),
+                *(_interval(r, f"accuracy_{name}") for name in pairs),
             ]
             for r in rows
         ],
@@ -45,11 +45,12 @@ def judges_table(rows: Rows) -> str:
     rows = [r for r in rows if r["split"] == "test"]
     table = []
     for config in dict.fromkeys(r["config"] for r in rows):
-        panel, *baselines = (r for r in rows if r["config"] == config)
-        for name in (key.removeprefix("n_") for key in panel["metrics"] if key.startswith("n_")):
-            cells = [_interval(r, f"accuracy_{name}") for r in (panel, *baselines)]
-            of = f"{name} ({int(panel['metrics'][f'n_{name}']):,} pairs)"
-            table.append([config.removesuffix(".yaml"), of, *cells])
+        mine = [r for r in rows if r["config"] == config]
+        panel = next(r for r in mine if r["method"] not in BASELINES)
+        beside = [next((r for r in mine if r["method"] == name), {}) for name in BASELINES]
+        for name, n in _pairs([panel]).items():
+            cells = [_interval(r, f"accuracy_{name}") for r in (panel, *beside)]
+            table.append([config.removesuffix(".yaml"), f"{name} ({n:,} pairs)", *cells])
     return markdown_table(["judge", "objective", "accuracy", *BASELINES], table) if table else ""
 
 
@@ -58,7 +59,7 @@ def length_table(rows: Rows) -> str:
     rows = [r for r in rows if r["split"] == "test"]
     if not rows:
         return ""
-    names = [key.removeprefix("n_") for key in rows[0]["metrics"] if key.startswith("n_")]
+    names = list(_pairs(rows))
     header = [
         "objective",
         "scores",
@@ -68,7 +69,7 @@ def length_table(rows: Rows) -> str:
     ]
     table = []
     for name in names:
-        for r in rows:
+        for r in (r for r in rows if f"n_{name}" in r["metrics"]):
             equal = f"accuracy_equal_length_{name}"
             shown = "no such pairs"
             if equal in r["metrics"]:
@@ -96,7 +97,10 @@ def adapter_table(rows: Rows) -> str:
     objectives = [
         key.removeprefix("accuracy_")
         for key in main[0]["metrics"]
-        if key.startswith("accuracy_") and not key.endswith(("_pairs", "_responses"))
+        if key.startswith("accuracy_")
+        and not key.startswith(SOURCE)
+        # Rows from before sources had a prefix of their own: the public sets' names end like this.
+        and not key.endswith(("_pairs", "_responses"))
     ]
     table = []
     for method in methods:
@@ -252,7 +256,19 @@ def _test(rows: Rows, experiment: str) -> list[dict[str, Any]]:
     return [r for r in rows if r["experiment"] == experiment and r["split"] == "test"]
 
 
+def _pairs(rows: Rows) -> dict[str, int]:
+    """Objective -> pairs that it was measured on, of all objectives that a row has."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for key in row["metrics"]:
+            if key.startswith("n_"):
+                counts.setdefault(key.removeprefix("n_"), int(row["metrics"][key]))
+    return counts
+
+
 def _interval(row: dict[str, Any], metric: str) -> str:
+    if metric not in row.get("ci95", {}):
+        return "not measured"
     lo, hi = row["ci95"][metric]
     return f"{row['metrics'][metric]:.3f} ({lo:.3f} to {hi:.3f})"
 
