@@ -18,6 +18,7 @@ from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.objectives import Message, Prompt
 from pro_core.packaged import resolve_policy
 from pro_core.storage import StorageError, library_versions, read_config, write_config
+from pro_core.turns import turn_end
 from pro_core.weights import select_weights
 
 FORMAT, FILE = "pro-policy", "pro_policy.json"
@@ -67,9 +68,10 @@ class PolicyConfig:
         Raises:
             StorageError: a truncated file, or one of another version.
         """
-        folder = _folder_of(source)
-        if folder is None or not (folder / FILE).is_file():
+        file = _file_of(source, FILE)
+        if file is None:
             return None
+        folder = file.parent
         found = read_config(folder, FILE, FORMAT)
         if found.get("template_version") != TEMPLATE_VERSION:
             raise StorageError(
@@ -117,45 +119,109 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _folder_of(source: str | Path) -> Path | None:
-    """A local folder as it is; of a hub id the cached folder with its config, if it has one."""
+def _file_of(source: str | Path, name: str) -> Path | None:
+    """A file of a local folder, or of a hub id in the hub's cache; None where there is none."""
     if Path(source).is_dir():
-        return Path(source)
+        file = Path(source, name)
+        return file if file.is_file() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(str(source), FILE)).parent
+        return Path(hf_hub_download(str(source), name))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None  # no such file, or no hub: loading the model says which
 
 
-def load_language_model(source: str | Path, trainable: bool = False, **settings: Any):
-    """(model, tokenizer, config): a stock model, a whole policy, or a base with a policy's LoRA on it.
+def _base_of(where: str, config: PolicyConfig | None) -> tuple[str, str | None]:
+    """The model that a LoRA belongs to, and its revision: as our config says, else PEFT's; of a whole model itself.
 
-    The LoRA is not merged: a small step of the parameters would be lost where they are rounded to bf16.
+    Raises:
+        StorageError: a LoRA for something else than writing, or without its base.
+    """
+    if config and config.base:
+        return resolve_policy(config.base), None
+    file = _file_of(where, "adapter_config.json")
+    if file is None:
+        return where, None
+    try:
+        lora = json.loads(file.read_text(encoding="utf-8"))
+        base, kind = lora.get("base_model_name_or_path"), lora.get("task_type")
+    except (ValueError, AttributeError) as error:
+        raise StorageError(f"{file}: not a PEFT config ({error})") from None
+    if kind not in (None, "CAUSAL_LM"):
+        raise StorageError(f"{file}: got a LoRA of the task {kind}, expected CAUSAL_LM")
+    there = isinstance(base, str) and base
+    if not there or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise StorageError(
+            f"{file}: the LoRA belongs to the model {base!r}, which is not here: write the folder or hub id of its "
+            "base as base_model_name_or_path"
+        )
+    return resolve_policy(base), lora.get("revision")
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a model or policy, padding on the left: a LoRA's own, else that of its base.
+
+    One that names no end of a text takes its chat template's end of turn, and one that names no padding its end.
+
+    Raises:
+        StorageError: as :func:`load_language_model`. What the loaders raise.
+    """
+    where = resolve_policy(source)
+    return _tokenizer(where, *_base_of(where, PolicyConfig.read(where)))
+
+
+def _tokenizer(where: str, base: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    if base != where and _file_of(where, "tokenizer_config.json"):
+        base, revision = where, None
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision, padding_side="left")
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = turn_end(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_language_model(source: str | Path, trainable: bool = False, **settings: Any):
+    """(model, tokenizer, config): a stock model, a whole policy, or a base with a LoRA on it, a policy's or PEFT's own.
+
+    The LoRA is not merged: a small step of the parameters would be lost where they are rounded to bf16. An answer ends
+    with any of the model's ``generation_config.eos_token_id``: its own, the tokenizer's, and the chat template's end of
+    turn (:func:`pro_core.turns.turn_end`).
 
     Args:
         source: a folder or hub id. ``trainable``: the LoRA will be trained further.
         settings: for ``from_pretrained``, such as ``dtype``.
 
     Raises:
-        StorageError: a broken ``pro_policy.json``, or a LoRA without its base. What the loaders raise.
+        StorageError: a broken ``pro_policy.json``, a LoRA without its base, or a model whose answers have no end. What
+            the loaders raise.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = resolve_policy(source)
     config = PolicyConfig.read(where)
-    base = resolve_policy(config.base) if config and config.base else where
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
+    base, revision = _base_of(where, config)
+    tokenizer = _tokenizer(where, base, revision)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, **settings)
     own = model.generation_config
+    ends = _ends(own.eos_token_id, tokenizer)
+    if not ends:
+        raise StorageError(
+            f"{source}: neither the model nor its tokenizer names a token that ends an answer, and its chat template "
+            "has none: add eos_token to tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     # How to sample is the caller's to say. What some models add (a repetition penalty) would take texts from another
     # distribution than the one that is trained and measured.
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends,
+        pad_token_id=own.pad_token_id,
     )
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if base != where:
@@ -166,6 +232,14 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
             model, where, is_trainable=trainable, autocast_adapter_dtype=trainable
         )
     return model, tokenizer, config
+
+
+def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the model's own, then the tokenizer's and its chat template's."""
+    found = list(own) if isinstance(own, list) else [own]
+    end = turn_end(tokenizer)
+    found += [tokenizer.eos_token_id, None if end is None else tokenizer.convert_tokens_to_ids(end)]
+    return list(dict.fromkeys(token for token in found if token is not None))
 
 
 def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

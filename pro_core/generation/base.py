@@ -15,16 +15,20 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
 from pro_core.conditioned import PolicyConfig
+from pro_core.data import clean_text
 from pro_core.objectives import Message
 
 T = TypeVar("T")
 
 EMPTY_ANSWER = "The model ended its answer without writing anything."
+
+Finish = Literal["stop", "length", "filter"]
+"""How an answer ended: by the model, cut by the token limit, or cut by a filter of the endpoint."""
 
 STYLES: dict[str, str] = {
     "plain": "",
@@ -82,10 +86,14 @@ class Piece:
     """News of candidate ``index``: more text, a note, or its end.
 
     Attributes:
-        text: what was written since the last piece; may be empty.
+        text: what was written of the answer since the last piece; may be empty.
         error: one sentence when this candidate failed; then ``done`` is set and the text stays.
         done: the last piece of this candidate.
         note: one sentence worth showing, such as that old turns were left out.
+        reasoning: what was written since the last piece of the thought before the answer.
+        retract: the text of the earlier pieces was reasoning, as a tag says that only now came.
+        finish: on the last piece, how the answer ended; None when it broke off.
+        empty: the error says no more than that the model ended without a word. That is an answer, an empty one.
     """
 
     index: int
@@ -93,6 +101,10 @@ class Piece:
     error: str | None = None
     done: bool = False
     note: str | None = None
+    reasoning: str = ""
+    retract: bool = False
+    finish: Finish | None = None
+    empty: bool = False
 
 
 class Generator(Protocol):
@@ -111,7 +123,7 @@ class Generator(Protocol):
     def stream(
         self, messages: Sequence[Message], settings: GenerationSettings
     ) -> AsyncGenerator[str, None]:
-        """One answer as it is written. Raises GenerationError; closing it stops the work."""
+        """One answer as it is written, without its reasoning. Raises GenerationError; closing it stops the work."""
         ...
 
     def stream_batch(
@@ -154,7 +166,11 @@ class StreamingGenerator:
     async def stream(
         self, messages: Sequence[Message], settings: GenerationSettings | None = None
     ) -> AsyncGenerator[str, None]:
-        """One answer as it is written. Raises GenerationError; closing it stops the work."""
+        """One answer as it is written, without its reasoning. Raises GenerationError; closing it stops the work.
+
+        What was handed out cannot be taken back: of a server that sends only the end of a thought, the thought comes
+        as text. ``stream_batch`` says so (:attr:`Piece.retract`).
+        """
         async with aclosing(self.stream_batch([messages], settings or GenerationSettings())) as run:
             async for piece in run:
                 if piece.text:
@@ -175,16 +191,31 @@ class StreamingGenerator:
 
 @dataclass
 class Written:
-    """All that one candidate wrote, and what went wrong with it if anything did."""
+    """All that one candidate wrote, and what went wrong with it if anything did; see :class:`Piece`."""
 
     text: str = ""
     error: str | None = None
     notes: list[str] = field(default_factory=list)
+    reasoning: str = ""
+    finish: Finish | None = None
+    empty: bool = False
 
     @property
     def failed(self) -> bool:
         """Half a text whose generation broke off is no answer; one that the model ended at once is: an empty one."""
-        return self.error is not None and self.error != EMPTY_ANSWER
+        return self.error is not None and not self.empty
+
+    def add(self, piece: Piece) -> None:
+        """Take in the next piece."""
+        if piece.retract:
+            self.reasoning, self.text = self.reasoning + self.text, ""
+        self.reasoning += piece.reasoning
+        self.text += piece.text
+        if piece.note:
+            self.notes.append(piece.note)
+        if piece.done:
+            self.reasoning = self.reasoning.strip()
+            self.error, self.finish, self.empty = piece.error, piece.finish, piece.empty
 
 
 def collect(
@@ -198,11 +229,7 @@ def collect(
         written = [Written() for _ in batch]
         async with aclosing(generator.stream_batch(batch, settings)) as pieces:
             async for piece in pieces:
-                answer = written[piece.index]
-                answer.text += piece.text
-                answer.error = piece.error or answer.error
-                if piece.note:
-                    answer.notes.append(piece.note)
+                written[piece.index].add(piece)
         return written
 
     return run_sync(run())
@@ -266,14 +293,11 @@ def conditioned(
 
 
 def checked(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as it can be sent: half a surrogate pair becomes a question mark.
+    """The conversation as it can be sent: clean text (:func:`pro_core.data.clean_text`).
 
     Raises:
         GenerationError: it does not end with something to answer.
     """
     if not messages or messages[-1].get("role") != "user" or not messages[-1]["content"].strip():
         raise GenerationError("There is nothing to answer: the last message must be the user's.")
-    return [
-        {"role": m["role"], "content": m["content"].encode("utf-8", "replace").decode("utf-8")}
-        for m in messages
-    ]
+    return [{"role": m["role"], "content": clean_text(m["content"])} for m in messages]

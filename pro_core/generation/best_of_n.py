@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pro_core.data import to_messages
 from pro_core.generation.base import (
     STYLES,
+    Finish,
     GenerationSettings,
     Generator,
     collect,
@@ -34,13 +35,16 @@ class Candidate:
     """One answer with its scores.
 
     Attributes:
-        text: as written, also when generation failed half-way.
+        text: the answer as written, also when generation failed half-way; without its reasoning.
         style: the style of STYLES it was written under; None where styles were not asked for.
         raw: (K,) reward model outputs, higher is better; None when it failed: no score, not 0.
         z: (K,) the same, standardized by the panel's statistics.
         totals: weighted sums of z, under "used" and "uniform" weights; empty when it failed.
         error: what went wrong, in one sentence.
         notes: what else to know, such as that old turns were left out.
+        reasoning: the thought before the answer; it is never scored.
+        finish: how the answer ended: "stop", or cut by the token limit ("length") or an endpoint's "filter"; None when
+            it broke off.
     """
 
     text: str
@@ -50,6 +54,8 @@ class Candidate:
     totals: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: list[str] = field(default_factory=list)
+    reasoning: str = ""
+    finish: Finish | None = None
 
 
 @dataclass
@@ -100,7 +106,14 @@ def best_of_n(
     ]
     written = collect(generator, batch, settings or GenerationSettings())
     candidates = [
-        Candidate(answer.text, style=name, error=answer.error, notes=answer.notes)
+        Candidate(
+            answer.text,
+            style=name,
+            error=answer.error,
+            notes=answer.notes,
+            reasoning=answer.reasoning,
+            finish=answer.finish,
+        )
         for answer, name in zip(written, names, strict=True)
     ]
     return rank(panel, conversation, candidates, used, source)

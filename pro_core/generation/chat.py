@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from pro_core.generation.base import GenerationError
 from pro_core.objectives import Message
+from pro_core.storage import first_line
+from pro_core.turns import REFUSED, taken
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -29,31 +29,44 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """A conversation rendered by the tokenizer's chat template, else by :func:`plain_prompt`.
+    """A conversation rendered by the tokenizer's chat template, else by :func:`plain_prompt`; see :func:`readable`.
+
+    Raises:
+        GenerationError: the template takes the conversation in none of its forms.
+    """
+    return _rendered(tokenizer, messages)[1]
+
+
+def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """The conversation in the form that the chat template takes (:func:`pro_core.turns.taken`).
 
     What people type is never read as the template's own marks: a special token in their text, such as
-    ``<|im_end|>``, is broken by a space. A template that knows no system turn gets that text in
-    front of the first user turn.
+    ``<|im_end|>``, is broken by a space.
+
+    Raises:
+        GenerationError: the template takes the conversation in none of its forms.
     """
+    return _rendered(tokenizer, messages)[0]
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message], str]:
     messages = [
         {"role": m["role"], "content": without_marks(tokenizer, m["content"])} for m in messages
     ]
     if not has_template(tokenizer):
-        return plain_prompt(messages)
+        return messages, plain_prompt(messages)
 
-    def render(turns: Sequence[Message]) -> str:
+    def render(turns: list[Message]) -> str:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str)
         return text
 
     try:
-        return render(messages)
-    except TemplateError:
-        if messages[0]["role"] != "system" or len(messages) < 2:
-            raise
-        system, first, *rest = messages
-        merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
-        return render([merged, *rest])
+        return taken(render, messages)
+    except REFUSED as error:
+        raise GenerationError(
+            f"The model's chat template refuses this conversation ({first_line(error)})."
+        ) from None
 
 
 def without_marks(tokenizer: Any, text: str) -> str:
@@ -73,7 +86,7 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
         (ids, at most ``limit`` of them; how many turns were left out).
 
     Raises:
-        GenerationError: the last message alone is too long.
+        GenerationError: the last message alone is too long, or the template refuses the conversation.
     """
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])

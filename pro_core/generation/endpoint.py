@@ -1,6 +1,8 @@
 """Generation by a server: TGI, vLLM or any other that speaks one of two dialects.
 
-- ``openai``: ``POST /v1/chat/completions``; the server renders the chat.
+- ``openai``: ``POST /v1/chat/completions``; the server renders the chat. Its template is out of sight, so user and
+  assistant are sent in turns, and a conversation that it refuses is sent once more in the plainest form, without a
+  system turn.
 - ``tgi``: ``POST /generate_stream``; the chat is rendered here, by the chat template of the tokenizer
   that PRO_ENDPOINT_MODEL names when that loads, else as ``Human:`` / ``Assistant:`` turns.
 
@@ -15,7 +17,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
@@ -24,9 +26,10 @@ from urllib.parse import urlsplit
 import httpx2
 from huggingface_hub import AsyncInferenceClient
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.conditioned import PolicyConfig, load_tokenizer
+from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import (
-    EMPTY_ANSWER,
+    Finish,
     GenerationError,
     GenerationSettings,
     Piece,
@@ -34,15 +37,20 @@ from pro_core.generation.base import (
     checked,
 )
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
-from pro_core.generation.faults import Explainer
+from pro_core.generation.faults import Explainer, Failure
 from pro_core.objectives import Message
-from pro_core.packaged import resolve_policy
+from pro_core.turns import THOUGHTS, alternating, opened_thought, plainest, turn_end
 
 logger = logging.getLogger(__name__)
 
 DIALECTS = ("openai", "tgi")
 TOKENIZER_WAIT = 15.0
 """Seconds that an answer waits for the tokenizer; the hub may be out of reach."""
+
+FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "filter"}
+"""What a server's finish_reason means; every other one is the model's own end."""
+_ROLES_REFUSED = (400, 422)
+"""What servers answer when their chat template refuses a conversation, as they do to much else."""
 
 _ROUTES = ("/chat/completions", "/v1/completions", "/generate_stream", "/generate", "/v1")
 
@@ -104,6 +112,7 @@ class EndpointGenerator(StreamingGenerator):
         self._policy = policy
         self._explain = Explainer(self.host, token, timeout)
         self._listed: str | None = None
+        self._system_turns = True  # until the server refuses them
         self._tokenizer: Future[Any] | None = None
         self._tokenizer_lock = threading.Lock()
 
@@ -190,18 +199,10 @@ class EndpointGenerator(StreamingGenerator):
         news: asyncio.Queue[Piece],
     ) -> None:
         """One answer, with retries before its first text; ends in exactly one piece with ``done``."""
-        written = ""
         for attempt in range(self.retries + 1):
+            pieces = AnswerPieces(index, settings.max_new_tokens)
             try:
-                conversation = checked(messages)
-                async with aclosing(self._answer(index, conversation, settings)) as texts:
-                    async for text in texts:
-                        if not written.strip():
-                            text = (written + text).lstrip()
-                        written += text
-                        if text:
-                            news.put_nowait(Piece(index, text))
-                news.put_nowait(Piece(index, error=None if written else EMPTY_ANSWER, done=True))
+                await self._attempt(pieces, index, checked(messages), settings, news)
                 return
             except GenerationError as error:
                 news.put_nowait(Piece(index, error=error.message, done=True))
@@ -210,17 +211,57 @@ class EndpointGenerator(StreamingGenerator):
                 failure = self._explain.exception(error)
             wait = 0.5 * 2**attempt if failure.wait is None else failure.wait
             last = attempt == self.retries or wait > self.max_wait
-            if written or not failure.retry or last:
+            if pieces.begun or not failure.retry or last:
                 logger.warning("candidate %d: %s", index, failure.message)
                 news.put_nowait(Piece(index, error=failure.message, done=True))
                 return
             logger.info("candidate %d: %s Next try in %g s.", index, failure.message, wait)
             await self._sleep(wait)
 
+    async def _attempt(
+        self,
+        pieces: AnswerPieces,
+        index: int,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        news: asyncio.Queue[Piece],
+    ) -> None:
+        """One try; in the openai dialect with the plainest form where the server refuses the conversation as it is.
+
+        Which of two turns it refuses a server says in words alone. That it refuses system turns is remembered once
+        the same conversation without them is answered.
+        """
+        if self.dialect == "tgi":
+            return await self._answer(pieces, self._tgi, index, messages, settings, news)
+        plain, full = plainest(messages), alternating(messages)
+        system = any(m["role"] == "system" for m in full)
+        if system and not self._system_turns:
+            full = plain
+        try:
+            return await self._answer(pieces, self._openai, index, full, settings, news)
+        except Failure as failure:
+            if failure.status not in _ROLES_REFUSED or full == plain or pieces.begun:
+                raise
+            refused = failure
+        try:
+            await self._answer(pieces, self._openai, index, plain, settings, news)
+        except Failure as failure:
+            # What the server says of the conversation as it is, not of what we made of it.
+            raise (refused if failure.status in _ROLES_REFUSED else failure) from None
+        if system and self._system_turns:
+            self._system_turns = False
+            logger.info("%s takes no system turns: they stand in the user's from now on", self.host)
+
     async def _answer(
-        self, index: int, messages: Sequence[Message], settings: GenerationSettings
-    ) -> AsyncGenerator[str, None]:
-        """The text of one request. Raises whatever goes wrong; closes the connection in the end."""
+        self,
+        pieces: AnswerPieces,
+        talk: Callable[..., AsyncGenerator[Piece, None]],
+        index: int,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        news: asyncio.Queue[Piece],
+    ) -> None:
+        """One request. Raises whatever goes wrong, as a Failure; closes the connection in the end."""
         client = _Client(
             base_url=self._root if self.dialect == "openai" else None,
             # Never None and never empty: either makes the client send the machine's own token.
@@ -230,21 +271,25 @@ class EndpointGenerator(StreamingGenerator):
             timeout=httpx2.Timeout(self.timeout, connect=min(10.0, self.timeout)),  # type: ignore[arg-type]
         )
         client.check = self._explain.check
-        talk = self._openai if self.dialect == "openai" else self._tgi
         try:
-            async with aclosing(talk(client, index, messages, settings)) as texts:
-                async for text in texts:
-                    yield text
+            async with aclosing(talk(client, pieces, index, messages, settings)) as written:
+                async for piece in written:
+                    news.put_nowait(piece)
+        except GenerationError:
+            raise
+        except Exception as error:
+            raise self._explain.exception(error) from error
         finally:
             await client.close()
 
     async def _openai(
         self,
         client: AsyncInferenceClient,
+        pieces: AnswerPieces,
         index: int,
         messages: Sequence[Message],
         settings: GenerationSettings,
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Piece, None]:
         chunks = await client.chat_completion(
             list(messages),
             model=await asyncio.to_thread(self._model_name),
@@ -254,24 +299,30 @@ class EndpointGenerator(StreamingGenerator):
             top_p=_top_p(settings),
             seed=_seed(settings, index),
         )
-        finished = began = False
+        finish: Finish | None = None
+        began = False
         async for chunk in chunks:
             began = True
             for choice in chunk.choices or []:
-                if choice.delta and choice.delta.content:
-                    yield choice.delta.content
-                finished = finished or choice.finish_reason is not None
-        if not finished:
+                for piece in _news_of(choice.delta, pieces):
+                    yield piece
+                if choice.finish_reason is not None:
+                    finish = FINISHES.get(choice.finish_reason, "stop")
+        if finish is None:
             raise self._explain.broke_off() if began else self._explain.nothing()
+        for piece in pieces.end(finish):
+            yield piece
 
     async def _tgi(
         self,
         client: AsyncInferenceClient,
+        pieces: AnswerPieces,
         index: int,
         messages: Sequence[Message],
         settings: GenerationSettings,
-    ) -> AsyncGenerator[str, None]:
-        prompt, stop = await self._render(messages)
+    ) -> AsyncGenerator[Piece, None]:
+        prompt, stop, opened = await self._render(messages)
+        pieces.open(opened)
         sampled = settings.temperature > 0  # TGI refuses a temperature of 0
         events = await client.text_generation(
             prompt,
@@ -286,32 +337,37 @@ class EndpointGenerator(StreamingGenerator):
             stop=[stop] if stop else None,
         )
         cut = StopText(stop)
-        finished = began = False
+        finish: Finish | None = None
+        began = False
         async for event in events:
             began = True
-            special = event.token is None or event.token.special
-            if text := "" if special else cut.push(event.token.text):
-                yield text
-            finished = event.generated_text is not None  # on the last event only
-        if not finished:
+            for piece in pieces.push(cut.push(_token_text(event.token, stop))):
+                yield piece
+            if cut.reached:  # whatever the server goes on with is no part of the answer
+                finish = "stop"
+                break
+            if event.generated_text is not None:  # on the last event only
+                reason = event.details.finish_reason if event.details else ""
+                finish = FINISHES.get(reason, "stop")
+        if finish is None:
             raise self._explain.broke_off() if began else self._explain.nothing()
-        if rest := cut.flush():
-            yield rest
+        for piece in [*pieces.push(cut.flush()), *pieces.end(finish)]:
+            yield piece
 
-    async def _render(self, messages: Sequence[Message]) -> tuple[str, str | None]:
-        """The prompt for /generate_stream, and the text to stop at."""
+    async def _render(self, messages: Sequence[Message]) -> tuple[str, str | None, str | None]:
+        """The prompt for /generate_stream, the text to stop at, and the thought's tag that the prompt ends with."""
         loading = asyncio.wrap_future(self._load_tokenizer())
         # Not cancelled when the time is up: it may be there for the next answer.
         await asyncio.wait([loading], timeout=TOKENIZER_WAIT)
         tokenizer = loading.result() if loading.done() else None
         if tokenizer is None or not has_template(tokenizer):
-            return plain_prompt(messages), PLAIN_STOP
+            return plain_prompt(messages), PLAIN_STOP, None
         prompt = chat_prompt(tokenizer, messages)
         # TGI adds the opening token itself; a template that writes it too would double it.
         bos = tokenizer.bos_token
         if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
             prompt = prompt.removeprefix(bos)
-        return prompt, None
+        return prompt, turn_end(tokenizer), opened_thought(tokenizer)
 
     def _load_tokenizer(self) -> Future[Any]:
         """The model's tokenizer, or None, as it comes; loaded once, in a thread of its own."""
@@ -379,10 +435,8 @@ def _read_tokenizer(model: str | None) -> Any:
     """The tokenizer of a folder or hub id; None for other names, or when it does not load."""
     if model is None or not (os.path.isdir(model) or model.count("/") == 1):
         return None
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(resolve_policy(model))
+        return load_tokenizer(model)
     except Exception as error:
         logger.warning(
             "no tokenizer %r (%s): chats go to the endpoint as plain Human/Assistant turns",
@@ -390,6 +444,25 @@ def _read_tokenizer(model: str | None) -> Any:
             type(error).__name__,
         )
         return None
+
+
+def _news_of(delta: Any, pieces: AnswerPieces) -> Iterator[Piece]:
+    """The thought, which servers send in a field of one of two names, and the text of one chunk."""
+    if not delta:
+        return
+    thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+    if isinstance(thought, str):
+        yield from pieces.reason(thought)
+    if delta.content:
+        yield from pieces.push(delta.content)
+
+
+def _token_text(token: Any, stop: str | None) -> str:
+    """What a token of /generate_stream says: of special ones only a thought's tags and the end of the turn."""
+    if token is None:
+        return ""
+    tags = {stop, *(tag for pair in THOUGHTS for tag in pair)}
+    return token.text if not token.special or token.text.strip() in tags else ""
 
 
 def _top_p(settings: GenerationSettings) -> float | None:

@@ -28,11 +28,12 @@ _MAX_DETAIL = 200
 
 @dataclass
 class Failure(Exception):
-    """One sentence; whether trying again can help; how long the server asked to wait, in seconds."""
+    """One sentence; whether trying again can help; how long the server asked to wait, in seconds; its HTTP status."""
 
     message: str
     retry: bool = False
     wait: float | None = None
+    status: int | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -83,7 +84,8 @@ class Explainer:
                 "check PRO_ENDPOINT_MODEL and PRO_ENDPOINT_URL."
             )
         if code in (400, 413, 422):
-            return Failure(f"The endpoint {host} does not accept this request ({code}){because}.")
+            sentence = f"The endpoint {host} does not accept this request ({code}){because}."
+            return Failure(sentence, status=code)
         if code == 429:
             return self._busy(f"has too many requests (429){because}", headers)
         if code == 503:

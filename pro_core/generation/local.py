@@ -26,8 +26,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pro_core.conditioned import PolicyConfig, load_language_model
+from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import (
-    EMPTY_ANSWER,
+    Finish,
     GenerationError,
     GenerationSettings,
     Piece,
@@ -39,6 +40,7 @@ from pro_core.generation.mixing import Mixer, weights_of
 from pro_core.objectives import Message
 from pro_core.packaged import SMOLLM2
 from pro_core.storage import StorageError, first_line
+from pro_core.turns import THOUGHTS, opened_thought
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +233,9 @@ class LocalGenerator(StreamingGenerator):
         padded = tokenizer.pad({"input_ids": list(rows.values())}, return_tensors="pt").to(
             self.device
         )
-        streamer = _BatchStreamer(list(rows), tokenizer, end_tokens(model, tokenizer), emit)
+        streamer = _BatchStreamer(
+            list(rows), tokenizer, end_tokens(model, tokenizer), settings.max_new_tokens, emit
+        )
         G = _repeats(list(zip(rows.values(), weights, strict=True)))
         mixed = mixer.mixed if mixer else contextlib.nullcontext
         with torch.inference_mode():
@@ -318,7 +322,14 @@ class _GumbelNoise(LogitsProcessor):
 class _BatchStreamer(BaseStreamer):
     """Turns each step's tokens (N,) into pieces of text, one stream a candidate."""
 
-    def __init__(self, candidates: Sequence[int], tokenizer: Any, ends: set[int], emit: Emit):
+    def __init__(
+        self,
+        candidates: Sequence[int],
+        tokenizer: Any,
+        ends: set[int],
+        max_new_tokens: int,
+        emit: Emit,
+    ):
         self.candidates = candidates
         self.ends = ends
         self.done = [False] * len(candidates)
@@ -326,7 +337,14 @@ class _BatchStreamer(BaseStreamer):
         self._texts = [IncrementalText(tokenizer) for _ in candidates]
         stop = None if has_template(tokenizer) else PLAIN_STOP
         self._stops = [StopText(stop) for _ in candidates]
-        self._written = [False] * len(candidates)
+        self._answers = [AnswerPieces(index, max_new_tokens) for index in candidates]
+        opened = opened_thought(tokenizer)
+        for answer in self._answers:
+            answer.open(opened)
+        # Where a thought's tags are special tokens, no decoded text has them.
+        tags = {tokenizer.convert_tokens_to_ids(tag): tag for pair in THOUGHTS for tag in pair}
+        self._tags = {i: tag for i, tag in tags.items() if i in tokenizer.all_special_ids}
+        self._tags.pop(tokenizer.unk_token_id, None)
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -338,27 +356,24 @@ class _BatchStreamer(BaseStreamer):
             if self.done[row]:
                 continue
             if token in self.ends:
-                pieces.append(self._last(row))
+                pieces += self._last(row, "stop")
                 continue
-            text = self._stops[row].push(self._texts[row].push(token))
-            if text and not self._written[row]:
-                text = text.lstrip()  # some templates leave the answer a leading space
-            if text:
-                self._written[row] = True
-                pieces.append(Piece(self.candidates[row], text))
+            text = self._texts[row].push(token)
+            text += self._tags.get(token, "")
+            pieces += self._answers[row].push(self._stops[row].push(text))
             if self._stops[row].reached:
-                pieces.append(self._last(row))
+                pieces += self._last(row, "stop")
         if pieces:
             self._emit(pieces)
 
     def end(self) -> None:
-        self._emit([self._last(row) for row, done in enumerate(self.done) if not done])
+        open_rows = [row for row, done in enumerate(self.done) if not done]
+        self._emit([piece for row in open_rows for piece in self._last(row, "length")])
 
-    def _last(self, row: int) -> Piece:
+    def _last(self, row: int, finish: Finish) -> list[Piece]:
         self.done[row] = True
         text = self._stops[row].push(self._texts[row].flush()) + self._stops[row].flush()
-        error = None if self._written[row] or text.strip() else EMPTY_ANSWER
-        return Piece(self.candidates[row], text, error=error, done=True)
+        return [*self._answers[row].push(text), *self._answers[row].end(finish)]
 
 
 class _Stop(StoppingCriteria):
@@ -406,7 +421,7 @@ def _shared_prefix(model: Any, padded: Any, G: int) -> Any:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
+    """The tokens that end an answer: the model's own, which hold its chat template's, and the tokenizer's."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {end for end in [*ends, tokenizer.eos_token_id] if end is not None}

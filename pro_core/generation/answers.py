@@ -1,0 +1,108 @@
+"""From what a model writes to the pieces of its answer: the thought apart, halves of characters joined, the end said.
+
+Both kinds of generator hand over what they get, piece by piece, to one :class:`AnswerPieces` a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pro_core.data import clean_text
+from pro_core.generation.base import EMPTY_ANSWER, Finish, Piece
+from pro_core.turns import Heard, ThoughtSplitter
+
+WITHHELD = "A filter of the endpoint withheld the answer."
+UNFINISHED_THOUGHT = "The model ended within its reasoning, without an answer; ask again."
+
+
+def spent(tokens: int, on: str) -> str:
+    """The sentence for an answer whose tokens are used up before it began."""
+    return (
+        f"The model spent all {tokens:,} tokens {on}; allow more (`max_new_tokens`, on the page "
+        "the longest answer) or turn its thinking off."
+    )
+
+
+class AnswerPieces:
+    """What one candidate's model writes, as :class:`~pro_core.generation.base.Piece`.
+
+    Args:
+        index: of the candidate. ``max_new_tokens``: how many it may write, for the sentence when they are used up.
+    """
+
+    def __init__(self, index: int, max_new_tokens: int):
+        self._index, self._tokens = index, max_new_tokens
+        self._splitter = ThoughtSplitter()
+        self._joiner, self._reasoning_joiner = SurrogateJoiner(), SurrogateJoiner()
+        self._spoke = self._thought = self._answered = False
+
+    @property
+    def begun(self) -> bool:
+        """Something was handed out: a second try would say it twice."""
+        return self._thought or self._answered
+
+    def open(self, tag: str | None) -> None:
+        """The prompt ends with this tag: the answer begins within a thought (:func:`pro_core.turns.opened_thought`)."""
+        self._splitter = ThoughtSplitter(tag)
+
+    def push(self, text: str) -> Iterator[Piece]:
+        """More of what the model writes, thought or answer."""
+        self._spoke = self._spoke or bool(text)
+        yield from self._heard(self._splitter.push(self._joiner.push(text)))
+
+    def reason(self, text: str) -> Iterator[Piece]:
+        """More of a thought that comes in a field of its own."""
+        yield from self._heard(Heard(reasoning=self._reasoning_joiner.push(text)))
+
+    def end(self, finish: Finish) -> Iterator[Piece]:
+        """What was held back, and the last piece."""
+        yield from self._heard(Heard(reasoning=self._reasoning_joiner.flush()))
+        yield from self._heard(self._splitter.push(self._joiner.flush()))
+        yield from self._heard(self._splitter.flush())
+        if self._answered:
+            yield Piece(self._index, done=True, finish=finish)
+        elif failure := self._failure(finish):
+            yield Piece(self._index, error=failure, done=True, finish=finish)
+        else:
+            yield Piece(self._index, error=EMPTY_ANSWER, done=True, finish=finish, empty=True)
+
+    def _failure(self, finish: Finish) -> str | None:
+        """Why there is no answer; None where the model ended at once, which is an answer too: an empty one."""
+        if finish == "filter":
+            return WITHHELD
+        if finish == "length" and self._thought:
+            return spent(self._tokens, "on its reasoning")
+        if finish == "length" and not self._spoke:  # some servers keep the reasoning to themselves
+            return spent(self._tokens, "without a word of an answer")
+        return UNFINISHED_THOUGHT if self._thought else None
+
+    def _heard(self, heard: Heard) -> Iterator[Piece]:
+        reasoning, text, retract = heard
+        if retract:
+            self._thought, self._answered = self._thought or self._answered, False
+        if not self._thought:
+            reasoning = reasoning.lstrip()
+        if not self._answered:
+            text = text.lstrip()
+        self._thought = self._thought or bool(reasoning)
+        self._answered = self._answered or bool(text)
+        if reasoning or text or retract:
+            yield Piece(self._index, text, reasoning=reasoning, retract=retract)
+
+
+class SurrogateJoiner:
+    """Joins the halves of a character that a server spreads over two pieces; a lone one is replaced."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def push(self, text: str) -> str:
+        """The text that is whole."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return clean_text(text) if text else ""
+
+    def flush(self) -> str:
+        half, self._half = self._half, ""
+        return clean_text(half) if half else ""
