@@ -110,6 +110,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from pro_core.loading import SAFE
+
     source = str(gguf.parent)
     # dequantize gives a plain dense model; without it the layers stay packed and save_pretrained refuses.
     model = AutoModelForCausalLM.from_pretrained(
@@ -117,8 +119,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         gguf_file=gguf.name,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
+        **SAFE,  # a GGUF file holds tensors and words, no code
     )
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, **SAFE)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

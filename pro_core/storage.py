@@ -16,7 +16,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 """Files that we neither load nor download: unpickling can run code."""
 

@@ -30,6 +30,7 @@ from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import Condition
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
+from pro_core.loading import SAFE
 from pro_core.objectives import Message
 from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
@@ -332,7 +333,7 @@ class MorlhfRun:
 
 def _tokenizer(model: str):
     try:
-        return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left")
+        return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left", **SAFE)
     except Exception as error:  # every loader has exceptions of its own
         raise ConfigError(f"cannot load the model {model!r}: {first_line(error)}") from error
 

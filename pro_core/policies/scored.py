@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pro_core.adapter import PreferenceAdapter
 from pro_core.data import LabelledResponse
 from pro_core.data_sources import default_data_dir, load_prompts, load_texts
+from pro_core.loading import SAFE
 from pro_core.objectives import Message
 from pro_core.packaged import resolve_policy
 from pro_core.rewards.calibration import RewardStats, text_lengths
@@ -107,7 +108,7 @@ class ScoredData:
     def _tokenizer(self):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(resolve_policy(self.model))
+        return AutoTokenizer.from_pretrained(resolve_policy(self.model), **SAFE)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return (
