@@ -15,9 +15,16 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
+from pro_core.loading import SAFE, SAFE_MODEL, refuse_pickles
 from pro_core.objectives import Message, Prompt
 from pro_core.packaged import resolve_policy
-from pro_core.storage import StorageError, library_versions, read_config, write_config
+from pro_core.storage import (
+    StorageError,
+    library_versions,
+    local_folder,
+    read_config,
+    write_config,
+)
 from pro_core.turns import turn_end
 from pro_core.weights import select_weights
 
@@ -177,7 +184,7 @@ def _tokenizer(where: str, base: str, revision: str | None) -> Any:
 
     if base != where and _file_of(where, "tokenizer_config.json"):
         base, revision = where, None
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision, padding_side="left", **SAFE)
     if tokenizer.eos_token is None:
         tokenizer.eos_token = turn_end(tokenizer)
     if tokenizer.pad_token is None:
@@ -206,7 +213,10 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     config = PolicyConfig.read(where)
     base, revision = _base_of(where, config)
     tokenizer = _tokenizer(where, base, revision)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, **settings)
+    refuse_pickles(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, revision=revision, **settings, **SAFE_MODEL
+    )
     own = model.generation_config
     ends = _ends(own.eos_token_id, tokenizer)
     if not ends:
@@ -227,9 +237,11 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     if base != where:
         from peft import PeftModel
 
+        adapter = local_folder(where)
+        refuse_pickles(adapter)
         # A LoRA that is trained is kept in fp32 where PEFT thinks best; for writing, in its model's precision.
         model = PeftModel.from_pretrained(
-            model, where, is_trainable=trainable, autocast_adapter_dtype=trainable
+            model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
         )
     return model, tokenizer, config
 
