@@ -16,7 +16,7 @@ from pro_core.data import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
 from pro_core.doctor.gain import RIVALS, fit_head, head_weights, measure_gain
-from pro_core.doctor.inputs import load_pairs, sample_pairs
+from pro_core.doctor.inputs import StoredPanel, load_pairs, sample_pairs, seen_in_training
 from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt_share
 from pro_core.doctor.page import render_html
 from pro_core.doctor.text import WIDTH, render_text
@@ -481,6 +481,39 @@ def test_a_panel_without_statistics_is_standardized_on_the_data(
     said = capsys.readouterr().out
     assert "no statistics" in said and "20 prompts; below 40" in said
     assert "trained on the train rows" in " ".join(said.split())  # its record names this file
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"accuracy": {"helpful": {"accuracy": 0.6, "test": "validation pairs of a file, b"}}},
+        {"accuracy": {"helpful": {"accuracy": 0.6, "test": "any", "sources": ["a file", "b"]}}},
+        {"accuracy": {}, "trained_on": ["a file", "b"]},  # all its rows were in the train split
+    ],
+)
+def test_train_rows_of_each_of_several_sources_are_warned_of(tmp_path, panel, record):
+    config = json.loads((panel / "panel.json").read_text())
+    (panel / "panel.json").write_text(json.dumps(config | record))
+    for name, split, warned in (
+        ("a file", "train", True),
+        ("b", "train", True),
+        ("b", "test", False),
+        ("pairs", "train", False),  # a word of the description, and no source
+        ("file", "train", False),
+    ):
+        path = write(tmp_path / f"{name}.jsonl", [pair(0, split=split)])
+        notes = seen_in_training(StoredPanel(str(panel)), load_pairs([path], NAMES).pairs)
+        assert len(notes) == warned and all(f"names {name}," in note for note in notes)
+
+
+def test_of_a_test_split_what_train_rows_ask_too_is_left_out(tmp_path):
+    splits = ("train", "train", "test")
+    a = write(tmp_path / "a.jsonl", [pair(i, split=s) for i, s in enumerate(splits)])
+    rows = [pair(i, prompt=f"Question  {i}", chosen=f"new {i}", split="test") for i in (0, 1, 3)]
+    b = write(tmp_path / "b.jsonl", rows)
+    loaded = load_pairs([b, a], NAMES, "test")
+    assert [p.chosen for p in loaded.pairs] == ["new 3", "good 2"]
+    assert loaded.notes == [f"{b}: 2 of 3 test rows left out, train rows have the same prompts."]
 
 
 @pytest.mark.parametrize(

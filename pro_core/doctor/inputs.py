@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import FORMAT, RewardModelSpec, RewardPanel, panel_fingerprint
 from pro_core.rewards.scores import distinct_texts, pair_table
 from pro_core.storage import StorageError, local_folder, read_config
+from pro_core.training_pairs import TrainedOn
 
 MAX_PER_PROMPT = 20
 """Pairs that the labelled responses to one prompt give, an objective."""
@@ -53,14 +55,16 @@ def load_pairs(
 
     Pairs are taken under whatever objective they have: each is a preference that the weighted sum should predict.
     Labelled responses become pairs under the labels that the panel has an objective for; another label is a property,
-    and nothing says that people prefer more of it. XSTest's ``behaviour`` becomes its two objectives.
+    and nothing says that people prefer more of it. XSTest's ``behaviour`` becomes its two objectives. Rows of a
+    validation or test split whose prompts train rows have too are left out: the panel may have learned them.
 
     Raises:
         DataError: a file that is missing or broken, or no pairs at all.
     """
     loaded = Loaded()
-    for source in sources:
-        examples = _examples(source)
+    read = {source: _examples(source) for source in sources}
+    trained = TrainedOn(e for examples in read.values() for e in examples if e.split == "train")
+    for source, examples in read.items():
         kept = [e for e in examples if split is None or e.split == split]
         if not kept:
             raise DataError(
@@ -68,6 +72,14 @@ def load_pairs(
                 if examples
                 else f"{source}: no rows"
             )
+        if split in ("validation", "test"):
+            unseen = [e for e in kept if e not in trained]
+            if len(unseen) < len(kept):
+                loaded.notes.append(
+                    f"{source}: {len(kept) - len(unseen):,} of {len(kept):,} {split} rows left out, train rows have "
+                    "the same prompts."
+                )
+            kept = unseen
         responses = [e for e in kept if isinstance(e, LabelledResponse)]
         pairs = [e for e in kept if isinstance(e, PreferencePair)]
         pairs += _labelled_pairs(source, responses, objective_names, loaded.notes)
@@ -199,19 +211,23 @@ class StoredPanel:
 
 
 def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:
-    """A warning where train rows come from a source on whose test rows the panel's own record was measured."""
-    tested = {
-        word
-        for a in (stored.config.get("accuracy") or {}).values()
-        for word in a.get("test", "").split()
-    }
-    sources = sorted({p.source for p in pairs if p.split == "train" and p.source in tested})
+    """A warning where train rows come from a source that the panel was trained on, or on whose test rows its own record
+    was measured."""
+    known = set(stored.config.get("trained_on") or ())
+    for measured in (stored.config.get("accuracy") or {}).values():
+        known |= set(measured["sources"] if "sources" in measured else _named_in(measured))
+    sources = sorted({p.source for p in pairs if p.split == "train" and p.source in known})
     if not sources:
         return []
     return [
-        f"The panel's record was measured on the test rows of {', '.join(sources)}, so it has probably trained on the "
-        "train rows that are in here, and looks too good. Add --split test."
+        f"The panel's own record names {', '.join(sources)}, so it has probably trained on the train rows that are in "
+        "here, and looks too good. Add --split test."
     ]
+
+
+def _named_in(measured: dict[str, Any]) -> list[str]:
+    """The sources in the record of a panel from before they were a list: ``test pairs of a, b``."""
+    return str(measured.get("test", "")).partition(" pairs of ")[2].split(", ")
 
 
 def scored_table(

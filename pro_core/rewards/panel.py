@@ -93,7 +93,8 @@ class RewardPanel:
         models: source -> (model, tokenizer).
         folder: where sources that are no path of their own lie.
         stats: mean and deviation on the reference set; None until fitted.
-        accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test"}``, as measured on test pairs.
+        accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test", "sources"}``, as measured on test pairs.
+        trained_on: the sources of its training pairs, where this project trained it.
     """
 
     specs: list[RewardModelSpec]
@@ -103,6 +104,7 @@ class RewardPanel:
     source: str = ""
     token_budget: int = 4096
     folder: str = ""
+    trained_on: tuple[str, ...] = ()
     _fingerprint: str = field(default="", init=False, repr=False)
 
     def __post_init__(self):
@@ -243,6 +245,7 @@ class RewardPanel:
                 "models": specs,
                 "stats": self.stats.to_dict() if self.stats else None,
                 "accuracy": self.accuracy,
+                "trained_on": list(self.trained_on),
                 "versions": library_versions(),
             },
         )
@@ -275,7 +278,9 @@ class RewardPanel:
                 f"{file}: objective_names {config['objective_names']} are not the models' names in order, {names}"
             )
         accuracy = config.get("accuracy", {})
-        return cls.build(specs, file.parent, stats, accuracy, str(path_or_id), device=device)
+        panel = cls.build(specs, file.parent, stats, accuracy, str(path_or_id), device=device)
+        panel.trained_on = tuple(config.get("trained_on", ()))
+        return panel
 
     @classmethod
     def build(cls, specs, folder, stats=None, accuracy=None, source="", device=None) -> RewardPanel:
