@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from pro_core.data import DataError
 from pro_core.loading import check_neighbours
 from pro_core.rewards.formats import (
     chat_text,
     fill,
     render,
+    scored_text,
     special_tokens,
     template_of,
     view_of,
@@ -89,6 +91,7 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
 
     Args:
         conversations: message lists; an empty one for a completion that stands alone.
+        completions: read without the thought before the answer (:func:`pro_core.rewards.formats.scored_text`).
         input_format: see :mod:`pro_core.rewards.formats`. What is too long is cut inside the prompt and the
             completion, never in the template's own text; ``chat`` loses its beginning.
 
@@ -102,7 +105,7 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
             "can read"
         )
     specials = special_tokens(tokenizer)
-    completions = [without_special_tokens(c, specials) for c in completions]
+    completions = [without_special_tokens(scored_text(c), specials) for c in completions]
     if input_format == "chat":
         return _encode_chat(tokenizer, conversations, completions, max_length, specials)
     template = template_of(input_format)
@@ -134,11 +137,14 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
 
 def _encode_chat(tokenizer, conversations, completions, max_length: int, specials):
     texts = []
-    for conversation, completion in zip(conversations, completions, strict=True):
+    for row, (conversation, completion) in enumerate(zip(conversations, completions, strict=True)):
         turns = [
             m | {"content": without_special_tokens(m["content"], specials)} for m in conversation
         ]
-        texts.append(chat_text(tokenizer, turns, completion))
+        try:
+            texts.append(chat_text(tokenizer, turns, completion))
+        except DataError as error:
+            raise DataError(f"row {row}: {error}") from None
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
     keys = [key for key in encoded if key != "token_type_ids"]
     rows = [{key: encoded[key][i][-max_length:] for key in keys} for i in range(len(texts))]

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pro_core.objectives import check_objective_names
+from pro_core.rewards.formats import scored_text
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class RewardStats:
 
 
 def text_lengths(completions: Sequence[str]) -> NDArray[np.float64]:
-    """Characters of each response: (N,)."""
-    return np.array([len(text) for text in completions], dtype=np.float64)
+    """Characters of each response, without the thought before its answer: (N,)."""
+    return np.array([len(scored_text(text)) for text in completions], dtype=np.float64)
 
 
 def _log_lengths(lengths: ArrayLike, N: int) -> NDArray[np.float64]:

@@ -21,14 +21,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pro_core.data import render_messages
+from pro_core.data import DataError, clean_text, render_messages
 from pro_core.objectives import Message
-from pro_core.storage import StorageError
+from pro_core.storage import StorageError, first_line
+from pro_core.turns import REFUSED, alternating, taken, without_reasoning
 
 PAIR = "{prompt}{sep}{completion}"
 VIEWS = ("prompt", "dialogue", "post")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SUMMARY = re.compile(r"\b(summari[sz]e|summary|tl;?dr)\b", re.IGNORECASE)
+
+
+def scored_text(completion: str) -> str:
+    """What of a completion is scored and counted: clean text, without the thought before the answer."""
+    return without_reasoning(clean_text(completion))
 
 
 def check_format(input_format: str) -> None:
@@ -85,10 +91,12 @@ def fill(template: str, prompt: str, completion: str, bos: str | None) -> tuple[
     """The text, or the two segments, that reach the tokenizer.
 
     Raises:
-        ValueError: ``{bos}`` for a tokenizer without one.
+        StorageError: ``{bos}`` for a tokenizer without one.
     """
     if "{bos}" in template and not bos:
-        raise ValueError("the input format has {bos}, but the model's tokenizer has no such token")
+        raise StorageError(
+            "the input format has {bos}, but the model's tokenizer has no such token"
+        )
     values = {"completion": completion, "bos": bos or "", **dict.fromkeys(VIEWS, prompt)}
     # One pass: what stands in a prompt is never read as a field.
     parts = [_FIELD.sub(lambda m: values[m[1]], part) for part in template.split("{sep}")]
@@ -98,17 +106,34 @@ def fill(template: str, prompt: str, completion: str, bos: str | None) -> tuple[
 def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> str:
     """The conversation and the completion as its last turn, in the tokenizer's chat template.
 
+    A template that refuses the two as they are gets the first form that it takes, in which
+    a completion after an assistant's turn is the rest of that turn (:func:`pro_core.turns.taken`).
+
     Raises:
-        StorageError: the tokenizer has none.
+        StorageError: the tokenizer has no template. DataError: its template refuses the conversation.
     """
     if not tokenizer.chat_template:
         raise StorageError(
             f"the input format is 'chat', but the tokenizer of {tokenizer.name_or_path!r} has no chat template: "
             "take 'pair' or a text with {prompt} and {completion}"
         )
+
+    def render(turns: Sequence[Message]) -> str:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+
     turns = [m for m in conversation if m["role"] != "system"]
-    turns = [*turns, {"role": "assistant", "content": completion}]
-    return tokenizer.apply_chat_template(turns, tokenize=False)
+    last = {"role": "assistant", "content": completion}
+    try:
+        return render([*turns, last])
+    except REFUSED:
+        if turns and turns[-1]["role"] == "assistant":
+            last["content"] = f"{turns.pop()['content']} {completion}".strip()
+    try:
+        return taken(render, alternating([*turns, last]))[1]
+    except REFUSED as error:
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses the conversation ({first_line(error)})"
+        ) from None
 
 
 def special_tokens(tokenizer) -> re.Pattern[str] | None:

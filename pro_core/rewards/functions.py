@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pro_core.rewards.formats import scored_text
+
 FUNCTIONS = ("length", "readability", "rule")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
@@ -38,6 +40,7 @@ def function_scores(name: str, pattern: str, completions: Sequence[str]) -> NDAr
     - ``rule``: 1 where the regular expression ``pattern`` is found, else 0; direction -1 to forbid it. Write it
       without nested repetition: a pattern that backtracks for minutes stops the panel.
     """
+    completions = [scored_text(text) for text in completions]
     if name == "length":
         values: list[float] = [len(text) for text in completions]
     elif name == "readability":
