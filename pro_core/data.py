@@ -8,22 +8,22 @@ of text tells a model which source a row came from.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pro_core.data_formats import LeftOut, Row, message_of, parse_turns, schema_rows
+from pro_core.jsonl import DataError, read_jsonl
 from pro_core.objectives import Message, Prompt
 
 MAX_PROMPT_CHARS = 200_000
 SPLITS = ("train", "validation", "test")
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INVISIBLE_CATEGORIES = ("Cc", "Cf", "Zs", "Zl", "Zp")
@@ -31,10 +31,6 @@ _INVISIBLE_LETTERS = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Fillers, variation selectors and the blank braille cell: Unicode calls them letters, marks or symbols."""
-
-
-class DataError(ValueError):
-    """A file or row that cannot be read: says where, what it got, what it expected."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +101,14 @@ def to_messages(prompt: Prompt) -> list[Message]:
 
     So one prompt that was typed on two systems is one prompt: in splits and folds, among distinct prompts, for models.
 
-    A string that starts with ``Human:`` is parsed into turns, one that starts with ``Q:`` loses that mark
-    (and a trailing ``A:``); any other string is one user message. A final assistant turn is kept: the
-    completion then continues after it.
+    A string that starts with ``Human:`` is parsed into turns, each after a blank line; one that starts with ``Q:``
+    loses that mark (and a trailing ``A:``); any other string is one user message. Messages may be OpenAI's, with text
+    or text parts as content, or ShareGPT's. A final assistant turn is kept: the completion then continues after it.
 
     Raises:
         ValueError: nothing that can be seen, over 200,000 characters, or messages of another form.
     """
-    messages = (
-        _parse_turns(prompt) if isinstance(prompt, str) else [_check_message(m) for m in prompt]
-    )
+    messages = parse_turns(prompt) if isinstance(prompt, str) else [message_of(m) for m in prompt]
     messages = [m | {"content": _composed(m["content"]).strip()} for m in messages]
     messages = [m for m in messages if not is_blank(m["content"])]
     if not any(m["role"] == "user" for m in messages):
@@ -129,30 +123,6 @@ def to_messages(prompt: Prompt) -> list[Message]:
 
 def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", clean_text(text))
-
-
-def _parse_turns(text: str) -> list[Message]:
-    text = text.strip()
-    if text.startswith("Human:"):
-        pieces = _TURN.split("\n\n" + text)[1:]
-        roles = {"Human": "user", "Assistant": "assistant"}
-        return [
-            {"role": roles[who], "content": said.strip()}
-            for who, said in zip(pieces[::2], pieces[1::2], strict=True)
-        ]
-    if text.startswith("Q:"):
-        text = re.sub(r"\s*\n+A:\s*$", "", text[2:])
-    return [{"role": "user", "content": text}]
-
-
-def _check_message(message: Any) -> Message:
-    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-        raise ValueError(f"got the message {message!r}, expected {{'role': ..., 'content': text}}")
-    if message.get("role") not in ("system", "user", "assistant"):
-        raise ValueError(
-            f"got the role {message.get('role')!r}, expected 'system', 'user' or 'assistant'"
-        )
-    return {"role": message["role"], "content": message["content"]}
 
 
 def render_messages(messages: Sequence[Message]) -> str:
@@ -202,84 +172,111 @@ def fold_of(prompt: Prompt, folds: int = 5) -> int:
     return int(hash_unit("fold:" + first_user_turn(prompt)) * folds)
 
 
-# ---------------------------------------------------------------- JSON Lines
+# ---------------------------------------------------------------- examples
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file, gzipped or not.
-
-    Raises:
-        DataError: no such file, a truncated gzip, or a broken line (with file and line number).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; PRO_DATA_DIR names the folder of the data files")
-    rows = []
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise DataError(
-                            f"{path}, line {number}: got a {type(row).__name__}, expected an object"
-                        )
-                    rows.append(row)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from None
-    return rows
-
-
-def load_examples(path: str | Path) -> list[PreferencePair | LabelledResponse]:
-    """Pairs and labelled responses of one file in the project's schema.
+def load_examples(
+    path: str | Path,
+    objective: str = "",
+    columns: Collection[str] = (),
+    notes: list[str] | None = None,
+) -> list[PreferencePair | LabelledResponse]:
+    """Pairs and labelled responses of one file, in the project's schema or a form that ``data_formats`` knows.
 
     A pair has ``objective``, ``prompt``, ``chosen``, ``rejected``; a labelled response has ``response``,
     ``labels`` and, but for texts that stand alone, a ``prompt``. ``split`` is the file's own, else by hash.
 
+    Args:
+        objective: of pairs that name none.
+        columns: fields that hold ratings, in rows without ``labels``.
+        notes: gets a sentence for each kind of row that was left out, with how many.
+
     Raises:
-        DataError: naming the file and the record.
+        DataError: naming the file and the record; or no row is left.
     """
-    source = Path(path).name.split(".")[0]
-    examples = []
-    for number, row in enumerate(read_jsonl(path), 1):
+    path = Path(path)
+    source = clean_text(path.name.split(".")[0])
+    examples: list[PreferencePair | LabelledResponse] = []
+    left_out: Counter[str] = Counter()
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
         try:
-            examples.append(example_of(row, source, f"{source}-{number}"))
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{path}, record {number} (id {row.get('id')!r}): {reason}") from None
+            records = schema_rows(row, columns)
+            for i, record in enumerate(records):
+                default_id = f"{source}-{number}" + (f"-{i}" if len(records) > 1 else "")
+                examples.append(example_of(record, source, default_id, objective))
+        except LeftOut as error:
+            left_out[error.reason] += 1
+        except NO_EXAMPLE as error:
+            raise DataError(broken_record(path, number, row, error)) from None
+    said = [f"{path.name}: {n:,} rows left out, {reason}." for reason, n in left_out.items()]
+    if rows and not examples:
+        raise DataError(f"{path}: no row is left. {' '.join(said)}")
+    if notes is not None:
+        notes += said
     return examples
 
 
+NO_EXAMPLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What a record of an unknown form makes its readers raise."""
+
+
+def broken_record(path: Path, number: int, row: Row, error: Exception) -> str:
+    """Where a record stands that cannot be read, and why."""
+    reason = f"no field {error}" if isinstance(error, KeyError) else error
+    return f"{path}, record {number} (id {row.get('id')!r}): {reason}"
+
+
 def example_of(
-    row: dict[str, Any], source: str, default_id: str
+    row: Row, source: str, default_id: str, objective: str = ""
 ) -> PreferencePair | LabelledResponse:
     """One record of the schema as an example; KeyError, TypeError or ValueError when it is none."""
     prompt = to_messages(row["prompt"]) if row.get("prompt") is not None else None
-    split = row.get("split") or split_of(prompt or row.get("response", default_id))
-    if split not in SPLITS:
-        raise ValueError(f"got the split {split!r}, expected one of {SPLITS}")
-    common: dict[str, Any] = {
-        "source": source,
-        "id": str(row.get("id", default_id)),
-        "split": split,
-        "licence": str(row.get("licence") or row.get("license") or ""),
-    }
     if "chosen" in row:
         if prompt is None:
-            raise KeyError("prompt")
-        for key in ("chosen", "rejected", "objective"):
-            if not isinstance(row[key], str) or not row[key].strip():
+            raise ValueError("no field 'prompt', and `chosen` and `rejected` are no conversations")
+        named = row.get("objective") or objective
+        if not named:
+            raise ValueError(
+                "no field 'objective': expected it in every row, or exactly one in the recipe's entry "
+                "(`objectives: [helpful]`, or `as_objective`)"
+            )
+        chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+        for key, text in (("chosen", chosen), ("rejected", rejected)):
+            if is_blank(text):
                 raise ValueError(f"got {row[key]!r} as {key!r}, expected text")
-        return PreferencePair(prompt, row["chosen"], row["rejected"], row["objective"], **common)
-    if not isinstance(row["response"], str):
-        raise ValueError(f"got {row['response']!r} as 'response', expected text")
-    extra: dict[str, Any] = {key: row[key] for key in ("prompt_unsafe", "context") if key in row}
+        if not isinstance(named, str):
+            raise ValueError(f"got {named!r} as 'objective', expected text")
+        common = _common(row, source, default_id, prompt)
+        return PreferencePair(prompt, chosen, rejected, named, **common)
+    response = _text(row, "response")
+    extra: Row = {key: row[key] for key in ("prompt_unsafe", "context") if key in row}
     labels = {name: label for name, label in dict(row["labels"]).items() if label is not None}
     for name, label in labels.items():  # `behaviour` alone is a word, see `refusal_pairs`
-        number = isinstance(label, (bool, int, float)) and math.isfinite(label)
-        if not number and name != "behaviour":
+        if name != "behaviour" and not _is_finite(label):
             raise ValueError(f"got the label {name}: {label!r}, expected a finite number, or null")
-    return LabelledResponse(prompt, row["response"], labels, extra=extra, **common)
+    common = _common(row, source, default_id, prompt or response)
+    return LabelledResponse(prompt, response, labels, extra=extra, **common)
+
+
+def _common(row: Row, source: str, default_id: str, split_by: Prompt) -> Row:
+    """What both kinds of example have. ``split_by``: the prompt, or the text that stands alone."""
+    split = row.get("split") or split_of(split_by)
+    if split not in SPLITS:
+        raise ValueError(f"got the split {split!r}, expected one of {SPLITS}")
+    name = default_id if row.get("id") is None else clean_text(str(row["id"]))
+    licence = clean_text(str(row.get("licence") or row.get("license") or ""))
+    return {"source": source, "id": name, "split": split, "licence": licence}
+
+
+def _text(row: Row, key: str) -> str:
+    if not isinstance(row[key], str):
+        raise ValueError(f"got {row[key]!r} as {key!r}, expected text")
+    return clean_text(row[key])
+
+
+def _is_finite(label: Any) -> bool:
+    try:
+        return isinstance(label, (bool, int, float)) and math.isfinite(label)
+    except OverflowError:  # an integer beyond every float
+        return False
