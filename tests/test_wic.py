@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,10 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
     record = json.loads((policy / "run.json").read_text())
     assert record["stages"][0]["steps"] == 4 and record["stages"][1]["responses"] == 12
     [one], two = (
-        [read_manifest(stage, POLICY)["record"] for stage in (tmp_path / name / "policies").glob("[!.]*")]
+        [
+            read_manifest(stage, POLICY)["record"]
+            for stage in (tmp_path / name / "policies").glob("[!.]*")
+        ]
         for name in ("one", "two")
     )
     assert one in two  # the offline stage: the same rows, the same tokens
@@ -249,7 +253,7 @@ def failing(monkeypatch, broken):
         good = [i for i in range(len(batch)) if i not in bad]
         if good:
             async for piece in original(self, [batch[i] for i in good], settings):
-                yield base.Piece(good[piece.index], piece.text, piece.error, piece.done, piece.note)
+                yield replace(piece, index=good[piece.index])
 
     monkeypatch.setattr(LocalGenerator, "stream_batch", stream)
     return calls

@@ -304,7 +304,7 @@ class Script(StreamingGenerator):
                 yield Piece(i, "half an")
                 yield Piece(i, error=f"{word} failed", done=True)
             elif self.empty and self.empty in text:
-                yield Piece(i, error=EMPTY_ANSWER, done=True)
+                yield Piece(i, error=EMPTY_ANSWER, done=True, finish="stop", empty=True)
             else:
                 yield Piece(i, f"[{text}] {settings.seed}")
-                yield Piece(i, done=True)
+                yield Piece(i, done=True, finish="stop")

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pro_core.data import render_messages, to_messages
 from pro_core.generation.base import (
+    Finish,
     GenerationSettings,
     Generator,
     Written,
@@ -36,7 +37,8 @@ from pro_core.objectives import Message, Prompt
 from pro_core.storage import StorageError, content_hash, read_config, write_config
 
 Array = NDArray[np.float32]
-FORMAT = "pro-responses"
+FORMAT = "pro-responses-2"
+"""Its number is raised with every change of what an answer is: 2 tells the thought from the answer."""
 
 
 class Policy(Protocol):
@@ -91,10 +93,16 @@ class GeneratorPolicy:
 
 @dataclass(frozen=True)
 class Answer:
-    """One candidate. ``text`` is None when generation failed, and ``error`` says why; an empty answer is no failure."""
+    """One candidate. ``text`` is None when generation failed, and ``error`` says why; an empty answer is no failure.
+
+    ``reasoning`` is the thought before it, which nobody scores. ``finish`` says how it ended, see
+    :data:`pro_core.generation.base.Finish`.
+    """
 
     text: str | None
     error: str | None = None
+    reasoning: str = ""
+    finish: Finish | None = None
 
 
 def respond(
@@ -175,7 +183,8 @@ def _batch(
 
 
 def _answer(written: Written) -> Answer:
-    return Answer(None, written.error) if written.failed else Answer(written.text)
+    text, error = (None, written.error) if written.failed else (written.text, None)
+    return Answer(text, error, written.reasoning, written.finish)
 
 
 def _number(content: Any) -> int:

@@ -45,7 +45,7 @@ class Answers:
             panel's.
         surprise_WP2: nats and tokens under the base model. kl_WP: log p of the response under the policy less that
             under the base. NaN in any: no score. None: not measured.
-        failures: (weighting, prompt, what went wrong).
+        failures: (weighting, prompt, what went wrong). cut: how many were cut by the token limit or a filter.
     """
 
     weights_WPK: Floats
@@ -56,6 +56,7 @@ class Answers:
     surprise_WP2: Floats | None = None
     kl_WP: Floats | None = None
     failures: list[tuple[int, int, str]] = field(default_factory=list)
+    cut: int = 0
 
     def where_also(self, other: Answers) -> Answers:
         """Without the scores that the other has none of at the same place, so that the two can be compared."""
@@ -248,7 +249,7 @@ def _each(points_RWK: Floats, function) -> Floats:
 
 
 def text_measures(answers: Answers) -> dict[str, float]:
-    """Distinct n-grams (averaged over weightings) and counts: what failed, was empty or went without a score.
+    """Distinct n-grams (averaged over weightings) and counts: what failed, was cut, empty or went without a score.
 
     They have no interval: a resample that draws a prompt twice would count its text as repetition.
     """
@@ -264,6 +265,7 @@ def text_measures(answers: Answers) -> dict[str, float]:
     return measures | {
         "responses": len(texts),
         "failed": len(answers.failures),
+        "cut": answers.cut,
         "empty": sum(not t.strip() for t in texts),
         "unscored": int(len(texts) - there.sum()),
         "points": int(np.isfinite(z).all(axis=1).sum()),

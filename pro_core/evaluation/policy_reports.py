@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 Draws = dict[str, Floats]
 BySeed = dict[int, Answers]
 ALL_SEEDS, POINTS, BASE = "_all_seeds", "_points", "_base"
-COUNTS = ("responses", "failed", "empty", "unscored")
+COUNTS = ("responses", "failed", "cut", "empty", "unscored")
 UNDER_ADAPTER = ("judge_score", "judge_win_rate", "heldout_score", "mean_weighted_score", "length")
 
 

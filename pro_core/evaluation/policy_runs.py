@@ -241,10 +241,13 @@ class PolicyRun:
         policy, (W, P) = self.policy(name, seed), weights_WPK.shape[:2]
         texts: list[list[str | None]] = []
         failures: list[tuple[int, int, str]] = []
+        cut = 0
         for w, weights_PK in enumerate(weights_WPK):
             number = f"{about} {w + 1} of {W}" if W > 1 else about
             written = self.responses(policy, seed, weights_PK, number)
-            texts.append(self._chosen(written, weights_PK))
+            chosen = self._chosen(written, weights_PK)
+            texts.append([None if answer is None else answer.text for answer in chosen])
+            cut += sum(a is not None and a.finish in ("length", "filter") for a in chosen)
             for p in (p for p, text in enumerate(texts[w]) if text is None):
                 reasons = [a.error for a in written[p] if a.error] or ["no candidate has a score"]
                 failures.append((w, p, reasons[0]))
@@ -261,7 +264,7 @@ class PolicyRun:
             grid[rows] = values
             return grid
 
-        result = Answers(weights_WPK, texts, placed(self.z(pairs)), failures=failures)
+        result = Answers(weights_WPK, texts, placed(self.z(pairs)), failures=failures, cut=cut)
         if self.judge is not None:
             result.judge_WP = placed(self.scores(self.judge, pairs, "judge", 1))[:, :, 0]
         if self.heldout is not None:
@@ -279,14 +282,15 @@ class PolicyRun:
                 result.kl_WP = placed(found[:, :1] - own[:, :1])[:, :, 0]
         return result
 
-    def _chosen(self, written: list[list[Answer]], weights_PK: NDArray) -> list[str | None]:
+    def _chosen(self, written: list[list[Answer]], weights_PK: NDArray) -> list[Answer | None]:
         """Of each prompt's candidates the one that the panel's weighted sum prefers; None where all failed."""
-        listed = [(p, a.text) for p, mine in enumerate(written) for a in mine if a.text is not None]
+        listed = [(p, a) for p, mine in enumerate(written) for a in mine if a.text is not None]
         if all(len(mine) == 1 for mine in written):
             single = dict(listed)
             return [single.get(p) for p in range(len(written))]
-        z, of_prompt = self.z(listed), np.array([p for p, _ in listed])
-        chosen: list[str | None] = []
+        z = self.z([(p, str(answer.text)) for p, answer in listed])
+        of_prompt = np.array([p for p, _ in listed])
+        chosen: list[Answer | None] = []
         for p in range(len(written)):
             rows = np.flatnonzero(of_prompt == p)
             best = best_answer(z[rows], weights_PK[p]) if len(rows) else None
@@ -345,8 +349,8 @@ class PolicyRun:
         for w, weights in enumerate(self.weights_WK):
             rows = np.tile(weights, (len(self.prompts), 1))
             chosen = self._chosen(written, rows)
-            there = [p for p, text in enumerate(chosen) if text is not None]
-            best_WPK[w, there] = self.z([(p, str(chosen[p])) for p in there])
+            there = [(p, str(answer.text)) for p, answer in enumerate(chosen) if answer is not None]
+            best_WPK[w, [p for p, _ in there]] = self.z(there)
         once = np.ones((1, len(self.prompts)))
         points = point_means(in_units(stats, best_WPK), once)[0]
         points = points[np.isfinite(points).all(axis=1)]

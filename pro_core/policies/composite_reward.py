@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pro_core.objectives import Prompt
 from pro_core.policies.online import NEED_ADAPTER, goal_source
 from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.formats import scored_text
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import (
     AdapterWeights,
@@ -196,6 +197,6 @@ def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
 
 
 def text_of(completion: Any) -> str:
-    """A completion as text: TRL gives conversations a list with one message."""
+    """A completion's answer, without its thought: TRL gives conversations a list with one message."""
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return (text or "").encode("utf-8", "replace").decode()
+    return scored_text(text or "")

@@ -21,18 +21,16 @@ import numpy as np
 import requests
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pro_core.artefacts import Artefact
-from pro_core.conditioned import PolicyConfig, check_replaceable
+from pro_core.conditioned import PolicyConfig, check_replaceable, load_tokenizer
 from pro_core.conditioning import Condition
 from pro_core.generation.base import GenerationError, checked
-from pro_core.generation.chat import fit, has_template, without_marks
-from pro_core.loading import SAFE
+from pro_core.generation.chat import fit, has_template, readable
 from pro_core.objectives import Message
-from pro_core.packaged import resolve_policy
 from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
@@ -166,16 +164,16 @@ class MorlhfRun:
         return rows, left_out
 
     def _fitted(self, prompt: Sequence[Message]) -> list[Message] | None:
-        """The conversation as it will be read in generation: the oldest turns left out until it fits, no text that the
-        template would take for its own marks. None where the last message alone is too long."""
+        """The conversation as it will be read in generation: the oldest turns left out until it fits, in a form that
+        the template takes, and no text that it would take for its own marks. None where the last message alone is too
+        long."""
         messages = checked(prompt)
         try:
             _, dropped = fit(self.tokenizer, messages, self.max_prompt)
         except GenerationError:
             return None
         system = [m for m in messages[:1] if m["role"] == "system"]
-        kept = [*system, *messages[len(system) + dropped :]]
-        return [m | {"content": without_marks(self.tokenizer, m["content"])} for m in kept]
+        return readable(self.tokenizer, [*system, *messages[len(system) + dropped :]])
 
     def reward(self) -> WeightedReward:
         """The run's reward function, over its own prompts."""
@@ -333,7 +331,7 @@ class MorlhfRun:
 
 def _tokenizer(model: str):
     try:
-        return AutoTokenizer.from_pretrained(resolve_policy(model), padding_side="left", **SAFE)
+        return load_tokenizer(model)
     except Exception as error:  # every loader has exceptions of its own
         raise ConfigError(f"cannot load the model {model!r}: {first_line(error)}") from error
 

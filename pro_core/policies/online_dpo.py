@@ -22,7 +22,7 @@ from pro_core.artefacts import Artefact
 from pro_core.data import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
-from pro_core.policies.rollouts import failures, sample
+from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
 from pro_core.policies.stages import POLICY, ROLLOUTS, stage
 from pro_core.storage import content_hash, write_jsonl
@@ -98,6 +98,7 @@ class OnlineDpoRun(MorlhfRun):
             return {
                 "completions": len(found),
                 "empty": sum(not r.text for r in written),
+                "cut": cut_share(found),
                 "skipped": missing + len(found) - len(written),
                 "new_tokens": count,
                 "log": logged,
@@ -168,11 +169,11 @@ class OnlineDpoRun(MorlhfRun):
 
 def best_and_worst(scored: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     """Of each prompt the completions with the highest and the lowest total, as ``{"row", "chosen", "rejected"}``; and
-    how many prompts gave none: fewer than two completions with a reward, or all of one."""
+    how many prompts gave none: fewer than two completions with a reward and a text, or all of one reward."""
     of_prompt: dict[int, list[dict[str, Any]]] = {}
     for line in scored:
         of_prompt.setdefault(line["prompt"], [])
-        if line["total"] is not None:
+        if line["total"] is not None and line["text"].strip():
             of_prompt[line["prompt"]].append(line)
     pairs = []
     for lines in of_prompt.values():

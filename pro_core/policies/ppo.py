@@ -247,6 +247,7 @@ class PpoLoop:
         metrics |= {
             "kl": away.sum(-1).mean().item(),
             "completions/mean_length": mask.sum(-1).mean().item(),
+            "completions/clipped_ratio": (end.sum(-1) == 0).float().mean().item(),
         }
         if scored.any():
             metrics["reward"] = totals[scored].mean().item()

@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pro_core.data import read_jsonl, render_messages
-from pro_core.generation.base import EMPTY_ANSWER, GenerationSettings, Generator, collect
+from pro_core.generation.base import (
+    EMPTY_ANSWER,
+    Finish,
+    GenerationSettings,
+    Generator,
+    collect,
+)
 from pro_core.objectives import Message
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import ConfigError, main_process, wait_for_all
@@ -25,13 +31,17 @@ TRIES = 3
 class Response:
     """One response: to which prompt (its row), which of the G, its text, and what went wrong if it failed.
 
-    An empty text is no failure: the policy wrote it, and must be told what it is worth.
+    An empty text is no failure: the policy wrote it, and must be told what it is worth. The thought before the answer
+    is ``reasoning``, never scored and never learned; one that leaves no answer is a failure. ``finish`` says how the
+    answer ended, see :data:`pro_core.generation.base.Finish`.
     """
 
     prompt: int
     sample: int
     text: str
     error: str | None = None
+    reasoning: str = ""
+    finish: Finish | None = None
 
 
 def sample(
@@ -75,11 +85,11 @@ def sample(
             seed = int(content_hash([identity, attempt, c])[:8], 16) % 2**31
             batch = [conversations[p] for p, _ in chunk]
             written = collect(generator, batch, replace(settings, seed=seed))
-            rows = [
-                {"prompt": p, "sample": g, "text": w.text, "error": w.error if w.failed else None}
+            responses = [
+                Response(p, g, w.text, w.error if w.failed else None, w.reasoning, w.finish)
                 for (p, g), w in zip(chunk, written, strict=True)
             ]
-            write_jsonl(file, rows)
+            write_jsonl(file, map(vars, responses))
             if on_progress:
                 on_progress(sum(map(len, chunks[: c + 1])), len(todo))
         wait_for_all()  # every process has written its chunks, or has found them
@@ -100,6 +110,12 @@ def sample(
             f"not one of {len(wanted)} responses was written: {reason} The next run tries again"
         )
     return [found[key] for key in wanted]
+
+
+def cut_share(responses: Sequence[Response]) -> float:
+    """Of the responses that did not fail, the share that was cut by the token limit or a filter."""
+    written = [response for response in responses if response.error is None]
+    return sum(r.finish in ("length", "filter") for r in written) / max(1, len(written))
 
 
 def failures(responses: Sequence[Response]) -> list[dict]:

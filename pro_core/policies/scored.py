@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pro_core.adapter import PreferenceAdapter
+from pro_core.conditioned import load_tokenizer
 from pro_core.data import LabelledResponse
 from pro_core.data_sources import default_data_dir, load_prompts, load_texts
-from pro_core.loading import SAFE
 from pro_core.objectives import Message
-from pro_core.packaged import resolve_policy
 from pro_core.rewards.calibration import RewardStats, text_lengths
+from pro_core.rewards.formats import scored_text
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
@@ -69,7 +69,7 @@ class ScoredData:
         data_dir = recipe["data_dir"] or default_data_dir()
         panel, names, adapter = load_panel(recipe)
         responses = [
-            replace(r, response=r.response.encode("utf-8", "replace").decode().strip())
+            replace(r, response=scored_text(r.response).strip())
             for r in load_texts(recipe["data"], data_dir)
             if r.split == "train" and r.prompt and r.prompt[-1]["role"] == "user"
         ]
@@ -106,9 +106,7 @@ class ScoredData:
 
     @cached_property
     def _tokenizer(self):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(resolve_policy(self.model), **SAFE)
+        return load_tokenizer(self.model)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return (

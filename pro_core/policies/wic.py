@@ -31,7 +31,7 @@ from pro_core.policies.online import (
     distance,
     offline_mask,
 )
-from pro_core.policies.rollouts import failures, sample
+from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.scored import ScoredData, score
 from pro_core.policies.sft import Row, fine_tune
 from pro_core.policies.stages import (
@@ -166,6 +166,7 @@ class WicRun:
                 "prompts": len(plan),
                 "responses": len(written),
                 "empty": sum(not r.text for r in written),
+                "cut": cut_share(responses),
                 "failed_prompts": len(failed),
             } | {"new_tokens": count}
 
@@ -310,6 +311,8 @@ class WicRun:
         else:
             kept = accept_weighted(z, asked[rows], rows.tolist(), s["quantile"], self.totals)
         whole = np.isfinite(z).all(axis=1)
+        # An empty answer was told what it is worth; as a text there is nothing in it to learn.
+        kept &= np.array([bool(r["text"].strip()) for r in written], dtype=bool)
         self.totals += weighted_sum(z[whole], asked[rows[whole]]).tolist()
         away = np.full(len(z), np.nan)
         away[whole] = distance(self.condition, goals, rows[whole], z[whole])
