@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -29,6 +29,7 @@ from pro_core.storage import (
     quiet_loading,
     read_config,
     write_config,
+    write_tensors,
 )
 
 FORMAT = "pro-reward-model"
@@ -107,11 +108,19 @@ def new_reward_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **SAFE)
         kind = AutoModel if pooling == "mean" else AutoModelForSequenceClassification
         with quiet_loading():
-            model = kind.from_pretrained(source, config=config, dtype=torch.float32, **SAFE_MODEL)
+            model, found = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **SAFE_MODEL,
+            )
         match_tokenizer(model, tokenizer)
     except Exception as error:  # every loader has exceptions of its own
         reason = loading_failure(error, source)
         raise StorageError(f"cannot load the base model {base!r}: {reason}") from error
+    # What the base lacks is random (the heads; the pooler of a language model's BERT), so it is trained and saved.
+    fresh = [p for name, p in model.named_parameters() if name in found["missing_keys"]]
     if pooling == "mean":
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used, so it must not wait for gradients
@@ -127,6 +136,8 @@ def new_reward_model(
         keep = trainable_names(model, upper_layers if method == "upper" else 0)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in keep)
+    for parameter in fresh:
+        parameter.requires_grad_(True)
     return model, tokenizer
 
 
@@ -159,7 +170,7 @@ def save_reward_model(model, folder: str | Path, recipe: dict[str, Any]) -> None
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    save_file(trained, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", trained)
     settings = {"format": FORMAT, **recipe, "versions": library_versions()}
     write_config(folder, "reward_model.json", settings)
 
@@ -217,33 +228,34 @@ def _load_classifier(source: str, revision: str | None, outputs: int | None):
 
     resolved = resolve_encoder(source)
     tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, **SAFE)
-    model, missing = _classifier(resolved, revision, outputs)
-    if missing:
-        raise ValueError(f"its checkpoint lacks {missing[0]}, so it is no reward model")
-    match_tokenizer(model, tokenizer)
-    return model, tokenizer
-
-
-def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple[Any, list[str]]:
-    """A model of transformers', and the parameters that its files lack: they are random numbers, as scores would be."""
-    from transformers import AutoModelForSequenceClassification
-
-    settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
-    with quiet_loading():
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # refused below, in words
-            output_loading_info=True,
-            **settings,
-            **SAFE_MODEL,
-        )
+    model, found = _classifier(resolved, revision, outputs)
+    # What is missing would be random numbers, and so would the scores.
     for name, there, expected in found["mismatched_keys"]:
         raise ValueError(
             f"its {name} has the shape {tuple(there)}, expected {tuple(expected)}: give the spec the number of outputs"
         )
-    return model, sorted(found["missing_keys"])
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])[0]
+        raise ValueError(f"its checkpoint lacks {missing}, so it is no reward model")
+    match_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple[Any, dict]:
+    """A model of transformers', and what its files lack or have in another shape."""
+    from transformers import AutoModelForSequenceClassification
+
+    settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
+    with quiet_loading():
+        return AutoModelForSequenceClassification.from_pretrained(
+            source,
+            revision=revision,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the caller refuses them, in words
+            output_loading_info=True,
+            **settings,
+            **SAFE_MODEL,
+        )
 
 
 # ---------------------------------------------------------------- what PEFT saved
@@ -266,7 +278,7 @@ def _peft_folder(source: str, revision: str | None) -> Path | None:
 
 
 def _load_peft(folder: Path, outputs: int | None):
-    """The base that an adapter names, with the adapter merged into it; the head is the adapter's, else the base's."""
+    """The base that an adapter names, with the adapter merged into it, and the adapter's own head."""
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import AutoTokenizer
 
@@ -279,16 +291,19 @@ def _load_peft(folder: Path, outputs: int | None):
     saved = load_file(folder / PEFT_FILE)  # where it is missing, PEFT itself would take a pickle
     head = re.compile(rf"\b(?:{'|'.join(HEADS)})\.(?:out_proj\.)?weight$")
     rows = [tensor.shape[0] for name, tensor in saved.items() if head.search(name)]
+    if not rows:
+        raise ValueError(f"its {PEFT_FILE} has no head, so it is no reward model")
     where = str(folder / base) if (folder / base).is_dir() else resolve_encoder(base)
-    count = outputs or (rows[0] if rows else None)
     try:
-        model, missing = _classifier(where, config.get("revision"), count)
+        model, found = _classifier(where, config.get("revision"), outputs or rows[0])
     except Exception as error:  # every loader has exceptions of its own
         raise ValueError(f"its base {base!r}: {loading_failure(error, where)}") from error
-    there = {PEFT_PREFIX + name for name in model.state_dict() if name not in missing}
+    # What neither has would be random numbers: the head always, and a pooler where the base is a language model.
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if lacking := {name for name in lacking if PEFT_PREFIX + name not in saved}:
+        raise ValueError(f"neither its {PEFT_FILE} nor its base {base!r} has {min(lacking)}")
     adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
-    wanted = set(get_peft_model_state_dict(adapted)) | {PEFT_PREFIX + name for name in missing}
-    if amiss := sorted(wanted - set(saved) - there) + sorted(set(saved) - wanted):
+    if amiss := sorted(set(get_peft_model_state_dict(adapted)) ^ set(saved)):
         raise ValueError(f"its {PEFT_FILE} does not fit {base!r} ({amiss[0]})")
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = AutoTokenizer.from_pretrained(str(folder) if own else where, **SAFE)
