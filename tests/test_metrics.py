@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pro_core.data import PreferencePair
 from pro_core.evaluation.adapters import compare, control_weights, safety_rates
-from pro_core.evaluation.cards import grade, write_panel_card
+from pro_core.evaluation.cards import grade
 from pro_core.evaluation.metrics import (
     accuracy_with_interval,
     correct,
@@ -21,9 +22,13 @@ from pro_core.evaluation.report import (
     result_row,
     write_rows,
 )
-from pro_core.evaluation.reward_models import length_report
-from pro_core.evaluation.tables import length_table
-from pro_core.rewards.calibration import RewardStats
+from pro_core.evaluation.reward_models import bag_of_words, length_report
+from pro_core.evaluation.tables import (
+    adapter_table,
+    judges_table,
+    length_table,
+    reward_models_table,
+)
 
 NAMES = ("helpful", "harmless")
 
@@ -54,6 +59,18 @@ def test_the_interval_counts_prompts_not_pairs():
     assert copies[1] - copies[0] < 0.05
     with pytest.raises(ValueError, match="no pairs"):
         accuracy_with_interval([], [])
+
+
+@pytest.mark.parametrize(
+    ("margins", "interval"),
+    [([1], [0.207, 1]), ([1, 1, 1, 1], [0.510, 1]), ([-1] * 4, [0, 0.490]), ([0], [0.055, 0.945])],
+)
+def test_prompts_that_all_agree_still_leave_doubt(margins, interval):
+    """Drawn again they are all the same: the interval is Wilson's, not a point."""
+    measured = accuracy_with_interval(margins, list("abcd")[: len(margins)])
+    assert measured["ci95"] == pytest.approx(interval, abs=5e-4)
+    pairs = accuracy_with_interval(margins * 50, ["one prompt"] * 50 * len(margins))
+    assert pairs["ci95"] == accuracy_with_interval(margins[:1], ["one prompt"])["ci95"]
 
 
 def test_the_macro_accuracy_is_over_groups_in_every_resample():
@@ -148,6 +165,49 @@ def test_result_rows_replace_their_own_and_keep_the_others(tmp_path):
     assert {r["seed"]: r["metrics"]["accuracy"] for r in read_rows(path)} == {0: 0.7, 1: 0.5}
 
 
+def test_what_a_baseline_cannot_measure_is_said_in_the_table():
+    measured = {
+        "ci95": [0.4, 0.6],
+        "accuracy": 0.5,
+        "n": 9,
+        "length_correlation": 0.0,
+        "equal_length": None,
+    }
+    panel = panel_row("judges", "panel (full)", 0, "test", {"a": measured, "b": measured}, "r", 0)
+    longer = panel_row("judges", "longer wins", 0, "test", {"b": measured}, "r", 0)
+    assert judges_table([longer, panel]).splitlines()[2:] == [
+        "| r | a (9 pairs) | 0.500 (0.400 to 0.600) | not measured | not measured |",
+        "| r | b (9 pairs) | 0.500 (0.400 to 0.600) | not measured | 0.500 (0.400 to 0.600) |",
+    ]
+    table = reward_models_table([longer, panel])
+    assert "| longer wins | not measured | 0.500 (0.400 to 0.600) |" in table
+
+
+def test_a_source_called_like_an_objective_does_not_take_its_column():
+    metrics = {"accuracy_helpful": 0.9, "accuracy_source_helpful": 0.1}
+    rows = [result_row("adapter", "uniform", 0, "test", 4, {"accuracy": 0.9} | metrics)]
+    head, _, line = adapter_table(rows).splitlines()
+    assert head.startswith("| weights | average | helpful | hh alone") and "0.100" not in line
+
+
+def one_word_pairs(*texts):
+    prompt = [{"role": "user", "content": "Q"}]
+    return [PreferencePair(prompt, a, b, "helpful") for a, b in texts]
+
+
+@pytest.mark.parametrize("texts", [[], [("gladly", "no")], [("one", "two"), ("three", "four")]])
+def test_a_bag_of_too_few_words_measures_nothing(texts):
+    assert bag_of_words(one_word_pairs(*texts), one_word_pairs(("gladly", "no"))) is None
+
+
+def test_a_bag_of_words_learns_from_two_pairs():
+    train = one_word_pairs(("gladly so", "no no"), ("gladly not", "no way"), ("gladly", "no"))
+    assert bag_of_words(train, one_word_pairs(("gladly", "no"), ("no", "gladly"))) == pytest.approx(
+        [m := bag_of_words(train, one_word_pairs(("gladly", "no")))[0], -m]
+    )
+    assert m > 0
+
+
 def test_a_section_of_the_readme_is_replaced():
     text = "a\n<!-- t -->\nold\n<!-- /t -->\nb"
     assert replace_section(text, "t", r"new \1") == "a\n<!-- t -->\nnew \\1\n<!-- /t -->\nb"
@@ -172,42 +232,20 @@ def test_what_never_changes_correlates_with_nothing(margins, chosen):
     assert length_report(margins, chosen, [9, 9, 9], list("abc"))["length_correlation"] == 0.0
 
 
-def held_out(lengths=True):
-    table = scored([("a", "s", "helpful", (1, 0)), ("b", "s", "helpful", (-1, 0))])
-    table["split"], table["fold"], table["constructed"] = "test", -1, False
-    if lengths:
-        table["length_chosen"], table["length_rejected"] = [20, 10], [10, 10]
+def held_out():
+    margins = (1, -1, 0)
+    table = scored([(p, "s", "helpful", (m, 0)) for p, m in zip("abc", margins, strict=True)])
+    table["split"], table["fold"], table["constructed"], table["ungraded"] = "test", -1, False, ""
+    table["length_chosen"], table["length_rejected"] = [20, 10, 10], [10, 10, 9]
     return table
 
 
-class Panel:
-    objective_names = NAMES
-
-    def __init__(self, accuracy, stats):
-        self.accuracy, self.stats = accuracy, stats
-
-    def require_stats(self):
-        return self.stats
-
-
-def test_the_card_says_what_scores_owe_to_length_and_what_was_not_measured(tmp_path):
-    """An objective with held-out pairs, one without, a constant reward."""
-    recipe = {"model": "m", "shared_trunk": True, "method": "full", "max_length": 9, "seed": 0}
-    stats = RewardStats.fit([[1, 2], [3, 2]], NAMES, "two texts")
-    accuracy = grade(held_out(), NAMES, "test")
-    assert accuracy["helpful"]["length_correlation"] == pytest.approx(1)
-    write_panel_card(tmp_path, Panel(accuracy, stats), recipe, [], held_out())
-    card = (tmp_path / "README.md").read_text()
-    assert "| helpful | 0.500 |" in card and "| +1.00 | 0.000 (1 pairs) |" in card
-    assert "| harmless | not measured |" in card
-    assert "The same score for every text of the reference set: harmless." in card
-    assert "keep what they owe to length" in card
-    removed = RewardStats.fit([[1, 2], [3, 2]], NAMES, "", [1, 9], ["a", "a"])
-    old = grade(held_out(lengths=False), NAMES, "test")  # a table from before lengths were kept
-    assert "length_correlation" not in old["helpful"]
-    write_panel_card(tmp_path, Panel(old, removed), recipe, [], held_out())
-    card = (tmp_path / "README.md").read_text()
-    assert "| not measured | not measured |" in card and "without their length component" in card
+def test_two_pairs_say_nothing_about_length():
+    assert length_report([1, -1], [20, 10], [10, 10], ["a", "b"])["length_correlation"] is None
+    row = panel_row(
+        "length", "panel, length kept", 0, "test", grade(held_out()[:2], NAMES, "test"), "", 1.0
+    )
+    assert "| helpful | length kept | not measured | 0.500 (" in length_table([row])
 
 
 def test_a_baseline_has_a_recipe_only_beside_a_judge():
@@ -223,8 +261,8 @@ def test_a_baseline_has_a_recipe_only_beside_a_judge():
 def test_a_panels_row_and_the_table_of_length():
     report = grade(held_out(), NAMES, "test")
     row = panel_row("length", "panel, length kept", 0, "test", report, "r.yaml", 1.0)
-    assert row["n"] == 2 and row["config"] == "r.yaml"
-    assert row["metrics"]["pairs_equal_length_helpful"] == 1
+    assert row["n"] == 3 and row["config"] == "r.yaml"
+    assert row["metrics"]["pairs_equal_length_helpful"] == 2
     table = length_table([row])
-    assert "| helpful | length kept | +1.00 | 0.500 (" in table and "1 pairs |" in table
+    assert "| helpful | length kept | +1.00 | 0.500 (" in table and "2 pairs |" in table
     assert length_table([row | {"split": "validation"}]) == ""

@@ -21,6 +21,7 @@ from pro_core.evaluation.cards import write_classifier_card
 from pro_core.evaluation.classifier import (
     classifier_rows,
     grade_levels,
+    graded_responses,
     majority_class,
     prediction_table,
 )
@@ -45,6 +46,7 @@ from pro_core.training import (
 
 REQUIRED = ("objectives", "model", "data", "output")
 OPTIONAL = {
+    "licence": None,  # the classifiers' own, for their cards
     "losses": ["joint"],  # joint, per_head
     "seeds": [0],
     "method": "full",  # full, upper, lora, heads
@@ -115,10 +117,10 @@ def finish(recipe, scales, loss, sources, data: RatedResponses, folder: Path) ->
     classifier.fit_stats([r.prompt for r in sample], [r.response for r in sample], reference)
     predictions = prediction_table(classifier, data.held_out, data.held_out_levels)
     predictions.to_parquet(folder / "predictions.parquet")
-    table = predictions[predictions["split"] == recipe["grade_on"]].reset_index(drop=True)
+    table = graded_responses(predictions, recipe["grade_on"])
     classifier.accuracy = grade_levels(table, scales, loss)
     majority = majority_class(table, scales, data.counts)
-    write_classifier_card(folder, classifier, recipe, sources, majority)
+    write_classifier_card(folder, classifier, recipe, sources, data, majority)
     classifier.save_pretrained(folder)
     for metric, measured in classifier.accuracy.items():
         print(f"{metric} {measured['accuracy']:.3f}, majority {majority[metric]['accuracy']:.3f}")
@@ -130,8 +132,13 @@ def main(recipe_path: str) -> None:
     check_losses(recipe["losses"], scales)
     sources = rated_sources(recipe["data"], recipe["objectives"])
     data = RatedResponses.load(sources, scales, recipe["data_dir"] or default_data_dir())
-    if not any(r.split == recipe["grade_on"] for r in data.held_out):
-        raise DataError(f"no {recipe['grade_on']} responses to grade on")
+    if main_process():
+        for note in data.notes:
+            print(note, flush=True)
+    if not any(r.split == recipe["grade_on"] and not r.ungraded for r in data.held_out):
+        raise DataError(
+            f"no {recipe['grade_on']} responses to grade on, or none whose prompt is not trained on too"
+        )
     for loss, seed, folder in arms(recipe):
         train_model(recipe, scales, loss, seed, data, folder)
         if main_process() and not (folder / "classifier.json").is_file():

@@ -23,7 +23,10 @@ from pro_core.storage import read_config
 from pro_core.training import ConfigError, read_recipe, run_script
 
 REQUIRED = ("policies", "soups")
-OPTIONAL = {"seeds": [0]}  # put in place of {seed} in every folder's name
+OPTIONAL = {
+    "seeds": [0],  # put in place of {seed} in every folder's name
+    "licence": None,  # the soups' own, for their cards
+}
 
 
 def main(recipe_path: str) -> None:
@@ -50,7 +53,7 @@ def main(recipe_path: str) -> None:
             if all((Path(source) / "run.json").is_file() for source in named.values()):
                 records = {k: read_config(source, "run.json", RUN) for k, source in named.items()}
                 if all("algorithm" in record["settings"] for record in records.values()):
-                    write_soup_card(Path(folder), config, records)
+                    write_soup_card(Path(folder), config, records, recipe["licence"])
             how = "mixed as it writes" if weights is None else f"weights {weights}"
             print(f"{folder}: {', '.join(named)}; {how}", flush=True)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pro_core.fingerprints import fingerprint
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.objectives import Message
 from pro_core.training import ConfigError
+from pro_core.training_pairs import TrainedOn
 
 REQUIRED = ("experiment", "panel", "output", "base", "policies")
 OPTIONAL: dict[str, Any] = {
@@ -138,24 +140,30 @@ def held_out_prompts(
     """``count`` prompts of a split, as many from each objective's pairs as there are, in an order that a hash decides.
 
     Conversations that end with an answer are left out: there is nothing to respond to. So are those of more than
-    ``longest`` characters.
+    ``longest`` characters, and, counted, those that stand in rows too that the data's entries train on.
 
     Raises:
         DataError: as the loaders do. ConfigError: fewer prompts than asked for.
     """
+    loaded = [(s, pair) for s in data_sources(list(entries)) for pair in s.load(data_dir)]
+    trained = TrainedOn(pair for source, pair in loaded if pair.split in source.splits)
     by_objective: dict[str, dict[str, list[Message]]] = {}
-    for source in data_sources(list(entries)):
-        for pair in source.load(data_dir):
-            if pair.split == split and pair.prompt and pair.prompt[-1]["role"] == "user":
-                # Half a surrogate pair, which some data has, cannot be written to a file.
-                text = render_messages(pair.prompt).encode("utf-8", "replace").decode()
-                if longest is not None and len(text) > longest:
-                    continue
-                of = by_objective.setdefault(pair.objective, {})
-                of[hashlib.sha256(text.encode()).hexdigest()] = [
-                    m | {"content": m["content"].encode("utf-8", "replace").decode()}
-                    for m in pair.prompt
-                ]
+    left_out = set()
+    for _, pair in loaded:
+        if pair.split == split and pair.prompt and pair.prompt[-1]["role"] == "user":
+            text = render_messages(pair.prompt)
+            if longest is not None and len(text) > longest:
+                continue
+            if pair in trained:
+                left_out.add(text)
+                continue
+            of = by_objective.setdefault(pair.objective, {})
+            of[hashlib.sha256(text.encode()).hexdigest()] = pair.prompt
+    if left_out:
+        print(
+            f"prompts: {len(left_out):,} {split} prompts left out, the data trains on them too",
+            file=sys.stderr,
+        )
     queues = [sorted(prompts.items()) for _, prompts in sorted(by_objective.items())]
     taken: dict[str, list[Message]] = {}
     for turn in range(max(map(len, queues), default=0)):

@@ -62,7 +62,8 @@ def panel_row(
     intervals: dict[str, list[float]] = {}
     for name, a in report.items():
         metrics |= {f"accuracy_{name}": a["accuracy"], f"n_{name}": a["n"]}
-        metrics[f"length_correlation_{name}"] = a["length_correlation"]
+        if a["length_correlation"] is not None:
+            metrics[f"length_correlation_{name}"] = a["length_correlation"]
         intervals[f"accuracy_{name}"] = a["ci95"]
         if a["equal_length"]:
             metrics[f"accuracy_equal_length_{name}"] = a["equal_length"]["accuracy"]

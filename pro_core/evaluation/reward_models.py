@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.evaluation.metrics import accuracy_with_interval
+from pro_core.rewards.batching import encode
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import graded_rows, own_margin, reference_pairs
@@ -58,14 +60,16 @@ def bag_of_words(
     return model.decision_function(differences(test))
 
 
-def length_correlation(margins: ArrayLike, longer: ArrayLike) -> float:
+def length_correlation(margins: ArrayLike, longer: ArrayLike) -> float | None:
     """Spearman correlation, over pairs, of the margin (N,) with how much longer the chosen response is (N,).
 
     Within pairs, so that what a prompt does to the scores and lengths of all its responses does not count. 0 where
-    either is the same for all pairs.
+    either is the same for all pairs; None for fewer than three, of which any two are perfectly correlated.
     """
     from scipy.stats import spearmanr
 
+    if len(np.asarray(margins)) < 3:
+        return None
     if np.ptp(margins) == 0 or np.ptp(longer) == 0:
         return 0.0
     return float(spearmanr(margins, longer).statistic)
@@ -190,3 +194,24 @@ def length_removed(
                 | {"slope": 0.0 if stats.length_slope is None else float(stats.length_slope[k])}
             )
     return measured
+
+
+CUT_SAMPLE = 500
+"""Pairs, at most, of which :func:`share_cut` looks at the texts."""
+
+
+def share_cut(panel: RewardPanel, pairs: Sequence[PreferencePair]) -> float:
+    """The share of texts, of a sample of the pairs, that are longer than what the panel's models read: 0 to 1."""
+    sample = random.Random(0).sample(list(pairs), min(CUT_SAMPLE, len(pairs)))
+    prompts = [p.prompt for p in sample for _ in SIDES]
+    texts = [getattr(p, side) for p in sample for side in SIDES]
+    shares = []
+    for spec in {(s.source, s.input_format, s.max_length) for s in panel.specs if s.source}:
+        source, form, most = spec
+        tokenizer = panel.models[source][1]
+        read, whole = (
+            [len(e["input_ids"]) for e in encode(tokenizer, prompts, texts, form, length)]
+            for length in (most, most + 8)
+        )
+        shares.append(sum(a < b for a, b in zip(read, whole, strict=True)) / len(texts))
+    return max(shares, default=0.0)

@@ -71,6 +71,7 @@ def length_table(rows: Rows) -> str:
     for name in names:
         for r in (r for r in rows if f"n_{name}" in r["metrics"]):
             equal = f"accuracy_equal_length_{name}"
+            correlation = r["metrics"].get(f"length_correlation_{name}")
             shown = "no such pairs"
             if equal in r["metrics"]:
                 pairs = int(r["metrics"][f"pairs_equal_length_{name}"])
@@ -79,7 +80,7 @@ def length_table(rows: Rows) -> str:
                 [
                     name,
                     r["method"].removeprefix("panel, "),
-                    f"{r['metrics'][f'length_correlation_{name}']:+.2f}",
+                    "not measured" if correlation is None else f"{correlation:+.2f}",
                     _interval(r, f"accuracy_{name}"),
                     shown,
                 ]
