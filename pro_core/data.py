@@ -209,7 +209,7 @@ def load_examples(
             left_out[error.reason] += 1
         except NO_EXAMPLE as error:
             raise DataError(broken_record(path, number, row, error)) from None
-    said = [f"{path.name}: {n:,} rows left out, {reason}." for reason, n in left_out.items()]
+    said = [f"{n:,} rows left out, {reason}." for reason, n in left_out.items()]
     if rows and not examples:
         raise DataError(f"{path}: no row is left. {' '.join(said)}")
     if notes is not None:
@@ -236,6 +236,8 @@ def example_of(
         if prompt is None:
             raise ValueError("no field 'prompt', and `chosen` and `rejected` are no conversations")
         named = row.get("objective") or objective
+        if not isinstance(named, str):
+            raise ValueError(f"got {named!r} as 'objective', expected text")
         if not named:
             raise ValueError(
                 "no field 'objective': expected it in every row, or exactly one in the recipe's entry "
@@ -243,15 +245,14 @@ def example_of(
             )
         chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
         for key, text in (("chosen", chosen), ("rejected", rejected)):
-            if is_blank(text):
+            if not text.strip():
                 raise ValueError(f"got {row[key]!r} as {key!r}, expected text")
-        if not isinstance(named, str):
-            raise ValueError(f"got {named!r} as 'objective', expected text")
         common = _common(row, source, default_id, prompt)
-        return PreferencePair(prompt, chosen, rejected, named, **common)
+        return PreferencePair(prompt, chosen, rejected, clean_text(named), **common)
     response = _text(row, "response")
-    extra: Row = {key: row[key] for key in ("prompt_unsafe", "context") if key in row}
-    labels = {name: label for name, label in dict(row["labels"]).items() if label is not None}
+    extra: Row = {key: _clean(row[key]) for key in ("prompt_unsafe", "context") if key in row}
+    given = dict(row["labels"]).items()
+    labels = {_clean(name): _clean(label) for name, label in given if label is not None}
     for name, label in labels.items():  # `behaviour` alone is a word, see `refusal_pairs`
         if name != "behaviour" and not _is_finite(label):
             raise ValueError(f"got the label {name}: {label!r}, expected a finite number, or null")
@@ -275,8 +276,69 @@ def _text(row: Row, key: str) -> str:
     return clean_text(row[key])
 
 
+def _clean(value: Any) -> Any:
+    return clean_text(value) if isinstance(value, str) else value
+
+
 def _is_finite(label: Any) -> bool:
     try:
         return isinstance(label, (bool, int, float)) and math.isfinite(label)
     except OverflowError:  # an integer beyond every float
         return False
+
+
+# ---------------------------------------------------------------- responses alone
+
+
+def load_responses(path: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
+    """Every response of a file, for scoring; its labels are not looked at.
+
+    A record has a ``prompt`` (left out for texts that stand alone) and ``response``, or ``responses`` (a list), or
+    ``chosen`` and ``rejected``, or another form that ``data_formats`` knows. Ids of several responses to one prompt
+    get a number. ``notes`` as in :func:`pro_core.data.load_examples`.
+
+    Raises:
+        DataError: naming the file and the record.
+    """
+    path = Path(path)
+    source = clean_text(path.name.split(".")[0])
+    found = []
+    left_out: Counter[str] = Counter()
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            found += _responses_of(row, source, f"{source}-{number}")
+        except LeftOut as error:
+            left_out[error.reason] += 1
+        except NO_EXAMPLE as error:
+            raise DataError(broken_record(path, number, row, error)) from None
+    if notes is not None:
+        notes += [f"{n:,} rows left out, {reason}." for reason, n in left_out.items()]
+    return found
+
+
+def _responses_of(row: Row, source: str, default_id: str) -> list[LabelledResponse]:
+    rows = [row] if "responses" in row else schema_rows(row)
+    texts = []
+    for record in rows:
+        if "responses" in record:
+            said = record["responses"]
+            if not isinstance(said, list) or not said:
+                raise ValueError(f"got the responses {said!r}, expected texts")
+        elif "chosen" in record:
+            said = [record["chosen"], record["rejected"]]
+        else:
+            said = [record["response"]]
+        texts += [(record, text) for text in said]
+    found = []
+    for i, (record, text) in enumerate(texts):
+        kept = {k: record[k] for k in KEPT if k in record}
+        name = default_id if row.get("id") is None else row["id"]
+        kept |= {"id": f"{name}-{i}" if len(texts) > 1 else name, "response": text, "labels": {}}
+        example = example_of(kept, source, default_id)
+        assert isinstance(example, LabelledResponse)
+        found.append(example)
+    return found
+
+
+KEPT = ("prompt", "split", "licence", "license")
+"""What a response that is to be scored keeps of its row."""

@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.data import (
+    NO_EXAMPLE,
+    SPLITS,
     DataError,
     LabelledResponse,
     PreferencePair,
-    example_of,
+    broken_record,
+    is_blank,
     load_examples,
+    load_responses,
     read_jsonl,
     split_of,
     to_messages,
 )
+from pro_core.data_formats import LeftOut, Row, schema_rows
 from pro_core.objectives import Message, check_objective_names
-from pro_core.pairs import (
-    constructed_humor_pairs,
-    controlled_pairs,
-    harmless_ties,
-    pairs_from_labels,
-    refusal_pairs,
-    unprompted_pairs,
-)
+from pro_core.pairs import KINDS, pairs_of_kind, why_no_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 
 
@@ -42,7 +40,9 @@ class DataSource:
             ``Anthropic/hh-rlhf`` (see :mod:`pro_core.public_sets`).
         kind: ``pairs``, ``labels`` (pairs within one prompt), ``controlled`` (those that agree on all other labels),
             ``refusals``, ``harmless_ties``, ``unprompted`` or ``constructed_humor``; see the function of that name.
-        objectives: which to take; empty for all that a file of pairs has.
+        objectives: which to take; empty for all that a file of pairs has. A mapping says what the file calls each:
+            ``{helpful: helpfulness}``. The ratings of a file are its rows' ``labels`` or fields of that name.
+            Pairs that name no objective are taken under the only one, where there is one only.
         splits: what may be trained on. ``epochs``: how often each of those pairs is seen.
         max_pairs: of each objective and split, the first that many.
         as_objective: one name for all pairs, whatever they were judged by: an overall judge.
@@ -51,7 +51,7 @@ class DataSource:
 
     path: str
     kind: str = "pairs"
-    objectives: tuple[str, ...] = ()
+    objectives: tuple[str, ...] | dict[str, str] = ()
     splits: tuple[str, ...] = ("train",)
     epochs: int = 1
     max_per_prompt: int = 20
@@ -68,32 +68,30 @@ class DataSource:
         Raises:
             DataError: an unknown kind, no pairs, or an objective without any.
         """
-        path, examples = Path(data_dir) / self.path, examples_of(self.path, data_dir)
-        pairs = [e for e in examples if isinstance(e, PreferencePair)]
-        responses = [e for e in examples if isinstance(e, LabelledResponse)]
-        if self.kind == "labels":
-            for name in self.objectives:
-                pairs += pairs_from_labels(responses, name, self.max_per_prompt)
-        elif self.kind == "controlled":
-            for name in self.objectives:
-                pairs += controlled_pairs(responses, name, self.max_per_prompt)
-        elif self.kind == "refusals":
-            pairs = refusal_pairs(responses, self.max_per_prompt)
-        elif self.kind == "harmless_ties":
-            pairs = harmless_ties(responses, self.max_per_prompt)
-        elif self.kind == "unprompted":
-            for name in self.objectives:
-                pairs += unprompted_pairs(responses, name)
-        elif self.kind == "constructed_humor":
-            pairs = constructed_humor_pairs(responses)
-        elif self.kind != "pairs":
-            raise DataError(f"{path}: got the kind {self.kind!r}, expected one of {KINDS}")
+        if self.kind not in KINDS:
+            raise DataError(f"{self.path}: got the kind {self.kind!r}, expected one of {KINDS}")
+        said: list[str] = []
+        pairs, responses = self._examples(data_dir, said)
+        if self.kind == "pairs":
+            said += _counted(
+                len(responses), "labelled responses left out, kind `labels` pairs them"
+            )
+        else:
+            made = pairs_of_kind(self.kind, responses, tuple(self.objectives), self.max_per_prompt)
+            pairs = [*pairs, *made] if self.kind in RATED else made
         if self.objectives:
             pairs = [p for p in pairs if p.objective in self.objectives]
+        told_apart = [p for p in pairs if p.chosen.strip() != p.rejected.strip()]
+        same, pairs = len(pairs) - len(told_apart), told_apart
+        said += _counted(same, "pairs left out, their two completions are the same text")
+        blank = sum(is_blank(p.chosen) or is_blank(p.rejected) for p in pairs)
+        said += _counted(blank, "pairs kept in which a completion shows no text")
         missing = sorted(set(self.objectives) - {p.objective for p in pairs})
         if missing or not pairs:
-            reasons = "".join(f"; {_why_no_pairs(name, responses)}" for name in missing)
-            raise DataError(f"{path}: no pairs for {missing or 'any objective'}{reasons}")
+            reasons = "".join(f"; {why_no_pairs(name, responses)}" for name in missing)
+            where = f"{Path(data_dir) / self.path}: no pairs for {missing or 'any objective'}"
+            raise DataError(" ".join([f"{where}{reasons}.", *said]))
+        _say(notes, self.path, said)
         if self.as_objective:
             pairs = [replace(p, objective=self.as_objective) for p in pairs]
         if self.max_pairs is not None:
@@ -108,27 +106,64 @@ class DataSource:
             pairs = [replace(p, licence=self.licence) for p in pairs]
         return pairs
 
+    def _examples(
+        self, data_dir: str | Path, notes: list[str]
+    ) -> tuple[list[PreferencePair], list[LabelledResponse]]:
+        """The file's pairs and responses under this recipe's names of the objectives."""
+        names = _names_in_file(self.objectives)
+        only = next(iter(names.values())) if len(names) == 1 else ""
+        columns = tuple(names.values()) if self.kind in RATED else ()
+        default = only if names else self.as_objective
+        examples = examples_of(self.path, data_dir, default, columns, notes)
+        pairs = [e for e in examples if isinstance(e, PreferencePair)]
+        responses = [e for e in examples if isinstance(e, LabelledResponse)]
+        if isinstance(self.objectives, dict):
+            pairs = [
+                replace(p, objective=name)
+                for p in pairs
+                for name, in_file in names.items()
+                if p.objective == in_file
+            ]
+            responses = [replace(r, labels=_renamed(r.labels, names)) for r in responses]
+        if self.kind in RATED:
+            rated = set(self.objectives)
+            unrated = sum(rated.isdisjoint(r.labels) for r in responses)
+            notes += _counted(unrated, f"responses have no rating of {', '.join(names)}")
+            texts = {(json.dumps(r.prompt), r.response.strip()) for r in responses}
+            notes += _counted(
+                len(responses) - len(texts),
+                "responses repeat another one to their prompt; a text makes no pair with itself",
+            )
+        return pairs, responses
 
-def licences_of(examples: Iterable[PreferencePair | LabelledResponse]) -> dict[str, list[str]]:
-    """Source -> the licences of its rows, sorted; ``unknown`` stands for rows that name none."""
-    licences: dict[str, set[str]] = {}
-    for example in examples:
-        licences.setdefault(example.source, set()).add(example.licence or "unknown")
-    return {source: sorted(names) for source, names in sorted(licences.items())}
+
+def _counted(count: int, what: str) -> list[str]:
+    return [f"{count:,} {what}."] if count else []
+
+
+def _say(notes: list[str] | None, path: str, sentences: Iterable[str]) -> None:
+    if notes is not None:
+        notes += [f"{path}: {sentence}" for sentence in sentences]
+
+
+RATED = ("labels", "controlled", "unprompted")
+"""The kinds that make pairs of the ratings that ``objectives`` names."""
+
+
+def _names_in_file(objectives: tuple[str, ...] | dict[str, str]) -> dict[str, str]:
+    """Objective -> what the file calls it."""
+    return dict(objectives) if isinstance(objectives, dict) else {name: name for name in objectives}
+
+
+def _renamed(labels: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Labels under the recipe's names of the objectives; the file's others stay, unless such a name hides them."""
+    others = {k: v for k, v in labels.items() if k not in names and k not in names.values()}
+    return others | {name: labels[k] for name, k in names.items() if k in labels}
 
 
 def is_public(path: Path, name: str) -> bool:
     """Whether a recipe's ``path`` is the name of a public set rather than a file in the data folder."""
     return not path.exists() and name in {n for s in PUBLIC_SETS.values() for n in (s.name, s.path)}
-
-
-def _why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
-    labels = Counter(r.labels[objective] for r in responses if objective in r.labels)
-    if not labels:
-        return f"nothing there is labelled {objective!r}"
-    if len(labels) == 1:
-        return f"all {labels.total()} labels {objective!r} are {next(iter(labels))!r}, and a pair needs two that differ"
-    return f"no two responses to one prompt differ in their label {objective!r}"
 
 
 @dataclass(frozen=True)
@@ -159,14 +194,21 @@ class RatedSource:
         Raises:
             DataError: no file, no labelled responses, or a label that none of them has.
         """
+        said: list[str] = []
         rated, found = [], set()
-        for e in examples_of(self.path, data_dir):
-            if isinstance(e, LabelledResponse):
-                labels = {o: e.labels[name] for o, name in self.labels.items() if name in e.labels}
-                found |= set(labels)
-                if labels:
-                    licence = self.licence or e.licence
-                    rated.append(replace(e, labels=labels, licence=licence))
+        left_out: Counter[str] = Counter()
+        for e in examples_of(self.path, data_dir, "", tuple(self.labels.values()), said):
+            if isinstance(e, PreferencePair):
+                left_out["pairs, not rated responses"] += 1
+                continue
+            labels = {o: e.labels[name] for o, name in self.labels.items() if name in e.labels}
+            found |= set(labels)
+            if labels:
+                rated.append(replace(e, labels=labels, licence=self.licence or e.licence))
+            else:
+                left_out["responses without a rating"] += 1
+        said += [f"{n:,} {what} left out." for what, n in left_out.items()]
+        _say(notes, self.path, said)
         missing = sorted(self.labels[o] for o in set(self.labels) - found)
         if missing or not rated:
             raise DataError(
@@ -181,35 +223,61 @@ class RatedSource:
         return [e for i, e in enumerate(rated) if i in kept]
 
 
-def examples_of(path: str, data_dir: str | Path) -> list[PreferencePair | LabelledResponse]:
-    """The examples of a file (absolute, or under ``data_dir``) or, where there is none, of the public set so named."""
+def examples_of(
+    path: str,
+    data_dir: str | Path,
+    objective: str = "",
+    columns: Collection[str] = (),
+    notes: list[str] | None = None,
+) -> list[PreferencePair | LabelledResponse]:
+    """The examples of a file (absolute, or under ``data_dir``) or, where there is none, of the public set so named.
+
+    The other arguments are those of :func:`pro_core.data.load_examples`.
+    """
     file = Path(data_dir) / path
-    return load_public_examples(path) if is_public(file, path) else load_examples(file)
-
-
-KINDS = (
-    "pairs",
-    "labels",
-    "controlled",
-    "refusals",
-    "harmless_ties",
-    "unprompted",
-    "constructed_humor",
-)
+    if is_public(file, path):
+        return load_public_examples(path, notes=notes)
+    return load_examples(file, objective, columns, notes)
 
 
 def data_sources(entries: Sequence[dict[str, Any]]) -> list[DataSource]:
     """A recipe's ``data`` list as sources; a :class:`DataError` names an entry with a wrong key."""
     sources = []
-    for entry in entries:
+    for entry in _checked(entries):
         try:
-            lists: dict[str, Any] = {
-                key: tuple(entry[key]) for key in ("objectives", "splits") if key in entry
-            }
-            sources.append(DataSource(**(entry | lists)))
+            objectives = entry.get("objectives", ())
+            if not isinstance(objectives, dict):
+                objectives = tuple(objectives)
+            sources.append(DataSource(**(entry | {"objectives": objectives})))
         except TypeError as error:
             raise DataError(f"data entry {entry!r}: {error}") from None
     return sources
+
+
+def _checked(entries: Any) -> list[dict[str, Any]]:
+    """The entries of a ``data`` list, their lists as tuples.
+
+    Raises:
+        DataError: no list, an entry that is no mapping, or a text where a list belongs, which would be read by letters.
+    """
+    if not isinstance(entries, (list, tuple)):
+        raise DataError(f"data: got {entries!r}, expected a list such as [{{path: pairs.jsonl}}]")
+    checked = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise DataError(f"data entry {entry!r}: expected a mapping with a `path`")
+        for key in ("objectives", "splits"):
+            if not isinstance(entry.get(key, []), (list, tuple, dict)):
+                raise DataError(
+                    f"data entry {entry!r}: got {entry[key]!r} as `{key}`, expected a list"
+                )
+        splits = tuple(entry.get("splits", ("train",)))
+        if not splits or not set(splits) <= set(SPLITS):
+            raise DataError(
+                f"data entry {entry!r}: got the splits {list(splits)}, expected some of {list(SPLITS)}"
+            )
+        checked.append(entry | {"splits": splits})
+    return checked
 
 
 def rated_sources(
@@ -217,7 +285,7 @@ def rated_sources(
 ) -> list[RatedSource]:
     """As :func:`data_sources`, for the recipe of a classifier; entries may name these ``objectives`` only."""
     sources = []
-    for entry in entries:
+    for entry in _checked(entries):
         labels = entry.get("labels")
         if not labels or not isinstance(labels, (dict, list)):
             raise DataError(
@@ -232,57 +300,20 @@ def rated_sources(
                 f"data entry {entry!r}: got the objectives {unknown}, expected some of {list(objectives)}"
             )
         try:
-            splits = {"splits": tuple(entry["splits"])} if "splits" in entry else {}
-            sources.append(RatedSource(**(entry | splits | {"labels": labels})))
+            sources.append(RatedSource(**(entry | {"labels": labels})))
         except TypeError as error:
             raise DataError(f"data entry {entry!r}: {error}") from None
     return sources
 
 
-def load_responses(path: str | Path) -> list[LabelledResponse]:
-    """Every response of a file, for scoring; its labels are not looked at.
-
-    A record has a ``prompt`` (left out for texts that stand alone) and ``response``, or ``responses`` (a list), or
-    ``chosen`` and ``rejected``. Ids of several responses to one prompt get a number.
-
-    Raises:
-        DataError: naming the file and the record.
-    """
-    source = Path(path).name.split(".")[0]
-    found = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        try:
-            found += _responses_of(row, source, f"{source}-{number}")
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{path}, record {number} (id {row.get('id')!r}): {reason}") from None
-    return found
-
-
-def _responses_of(row: dict[str, Any], source: str, default_id: str) -> list[LabelledResponse]:
-    if "responses" in row:
-        texts = row["responses"]
-    elif "chosen" in row:
-        texts = [row["chosen"], row["rejected"]]
-    else:
-        texts = [row["response"]]
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"got the responses {texts!r}, expected texts")
-    common: dict[str, Any] = {k: row[k] for k in ("prompt", "id", "split") if k in row}
-    common["labels"] = {}
-    found = []
-    for i, text in enumerate(texts):
-        example = example_of(common | {"response": text}, source, default_id)
-        assert isinstance(example, LabelledResponse)
-        found.append(example if len(texts) == 1 else replace(example, id=f"{example.id}-{i}"))
-    return found
-
-
-def load_texts(entries: Sequence[dict[str, Any]], data_dir: str | Path) -> list[LabelledResponse]:
+def load_texts(
+    entries: Sequence[dict[str, Any]], data_dir: str | Path, notes: list[str] | None = None
+) -> list[LabelledResponse]:
     """Every response of a config's ``data`` list, each (prompt, response) once, in the order of the list.
 
     An entry without a ``kind`` is a file of responses (see :func:`load_responses`) or a public set; one
-    with a kind is an entry of a recipe, of whose pairs both completions are taken.
+    with a kind is an entry of a recipe, of whose pairs both completions are taken. ``notes`` as in
+    :meth:`DataSource.load`.
 
     Raises:
         DataError: as the loaders do.
@@ -291,32 +322,25 @@ def load_texts(entries: Sequence[dict[str, Any]], data_dir: str | Path) -> list[
     for entry in entries:
         path = Path(data_dir) / str(entry.get("path"))
         if "kind" in entry:
-            pairs = data_sources([entry])[0].load(data_dir)
+            pairs = data_sources([entry])[0].load(data_dir, notes)
         elif set(entry) != {"path"}:
             raise DataError(
                 f"data entry {entry!r}: expected a path, and more only beside a kind of {KINDS}"
             )
         elif is_public(path, entry["path"]):
-            examples = load_public_examples(entry["path"])
+            said: list[str] = []
+            examples = load_public_examples(entry["path"], notes=said)
+            _say(notes, entry["path"], said)
             pairs = [e for e in examples if isinstance(e, PreferencePair)]
             found += [e for e in examples if isinstance(e, LabelledResponse)]
         else:
-            pairs = []
-            found += load_responses(path)
+            pairs, said = [], []
+            found += load_responses(path, said)
+            _say(notes, entry["path"], said)
         for pair in pairs:
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                identity = f"{pair.id}-{side}"
-                found.append(
-                    LabelledResponse(
-                        pair.prompt,
-                        text,
-                        {},
-                        pair.source,
-                        identity,
-                        pair.split,
-                        licence=pair.licence,
-                    )
-                )
+                alone = LabelledResponse(pair.prompt, text, {}, pair.source, f"{pair.id}-{side}")
+                found.append(replace(alone, split=pair.split, licence=pair.licence))
     unique: dict[tuple[str, str], LabelledResponse] = {}
     for response in found:
         unique.setdefault((json.dumps(response.prompt), response.response), response)
@@ -348,11 +372,14 @@ def load_prompts(
     return list(found.values())
 
 
-def _prompt_of(row: dict[str, Any], path: Path, number: int) -> tuple[list[Message] | None, str]:
+def _prompt_of(row: Row, path: Path, number: int) -> tuple[list[Message] | None, str]:
     try:
-        prompt = to_messages(row["prompt"]) if row.get("prompt") is not None else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}, record {number} (id {row.get('id')!r}): {error}") from None
+        said = schema_rows(row)[0].get("prompt")
+        prompt = to_messages(said) if said is not None else None
+    except LeftOut:  # two conversations that have no prompt in common
+        prompt = None
+    except NO_EXAMPLE as error:
+        raise DataError(broken_record(path, number, row, error)) from None
     return prompt, row.get("split") or (split_of(prompt) if prompt else "")
 
 

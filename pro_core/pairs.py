@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pro_core.data import (
@@ -16,6 +16,47 @@ from pro_core.data import (
     render_messages,
 )
 
+KINDS = (
+    "pairs",
+    "labels",
+    "controlled",
+    "refusals",
+    "harmless_ties",
+    "unprompted",
+    "constructed_humor",
+)
+"""What a recipe may make of a file: take its pairs as they are, or pair its responses."""
+
+
+def pairs_of_kind(
+    kind: str, responses: Sequence[LabelledResponse], objectives: Sequence[str], max_per_prompt: int
+) -> list[PreferencePair]:
+    """Pairs of one of the :data:`KINDS`, ``pairs`` aside; see the function that each calls."""
+    match kind:
+        case "labels":
+            made = [pairs_from_labels(responses, name, max_per_prompt) for name in objectives]
+        case "controlled":
+            made = [controlled_pairs(responses, name, max_per_prompt) for name in objectives]
+        case "unprompted":
+            made = [unprompted_pairs(responses, name) for name in objectives]
+        case "refusals":
+            made = [refusal_pairs(responses, max_per_prompt)]
+        case "harmless_ties":
+            made = [harmless_ties(responses, max_per_prompt)]
+        case "constructed_humor":
+            made = [constructed_humor_pairs(responses)]
+    return [pair for pairs in made for pair in pairs]
+
+
+def why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
+    """Half a sentence: why responses made no pairs of an objective."""
+    labels = Counter(r.labels[objective] for r in responses if objective in r.labels)
+    if not labels:
+        return f"nothing there is labelled {objective!r}"
+    if len(labels) == 1:
+        return f"all {labels.total()} labels {objective!r} are {next(iter(labels))!r}, and a pair needs two that differ"
+    return f"no two responses to one prompt differ in their label {objective!r}"
+
 
 def pairs_from_labels(
     responses: Iterable[LabelledResponse],
@@ -24,6 +65,8 @@ def pairs_from_labels(
     seed: int = 0,
 ) -> list[PreferencePair]:
     """Pairs of responses to one prompt whose label ``objective`` differs, the higher label chosen.
+
+    One text that was labelled twice makes no pair with itself.
 
     At most ``max_per_prompt`` pairs a prompt, drawn by a generator seeded with the seed and the prompt,
     so that one prompt's pairs do not depend on the others in the list.
@@ -35,7 +78,11 @@ def pairs_from_labels(
     pairs = []
     for (_, text), rows in by_prompt.items():
         candidates = [
-            (a, b) for a in rows for b in rows if a.labels[objective] > b.labels[objective]
+            (a, b)
+            for a in rows
+            for b in rows
+            if a.labels[objective] > b.labels[objective]
+            and a.response.strip() != b.response.strip()
         ]
         if len(candidates) > max_per_prompt:
             drawn = random.Random(f"{seed}:{objective}:{text}")

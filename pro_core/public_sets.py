@@ -14,14 +14,32 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pro_core.data import DataError, LabelledResponse, PreferencePair, example_of, split_of
+from pro_core.data import (
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    clean_text,
+    example_of,
+    split_of,
+)
+from pro_core.data_formats import (
+    HELPSTEER_RATINGS,
+    LeftOut,
+    Row,
+    helpsteer_prompt,
+    split_transcripts,
+    ultrafeedback_rows,
+)
 
-Row = dict[str, Any]
+CONVERSION = 2
+"""Counts up when a set's rows become other records; files that were prepared before are made again."""
+
 SplitRows = Iterable[tuple[str, Row]]
 """Rows with the name of the source's split that each stands in."""
 
@@ -44,7 +62,7 @@ class PublicSet:
 
 def _pair(objective: str, prompt: str, chosen: str, rejected: str) -> Iterator[Row]:
     """A record, or nothing where a text is empty or the two completions are the same."""
-    prompt, chosen, rejected = prompt.strip(), chosen.strip(), rejected.strip()
+    prompt, chosen, rejected = (clean_text(t).strip() for t in (prompt, chosen, rejected))
     if prompt and chosen and rejected and chosen != rejected:
         yield {"objective": objective, "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -52,40 +70,32 @@ def _pair(objective: str, prompt: str, chosen: str, rejected: str) -> Iterator[R
 def _response(
     prompt: str | None, response: str, labels: dict[str, Any], **extra: Any
 ) -> Iterator[Row]:
-    response = response.strip()
+    response = clean_text(response).strip()
     if prompt is not None:
-        prompt = prompt.strip()
+        prompt = clean_text(prompt).strip()
         extra = {"prompt": prompt, **extra}
     if response and labels and prompt != "":
         yield {**extra, "response": response, "labels": labels}
 
 
 def hh_rlhf(rows: SplitRows) -> Iterator[Row]:
-    """Two transcripts that differ in their last assistant turn; those that part earlier are left out.
+    """Two transcripts that differ in their last turn, the assistant's; those that part earlier or go on are left out.
 
     The two parts, helpful and harmless, are read as splits of those names.
     """
     for objective, row in rows:
-        prompt, mark, chosen = row["chosen"].rpartition("\n\nAssistant:")
-        if mark and row["rejected"].startswith(prompt + mark):
-            rejected = row["rejected"][len(prompt + mark) :]
-            if "\n\nHuman:" not in rejected:
-                yield from _pair(objective, prompt, chosen, rejected)
-
-
-ULTRAFEEDBACK_RATINGS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+        try:
+            prompt, chosen, rejected = split_transcripts(row["chosen"], row["rejected"])
+        except LeftOut:
+            continue
+        yield from _pair(objective, prompt, chosen, rejected)
 
 
 def ultrafeedback(rows: SplitRows) -> Iterator[Row]:
     """Four ratings, 1 to 5, of each of four completions. ``N/A`` ratings are left out."""
     for _, row in rows:
-        for completion in row["completions"]:
-            ratings = {
-                name: (completion["annotations"].get(name) or {}).get("Rating")
-                for name in ULTRAFEEDBACK_RATINGS
-            }
-            labels = {k: int(v) for k, v in ratings.items() if v is not None and str(v).isdigit()}
-            yield from _response(row["instruction"], completion["response"], labels)
+        for rated in ultrafeedback_rows(row):
+            yield from _response(rated["prompt"], rated["response"], rated["labels"])
 
 
 def ultrafeedback_binarized(rows: SplitRows) -> Iterator[Row]:
@@ -107,23 +117,11 @@ def summarize_from_feedback(rows: SplitRows) -> Iterator[Row]:
             yield from _pair("summary", f"Summarize this text.\n\n{text}", chosen, rejected)
 
 
-HELPSTEER_RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-
-
 def helpsteer2(rows: SplitRows) -> Iterator[Row]:
-    """Five ratings, 0 to 4. Later turns are marked ``<extra_id_1>User`` and ``<extra_id_1>Assistant``."""
+    """Five ratings, 0 to 4, of an answer to a prompt or a conversation."""
     for _, row in rows:
-        prompt = row["prompt"]
-        if "<extra_id_1>" in prompt:
-            first, *later = prompt.split("<extra_id_1>")
-            turns = [f"Human: {first.strip()}"]
-            for turn in later:
-                who, _, said = turn.partition("\n")
-                speaker = "Human" if who.strip() == "User" else "Assistant"
-                if said.strip():
-                    turns.append(f"{speaker}: {said.strip()}")
-            prompt = "\n\n".join(turns)
-        yield from _response(prompt, row["response"], {k: int(row[k]) for k in HELPSTEER_RATINGS})
+        labels = {name: int(row[name]) for name in HELPSTEER_RATINGS}
+        yield from _response(helpsteer_prompt(row["prompt"]), row["response"], labels)
 
 
 def truthfulqa(rows: SplitRows) -> Iterator[Row]:
@@ -236,7 +234,10 @@ PUBLIC_SETS: dict[str, PublicSet] = {
 
 
 def load_public_records(
-    name: str, source: str | Path | None = None, limit: int | None = None
+    name: str,
+    source: str | Path | None = None,
+    limit: int | None = None,
+    counts: Counter[str] | None = None,
 ) -> Iterator[Row]:
     """Records of one set, in the source's order, without repetitions.
 
@@ -244,6 +245,7 @@ def load_public_records(
         name: a key of :data:`PUBLIC_SETS`.
         source: a local copy of the set's folder; its hub name or address by default.
         limit: at most so many records.
+        counts: counts the source's ``rows`` that were read, and the ``repeated`` records among theirs.
 
     Raises:
         DataError: an unknown name, a source that cannot be reached or read, rows of another form.
@@ -251,14 +253,16 @@ def load_public_records(
     if name not in PUBLIC_SETS:
         raise DataError(f"got the set {name!r}, expected one of {', '.join(PUBLIC_SETS)}")
     public = PUBLIC_SETS[name]
+    counts = Counter() if counts is None else counts
     seen = set()
     try:
-        for record in public.convert(_rows(public, source)):
+        for record in public.convert(_counted(_rows(public, source), counts)):
             prompt = record.get("prompt")
             told_apart_by = ("objective", "prompt", "chosen", "rejected", "response")
             identity = "\x1f".join(str(record.get(key)) for key in told_apart_by)
             digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
             if digest in seen:
+                counts["repeated"] += 1
                 continue
             seen.add(digest)
             if limit is not None and len(seen) > limit:
@@ -275,6 +279,12 @@ def load_public_records(
             f"{name}: the rows of {source or public.path} have another form than expected "
             f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _counted(rows: SplitRows, counts: Counter[str]) -> Iterator[tuple[str, Row]]:
+    for row in rows:
+        counts["rows"] += 1
+        yield row
 
 
 def _rows(public: PublicSet, source: str | Path | None) -> Iterator[tuple[str, Row]]:
@@ -299,13 +309,22 @@ def _rows(public: PublicSet, source: str | Path | None) -> Iterator[tuple[str, R
 
 
 def load_public_examples(
-    name: str, source: str | Path | None = None, limit: int | None = None
+    name: str,
+    source: str | Path | None = None,
+    limit: int | None = None,
+    notes: list[str] | None = None,
 ) -> list[PreferencePair | LabelledResponse]:
     """The examples of one set, as :func:`pro_core.data.load_examples` gives them for a file.
 
-    ``name`` is a key of :data:`PUBLIC_SETS` or the hub name of one.
+    ``name`` is a key of :data:`PUBLIC_SETS` or the hub name of one. ``notes`` gets a sentence on what became of its
+    rows: those that tie, lack an answer or part too early give no record.
     """
     key = next((key for key, public in PUBLIC_SETS.items() if name == public.path), name)
-    return [
-        example_of(record, key, record["id"]) for record in load_public_records(key, source, limit)
-    ]
+    counts: Counter[str] = Counter()
+    records = load_public_records(key, source, limit, counts)
+    examples = [example_of(record, key, record["id"]) for record in records]
+    if notes is not None:
+        notes.append(
+            f"{counts['rows']:,} rows gave {len(examples):,} records; {counts['repeated']:,} more repeat one."
+        )
+    return examples
