@@ -60,7 +60,10 @@ def main(recipe_path: str) -> None:
     recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
     rank, world = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     output = Path(recipe["output"])
-    responses = load_texts(recipe["data"], recipe["data_dir"] or default_data_dir())
+    notes: list[str] = []
+    responses = load_texts(recipe["data"], recipe["data_dir"] or default_data_dir(), notes)
+    if rank == 0:
+        print("".join(f"{note}\n" for note in notes), end="", flush=True)
     panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
     shards = plan_shards(panel, responses, output, recipe["shard_size"])
     mine = shards[rank::world]

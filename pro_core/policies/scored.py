@@ -68,11 +68,14 @@ class ScoredData:
         output = Path(recipe["output"])
         data_dir = recipe["data_dir"] or default_data_dir()
         panel, names, adapter = load_panel(recipe)
+        notes: list[str] = []
         responses = [
             replace(r, response=scored_text(r.response).strip())
-            for r in load_texts(recipe["data"], data_dir)
+            for r in load_texts(recipe["data"], data_dir, notes)
             if r.split == "train" and r.prompt and r.prompt[-1]["role"] == "user"
         ]
+        if main_process():
+            print("".join(f"{note}\n" for note in notes), end="", flush=True)
         responses = [r for r in responses if r.response]
         if len(responses) < 2:
             raise ConfigError(

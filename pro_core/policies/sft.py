@@ -23,6 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
 from pro_core.conditioned import PolicyConfig, load_language_model
+from pro_core.data import clean_text
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.objectives import Message
@@ -103,7 +104,7 @@ def tokenize_row(tokenizer, row: Row, max_length: int, max_prompt: int) -> dict[
 
 
 def _completion_ids(tokenizer, text: str) -> list[int]:
-    text = without_marks(tokenizer, text.encode("utf-8", "replace").decode().strip())
+    text = without_marks(tokenizer, clean_text(text).strip())
     if has_template(tokenizer):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:  # plain text goes on after "Assistant:", with the blank as this tokenizer writes it
