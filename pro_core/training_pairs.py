@@ -176,13 +176,12 @@ def _mark_contradicted(data: TrainingPairs) -> None:
             for p, against in zip(data.held_out, held_out, strict=True)
         ]
         data.notes.append(
-            "The same two texts the other way round, in another pair: "
-            f"{trained:,} training pairs, which train all the same, and {sum(held_out):,} held-out ones, which are not "
-            "graded."
+            "Pairs that say the opposite of another one, the same two texts the other way round: "
+            f"{trained:,} in training, which train all the same, {sum(held_out):,} held out, which are not graded."
         )
     if repeats:
         data.notes.append(
-            f"{repeats:,} pairs repeat another one, and count as often as they stand there."
+            f"Pairs that repeat another one: {repeats:,}; they count as often as they stand there."
         )
 
 
