@@ -118,19 +118,22 @@ def _is_row(token: Any, rows: int) -> bool:
 def greatest_length(model: nn.Module) -> int | None:
     """How many tokens a model can read; None where its positions have no end.
 
-    The rows of a table of positions, less those that it does not give out (RoBERTa's and BART's first two); for rotary
-    positions, which go on and mean less and less, what the config names.
+    For rotary positions, which go on but mean less and less, what the config names; for a table of positions its rows,
+    less those that are not given out (RoBERTa's and BART's first two).
     """
+    config: Any = model.config
+    text = config.get_text_config()
+    named = getattr(text, "max_position_embeddings", None)
+    if getattr(text, "rope_parameters", None):
+        return named  # a table may be there for images
     tables = [
         module.num_embeddings - _not_given_out(module)
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in POSITION_TABLES and isinstance(module, nn.Embedding)
     ]
-    config: Any = model.config
-    text = config.get_text_config()
-    if tables or getattr(text, "rope_parameters", None):
-        return min([*tables, text.max_position_embeddings])
-    return None
+    if tables and named:
+        tables.append(named)
+    return min(tables, default=None)
 
 
 def _not_given_out(table: nn.Embedding) -> int:

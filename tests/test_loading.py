@@ -36,6 +36,8 @@ from transformers import (
     BertForSequenceClassification,
     FNetConfig,
     FNetModel,
+    Gemma3Config,
+    Gemma3ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     RobertaConfig,
@@ -160,6 +162,25 @@ def test_a_text_of_no_token_and_texts_of_pads_are_scored(tmp_path, exact):
     source = tiny_gpt2(tmp_path / "rm")  # its tokenizer adds nothing to a text
     answers = ["", " ", "<|endoftext|>", "Paris.<|endoftext|><|endoftext|>", "we stayed in " * 5]
     scores(one(source, "{completion}"), answers)
+
+
+def test_a_model_of_texts_and_images_pads_by_its_nested_config(tmp_path, exact):
+    """Its head asks the text's config, and the image's table of positions says nothing about texts."""
+    tiny_llama(tmp_path)
+    tok = AutoTokenizer.from_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    text = sizes | {"vocab_size": len(tok), "num_hidden_layers": 2, "head_dim": 16}
+    text |= {"num_key_value_heads": 1, "max_position_embeddings": 300, "pad_token_id": 5}
+    image = sizes | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    model = Gemma3ForSequenceClassification(
+        Gemma3Config(text_config=text, vision_config=image, num_labels=1, mm_tokens_per_image=4)
+    )
+    loud(model)
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    panel = one(str(tmp_path), max_length=300)
+    scores(panel)
+    assert panel.models[str(tmp_path)][0].config.get_text_config().pad_token_id == tok.pad_token_id
 
 
 def test_without_a_pad_or_an_end_the_model_is_refused_by_name(tmp_path):
