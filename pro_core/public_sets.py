@@ -13,6 +13,7 @@ UltraSafety (gated or without responses), RMB (states no licence).
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -292,20 +293,23 @@ def _rows(public: PublicSet, source: str | Path | None) -> Iterator[tuple[str, R
     from datasets.exceptions import DatasetsError
 
     path, options = str(source or public.path), dict(public.options)
-    if path.startswith("https://"):
-        options["data_files"] = {k: f"{path}/{v}" for k, v in options["data_files"].items()}
-        path = "json"
-    for split in public.splits:
-        try:
-            rows = load_dataset(path, split=split, **options)
-        except (OSError, ValueError, DatasetsError) as error:
-            raise DataError(
-                f"{public.name}: cannot load {source or public.path}, split {split!r} "
-                f"({textwrap.shorten(str(error), 300)}). "
-                "Connect to the hub, or download the set elsewhere and name its folder as the source"
-            ) from error
-        for row in rows:
-            yield split, row
+    with tempfile.TemporaryDirectory() as own_cache:
+        if source is not None:  # the shared cache knows local files by their time of change only
+            options["cache_dir"] = own_cache
+        if path.startswith("https://"):
+            options["data_files"] = {k: f"{path}/{v}" for k, v in options["data_files"].items()}
+            path = "json"
+        for split in public.splits:
+            try:
+                rows = load_dataset(path, split=split, **options)
+            except (OSError, ValueError, DatasetsError) as error:
+                raise DataError(
+                    f"{public.name}: cannot load {source or public.path}, split {split!r} "
+                    f"({textwrap.shorten(str(error), 300)}). "
+                    "Connect to the hub, or download the set elsewhere and name its folder as the source"
+                ) from error
+            for row in rows:
+                yield split, row
 
 
 def load_public_examples(

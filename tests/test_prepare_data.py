@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import importlib.util
 import json
@@ -19,7 +20,8 @@ import yaml
 
 from pro_core.data import DataError, LabelledResponse, PreferencePair, load_examples, split_of
 from pro_core.pairs import pairs_from_labels, refusal_pairs
-from pro_core.public_sets import PUBLIC_SETS, load_public_examples, load_public_records
+from pro_core.public_sets import CONVERSION, PUBLIC_SETS, load_public_examples, load_public_records
+from pro_core.storage import content_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "train" / "prepare_data.py"
@@ -320,7 +322,7 @@ def test_unreachable_hub_is_one_clear_sentence(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: hh_pairs: cannot load Anthropic/hh-rlhf")
+    assert last.startswith("DataError: hh_pairs: cannot load Anthropic/hh-rlhf")
     assert "name its folder as the source" in last
     assert not list((tmp_path / "out").glob("*.gz"))
 
@@ -360,3 +362,88 @@ def test_the_shipped_recipes_find_their_files_among_them():
         assert {entry["path"].removesuffix(".jsonl.gz") for entry in data} <= set(PUBLIC_SETS), (
             recipe
         )
+
+
+def test_a_file_is_made_again_when_its_source_or_its_own_bytes_changed(sources, tmp_path, capsys):
+    """Same size, same time of change: only the content says that it is another file."""
+    copy = shutil.copytree(sources["helpsteer2_responses"], tmp_path / "copy")
+    out, name = tmp_path / "out", "helpsteer2_responses"
+    command = [str(out), name, f"--source={name}={copy}"]
+    prepare_data.main(command)
+    file = copy / "train.jsonl.gz"
+    before = file.stat()
+    other = gzip.decompress(file.read_bytes()).replace(b'"helpfulness": 3', b'"helpfulness": 0')
+    file.write_bytes(gzip.compress(other))
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare_data.main(command)
+    assert "made again, changed: content" in capsys.readouterr().out
+    assert load_examples(out / f"{name}.jsonl.gz")[0].labels["helpfulness"] == 0
+
+    made = (out / f"{name}.jsonl.gz").read_bytes()
+    (out / f"{name}.jsonl.gz").write_bytes(made[:-40])  # a copy that was cut off
+    prepare_data.main(command)
+    assert (out / f"{name}.jsonl.gz").read_bytes() == made
+    prepare_data.main(command)
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_broken_manifest_makes_the_files_again(sources, tmp_path, capsys):
+    command = [str(tmp_path), "xstest_responses", *options(sources, ["xstest_responses"])]
+    prepare_data.main(command)
+    (tmp_path / "manifest.json").write_text('{"xstest')
+    prepare_data.main(command)
+    assert "manifest.json: not JSON" in capsys.readouterr().out
+    assert (
+        json.loads((tmp_path / "manifest.json").read_text())["xstest_responses"]["rows_read"] == 10
+    )
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(sources, tmp_path, monkeypatch):
+    class Full(gzip.GzipFile):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = [str(tmp_path), "xstest_responses", *options(sources, ["xstest_responses"])]
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data.gzip, "GzipFile", Full)
+        with pytest.raises(SystemExit, match=r"^StorageError: .*the disk is full"):
+            prepare_data.main(command)
+    assert not list(tmp_path.glob("*xstest*"))
+    prepare_data.main(command)
+    assert len(load_examples(tmp_path / "xstest_responses.jsonl.gz")) == 10
+
+
+def test_transcripts_that_go_on_after_the_answer_are_left_out_whichever_side_does():
+    ends = "\n\nHuman: hi\n\nAssistant: hello"
+    on = ends + "\n\nHuman: thanks"
+    other = "\n\nHuman: hi\n\nAssistant: go away"
+    again = other + "\n\nAssistant: please"
+
+    def records(chosen, rejected):
+        return list(
+            PUBLIC_SETS["hh_pairs"].convert([("helpful", {"chosen": chosen, "rejected": rejected})])
+        )
+
+    assert records(ends, other) == [
+        {"objective": "helpful", "prompt": "Human: hi", "chosen": "hello", "rejected": "go away"}
+    ]
+    for chosen, rejected in ((on, other), (other, on), (on, on), (ends, again), (again, ends)):
+        assert records(chosen, rejected) == []
+
+
+CONVERTED = {2: "40b760975f177e5c74da7b89a8ab113b703b7532a61ffb45852901c66794e0df"}
+"""Version of the conversion -> the hash of all records of the sources above."""
+
+
+def test_other_records_need_another_version_of_the_conversion(sources):
+    """Files that are there already are kept by this version: whoever changes what a row becomes counts it up."""
+    records = [list(load_public_records(name, sources[name])) for name in PUBLIC_SETS]
+    assert {CONVERSION: content_hash(records)} == CONVERTED
+
+
+def test_what_became_of_a_public_sets_rows_is_said(sources):
+    notes: list[str] = []
+    load_public_examples("hh_pairs", sources["hh_pairs"], notes=notes)
+    # 24 rows in each of two parts: 20 make a record, one repeats, one parts early, one ties, one is empty.
+    assert notes == ["48 rows gave 40 records; 2 more repeat one."]

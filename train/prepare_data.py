@@ -8,16 +8,16 @@
 Each set becomes ``OUT/<name>.jsonl.gz``, in the schema that ``pro_core.data.load_examples`` reads; the sets, their
 licences and what is not covered stand in ``pro_core/public_sets.py`` (``--list`` prints them). A file appears only
 when it is complete, so after an interruption the same command goes on with the set that was cut off;
-``OUT/manifest.json`` says what each file was made of, and a file made otherwise (another ``--limit`` or ``--source``)
-is made again.
+``OUT/manifest.json`` says what each file was made of, and its hash. A file that was made otherwise (another ``--limit``
+or ``--source``, other files in it, an older version of this code) or was changed since is made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,30 +26,55 @@ from typing import Any
 from tqdm import tqdm
 
 from pro_core.data import DataError
-from pro_core.public_sets import PUBLIC_SETS, load_public_records
+from pro_core.public_sets import CONVERSION, PUBLIC_SETS, load_public_records
+from pro_core.storage import StorageError, file_hash, replacing, write_config
+
+MANIFEST = "manifest.json"
 
 
 def prepare(name: str, out: Path, source: str | None, limit: int | None) -> dict[str, Any]:
-    """Write one set and return its line of the manifest. Bytes depend on the records alone."""
+    """Write one set and return what the manifest says of it. Bytes depend on the records alone."""
     splits: Counter[str] = Counter()
-    partial = out / f".{name}.partial"
-    with (
-        partial.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as lines,
-    ):
-        for record in tqdm(load_public_records(name, source, limit), desc=name, unit=" rows"):
-            splits[record["split"]] += 1
-            lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-    if not splits:
-        partial.unlink()
-        raise DataError(f"{name}: {source or PUBLIC_SETS[name].path} gave no usable row")
-    os.replace(partial, out / f"{name}.jsonl.gz")
-    return _made_of(name, source, limit) | {"rows": dict(sorted(splits.items()))}
+    counts: Counter[str] = Counter()
+    file = out / f"{name}.jsonl.gz"
+    with replacing(file) as partial:
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as lines,
+        ):
+            records = load_public_records(name, source, limit, counts)
+            for record in tqdm(records, desc=name, unit=" rows"):
+                splits[record["split"]] += 1
+                lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        if not splits:
+            raise DataError(f"{name}: {source or PUBLIC_SETS[name].path} gave no usable row")
+    read = {"rows_read": counts["rows"], "repeated": counts["repeated"]}
+    return {"rows": dict(sorted(splits.items())), "sha256": file_hash(file)} | read
 
 
-def _made_of(name: str, source: str | None, limit: int | None) -> dict[str, Any]:
+def made_of(name: str, source: str | None, limit: int | None) -> dict[str, Any]:
+    """All that decides a set's file; of a local copy its content, of the hub's the name."""
     public = PUBLIC_SETS[name]
-    return {"source": source or public.path, "limit": limit, "licence": public.licence}
+    found = {"source": source or public.path, "limit": limit, "licence": public.licence}
+    found |= {"conversion": CONVERSION}
+    if source and Path(source).is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in Path(source).rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(source).as_posix()} {file_hash(file)} ".encode())
+        found["content"] = digest.hexdigest()
+    return found
+
+
+def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
+    """What the files in ``out`` were made of; nothing where there is no manifest yet, or no longer a whole one."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        print(f"{out / MANIFEST}: not JSON, so all files are made again", flush=True)
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,24 +107,28 @@ def main(arguments: list[str] | None = None) -> None:
     if not all(sources.values()):
         parser.error("--source takes NAME=FOLDER")
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    manifest_file = options.out / "manifest.json"
-    manifest = json.loads(manifest_file.read_text()) if manifest_file.is_file() else {}
-    for name in names:
-        source = sources.get(name)
-        made_of = _made_of(name, source, options.limit)
-        finished = (options.out / f"{name}.jsonl.gz").is_file()
-        if finished and not options.force and manifest.get(name, {}).items() >= made_of.items():
-            print(f"{name}: already there, {manifest[name]['rows']}")
-            continue
-        try:
-            manifest[name] = prepare(name, options.out, source, options.limit)
-        except DataError as error:
-            sys.exit(f"error: {error}")
-        partial = manifest_file.with_suffix(".partial")
-        partial.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(partial, manifest_file)
-        print(f"{name}: {manifest[name]['rows']}")
+    try:
+        for name in names:
+            bring_up_to_date(name, options.out, sources.get(name), options.limit, options.force)
+    except (DataError, StorageError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def bring_up_to_date(
+    name: str, out: Path, source: str | None, limit: int | None, force: bool
+) -> None:
+    """Make a set's file, unless the one that is there was made of the same and is whole."""
+    file, manifest = out / f"{name}.jsonl.gz", read_manifest(out)
+    inputs, before = made_of(name, source, limit), manifest.get(name, {})
+    if before and file.is_file() and not force:
+        changes = [key for key, value in inputs.items() if before.get(key) != value]
+        if not changes and before.get("sha256") == file_hash(file):
+            print(f"{name}: already there, {before['rows']}")
+            return
+        print(f"{name}: made again, changed: {', '.join(changes) or file.name}", flush=True)
+    made = inputs | prepare(name, out, source, limit)
+    write_config(out, MANIFEST, manifest | {name: made})
+    print(f"{name}: {made['rows']}")
 
 
 if __name__ == "__main__":
