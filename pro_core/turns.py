@@ -41,11 +41,10 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def alternating(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with user and assistant in turns, the user first; system turns stay where they are.
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with equal neighbours as one turn, a blank line between, and without empty turns.
 
-    Equal neighbours become one turn with a blank line between. Empty turns are left out, but for the last one, which
-    may be a completion. An assistant who speaks first answers an empty user turn, so that nothing said is lost.
+    The last turn stays: an empty one may be a completion.
     """
     found: list[Message] = []
     for i, message in enumerate(messages):
@@ -56,6 +55,15 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
             found[-1] = found[-1] | message | {"content": "\n\n".join(texts)}
         else:
             found.append(dict(message))
+    return found
+
+
+def alternating(messages: Sequence[Message]) -> list[Message]:
+    """The conversation :func:`merged`, and the user first; system turns stay where they are.
+
+    An assistant who speaks first answers an empty user turn, so that nothing said is lost.
+    """
+    found = merged(messages)
     first = next((i for i, m in enumerate(found) if m["role"] != "system"), None)
     if first is not None and found[first]["role"] == "assistant":
         found.insert(first, {"role": "user", "content": ""})

@@ -138,6 +138,14 @@ TEXT = (
     "Human: Assistant: User: Instruction: Input: Response: Generate a one-sentence summary of this post. "
     "hello there what is the capital of France? Paris. tell me a joke, why not? it rained on Sunday and we stayed in"
 )
+ALTERNATING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+"""As strict as Gemma's: no system turn, and user and assistant in turns."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
@@ -277,6 +285,70 @@ def tiny_llama(folder: Path, seed: int = 0, template: bool = True) -> str:
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
+    return str(folder)
+
+
+def reciting_llama(
+    folder: Path, pieces: Sequence[str], eos: str = "<|im_end|>", thinks: str = ""
+) -> str:
+    """A Llama that recites: it answers with the pieces, ends its turn with ``<|im_end|>`` and, unless it is stopped
+    there, begins again.
+
+    Args:
+        pieces: in none of them, nor in two, may a token stand twice: each token knows the one after it, and no more.
+        eos: what tokenizer and model call the end. ``thinks``: what the template opens an answer with.
+    """
+    tiny_llama(folder)
+    tok = AutoTokenizer.from_pretrained(folder)
+    tok.add_tokens(["<think>", "</think>"])
+    tok.chat_template = CHATML + (
+        "{% if add_generation_prompt %}<|im_start|>assistant\n" + thinks + "{% endif %}"
+    )
+    tok.eos_token = eos
+    ids = [i for piece in pieces for i in tok(piece, add_special_tokens=False)["input_ids"]]
+    assert len(ids) == len(set(ids)), pieces
+    [line] = tok("\n", add_special_tokens=False)["input_ids"]
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    start = tok.convert_tokens_to_ids(thinks) if thinks else line
+    after = dict(zip([start, *ids], [*ids, end], strict=True)) | {end: line}
+    V = len(tok) + len(tok) % 2
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=V, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+        intermediate_size=8, max_position_embeddings=256, tie_word_embeddings=False,
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # the state of a token is the token: attention and the rest add nothing
+        model.model.embed_tokens.weight.copy_(torch.eye(V))
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        for one, following in after.items():
+            model.lm_head.weight[following, one] = 9.0
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
+
+
+def peft_adapter(folder: Path, base: str, tokenizer: bool = False) -> str:
+    """A LoRA as PEFT itself saves it: its config names the base; the base's tokenizer beside it only if asked for."""
+    from peft import LoraConfig, get_peft_model
+
+    model = LlamaForCausalLM.from_pretrained(base)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    get_peft_model(model, lora).save_pretrained(folder)
+    if tokenizer:
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return str(folder)
+
+
+def without_ends(folder: Path) -> str:
+    """The tokenizer of a saved model, from now on with neither an end nor a padding token."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            kept = {k: v for k, v in content.items() if k not in ("eos_token", "pad_token")}
+            (folder / name).write_text(json.dumps(kept))
     return str(folder)
 
 

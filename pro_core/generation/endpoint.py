@@ -1,8 +1,8 @@
 """Generation by a server: TGI, vLLM or any other that speaks one of two dialects.
 
-- ``openai``: ``POST /v1/chat/completions``; the server renders the chat. Its template is out of sight, so user and
-  assistant are sent in turns, and a conversation that it refuses is sent once more in the plainest form, without a
-  system turn.
+- ``openai``: ``POST /v1/chat/completions``; the server renders the chat. Its template is out of sight, so equal
+  neighbours are sent as one turn, and a conversation that it refuses is sent once more in the plainest form, without a
+  system turn (:mod:`pro_core.turns`).
 - ``tgi``: ``POST /generate_stream``; the chat is rendered here, by the chat template of the tokenizer
   that PRO_ENDPOINT_MODEL names when that loads, else as ``Human:`` / ``Assistant:`` turns.
 
@@ -39,7 +39,7 @@ from pro_core.generation.base import (
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
 from pro_core.generation.faults import Explainer, Failure
 from pro_core.objectives import Message
-from pro_core.turns import THOUGHTS, alternating, opened_thought, plainest, turn_end
+from pro_core.turns import THOUGHTS, merged, opened_thought, plainest, turn_end
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,9 @@ class EndpointGenerator(StreamingGenerator):
         for attempt in range(self.retries + 1):
             pieces = AnswerPieces(index, settings.max_new_tokens)
             try:
-                await self._attempt(pieces, index, checked(messages), settings, news)
+                news.put_nowait(
+                    await self._attempt(pieces, index, checked(messages), settings, news)
+                )
                 return
             except GenerationError as error:
                 news.put_nowait(Piece(index, error=error.message, done=True))
@@ -225,15 +227,15 @@ class EndpointGenerator(StreamingGenerator):
         messages: Sequence[Message],
         settings: GenerationSettings,
         news: asyncio.Queue[Piece],
-    ) -> None:
-        """One try; in the openai dialect with the plainest form where the server refuses the conversation as it is.
+    ) -> Piece:
+        """One try, and its last piece; in the openai dialect in the plainest form where the server refuses the first.
 
         Which of two turns it refuses a server says in words alone. That it refuses system turns is remembered once
         the same conversation without them is answered.
         """
         if self.dialect == "tgi":
             return await self._answer(pieces, self._tgi, index, messages, settings, news)
-        plain, full = plainest(messages), alternating(messages)
+        plain, full = plainest(messages), merged(messages)
         system = any(m["role"] == "system" for m in full)
         if system and not self._system_turns:
             full = plain
@@ -244,13 +246,14 @@ class EndpointGenerator(StreamingGenerator):
                 raise
             refused = failure
         try:
-            await self._answer(pieces, self._openai, index, plain, settings, news)
+            last = await self._answer(pieces, self._openai, index, plain, settings, news)
         except Failure as failure:
             # What the server says of the conversation as it is, not of what we made of it.
             raise (refused if failure.status in _ROLES_REFUSED else failure) from None
         if system and self._system_turns:
             self._system_turns = False
             logger.info("%s takes no system turns: they stand in the user's from now on", self.host)
+        return last
 
     async def _answer(
         self,
@@ -260,8 +263,8 @@ class EndpointGenerator(StreamingGenerator):
         messages: Sequence[Message],
         settings: GenerationSettings,
         news: asyncio.Queue[Piece],
-    ) -> None:
-        """One request. Raises whatever goes wrong, as a Failure; closes the connection in the end."""
+    ) -> Piece:
+        """One request, and its last piece. Raises what goes wrong, as a Failure; closes the connection in the end."""
         client = _Client(
             base_url=self._root if self.dialect == "openai" else None,
             # Never None and never empty: either makes the client send the machine's own token.
@@ -274,7 +277,10 @@ class EndpointGenerator(StreamingGenerator):
         try:
             async with aclosing(talk(client, pieces, index, messages, settings)) as written:
                 async for piece in written:
+                    if piece.done:
+                        return piece
                     news.put_nowait(piece)
+            raise self._explain.broke_off()
         except GenerationError:
             raise
         except Exception as error:
