@@ -1,13 +1,13 @@
 """One recipe of the adapter, as its files: what `train/adapter.py` fits and `train/evaluate.py` grades.
 
 The table of scores holds the training rows (out of fold) and the held-out ones; each target and seed has a folder, and
-so has each fold of the chosen target. What is in its folder is never fitted again.
+so has each fold of the chosen target. Each is a finished folder of :mod:`pro_core.artefacts`: fitted once, and again
+when the scores, a setting, the encoder or the code has changed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
-from pro_core.adapter_training import encode_prompts, fit_adapter
+from pro_core.adapter_training import TRAINING_VERSION, encode_prompts, fit_adapter
+from pro_core.artefacts import MANIFEST, WORK, Artefact, finished, link_files, once
+from pro_core.encoding import FEATURES_VERSION
+from pro_core.evaluation.adapters import best_global_weights
+from pro_core.evaluation.cards import write_adapter_card
+from pro_core.fingerprints import fingerprint
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scores import graded_rows, table_hash
+from pro_core.storage import read_config
 from pro_core.training import ConfigError, main_process, read_recipe
 
 REQUIRED = ("scores", "panel", "output", "targets")
 OPTIONAL = {
     "adapter": None,  # where the chosen adapter goes; default: <output>/adapter
+    "licence": None,  # the adapter's own, for its card
     "encoder": "FacebookAI/xlm-roberta-base",  # the paper's
     "train_encoder": True,
     "layers": 1,  # how many of the encoder's upper layers the heads read
@@ -45,6 +53,10 @@ FITTING = (
     *("epochs", "batch_size", "learning_rate", "load_balance"),
 )
 """The settings that go to :func:`pro_core.adapter_training.fit_adapter` as they are."""
+FITTED, ADAPTER = "pro-fitted-adapter", "pro-finished-adapter"
+"""The kinds of finished folders; the second is for people."""
+CHOOSING_VERSION = 1
+"""Of the choice and the card: raised with every change of what they say."""
 
 
 def name_of(target: dict[str, Any]) -> str:
@@ -66,6 +78,7 @@ class AdapterRun:
     def __init__(self, recipe_path: str | Path):
         self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
         self.config = Path(recipe_path).name
+        self.command = f"python train/adapter.py {recipe_path}"
         self.output = Path(self.recipe["output"])
         self.final = Path(self.recipe["adapter"] or self.output / "adapter")
         self.targets: list[dict[str, Any]] = self.recipe["targets"]
@@ -80,31 +93,80 @@ class AdapterRun:
             )
         self._features: dict[str, torch.Tensor] = {}
 
+    @cached_property
+    def best(self) -> NDArray[np.float32]:
+        """The fixed weights (K,) that do best on the training rows: what the adapters are pulled to."""
+        return best_global_weights(self.train, self.objective_names)
+
     def held_out(self, split: str) -> pd.DataFrame:
-        """The rows of one split that trained nothing; constructed pairs are never graded."""
-        rows = self.scores
-        return rows[(rows.fold < 0) & (rows.split == split) & ~rows.constructed]
+        """The rows of one split that accuracies are measured on, see :func:`pro_core.rewards.scores.graded_rows`."""
+        return graded_rows(self.scores, split)
 
     def fit(
         self, folder: Path, rows: pd.DataFrame, target: dict[str, Any], seed: int, global_weights
     ) -> PreferenceAdapter:
-        """The adapter in ``folder``, fitted on ``rows`` when it is not there yet."""
-        if not (folder / "adapter.json").is_file():
-            settings = {key: self.recipe[key] for key in FITTING}
-            settings |= {"global_weights": global_weights, "seed": seed}
-            if not self.recipe["train_encoder"]:
-                settings["features"] = self.features(rows["prompt"])
-            # A target may have settings of its own, such as its load_balance.
-            work = folder / "work"
-            adapter = fit_adapter(rows, self.objective_names, work, **(settings | target))
-            if main_process():
-                adapter.save_pretrained(folder)
-                shutil.rmtree(work, ignore_errors=True)
-        return PreferenceAdapter.from_pretrained(folder)
+        """The adapter in ``folder``, fitted on ``rows`` unless it is there."""
+        settings = {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
 
-    def load(self, target: dict[str, Any], seed: int) -> PreferenceAdapter:
-        """The fitted adapter of one target and seed. Raises StorageError when it is not there."""
-        return PreferenceAdapter.from_pretrained(self.folder(target, seed))
+        def make(building: Path) -> dict[str, Any]:
+            own = settings | {"global_weights": global_weights}
+            if not self.recipe["train_encoder"]:
+                own["features"] = self.features(rows["prompt"])
+            adapter = fit_adapter(rows, self.objective_names, building / WORK, **own)
+            if main_process():
+                adapter.save_pretrained(building)
+            return {}
+
+        inputs = self._inputs(rows, target, seed, global_weights)
+        return PreferenceAdapter.from_pretrained(once(folder, FITTED, inputs, make).folder)
+
+    def load(self, target: dict[str, Any], seed: int, fold: int | None = None) -> PreferenceAdapter:
+        """See :meth:`made`."""
+        return PreferenceAdapter.from_pretrained(self.made(target, seed, fold).folder)
+
+    def made(self, target: dict[str, Any], seed: int, fold: int | None = None) -> Artefact:
+        """The fitted adapter of one target and seed; of the chosen one also that which did not see one fold.
+
+        Raises:
+            StorageError: it is not there, or the recipe or its scores have changed since.
+        """
+        rows, folder = self.train, self.folder(target, seed)
+        if fold is not None:
+            rows, folder = rows[rows.fold != fold], self.fold_folder(seed, fold)
+        inputs = self._inputs(rows, target, seed, self.best)
+        return finished(folder, FITTED, inputs, self.command)
+
+    def finish(self, chosen: dict[str, Any], reason: str, summary: pd.DataFrame) -> Artefact:
+        """The adapter for people: that of the chosen target under the first seed, with its card.
+
+        Args:
+            reason: how the target was chosen. summary: the validation figures, a row a target and seed.
+        """
+        source = self.folder(chosen, self.seeds[0])
+
+        def make(folder: Path) -> dict[str, Any]:
+            if main_process():
+                link_files(source, folder)
+                card = (folder, self.recipe, name_of(chosen), self.objective_names)
+                write_adapter_card(*card, summary, self.scores)
+            return {"target": chosen, "reason": reason}
+
+        inputs = {
+            "code": CHOOSING_VERSION,
+            "chosen": chosen,
+            "reason": reason,
+            "adapter": read_config(source, MANIFEST, FITTED)["inputs"],
+            "validation": summary.to_csv(index=False),
+            "licence": self.recipe["licence"],
+        }
+        return once(self.final, ADAPTER, inputs, make)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The target that was chosen. Raises ConfigError before `train/adapter.py` ended."""
+        if not (self.final / MANIFEST).is_file():
+            raise ConfigError(f"{self.final} is not finished: run {self.command} first")
+        return read_config(self.final, MANIFEST, ADAPTER)["record"]["target"]
 
     def folder(self, target: dict[str, Any], seed: int) -> Path:
         return self.output / name_of(target) / f"seed{seed}"
@@ -113,13 +175,16 @@ class AdapterRun:
         """Where the chosen target's adapter is that did not see one fold of the training prompts."""
         return self.output / "folds" / f"seed{seed}" / str(fold)
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """The target that won on validation. Raises ConfigError before `train/adapter.py` ended."""
-        file = self.output / "chosen.json"
-        if not file.is_file():
-            raise ConfigError(f"{file} is not there: run train/adapter.py with {self.config} first")
-        return json.loads(file.read_text())
+    def _inputs(self, rows: pd.DataFrame, target, seed: int, global_weights) -> dict[str, Any]:
+        """All that decides a fit."""
+        settings = {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
+        return settings | {
+            "code": [TRAINING_VERSION, FEATURES_VERSION],
+            "encoder's files": fingerprint(self.recipe["encoder"]),
+            "objectives": list(self.objective_names),
+            "global weights": [round(float(w), 6) for w in global_weights],
+            "scores": table_hash(rows),
+        }
 
     def weights(self, adapter: PreferenceAdapter, rows: pd.DataFrame) -> NDArray[np.float32]:
         """Weights (N, K) for the rows; each prompt is read once, and once for all adapters on one frozen encoder."""

@@ -34,6 +34,9 @@ from pro_core.rewards.scores import columns, margins
 from pro_core.training import OrderedTrainer, cast_for_training, train_resuming, training_arguments
 from pro_core.weights import entropy
 
+TRAINING_VERSION = 1
+"""Of the way from scored pairs to parameters: raised with every change of it that moves a parameter."""
+
 
 class ScoredRows(Dataset):
     """Rows (prompt index, margin (K,), target (K,), weight (M,)) in training order."""

@@ -182,7 +182,9 @@ def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
 
 
 def file_hash(path: str | Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file. Raises StorageError where there is none."""
+    if not Path(path).is_file():
+        raise StorageError(f"{path}: no such file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

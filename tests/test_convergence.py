@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from test_train_scripts import run as run_script
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.adapter_runs import AdapterRun
 from pro_core.data import LabelledResponse, fold_of
+from pro_core.data_sources import data_sources
 from pro_core.evaluation.alignment_gap import optimal_policy, weighted
 from pro_core.evaluation.convergence import (
     ARMS,
@@ -39,6 +40,7 @@ from pro_core.evaluation.report import read_rows
 from pro_core.evaluation.theory_tables import convergence_table
 from pro_core.packaged import MINILM
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scores import score_pairs
 from pro_core.weights import AdapterWeights, FixedWeights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,6 +270,19 @@ def script():
     return module
 
 
+def scored_pairs(panel: Path, folder: Path) -> pd.DataFrame:
+    """The table of scores of the two files' pairs, as `train/reward_models.py` would write it."""
+    questions = {"path": "questions.jsonl", "kind": "labels", "objectives": ["truthful"]}
+    requests = {"path": "requests.jsonl", "kind": "refusals", "splits": ["train", "validation"]}
+    pairs = [(p, s) for s in data_sources([questions, requests]) for p in s.load(folder)]
+    loaded = RewardPanel.from_pretrained(panel)
+    for fold in range(-1, 5):
+        mine = [p for p, s in pairs if (fold_of(p.prompt) if p.split in s.splits else -1) == fold]
+        score_pairs(loaded, mine, fold, folder / f"part{fold}.parquet")
+    parts = [pd.read_parquet(folder / f"part{fold}.parquet") for fold in range(-1, 5)]
+    return pd.concat(parts, ignore_index=True)
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """Questions and requests of two small files; the embedded panel and adapter stand in for those of every fold."""
@@ -307,15 +322,14 @@ def recipe(tmp_path_factory):
     for name, rows in (("questions", questions), ("requests", requests)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    parts = [("questions", "train"), ("requests", "train"), ("requests", "validation")]
-    scores = {"prompt": "x", "fold": 0, "constructed": False}
-    pd.DataFrame([{"source": s, "split": p} | scores for s, p in parts]).to_parquet(
-        folder / "scores.parquet"
-    )
+    panel = ROOT / "checkpoints/demo/panel"
+    scored_pairs(panel, folder).to_parquet(folder / "scores.parquet")
     adapter = {
         "scores": str(folder / "scores.parquet"),
-        "panel": str(ROOT / "checkpoints/demo/panel"),
+        "panel": str(panel),
         "output": str(folder / "adapter"),
+        "epochs": 1,
+        "members": 2,
         "encoder": MINILM,
         "train_encoder": False,
         "layers": 4,
@@ -323,13 +337,10 @@ def recipe(tmp_path_factory):
         "targets": [{"target": "pairwise", "temperature": 1.0}],
     }
     (folder / "adapter.yaml").write_text(yaml.safe_dump(adapter))
-    target = adapter["targets"][0]
-    for place in ("pairwise-t1/seed0", *(f"folds/seed0/{fold}" for fold in range(5))):
-        shutil.copytree(ROOT / "checkpoints/demo/adapter", folder / "adapter" / place)
-    (folder / "adapter/chosen.json").write_text(json.dumps(target))
+    run_script("train/adapter.py", folder / "adapter.yaml")
     (folder / "panels").mkdir()
     for fold in range(5):
-        (folder / f"panels/{fold}").symlink_to(ROOT / "checkpoints/demo/panel")
+        (folder / f"panels/{fold}").symlink_to(panel)
     settings = yaml.safe_load((ROOT / "recipes/convergence.yaml").read_text()) | {
         "responses": ["questions.jsonl", "requests.jsonl"],
         "data_dir": str(folder),
@@ -374,7 +385,8 @@ def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(
         world.rewards[3:6], panel.standardized([prompt] * 3, answers), atol=1e-3
     )
     assert world.labels[3:6].tolist() == [1, 0, 0]
-    adapter = PreferenceAdapter.from_pretrained(ROOT / "checkpoints/demo/adapter")
+    fitted = AdapterRun(settings["adapter"])
+    adapter = fitted.load(fitted.chosen, 0, int(world.fold[1]))
     np.testing.assert_allclose(world.weights[0, 1], adapter.predict([prompt])[0], atol=1e-4)
     # Questions of the validation and test splits trained nothing; requests of both splits did.
     for p, (source, split, fold) in enumerate(

@@ -9,9 +9,7 @@ under MORLHF uniform's choice, where steps can be compared. The scored world is 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from pro_core.adapter_runs import AdapterRun
+from pro_core.artefacts import WORK, once
 from pro_core.data_sources import default_data_dir
+from pro_core.encoding import FEATURES_VERSION
 from pro_core.evaluation.convergence import (
     ARMS,
     UNIFORM,
@@ -30,9 +30,12 @@ from pro_core.evaluation.convergence import (
     steps_to,
 )
 from pro_core.evaluation.figures import convergence_figure
-from pro_core.evaluation.labelled_worlds import labelled_world
-from pro_core.evaluation.report import read_rows, result_row, write_rows
+from pro_core.evaluation.labelled_worlds import WORLD_VERSION, labelled_world
+from pro_core.evaluation.report import read_rows, result_row
 from pro_core.evaluation.theory_tables import convergence_table
+from pro_core.fingerprints import fingerprint
+from pro_core.rewards.panel import saved_key
+from pro_core.storage import file_hash, write_jsonl
 from pro_core.training import read_recipe, run_script
 
 WORLD = ("responses", "adapter", "panel_folds", "encoder")
@@ -43,20 +46,27 @@ REQUIRED = (
 
 
 def load_world(recipe: dict[str, Any]) -> LabelledWorld:
-    """The recipe's world, scored the first time; again when its settings, its panels or its adapter have changed."""
+    """The recipe's world, scored the first time; again when its settings, responses, panels, adapters or encoder have
+    changed."""
     run = AdapterRun(recipe["adapter"])
-    made_of = hashlib.sha256(json.dumps([recipe[key] for key in WORLD]).encode())
-    folders = Path(run.recipe["panel"]), run.output, Path(recipe["panel_folds"])
-    for file in sorted(f for folder in folders for f in folder.rglob("*.json")):
-        made_of.update(file.read_bytes())  # each names what its model was trained on, and when
-    folder = Path(recipe["output"]) / made_of.hexdigest()[:8]
-    saved = folder / "world.npz"
-    if not saved.is_file():
-        data = Path(recipe["data_dir"] or default_data_dir())
-        files = [data / name for name in recipe["responses"]]
-        world = labelled_world(files, run, recipe["panel_folds"], recipe["encoder"], folder)
-        world.save(saved)
-    return LabelledWorld.load(saved)
+    data = Path(recipe["data_dir"] or default_data_dir())
+    files = [data / name for name in recipe["responses"]]
+    folds = [Path(recipe["panel_folds"]) / str(fold) for fold in range(run.recipe["folds"])]
+    numbered = [None, *range(run.recipe["folds"])]
+    inputs = {
+        "code": [WORLD_VERSION, FEATURES_VERSION],
+        "responses": [file_hash(file) for file in files],
+        "panels": [saved_key(path) for path in (run.recipe["panel"], *folds)],
+        "adapters": [run.made(run.chosen, s, fold).key for s in run.seeds for fold in numbered],
+        "encoder": fingerprint(recipe["encoder"]),
+    }
+
+    def make(folder: Path) -> None:
+        world = labelled_world(files, run, recipe["panel_folds"], recipe["encoder"], folder / WORK)
+        world.save(folder / "world.npz")
+
+    made = once(Path(recipe["output"]) / "world", "pro-labelled-world", inputs, make)
+    return LabelledWorld.load(made.folder / "world.npz")
 
 
 def choose(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, list[Run]]:
@@ -139,8 +149,7 @@ def main(recipe_path: str) -> None:
         row for seed in recipe["seeds"] for row in rows_of(experiment, recipe, chosen, seed, name)
     ]
     others = [row for row in read_rows(path) if not row["config"].startswith(f"{name}:")]
-    path.unlink(missing_ok=True)
-    write_rows(path, others + rows)
+    write_jsonl(path, others + rows)
     convergence_figure(rows, recipe["figure"])
     print(f"\n{convergence_table(rows)}")
 

@@ -17,14 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
-from classifier import classifiers
-from reward_models import OPTIONAL as PANEL_OPTIONAL
-from reward_models import REQUIRED as PANEL_REQUIRED
-
 from pro_core.adapter_runs import AdapterRun
+from pro_core.classifier_runs import ClassifierRun
 from pro_core.data import DataError
-from pro_core.data_sources import data_sources, default_data_dir
 from pro_core.evaluation.adapter_grades import (
     all_targets,
     example_weights,
@@ -32,6 +27,7 @@ from pro_core.evaluation.adapter_grades import (
     unseen_sources,
     xstest,
 )
+from pro_core.evaluation.classifier import classifier_rows
 from pro_core.evaluation.levels import level_rows
 from pro_core.evaluation.policy_figures import draw_figures
 from pro_core.evaluation.policy_reports import policy_rows
@@ -39,41 +35,35 @@ from pro_core.evaluation.policy_runs import PolicyRun
 from pro_core.evaluation.report import panel_row, read_rows, write_rows
 from pro_core.evaluation.reward_models import beside_baselines, length_removed
 from pro_core.evaluation.tables import TABLES, fill_tables
+from pro_core.panel_runs import PanelRun
 from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError
-from pro_core.training import ConfigError, read_recipe
-from pro_core.training_pairs import TrainingPairs, gather_pairs, graded_pairs
+from pro_core.training import ConfigError
+from pro_core.training_pairs import TrainingPairs, graded_pairs
 
 ROOT = Path(__file__).parent.parent
 
 
 def reward_models(recipe_path: str, split: str, experiment: str = "reward_models") -> list[dict]:
     """Rows for one panel's recipe, and for the two baselines on the same pairs."""
-    recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
-    started, config = time.monotonic(), Path(recipe_path).name
-    table = Path(recipe["output"]) / "scores.parquet"
-    if not table.is_file():
-        raise ConfigError(f"{table} is not there: run train/reward_models.py with {config} first")
-    data = pairs_of(recipe)
-    panel = f"panel ({recipe['method']})"
-    scores = pd.read_parquet(table)
-    measured = beside_baselines(panel, scores, data, split, recipe["objectives"])
+    started, run = time.monotonic(), PanelRun(recipe_path)
+    scores, data = run.table(), said_pairs(run)
+    panel = f"panel ({run.recipe['method']})"
+    measured = beside_baselines(panel, scores, data, split, run.objective_names)
     if not measured:
-        raise ConfigError(f"{config}: no {split} pairs to grade on; {' '.join(data.notes)}")
+        raise ConfigError(f"{run.config}: no {split} pairs to grade on; {' '.join(data.notes)}")
     wall = time.monotonic() - started
     return [
-        panel_row(experiment, method, recipe["seed"], split, report, config, wall)
+        panel_row(experiment, method, run.recipe["seed"], split, report, run.config, wall)
         for method, report in measured.items()
     ]
 
 
-def pairs_of(recipe: dict) -> TrainingPairs:
-    """A panel's recipe's pairs; says what of them is not graded."""
-    data_dir = recipe["data_dir"] or default_data_dir()
-    data = gather_pairs(data_sources(recipe["data"]), recipe["objectives"], data_dir)
-    for note in data.notes:
+def said_pairs(run: PanelRun) -> TrainingPairs:
+    """A panel's pairs; says what of them is not graded."""
+    for note in run.data.notes:
         print(note, file=sys.stderr)
-    return data
+    return run.data
 
 
 def judges(recipe_path: str, split: str) -> list[dict]:
@@ -83,17 +73,16 @@ def judges(recipe_path: str, split: str) -> list[dict]:
 
 def length(recipe_path: str, split: str) -> list[dict]:
     """Rows for a finished panel with the length component of its scores kept and removed."""
-    recipe = read_recipe(recipe_path, PANEL_REQUIRED, PANEL_OPTIONAL)
-    started, config = time.monotonic(), Path(recipe_path).name
-    panel = RewardPanel.from_pretrained(recipe["panel"] or Path(recipe["output"]) / "panel")
-    data = pairs_of(recipe)
+    started, run = time.monotonic(), PanelRun(recipe_path)
+    run.table()  # says when the panel is not this recipe's
+    panel, data = RewardPanel.from_pretrained(run.final), said_pairs(run)
     test = graded_pairs(data.held_out, split)
     if not test:
-        raise ConfigError(f"{config}: no {split} pairs to grade on; {' '.join(data.notes)}")
+        raise ConfigError(f"{run.config}: no {split} pairs to grade on; {' '.join(data.notes)}")
     measured = length_removed(panel, data.training, test)
     wall = time.monotonic() - started
     return [
-        panel_row("length", f"panel, {how}", recipe["seed"], split, report, config, wall)
+        panel_row("length", f"panel, {how}", run.recipe["seed"], split, report, run.config, wall)
         for how, report in measured.items()
     ]
 
@@ -103,6 +92,16 @@ def adapters(recipe_path: str, split: str) -> list[dict]:
     run = AdapterRun(recipe_path)
     rows = held_out(run, split) + all_targets(run, split)
     return rows + unseen_sources(run, split) + xstest(run)
+
+
+def classifiers(recipe_path: str, split: str) -> list[dict]:
+    """Rows of every classifier of a recipe and of the majority class."""
+    run = ClassifierRun(recipe_path)
+    graded = [
+        classifier_rows(run.made(loss, seed, folder).folder, seed, split, run.config)
+        for loss, seed, folder in run.arms()
+    ]
+    return [own for own, _ in graded] + [graded[0][1]]  # the baseline is the same for all
 
 
 def policies(recipe_path: str, split: str) -> list[dict]:

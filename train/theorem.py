@@ -8,20 +8,20 @@ finished seed and setting are kept and not done again, unless a setting that the
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pro_core.data_sources import default_data_dir
+from pro_core.encoding import FEATURES_VERSION
 from pro_core.evaluation.figures import theorem_figure
 from pro_core.evaluation.planted import PLANTED_METHODS, compare_targets
 from pro_core.evaluation.report import read_rows, result_row, write_rows
 from pro_core.evaluation.theorem import (
     FIXED,
+    WORLD_VERSION,
     PlantedWeights,
     adapter_name,
     load_world,
@@ -32,7 +32,9 @@ from pro_core.evaluation.theorem import (
     synthetic_world,
 )
 from pro_core.evaluation.theory_tables import planted_table, theorem_table
-from pro_core.rewards.panel import RewardPanel
+from pro_core.fingerprints import fingerprint
+from pro_core.rewards.panel import RewardPanel, saved_key
+from pro_core.storage import content_hash, file_hash, write_jsonl
 from pro_core.training import read_recipe, run_script
 
 SWEPT = (
@@ -49,13 +51,12 @@ FITTING = ("preference_temperature", "steps", "batch_size", "learning_rate")
 SETTINGS = ("responses", "panel", "encoder", "components", "base", *FITTING)
 
 
-def digest(recipe: dict[str, Any]) -> str:
-    """Eight characters for what all rows depend on: the settings, and the files of the panel."""
-    found = hashlib.sha256(json.dumps({key: recipe[key] for key in SETTINGS}).encode())
-    for file in sorted(Path(recipe["panel"]).rglob("*")):
-        if file.suffix in (".json", ".safetensors"):
-            found.update(file.read_bytes())
-    return found.hexdigest()[:8]
+def digest(recipe: dict[str, Any], responses: Path) -> str:
+    """Eight characters for what all rows depend on: settings, responses, panel, encoder and code."""
+    models = saved_key(recipe["panel"]), fingerprint(recipe["encoder"])
+    code = WORLD_VERSION, FEATURES_VERSION
+    settings = {key: recipe[key] for key in SETTINGS}
+    return content_hash([settings, file_hash(responses), models, code])[:8]
 
 
 class Results:
@@ -69,8 +70,7 @@ class Results:
             print(
                 f"{path}: dropped {len(rows) - len(kept)} rows of other settings or another panel"
             )
-            Path(path).unlink()
-            write_rows(path, kept)
+            write_jsonl(path, kept)
 
     def _mine(self, row: dict[str, Any]) -> bool:
         return row["config"].startswith(f"{self.recipe} ")
@@ -104,7 +104,8 @@ class Results:
 
 def main(recipe_path: str) -> None:
     recipe = read_recipe(recipe_path, (*SWEPT, *PLACES, *SETTINGS), {"data_dir": None})
-    version = digest(recipe)
+    responses = Path(recipe["data_dir"] or default_data_dir()) / recipe["responses"]
+    version = digest(recipe, responses)
     results = Results(recipe["results"], Path(recipe_path).name, version, recipe["seeds"])
     fitting = {key: recipe[key] for key in FITTING}
 
@@ -114,9 +115,8 @@ def main(recipe_path: str) -> None:
             return synthetic_world(max(recipe["sizes"]))
         saved = Path(recipe["output"]) / f"world-{version}.npz"
         if not saved.is_file():
-            data = Path(recipe["data_dir"] or default_data_dir()) / recipe["responses"]
             panel = RewardPanel.from_pretrained(recipe["panel"])
-            save_world(real_world(data, panel, recipe["encoder"]), saved)
+            save_world(real_world(responses, panel, recipe["encoder"]), saved)
         return load_world(saved)
 
     @cache

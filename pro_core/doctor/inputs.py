@@ -31,7 +31,7 @@ from pro_core.objectives import check_objective_names
 from pro_core.pairs import pairs_from_labels, refusal_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.panel import FORMAT, RewardModelSpec, RewardPanel, panel_fingerprint
+from pro_core.rewards.panel import FORMAT, RewardPanel, saved_fingerprint
 from pro_core.rewards.scores import distinct_texts, pair_table
 from pro_core.storage import StorageError, local_folder, read_config
 from pro_core.training_pairs import TrainedOn
@@ -203,11 +203,7 @@ class StoredPanel:
     @cached_property
     def fingerprint(self) -> str:
         """:meth:`RewardPanel.fingerprint`, without its models."""
-        try:
-            specs = [RewardModelSpec(**spec) for spec in self.config["models"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{self.folder / 'panel.json'}: {error}") from None
-        return panel_fingerprint(specs, self.folder)
+        return saved_fingerprint(self.folder)
 
 
 def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:

@@ -43,7 +43,7 @@ def held_out(run: AdapterRun, split: str) -> Rows:
         raise ConfigError(f"{run.recipe['scores']}: no {split} pairs with a prompt to grade on")
     slices = {"adapter": graded, "adapter_hh": graded[graded.source == "hh_pairs"]}
     names, train = run.objective_names, run.train
-    best = best_global_weights(train, names)
+    best = run.best
     features = None
     if not run.recipe["train_encoder"]:
         whole = run.features({*train.prompt, *graded.prompt})
@@ -69,7 +69,7 @@ def all_targets(run: AdapterRun, split: str) -> Rows:
     ``entropy_of_targets`` and ``entropy_of_weights`` are means in nats; log K is uniform.
     """
     graded, names = run.held_out(split), run.objective_names
-    best = best_global_weights(run.train, names)
+    best = run.best
     rows: Rows = []
     for target in run.targets:
         for seed in run.seeds:
@@ -123,7 +123,7 @@ def xstest(run: AdapterRun) -> Rows:
     Panel and adapter of a prompt's fold were trained on the other folds' prompts. Empty without XSTest pairs.
     """
     table, names = run.train[run.train.source == XSTEST], run.objective_names
-    if table.empty or not run.recipe["folds"]:
+    if set(table.objective) != {"harmless", "helpful"} or not run.recipe["folds"]:
         return []
     rows: Rows = []
     for seed in run.seeds:
@@ -143,7 +143,7 @@ def out_of_fold_weights(run: AdapterRun, table: pd.DataFrame, seed: int) -> NDAr
     """Weights (N, K) for training rows, each from the adapter that did not see its fold."""
     weights = np.zeros((len(table), len(run.objective_names)), np.float32)
     for fold in sorted(table.fold.unique()):
-        adapter = PreferenceAdapter.from_pretrained(run.fold_folder(seed, fold))
+        adapter = run.load(run.chosen, seed, int(fold))
         here = (table.fold == fold).to_numpy()
         weights[here] = run.weights(adapter, table[here])
     return weights

@@ -15,7 +15,6 @@ Nothing is sampled but the order of the prompts. All runs of a seed see the same
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from pro_core.evaluation.alignment_gap import (
     optimal_policy,
     weighted,
 )
+from pro_core.storage import replacing
 
 Array = NDArray[np.float32]
 
@@ -77,11 +77,8 @@ class LabelledWorld:
 
     def save(self, path: str | Path) -> None:
         """Write the arrays to one file that appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        np.savez_compressed(temporary, **{f.name: getattr(self, f.name) for f in fields(self)})
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            np.savez_compressed(partial, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> LabelledWorld:

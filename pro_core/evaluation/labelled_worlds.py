@@ -9,7 +9,6 @@ prompt's part of the data, the panel and the adapters of its fold stand in, whic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter import PreferenceAdapter
 from pro_core.adapter_runs import AdapterRun
 from pro_core.data import LabelledResponse, fold_of, load_examples, render_messages
 from pro_core.encoding import PromptEncoder
 from pro_core.evaluation.convergence import LabelledWorld
 from pro_core.objectives import Message
 from pro_core.rewards.panel import RewardPanel
+from pro_core.storage import replacing
 
 
 def labelled_world(
@@ -38,7 +37,8 @@ def labelled_world(
     Args:
         run: an adapter's recipe, fitted with its folds. panel_folds: the folder of the panels that skipped a fold each.
         encoder: whose features the policy reads; frozen.
-        parts: a folder for each fold's rewards, which are not scored again when they are there.
+        parts: a folder for each fold's rewards, which are not scored again when they are there. It belongs to these
+            files, panels and adapters alone.
 
     Raises:
         StorageError: a panel or an adapter that is not there.
@@ -64,8 +64,7 @@ def labelled_world(
         of_rows = [prompts[owner[i]] for i in rows], [texts[i] for i in rows]
         rewards[rows] = _scored(panel, *of_rows, Path(parts) / f"fold{f}.npy")
         for a, seed in enumerate(run.seeds):
-            folder = run.folder(run.chosen, seed) if f < 0 else run.fold_folder(seed, f)
-            adapter = PreferenceAdapter.from_pretrained(folder)
+            adapter = run.load(run.chosen, seed, None if f < 0 else f)
             weights[a, fold == f] = run.weights(adapter, table[fold == f])
 
     reader = PromptEncoder(encoder, max_length=256)
@@ -86,11 +85,9 @@ def labelled_world(
 def _scored(panel: str | Path, prompts, texts, path: Path) -> NDArray[np.float32]:
     """The panel's standardized rewards (N, K), from the file when they are there."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         found = RewardPanel.from_pretrained(panel).standardized(prompts, texts)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        np.save(temporary, found)
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            np.save(partial, found)
         print(f"{path}: {len(texts)} responses scored", flush=True)
     return np.load(path)
 
@@ -120,6 +117,8 @@ def right(example: LabelledResponse) -> float:
     return float(labels["truthful"] * labels["informative"])
 
 
+WORLD_VERSION = 1
+"""Of :func:`labelled_world`: raised with every change of it that moves a number."""
 OPENING = 300
 """Characters of a response that the policy reads: whether it refuses shows in its first words."""
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pro_core.storage import write_jsonl
+
 SOURCE = "accuracy_source_"
 """Before a source's name in a row's metrics: a source may be called like an objective."""
 
@@ -99,10 +101,7 @@ def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], whole: bool = F
     path = Path(path)
     new = {key(row) for row in rows}
     kept = [row for row in read_rows(path) if key(row) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
-    os.replace(temporary, path)
+    write_jsonl(path, [*kept, *rows])
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ over preferred responses is another function than w*, at any tau, and no n remov
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,6 +41,7 @@ from pro_core.evaluation.alignment_gap import (
 from pro_core.evaluation.batched_heads import TRUE, Examples, fit_adapters
 from pro_core.evaluation.planted import prefer_first
 from pro_core.rewards.panel import RewardPanel
+from pro_core.storage import replacing
 
 Array = NDArray[np.float64]
 
@@ -96,16 +96,13 @@ def synthetic_world(
 
 def save_world(world: World, path: str | Path) -> None:
     """Write a world's arrays, without any text, to one file that appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     arrays = {
         f"{split}_{field.name}": getattr(getattr(world, split), field.name)
         for split in ("train", "test")
         for field in fields(CandidateSets)
     }
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def load_world(path: str | Path) -> World:
@@ -121,6 +118,8 @@ def load_world(path: str | Path) -> World:
 
 # ---------------------------------------------------------------- the two claims
 
+WORLD_VERSION = 1
+"""Of worlds and measures here: raised with every change of them that moves a number."""
 FIXED = ("uniform", "best fixed", "random fixed")
 FITTED_ON = 550
 """Training prompts that the best fixed weights are fitted on, at most: all of TruthfulQA's."""

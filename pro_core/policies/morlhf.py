@@ -33,6 +33,7 @@ from pro_core.generation.chat import fit, has_template, readable
 from pro_core.objectives import Message
 from pro_core.policies.composite_reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.reward_data import RewardData
+from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
 from pro_core.policies.stages import (
     POLICY,
@@ -52,6 +53,8 @@ from pro_core.training import (
     training_arguments,
 )
 
+TRAINING_VERSION = 1
+"""Of every algorithm here, from prompts to parameters: raised with every change that moves a parameter."""
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
 """Of what TRL logs, all that differs between two equal runs, or says nothing."""
 
@@ -125,7 +128,8 @@ class MorlhfRun:
         how += ("sampling_temperature", "top_p", "trainer")
         asked = [[self.reads(row), d.kinds[row]] for row in self.rows]
         values = [model_identity(s["model"]), d.panel_key, asked, self.weights.tolist(), self.seed]
-        return content_hash(["morlhf", values, {name: s[name] for name in how}])
+        code = [TRAINING_VERSION, SFT_VERSION]
+        return content_hash(["morlhf", code, values, {name: s[name] for name in how}])
 
     # ------------------------------------------------------------ parts
 

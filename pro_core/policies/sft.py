@@ -44,6 +44,8 @@ if not torch.cuda.is_available():
     # Nothing is compiled on a CPU: as on a GPU, only tokens with a label are scored, which saves a third of a step.
     trl.trainer.utils._use_triton = lambda device: True
 
+TRAINING_VERSION = 1
+"""Of the way from rows to parameters: raised with every change of it that moves a parameter."""
 Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
 

@@ -33,7 +33,7 @@ from pro_core.policies.online import (
 )
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.scored import ScoredData, score
-from pro_core.policies.sft import Row, fine_tune
+from pro_core.policies.sft import TRAINING_VERSION, Row, fine_tune
 from pro_core.policies.stages import (
     POLICY,
     ROLLOUTS,
@@ -215,7 +215,7 @@ class WicRun:
         """What decides every training of this run, beside its rows and steps."""
         s = self.settings
         read = [self.condition.to_dict(), TEMPLATE_VERSION, self.data.panel_key]
-        sizes = [s["max_length"], self.max_prompt, s["batch_size"]]
+        sizes = [TRAINING_VERSION, s["max_length"], self.max_prompt, s["batch_size"]]
         return [model_identity(s["model"]), s["lora"], read, sizes]
 
     def config(self) -> PolicyConfig:

@@ -18,9 +18,12 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from pro_core.data import PreferencePair
-from pro_core.rewards.batching import collate, encode
+from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.models import HEADS
 from pro_core.training import OrderedTrainer
+
+TRAINING_VERSION = 1
+"""Of the way from pairs to parameters: raised with every change of it that moves a parameter."""
 
 
 @dataclass
@@ -52,7 +55,11 @@ def tokenize_pairs(
     Args:
         epochs: how often each pair is seen, one number a pair.
         batch_size: pairs a step over all processes; batches hold pairs of like length, batches are shuffled.
+
+    Raises:
+        StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.
     """
+    check_length(tokenizer, max_length)
     heads = {name: k for k, name in enumerate(objective_names)}
     prompts = [p.prompt for p in pairs]
     chosen = encode(tokenizer, prompts, [p.chosen for p in pairs], input_format, max_length)

@@ -15,12 +15,15 @@ from transformers import TrainingArguments
 from pro_core.data import DataError, LabelledResponse
 from pro_core.data_sources import RatedSource
 from pro_core.objectives import check_objective_names
-from pro_core.rewards.batching import collate, encode
+from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.bradley_terry import OrderedRows, training_order
 from pro_core.rewards.classifier import LOSSES, IntensityScale, level_columns, log_probabilities
 from pro_core.rewards.models import HEADS
 from pro_core.training import ConfigError, OrderedTrainer
 from pro_core.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
+
+TRAINING_VERSION = 1
+"""Of the way from ratings to parameters and figures: raised with every change of it that moves one of them."""
 
 
 def intensity_scales(objectives: Mapping[str, Any]) -> tuple[IntensityScale, ...]:
@@ -170,7 +173,11 @@ def tokenize_rated(
 
     Args:
         batch_size: rows a step over all processes; batches hold rows of like length, batches are shuffled.
+
+    Raises:
+        StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.
     """
+    check_length(tokenizer, max_length)
     prompts = [r.prompt or [] for r in data.train]
     completions = [r.response for r in data.train]
     tokens = encode(tokenizer, prompts, completions, input_format, max_length)

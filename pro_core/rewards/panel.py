@@ -323,6 +323,25 @@ def panel_fingerprint(specs: Sequence[RewardModelSpec], folder: str | Path) -> s
     return content_hash([SCORING_VERSION, read, list(models.values())])
 
 
+def saved_fingerprint(folder: str | Path) -> str:
+    """:meth:`RewardPanel.fingerprint` of a saved panel, whose models are not loaded.
+
+    Raises:
+        StorageError: no ``panel.json``, or a broken one.
+    """
+    config = read_config(folder, "panel.json", FORMAT)
+    try:
+        return panel_fingerprint([RewardModelSpec(**spec) for spec in config["models"]], folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{Path(folder) / 'panel.json'}: {error}") from None
+
+
+def saved_key(folder: str | Path) -> str:
+    """The hash of a saved panel's standardized scores: its fingerprint and its statistics."""
+    stats = read_config(folder, "panel.json", FORMAT).get("stats")
+    return content_hash([saved_fingerprint(folder), stats])
+
+
 def _read_specs(file: Path) -> dict[str, Any]:
     """``{"models": [...]}`` of a YAML file."""
     if not file.is_file():

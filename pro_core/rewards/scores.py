@@ -10,7 +10,6 @@ z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not tr
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 import time
@@ -22,10 +21,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.data import PreferencePair, first_user_turn
+from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
+from pro_core.storage import content_hash, replacing
 
 REFERENCE_SIZE = 250
 
@@ -51,33 +51,37 @@ def fit_reference_stats(
     seed: int = 0,
     remove_length: bool = False,
 ) -> None:
-    """Fit ``panel.stats`` on both completions of :func:`reference_pairs` of training pairs."""
+    """Fit ``panel.stats`` on both completions of :func:`reference_pairs` of training pairs; note their sources.
+
+    Raises:
+        DataError: scores that are not finite; or ``remove_length``, where no prompt has two answers of another length.
+    """
+    panel.trained_on = tuple(sorted({p.source for p in pairs}))
     reference = reference_pairs(pairs, seed)
     kinds = sorted({(p.source, p.objective) for p in pairs})
     described = ", ".join(f"{source}/{objective}" for source, objective in kinds)
-    panel.fit_stats(
-        [p.prompt for p in reference for _ in range(2)],
-        [text for p in reference for text in (p.chosen, p.rejected)],
-        f"training pairs, up to {REFERENCE_SIZE} each of {described}",
-        remove_length,
-    )
+    try:
+        panel.fit_stats(
+            [p.prompt for p in reference for _ in range(2)],
+            [text for p in reference for text in (p.chosen, p.rejected)],
+            f"training pairs, up to {REFERENCE_SIZE} each of {described}",
+            remove_length,
+        )
+    except ValueError as error:
+        raise DataError(f"the panel's statistics: {error}") from None
 
 
 def score_pairs(
     panel: RewardPanel, pairs: Sequence[PreferencePair], fold: int, path: str | Path
 ) -> None:
-    """Score both completions of each pair and write the table to ``path``, unless it is there already."""
+    """Score both completions of each pair and write the table to ``path``."""
     path = Path(path)
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
     prompts, completions, where = distinct_texts(pairs)
     stats = panel.require_stats()
     raw = panel.score(prompts, completions, progress(path.name))
     table = pair_table(pairs, completions, where, raw, stats, fold)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_parquet(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        table.to_parquet(partial)
 
 
 def distinct_texts(
@@ -137,6 +141,12 @@ def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     nothing in it is made up, and no other pair says the opposite. See :func:`pro_core.training_pairs.graded_pairs`."""
     held_out = (table["fold"] < 0) & (table["split"] == split)
     return table[held_out & ~table["constructed"] & (table["ungraded"] == "")]
+
+
+def table_hash(table: pd.DataFrame) -> str:
+    """A hash of all that stands in a table's rows, in their order; with their number."""
+    rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    return f"{len(table):,} rows of hash {content_hash([list(table.columns), rows.tolist()])}"
 
 
 def columns(table: pd.DataFrame, kind: str, objective_names: Sequence[str]) -> NDArray[np.float32]:

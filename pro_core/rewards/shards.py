@@ -14,9 +14,7 @@ Columns of a shard: ``id, source, split, prompt`` (messages as JSON, ``[]`` for 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +26,15 @@ from numpy.typing import NDArray
 
 from pro_core.data import LabelledResponse
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError, library_versions, read_config, write_config
+from pro_core.storage import (
+    StorageError,
+    content_hash,
+    file_hash,
+    library_versions,
+    read_config,
+    replacing,
+    write_config,
+)
 
 FORMAT = "pro-rewards"
 
@@ -64,7 +70,7 @@ def plan_shards(
     for index, start in enumerate(range(0, len(responses), size)):
         part = list(responses[start : start + size])
         content = [[r.id, r.source, r.split, r.prompt, r.response] for r in part]
-        digest = hashlib.sha256(json.dumps([fingerprint, content]).encode()).hexdigest()
+        digest = content_hash([fingerprint, content])
         shards.append(Shard(Path(folder) / f"{index:05d}-{digest[:16]}.parquet", part))
     return shards
 
@@ -110,10 +116,8 @@ def _write(shard: Shard, rewards_NK: NDArray, objective_names: Sequence[str]) ->
     }
     for k, name in enumerate(objective_names):
         columns[f"raw_{name}"] = rewards_NK[:, k].astype(np.float32)  # NaN becomes null
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}")
-    pd.DataFrame(columns).to_parquet(temporary)
-    os.replace(temporary, shard.path)
+    with replacing(shard.path) as partial:
+        pd.DataFrame(columns).to_parquet(partial)
 
 
 def write_manifest(panel: RewardPanel, shards: Sequence[Shard]) -> dict[str, Any] | None:
@@ -130,7 +134,7 @@ def write_manifest(panel: RewardPanel, shards: Sequence[Shard]) -> dict[str, Any
             {
                 "file": shard.path.name,
                 "rows": len(shard.responses),
-                "sha256": hashlib.sha256(shard.path.read_bytes()).hexdigest(),
+                "sha256": file_hash(shard.path),
             }
         )
     manifest = {
@@ -157,8 +161,7 @@ def read_rewards(folder: str | Path) -> pd.DataFrame:
     parts = []
     for entry in manifest["shards"]:
         path = Path(folder) / entry["file"]
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if not path.is_file() or file_hash(path) != entry["sha256"]:
             raise StorageError(
                 f"{path}: missing or changed since it was written; delete it and run the labelling again"
             )
