@@ -49,9 +49,11 @@ from transformers import (
 from pro_core.adapter import PreferenceAdapter
 from pro_core.conditioned import load_language_model
 from pro_core.data import PreferencePair
+from pro_core.evaluation.reward_models import share_cut
 from pro_core.rewards.batching import check_scoring, encode
 from pro_core.rewards.bradley_terry import tokenize_pairs
 from pro_core.rewards.classifier import IntensityScale, RewardClassifier
+from pro_core.rewards.classifier_training import RatedResponses, tokenize_rated
 from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.storage import StorageError, local_folder
@@ -339,9 +341,19 @@ def test_relative_positions_have_no_end(tmp_path):
 
 def test_a_recipe_that_asks_for_more_is_refused_before_training(tmp_path):
     _, tok = new_reward_model(tiny_encoder(tmp_path / "base"), 1)
-    [pair] = [PreferencePair("1", QUESTION, "Paris.", "Rome.", "helpful", "train", "made up")]
+    none = RatedResponses([], [], [], np.zeros((0, 1), int), np.zeros((0, 1), int), {}, [], [])
+    pair = PreferencePair([{"role": "user", "content": QUESTION}], "Paris.", "Rome.", "helpful")
     with pytest.raises(StorageError, match="got max_length 1024, expected at most the 512 tokens"):
         tokenize_pairs(tok, [pair], ["helpful"], [1], 1, 1024, 0)
+    with pytest.raises(StorageError, match="got max_length 1024, expected at most the 512 tokens"):
+        tokenize_rated(tok, none, 1, 1024, 0)
+
+
+def test_texts_that_are_cut_are_counted_at_the_greatest_length_too(tmp_path):
+    panel = one(tiny_classifier(tmp_path / "rm", 1), "pair", 512)
+    user = [{"role": "user", "content": QUESTION}]
+    pairs = [PreferencePair(user, good, "Rome.", "good") for good in ("Paris.", LONG)]
+    assert share_cut(panel, pairs) == 0.25
 
 
 def test_an_encoder_of_fewer_positions_than_the_adapter_reads_is_refused(tmp_path):

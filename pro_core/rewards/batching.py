@@ -86,6 +86,15 @@ def cut_to_fit(
     return firsts, seconds
 
 
+def check_length(tokenizer, max_length: int) -> None:
+    """Raise a StorageError for a length that the model cannot read; to be asked once, before the first text."""
+    if max_length > tokenizer.model_max_length:
+        raise StorageError(
+            f"got max_length {max_length}, expected at most the {tokenizer.model_max_length} tokens that the model "
+            "can read"
+        )
+
+
 def encode(tokenizer, conversations, completions, input_format: str, max_length: int):
     """Token lists of N (conversation, completion) pairs in one spec's input format, at most ``max_length`` tokens.
 
@@ -97,13 +106,8 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
 
     Raises:
         StorageError: ``chat`` without a chat template, ``{bos}`` without such a token, or a ``max_length`` that the
-            template alone fills or that the model cannot read.
+            template alone fills.
     """
-    if max_length > tokenizer.model_max_length:
-        raise StorageError(
-            f"got max_length {max_length}, expected at most the {tokenizer.model_max_length} tokens that the model "
-            "can read"
-        )
     specials = special_tokens(tokenizer)
     completions = [without_special_tokens(scored_text(c), specials) for c in completions]
     if input_format == "chat":
@@ -172,11 +176,12 @@ def check_scoring(model, tokenizer, input_format: str, max_length: int) -> None:
     Costs three passes over short texts, without autocast.
 
     Raises:
-        StorageError: as :func:`encode`. ValueError: a score depends on its neighbours.
+        StorageError: as :func:`check_length` and :func:`encode`. ValueError: a score depends on its neighbours.
     """
+    check_length(tokenizer, max_length)
     device = next(model.parameters()).device
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    answers = ["Paris.", "It is Paris, a city on the Seine. " * 4]
+    answers = ["Paris.", "It is Paris, a city on the Seine. " * 2]
     short, long = encode(tokenizer, [question] * 2, answers, input_format, max_length)
 
     def read(rows):
