@@ -374,7 +374,7 @@ def load_prompts(
 
 def _prompt_of(row: Row, path: Path, number: int) -> tuple[list[Message] | None, str]:
     try:
-        said = schema_rows(row)[0].get("prompt")
+        said = next(iter(schema_rows(row)), row).get("prompt")
         prompt = to_messages(said) if said is not None else None
     except LeftOut:  # two conversations that have no prompt in common
         prompt = None

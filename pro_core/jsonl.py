@@ -60,6 +60,8 @@ _OTHER_FILES = {
     b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
     b"{\0": ("UTF-16", "save it as UTF-8"),
     b"\0{": ("UTF-16", "save it as UTF-8"),
+    b"[\0": ("UTF-16", "save it as UTF-8"),
+    b"\0[": ("UTF-16", "save it as UTF-8"),
 }
 """How files begin that are no JSON Lines -> what they are, and what to do."""
 
