@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,11 @@ from pro_core.data import (
     DataError,
     LabelledResponse,
     PreferencePair,
+    clean_text,
     content_spans,
     fold_of,
+    hash_unit,
+    is_blank,
     load_examples,
     render_messages,
     split_of,
@@ -62,6 +66,21 @@ def write(path, rows):
         ("  \x00Hi\x07 ", "Hi"),
         ("שלום 🙂", "שלום 🙂"),
         ("🙂🙂", "🙂🙂"),
+        ("Hi \ud83d\ude42", "Hi 🙂"),
+        ("Hi \ud83d", "Hi \ufffd"),
+        ("Cafe\u0301", "Café"),
+        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "Hi"),
+        ([{"from": "human", "value": "Hi"}], "Hi"),
+        (
+            "Human: Go on.\nAssistant: (enters) Hello.\nHuman: Who is he?\n\nAssistant:",
+            "Go on.\nAssistant: (enters) Hello.\nHuman: Who is he?",
+        ),
+        (
+            "Human: Hi\r\n\r\nAssistant: Hello!\r\n\r\nHuman: Why?",
+            "User: Hi\n\nAssistant: Hello!\n\nUser: Why?",
+        ),
+        ("\u200bHi\u200b there", "\u200bHi\u200b there"),
+        ([*USER, {"role": "assistant", "content": "\u2060"}, *USER], "User: Hi\n\nUser: Hi"),
     ],
 )
 def test_every_source_renders_to_one_form(prompt, rendered):
@@ -81,6 +100,11 @@ def test_every_source_renders_to_one_form(prompt, rendered):
         (" \n\t", "empty prompt"),
         ("\x00\x01", "empty prompt"),
         ("Human: ", "empty prompt"),
+        ("\u200b", "empty prompt"),
+        ("\ufeff", "empty prompt"),
+        ("\u2060 \u200b\u200e\u00ad", "empty prompt"),
+        ("\u3164\u2800\ufe0f\u115f", "empty prompt"),
+        ([{"role": "user", "content": "\u200b"}], "empty prompt"),
         ([], "empty prompt"),
         ([{"role": "assistant", "content": "Hi"}], "at least one user message"),
         ("x" * 200_001, "200,001 characters"),
@@ -94,7 +118,72 @@ def test_a_prompt_that_cannot_be_read_says_why(prompt, said):
         to_messages(prompt)
 
 
-@given(st.text(max_size=200))
+ANY_TEXT = st.text(
+    st.characters(exclude_categories=()), max_size=200
+)  # halves of surrogate pairs, too
+
+
+@given(ANY_TEXT)
+def test_clean_text_can_be_stored_and_sent_and_is_cleaned_once(text):
+    cleaned = clean_text(text)
+    assert cleaned.encode("utf-8").decode("utf-8") == cleaned
+    assert clean_text(cleaned) == cleaned
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=200))
+def test_text_without_halves_and_control_characters_stays_as_it_is(text):
+    assert clean_text(text + "\t\r\n") == text + "\t\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Good luck \ud83d\ude00!", "Good luck 😀!"),
+        ("\ud83d", "\ufffd"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+        ("\ud83da\ude00", "\ufffda\ufffd"),
+        ("\ud83d\ud83d\ude00", "\ufffd😀"),
+        ("\ud83d\x00\ude00", "😀"),
+        ("a\x1b[1mb\x00\x7f\r\n\tc", "a[1mb\r\n\tc"),
+        ("\ufeffa\u2028b", "\ufeffa\u2028b"),
+    ],
+)
+def test_halves_of_a_character_are_joined_or_replaced(text, cleaned):
+    assert clean_text(text) == cleaned
+
+
+@pytest.mark.parametrize("text", ["a", "😀", "👩\u200d👩", "\u0301", "。", "\ufffd", "\ue000"])
+def test_what_shows_is_not_blank(text):
+    assert not is_blank(f"\u200b{text} ")
+
+
+@given(ANY_TEXT)
+def test_one_text_in_two_spellings_has_one_hash(text):
+    text = clean_text(text)
+    composed, split_up = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert hash_unit(composed) == hash_unit(split_up)
+
+
+def test_one_prompt_in_two_spellings_has_one_split_one_fold_and_is_one_prompt():
+    for i in range(40):
+        composed, split_up = (
+            unicodedata.normalize(form, f"Où est le café numéro {i} ?") for form in ("NFC", "NFD")
+        )
+        assert composed != split_up
+        assert to_messages(composed) == to_messages(split_up)
+        assert (split_of(composed), fold_of(composed)) == (split_of(split_up), fold_of(split_up))
+
+
+def test_splits_and_folds_are_the_ones_that_they_always_were():
+    """Whoever changes the hash moves rows of published sets between train and test."""
+    prompts = ("What is love?", "Où est le café ?", "如何杀死一个Python进程？", "İstanbul ΣΑΣ")
+    assert [round(hash_unit(p), 6) for p in prompts] == [0.706966, 0.424699, 0.017915, 0.893277]
+    assert [(split_of(p), fold_of(p)) for p in prompts] == [
+        ("validation", 4), ("train", 4), ("train", 4), ("test", 1),
+    ]  # fmt: skip
+
+
+@given(ANY_TEXT)
 def test_any_text_is_read_or_refused_in_words(text):
     try:
         messages = to_messages(text)
@@ -172,6 +261,47 @@ def test_a_missing_and_a_truncated_file_are_named(tmp_path):
     whole.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(DataError, match="cut.jsonl.gz"):
         load_examples(whole)
+
+
+def test_halves_of_a_character_enter_no_field_of_an_example(tmp_path):
+    half, whole = "\ud83d", "\ud83d\ude00"
+    pair = {
+        "objective": "helpful",
+        "prompt": f"a {half}",
+        "chosen": f"b {whole}",
+        "rejected": f"c {half}",
+        "id": half,
+    }
+    rated = {
+        "prompt": "a",
+        "response": f"d {half}",
+        "labels": {half: 1},
+        "context": whole,
+        "licence": half,
+    }
+    prompt, chosen, rejected = "a \ufffd", "b 😀", "c \ufffd"
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (pair, rated)))
+    first, second = load_examples(path)
+    assert (render_messages(first.prompt), first.chosen, first.rejected, first.id) == (
+        prompt,
+        chosen,
+        rejected,
+        "\ufffd",
+    )
+    assert (second.response, second.labels, second.extra, second.licence) == (
+        "d \ufffd", {"\ufffd": 1}, {"context": "😀"}, "\ufffd",
+    )  # fmt: skip
+    assert {r.response for r in load_texts([{"path": "f.jsonl"}], tmp_path)} == {
+        chosen,
+        rejected,
+        "d \ufffd",
+    }
+
+
+def test_an_id_that_is_null_is_none(tmp_path):
+    write(tmp_path / "f.jsonl.gz", [{"id": None, "prompt": "a", "response": "b", "labels": {}}])
+    assert load_examples(tmp_path / "f.jsonl.gz")[0].id == "f-1"
 
 
 # ---------------------------------------------------------------- labels to pairs
