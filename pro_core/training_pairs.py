@@ -152,8 +152,8 @@ def ungraded_note(held_out: Sequence[PreferencePair | LabelledResponse]) -> list
     parts = ", ".join(f"{n:,} of {every[split]:,} {split}" for split, n in sorted(trained.items()))
     what = "pairs" if isinstance(held_out[0], PreferencePair) else "responses"
     return [
-        f"Not graded, since their prompts were trained on: {parts} {what}. Give all rows of a prompt one `split`, or "
-        "leave `split` out."
+        f"Leak: the prompts of {parts} {what} were trained on, so these are not graded. Give all rows of a prompt one "
+        "`split`, or leave `split` out."
     ]
 
 
@@ -203,11 +203,14 @@ class Fold:
 
 
 def out_of_fold(pairs: Sequence[PreferencePair], folds: int) -> list[Fold]:
-    """The folds that have pairs to score; all pairs of a prompt lie in one of them. Ties train and are not scored.
+    """The folds that have pairs to score, of so many (0: none); all pairs of a prompt lie in one of them. Ties train and
+    are not scored.
 
     Raises:
         DataError: all pairs of an objective lie in one fold: who is to score them has not learned it.
     """
+    if not folds:
+        return []
     numbers = [fold_of(p.prompt or p.chosen, folds) for p in pairs]
     parts = []
     for fold in sorted(set(numbers)):

@@ -117,8 +117,8 @@ Trained on (none of the text is in here):
 
 - letters (pairs; splits train): licence CC0-1.0; pairs: polite 6
 - notes (pairs; splits train): licence mine; pairs: short 2
-- Not graded, since their prompts were trained on: 1 of 4 test pairs. Give all rows of a prompt one `split`, or leave \
-`split` out.
+- Leak: the prompts of 1 of 4 test pairs were trained on, so these are not graded. Give all rows of a prompt one \
+`split`, or leave `split` out.
 
 ## Limits
 
@@ -221,6 +221,8 @@ Fitted on (none of the text is in here):
 
 - No training pair with a prompt was judged by funny.
 - On validation it is no better than uniform weights.
+- No part in the validation accuracy, for want of pairs: short, funny.
+- 1 of 4 validation pairs are not graded: its prompt was trained on.
 - It knows the kinds of prompts that it was fitted on. Soft weights can be talked down: give an objective that must \
 count a floor.
 """
@@ -236,6 +238,7 @@ def test_the_adapters_card_with_data_of_ones_own(tmp_path, base):
     columns = ["target", "seed", "uniform", "adapter"]
     rows = [("pairwise-t1", 0, 0.6, 0.5), ("paper-t1", 0, 0.6, 0.4)]
     table = scored(panel_data(tmp_path))
+    table.loc[table.fold < 0, "split"] = "validation"
     summary = pd.DataFrame(rows, columns=columns)
     assert adapter_card(tmp_path, base, summary, table, (*NAMES, "funny")) == ADAPTER_CARD
 
@@ -287,7 +290,7 @@ def test_the_classifiers_card_names_its_own_data_and_its_limits(tmp_path, base):
     card = (tmp_path / "README.md").read_text()
     assert "license: mit\n" in card and "`a base` (licence bsd-3-clause)" in card
     assert "- essays: fluency; splits train; licence CC-BY-4.0\n" in card
-    assert "trained on: 1 of 1 test responses" in card
+    assert "the prompts of 1 of 1 test responses were trained on" in card
     assert "fluency: its levels cannot be told from always answering the most frequent one" in card
     assert "several sources" not in card
 

@@ -334,7 +334,7 @@ def write_adapter_card(
     figures = ", ".join(
         f"{m} {rows[m].mean():.3f}"
         for m in ("uniform", "best global", "mean", "adapter", "shuffled")
-        if m in rows
+        if len(rows) and m in rows
     )
     measured = (
         f"Validation accuracy, averaged over objectives ({len(rows)} seeds): {figures}. It is too good for the chosen "
@@ -377,8 +377,12 @@ def _adapter_limits(names: Sequence[str], rows: pd.DataFrame, scores: pd.DataFra
         yield f"No training pair with a prompt was judged by {', '.join(never)}."
     if len(names) == 1:
         yield "One objective has nothing to be weighed against: its weight is always 1."
-    if "adapter" in rows and rows["adapter"].mean() <= rows["uniform"].mean():
+    if len(rows) and rows["adapter"].mean() <= rows["uniform"].mean():
         yield "On validation it is no better than uniform weights."
+    graded = graded_rows(scores, "validation")
+    unmeasured = [name for name in names if not (graded.objective == name).any()]
+    if len(rows) and unmeasured:
+        yield f"No part in the validation accuracy, for want of pairs: {', '.join(unmeasured)}."
     held_out = scores[(scores.fold < 0) & (scores.split == "validation")]
     for reason, n in held_out[held_out.ungraded != ""].ungraded.value_counts().items():
         yield f"{n:,} of {len(held_out):,} validation pairs are not graded: {reason}."
