@@ -1,26 +1,30 @@
 """Which model is it? One answer for panels, classifiers, encoders and policies: a hash of what is in its files.
 
-Only what decides a model's outputs counts: parameters, configs, tokenizers. Cards, manifests and records of training do
-not, nor where the files lie. A model of the hub is known by its commit, whatever part of it is on this machine. What
-code makes of a model has a version beside that code (such as ``SCORING_VERSION``), which belongs into the same key.
+Only what decides a model's outputs counts: parameters, configs, tokenizer. Cards, manifests and records of training do
+not, nor where the files lie: a folder, a package and the hub's cache give one answer. What code makes of a model has a
+version beside that code (such as ``SCORING_VERSION``), which belongs into the same key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pro_core.packaged import resolve_encoder
 from pro_core.storage import file_hash
 
-SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".gguf", ".tiktoken")
-NOT_THE_MODEL = (
-    *("manifest.json", "run.json", "panel.json", "adapter.json", "classifier.json"),
-    *("trainer_state.json", "log.jsonl"),
+FILES = (
+    *("*.safetensors", "*.gguf", "config.json", "generation_config.json", "chat_template.jinja"),
+    *("adapter_config.json", "reward_model.json", "pro_policy.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
 )
+TOKENIZER = "tokenizer.json"
+SLOW_TOKENIZERS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
+"""What a tokenizer is made of where there is no ``tokenizer.json``."""
 RECORDS = ("versions", "training", "transformers_version", "_name_or_path", "name_or_path")
 """Keys of a config that say how a model was made, not what it does."""
 BASES = {
@@ -29,16 +33,17 @@ BASES = {
     "pro_policy.json": "base",
 }
 """Ours, and LoRAs, hold what was trained, and name the base that holds the rest."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint(source: str | Path, revision: str | None = None, inside: str | Path = "") -> str:
-    """The SHA-256 of a model.
+    """The SHA-256 of a model, which is fetched from the hub if it is not on this machine.
 
     Args:
         source: a folder, a hub id, or the id of a packaged model. revision: of a hub id.
         inside: a folder (a panel's own) in which the source is looked for first.
 
-    A hub id that is neither on this machine nor to be reached counts by its name.
+    What is neither on this machine nor to be had counts by its name.
     """
     digest = hashlib.sha256()
     queue, done = [(str(source), revision)], set()
@@ -47,42 +52,55 @@ def fingerprint(source: str | Path, revision: str | None = None, inside: str | P
         if name in done:
             continue
         done.add(name)
-        folder = _folder_of(name, inside)
+        folder = _folder_of(name, asked, inside)
         if folder is None:
-            digest.update(f"{name}@{_commit_of(name, asked)}".encode())
+            digest.update(f"{name}@{asked}".encode())
             continue
         for file in _model_files(folder):
-            digest.update(f"{file.relative_to(folder).as_posix()} {_hash_of(file)} ".encode())
+            digest.update(f"{file.name} {_hash_of(file)} ".encode())
         for config, key in BASES.items():
             if base := _config(folder / config).get(key):
                 queue.append((str(base), None))
     return digest.hexdigest()
 
 
-def _folder_of(name: str, inside: str | Path) -> Path | None:
+def _folder_of(name: str, revision: str | None, inside: str | Path) -> Path | None:
     if inside and (Path(inside) / name).is_dir():
         return Path(inside) / name
     folder = Path(resolve_encoder(name))
-    return folder if folder.is_dir() else None
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    for cached in (True, False):
+        try:
+            wanted = [*FILES, TOKENIZER, *SLOW_TOKENIZERS]
+            found = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=wanted, local_files_only=cached
+                )
+            )
+        except Exception:  # not in the cache, no hub, or no hub id at all
+            continue
+        if any(found.glob("*.safetensors")) or not cached:
+            return found
+    return None
 
 
-def _model_files(folder: Path) -> Iterable[Path]:
-    for file in sorted(folder.rglob("*")):
-        parts = file.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if file.suffix in SUFFIXES and file.name not in NOT_THE_MODEL and not hidden:
-            yield file
+def _model_files(folder: Path) -> Iterator[Path]:
+    fast = (folder / TOKENIZER).is_file()
+    for pattern in (*FILES, *((TOKENIZER,) if fast else SLOW_TOKENIZERS)):
+        yield from sorted(folder.glob(pattern))
 
 
 def _hash_of(file: Path) -> str:
     """Of a config without its records; of any other file its bytes."""
-    if file.suffix != ".json" or file.stat().st_size > 1_000_000:
-        return file_hash(file)
-    config = {k: v for k, v in _config(file).items() if k not in RECORDS}
-    for config_file, key in BASES.items():
-        if file.name == config_file:  # the base counts by its own content, wherever it lies
-            config.pop(key, None)
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    if file.suffix == ".json" and file.name != TOKENIZER:
+        config = {k: v for k, v in _config(file).items() if k not in RECORDS}
+        config.pop(BASES.get(file.name, ""), None)  # the base counts by its own content
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    blob = file.resolve().name  # in the hub's cache a large file is called by its hash
+    return blob if _SHA256.fullmatch(blob) else file_hash(file)
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -91,20 +109,3 @@ def _config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {"": found}
-
-
-def _commit_of(name: str, revision: str | None) -> str | None:
-    """The commit that a hub id stands for, of which a small file is fetched if need be; None where there is none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    for cached in (True, False):
-        for file in ("config.json", "adapter_config.json"):
-            try:
-                found = hf_hub_download(name, file, revision=revision, local_files_only=cached)
-            except EntryNotFoundError:  # of a missing file in the cache, too
-                continue
-            except Exception:  # no hub, or no hub id at all
-                return None
-            return Path(found).parent.name
-    return None
