@@ -572,8 +572,9 @@ def test_every_from_pretrained_refuses_code_and_pickles():
     """``**SAFE`` for configs and tokenizers, ``**SAFE_MODEL`` for models; a GGUF file is no pickle."""
     found = 0
     for file, tree in sources():
-        for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
-            calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        for scope in (tree, *functions):
+            calls = [n for n in ast.walk(scope) if isinstance(n, ast.Call)]
             for call in calls:
                 owner, method = called(call)
                 if method != "from_pretrained" or owner in OURS:
