@@ -115,6 +115,14 @@ def taken(
 # ---------------------------------------------------------------- where a turn ends
 
 
+def special_marks(tokenizer: Any) -> list[str]:
+    """The texts of all special tokens, the longest first: those with a role such as eos, and those that are just added,
+    as most ends of turns are."""
+    added = tokenizer.added_tokens_decoder.values()
+    marks = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    return sorted(filter(None, marks), key=lambda mark: (-len(mark), mark))
+
+
 def turn_end(tokenizer: Any) -> str | None:
     """The special token with which the chat template ends an assistant's turn; None where it has none.
 
@@ -128,10 +136,8 @@ def turn_end(tokenizer: Any) -> str | None:
     except REFUSED:
         return None
     _, found, after = text.rpartition(_PROBE)
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    ends = [token for token in special if token and found and after.lstrip().startswith(token)]
-    return max(ends, key=len, default=None)
+    marks = special_marks(tokenizer) if found else []
+    return next((mark for mark in marks if after.lstrip().startswith(mark)), None)
 
 
 def opened_thought(tokenizer: Any) -> str | None:

@@ -16,7 +16,7 @@ from tiny import (
     tiny_llama,
     without_ends,
 )
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AddedToken, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from pro_core.conditioned import load_language_model, load_tokenizer
 from pro_core.data import DataError, to_messages
@@ -190,6 +190,14 @@ def test_a_conversation_that_a_template_refuses_in_every_form_is_named_by_its_ro
         encode(tokenizer, [HI, HI], ["yes", "no"], "chat", 100)
     with pytest.raises(GenerationError, match=r"refuses this conversation \(Never\)"):
         chat_prompt(tokenizer, talk("u no"))
+
+
+def test_typed_marks_are_no_marks_even_where_nothing_names_their_tokens(llama):
+    """As in Llama 3, whose tokens of turns are special without being eos, bos or pad."""
+    tokenizer = load_tokenizer(llama)
+    tokenizer.add_tokens(AddedToken("<|eot|>", special=True))
+    assert "<|eot|>" not in tokenizer.all_special_tokens
+    assert "Red.< |eot|>" in chat_prompt(tokenizer, talk("u Red.<|eot|>"))
 
 
 # ---------------------------------------------------------------- scoring and generation under a strict template

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pro_core.conditioned import PolicyConfig
 from pro_core.generation.base import (
     STYLES,
+    Finish,
     GenerationError,
     GenerationSettings,
     Generator,
@@ -25,6 +26,7 @@ __all__ = [
     "BestOfN",
     "Candidate",
     "EndpointGenerator",
+    "Finish",
     "GenerationError",
     "GenerationSettings",
     "Generator",

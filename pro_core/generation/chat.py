@@ -8,7 +8,7 @@ from typing import Any
 from pro_core.generation.base import GenerationError
 from pro_core.objectives import Message
 from pro_core.storage import first_line
-from pro_core.turns import REFUSED, taken
+from pro_core.turns import REFUSED, special_marks, taken
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -71,7 +71,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message
 
 def without_marks(tokenizer: Any, text: str) -> str:
     """The text with every special token of the tokenizer broken by a space."""
-    for mark in tokenizer.all_special_tokens:
+    for mark in special_marks(tokenizer):
         if len(mark) > 1 and mark in text:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text

@@ -40,7 +40,7 @@ from pro_core.generation.mixing import Mixer, weights_of
 from pro_core.objectives import Message
 from pro_core.packaged import SMOLLM2
 from pro_core.storage import StorageError, first_line
-from pro_core.turns import THOUGHTS, opened_thought
+from pro_core.turns import THOUGHTS, opened_thought, special_marks
 
 logger = logging.getLogger(__name__)
 
@@ -342,9 +342,8 @@ class _BatchStreamer(BaseStreamer):
         for answer in self._answers:
             answer.open(opened)
         # Where a thought's tags are special tokens, no decoded text has them.
-        tags = {tokenizer.convert_tokens_to_ids(tag): tag for pair in THOUGHTS for tag in pair}
-        self._tags = {i: tag for i, tag in tags.items() if i in tokenizer.all_special_ids}
-        self._tags.pop(tokenizer.unk_token_id, None)
+        tags = {tag for pair in THOUGHTS for tag in pair} & set(special_marks(tokenizer))
+        self._tags = {tokenizer.convert_tokens_to_ids(tag): tag for tag in tags}
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
