@@ -110,6 +110,7 @@ PARTED = "2 rows left out, the two conversations do not share all turns up to on
     [
         (HH + "4\n\nHuman: Thanks", HH + "5"),
         (HH + "4\n\nHuman: Thanks", HH + "5\n\nHuman: Thanks"),
+        (HH + "4\n\nHuman: Thanks", HH + "4\n\nHuman: No"),
         (HH + "4\n\nHuman: No?\n\nAssistant: 5", HH + "5\n\nHuman: No?\n\nAssistant: 4"),
         ([*ASKED, assistant("4"), user("Thanks")], [*ASKED, assistant("5")]),
         ([*ASKED, assistant("4")], [user("What is 2+3?"), assistant("5")]),
@@ -219,7 +220,8 @@ def test_a_mapping_renames_labels_and_hides_what_the_file_calls_so_otherwise(tmp
         "labels": {"helpful": 0, "correctness": 1},
         "split": "train",
     }
-    assert pairs_of(tmp_path, {"helpful": "correctness"}, one, two)[0] == [
+    three = one | {"response": "z", "labels": {"helpful": 5}}
+    assert pairs_of(tmp_path, {"helpful": "correctness"}, one, two, three)[0] == [
         ("helpful", "a", "y", "x")
     ]
     # `controlled` pairs agree on the other labels; the one that is hidden is none of them.
