@@ -21,6 +21,7 @@ import app
 from pro_core.generation import EndpointGenerator
 from pro_core.packaged import SMOLLM2
 from pro_core.weights import apply_floors, parse_floors
+from tests.servers.scripted import says, scripted
 from ui.models import Models
 from ui.service import Api, Page
 
@@ -289,6 +290,68 @@ def test_an_unreachable_endpoint_is_one_sentence_and_the_app_goes_on(served) -> 
     assert len(run["predicted"]) == models.status()["K"]  # the weights came all the same
     models.generator = served[1].generator
     assert all(c["z"] for c in last_run(Page(models), PROMPT)["candidates"])
+
+
+THOUGHT = [
+    says(reasoning_content="Hm, a \ud83d"),
+    says(reasoning_content="\ude00."),
+    says("Red \ud83d"),
+]
+CUT = [*THOUGHT, says("", "length")]
+ALL_THOUGHT = [says("<think>I should"), says("", "length")]
+
+
+@pytest.fixture
+def thinker() -> Iterator[Models]:
+    """An app whose server thinks: the first answer is cut by its limit, the second is nothing but a thought."""
+    answers = iter([CUT, ALL_THOUGHT] * 9)
+    with scripted(lambda body: (200, next(answers))) as (url, _):
+        settings = {"PRO_ENDPOINT_URL": url, "PRO_ENDPOINT_MODEL": "m"}
+        models = Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
+        models.load()
+        yield models
+
+
+def test_thoughts_and_cuts_are_told_apart_in_the_run_and_in_the_api(thinker) -> None:
+    run = last_run(Page(thinker), PROMPT)
+    by_text = {c["text"]: c for c in run["candidates"]}
+    cut, spent = by_text["Red \ufffd"], by_text[""]
+    assert (cut["reasoning"], cut["finish"], cut["error"]) == ("Hm, a 😀.", "length", None)
+    assert spent["reasoning"] == "I should" and spent["z"] is None
+    assert "spent all 8 tokens on its reasoning" in spent["error"]
+    raw, _ = thinker.score(run["messages"], ["Red \ufffd"])
+    assert cut["raw"] == pytest.approx(raw[0].tolist(), abs=1e-2)  # the thought is not in it
+    json.dumps(run, ensure_ascii=False).encode("utf-8")
+
+    found = asyncio.run(Api(thinker).generate(PROMPT, None, 2, 8))
+    best, failed = found["candidates"]
+    assert (best["text"], best["reasoning"], best["finish"]) == (
+        "Red \ufffd",
+        "Hm, a 😀.",
+        "length",
+    )
+    assert failed["scores"] is None and failed["reasoning"] == "I should"
+    json.dumps(found, ensure_ascii=False).encode("utf-8")
+
+
+def test_a_follow_up_goes_on_from_the_answer_without_its_thought(thinker) -> None:
+    run = last_run(Page(thinker), PROMPT)
+    pick = next(i for i, c in enumerate(run["candidates"]) if c["text"])
+    after = end_of(Page(thinker).follow("Why?", 1, 8, False, run, None, pick))
+    assert [m["content"] for m in after["messages"]] == [PROMPT, "Red \ufffd", "Why?"]
+
+
+def test_a_pasted_thought_is_shown_apart_and_not_scored(served) -> None:
+    texts = ("<think>Kill it, slowly.</think>Use salt.", "Use salt.", "<think>Nothing but this")
+    run = asyncio.run(Page(served[1]).paste(PROMPT, {}, *texts))
+    first, second = run["candidates"]
+    assert first["text"] == second["text"] and first["z"] == second["z"]
+    assert (first["reasoning"], second["reasoning"]) == ("Kill it, slowly.", "")
+    api = Api(served[1])
+    scores = [asyncio.run(api.score(PROMPT, text)) for text in texts[:2]]
+    assert scores[0] == scores[1]
+    with pytest.raises(ValueError, match="a response of reasoning alone"):
+        asyncio.run(api.score(PROMPT, texts[2]))
 
 
 def test_help_lists_every_setting() -> None:

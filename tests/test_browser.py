@@ -573,3 +573,33 @@ def test_moving_a_slider_ranks_at_once_and_a_button_writes_anew(visit, tmp_path)
     expect(again).to_be_hidden()
     assert values(page)[0] == 100
     demo.close()
+
+
+# ---------------------------------------------------------------- a model that thinks
+
+
+def test_a_thought_is_behind_a_disclosure_and_a_cut_answer_says_so(visit) -> None:
+    from tests.servers.scripted import says, scripted
+
+    thought = "They want a colour. <b>Red</b> is one."
+    events = [says(reasoning_content=thought), says("Red, green and"), says("", "length")]
+    with scripted(lambda body: (200, events)) as (server, _):
+        models = Models({"PRO_ENDPOINT_URL": server, "PRO_ENDPOINT_MODEL": "m"})
+        models.load()
+        demo = app.build(models)
+        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+        page = visit(url=url)
+        card = page.locator(".card").first
+        expect(card.locator(".thought")).to_be_hidden()  # the recorded run has none
+        expect(card.locator(".cut")).to_be_hidden()
+        ask(page, "Name three colours.")
+        finished(page)
+        expect(card.locator(".text")).to_have_text("Red, green and")
+        expect(card.locator(".cut")).to_have_text("Cut at the longest answer allowed.")
+        expect(card.locator(".thought summary")).to_have_text("Reasoning")
+        expect(card.locator(".reasoning")).to_be_hidden()
+        card.locator(".thought summary").click()
+        expect(card.locator(".reasoning")).to_have_text(thought)
+        if folder := os.environ.get("PRO_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/thinking.png")
+        demo.close()

@@ -29,6 +29,8 @@ function mountBoard(element, props, watch) {
   const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
   const { title } = Words;
+  const CUT = { length: "Cut at the longest answer allowed.", filter: "Cut by the server's filter." };
+  const writing = (candidate) => (candidate.reasoning && !candidate.text ? "thinking…" : "writing…");
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 
   // ---- the fixed parts of the page
@@ -180,7 +182,13 @@ function mountBoard(element, props, watch) {
     const text = el("div", "text", card);
     Object.assign(text, { dir: "auto", tabIndex: 0 });
     text.setAttribute("aria-label", `Answer ${letters[i]}`);
+    const cut = el("div", "cut", card);
     const error = el("div", "error", card);
+    const thought = el("details", "thought", card);
+    el("summary", "", thought, "Reasoning");
+    const reasoning = el("div", "reasoning", thought);
+    Object.assign(reasoning, { dir: "auto", tabIndex: 0 });
+    reasoning.setAttribute("aria-label", `Reasoning of answer ${letters[i]}, not scored`);
     const scores = el("div", "scores", card);
     scores.tabIndex = 0;
     const cells = state.run.objectives.map((name) => {
@@ -202,7 +210,7 @@ function mountBoard(element, props, watch) {
       state.pick = state.pick === i ? null : i;
       draw();
     });
-    cards[i] = { card, rank, style, total, badges, text, error, scores, cells, sum, use };
+    cards[i] = { card, rank, style, total, badges, text, cut, error, thought, reasoning, scores, cells, sum, use };
   }
   function drawCards() {
     const { run } = state;
@@ -224,7 +232,7 @@ function mountBoard(element, props, watch) {
       c.card.style.order = place === 0 ? -1 : place + 1;
       c.card.classList.toggle("winner", best[1] === i);
       c.card.dataset.place = place + 1;
-      write(c.rank, candidate.z ? (best[1] === i ? "winner" : ordinals[place]) : candidate.error ? "" : run.busy ? "writing…" : "");
+      write(c.rank, candidate.z ? (best[1] === i ? "winner" : ordinals[place]) : candidate.error ? "" : run.busy ? writing(candidate) : "");
       write(c.style, candidate.style ?? "");
       write(c.total, sums[1][i] === null ? "" : signed(sums[1][i]));
       c.total.title = "Weighted total under your weights";
@@ -233,7 +241,10 @@ function mountBoard(element, props, watch) {
         c.badges.replaceChildren(...(wins.length ? ["best by"] : []), ...wins.map((w) => el("span", `badge ${w}`, null, w)));
       }
       write(c.text, candidate.text);
+      write(c.cut, candidate.error ? "" : CUT[candidate.finish] ?? "");
       write(c.error, candidate.error ?? "");
+      c.thought.hidden = !candidate.reasoning;
+      write(c.reasoning, candidate.reasoning ?? "");
       c.scores.hidden = !candidate.z;
       c.scores.setAttribute("aria-label", candidate.z ? `Scores of answer ${letters[i]}: ` + run.objectives
         .map((name, k) => `${name} ${signed(candidate.z[k])} (raw ${candidate.raw[k].toFixed(2)})`).join(", ") : "");

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import gradio as gr
 import numpy as np
 
+from pro_core.generation import Finish
 from pro_core.weights import parse_floors
 
 HERE = Path(__file__).parent
@@ -31,9 +32,15 @@ EXAMPLES = (
 
 
 class Answer(TypedDict):
-    """One card. `z` and `raw` hold K floats in the panel's order, or None until the answer is scored."""
+    """One card. `z` and `raw` hold K floats in the panel's order, or None until the answer is scored.
+
+    `reasoning` is the thought before the answer, which is not scored. `finish` says how the answer ended (see
+    `pro_core.generation.Finish`), None while it is written or when it broke off. Recordings may lack both.
+    """
 
     text: str
+    reasoning: str
+    finish: Finish | None
     style: str | None
     z: list[float] | None
     raw: list[float] | None
@@ -91,8 +98,10 @@ def board(run: Run) -> gr.HTML:
     )
 
 
-def answer(text: str = "", style: str | None = None) -> Answer:
-    return {"text": text, "style": style, "z": None, "raw": None, "error": None}
+def answer(text: str = "", reasoning: str = "", style: str | None = None) -> Answer:
+    """A card without scores."""
+    known = {"text": text, "reasoning": reasoning, "style": style}
+    return {**known, "finish": None, "z": None, "raw": None, "error": None}  # type: ignore[typeddict-item]
 
 
 def scored(answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray) -> list[Answer]:

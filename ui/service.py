@@ -24,11 +24,13 @@ from pro_core.generation import (
     Candidate,
     GenerationError,
     GenerationSettings,
+    Written,
     best_of_n,
     styled,
 )
 from pro_core.objectives import DESCRIPTIONS, Message
 from pro_core.rewards.panel import RewardPanel
+from pro_core.turns import split_reasoning, without_reasoning
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui import since_start
 from ui.board import Answer, Run, answer, follow_up, scored
@@ -196,23 +198,27 @@ class Page:
     ) -> AsyncIterator[Run]:
         """The run again and again while its answers grow, about ten times a second."""
         models, begun, shown = self.models, time.perf_counter(), 0.0
-        candidates: list[Answer] = [{**c} for c in run["candidates"]]
+        candidates = run["candidates"]
+        written = [Written() for _ in candidates]
         note = run["note"]
+
+        def current() -> Run:
+            answers = [_with(c, w) for c, w in zip(candidates, written, strict=True)]
+            return {**run, "note": note, "candidates": answers}
+
         async with aclosing(models.generator.stream_batch(batch, settings)) as pieces:
             async for piece in pieces:
-                candidate = candidates[piece.index]
-                candidate["text"] += piece.text
-                candidate["error"] = piece.error or candidate["error"]
+                written[piece.index].add(piece)
                 note = piece.note or ("" if models.finished else note)
                 now = time.perf_counter()
-                if piece.text and not models.said_first_token:
+                if (piece.text or piece.reasoning) and not models.said_first_token:
                     models.said_first_token = True
                     message = "first token %.1f s after start, %.1f s after its prompt"
                     log.info(message, since_start(), now - begun)
                 if now - shown > 0.1:
                     shown = now
-                    yield {**run, "note": note, "candidates": [{**c} for c in candidates]}
-        yield {**run, "note": note, "candidates": candidates}
+                    yield current()
+        yield current()
 
     async def _finish(self, run: Run) -> Run:
         texts = ["" if c["error"] else c["text"] for c in run["candidates"]]  # failed: no score
@@ -242,13 +248,15 @@ class Page:
     async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
         """Two to four answers of the visitor's own, scored."""
         try:
-            kept = [text for text in map(clean, texts) if text.strip()]
+            pasted = [clean(text) for text in texts]
+            if max(map(len, pasted), default=0) > LONGEST:
+                raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
+            split = map(split_reasoning, pasted)
+            kept = [answer(text, thought) for thought, text in split if text.strip()]
             if len(kept) < 2:
                 raise ValueError("Paste at least two answers to compare.")
-            if max(map(len, kept)) > LONGEST:
-                raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
             messages = to_messages([{"role": "user", "content": clean(prompt)}])
-            run = await self._new_run(messages, [answer(text) for text in kept])
+            run = await self._new_run(messages, kept)
             run = await self._explained(run)
             return await self._finish({**run, "note": "Your own answers, scored."})
         except (ValueError, GenerationError) as error:
@@ -265,6 +273,12 @@ class Page:
             if finished:
                 return
             await asyncio.sleep(0.2)
+
+
+def _with(card: Answer, written: Written) -> Answer:
+    """The card with what was written so far."""
+    news = {name: getattr(written, name) for name in ("text", "reasoning", "finish", "error")}
+    return {**card, **news}  # type: ignore[typeddict-item]
 
 
 def _for_callers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -331,6 +345,8 @@ class Api:
             raise ValueError(
                 f"got a response of {len(response):,} characters, expected 1 to {LONGEST:,}"
             )
+        if not without_reasoning(response).strip():
+            raise ValueError("got a response of reasoning alone, expected an answer after it")
         raw_NK, z_NK = await asyncio.to_thread(self.models.score, messages, [response])
         return self._scores(panel, raw_NK[0], z_NK[0])
 
@@ -341,7 +357,11 @@ class Api:
         n: int = 4,
         max_new_tokens: int = 192,
     ) -> dict:
-        """N answers, best first under `weights` (null: predicted), with scores and totals."""
+        """N answers, best first under `weights` (null: predicted), with scores and totals.
+
+        `reasoning` is the thought before an answer, which is not scored. `finish` says how the answer ended: "stop", or
+        cut by "length" (`max_new_tokens`) or by the endpoint's "filter"; null where it broke off, as `error` says.
+        """
         models, panel = self.models, await self.models.when_ready()
         settings = GenerationSettings(
             max_new_tokens=whole(max_new_tokens, 1, MAX_TOKENS, "new tokens")
@@ -372,10 +392,11 @@ class Api:
     def _candidate(
         self, panel: RewardPanel, c: Candidate, schemes: dict[str, np.ndarray]
     ) -> dict[str, Any]:
+        written = {"text": c.text, "reasoning": c.reasoning, "finish": c.finish}
         if c.raw is None or c.z is None:
-            return {"text": c.text, "scores": None, "totals": None, "error": c.error}
+            return {**written, "scores": None, "totals": None, "error": c.error}
         totals = {name: float(weighted_sum(c.z[None], w)[0]) for name, w in schemes.items()}
-        return {"text": c.text, "scores": self._scores(panel, c.raw, c.z), "totals": totals}
+        return {**written, "scores": self._scores(panel, c.raw, c.z), "totals": totals}
 
     async def status(self) -> dict:
         """Which generator, panel and adapter are in use; K; whether the generator is reachable."""

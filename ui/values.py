@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.data import to_messages
+from pro_core.data import clean_text, to_messages
 from pro_core.objectives import Message
 
 
@@ -17,8 +17,8 @@ def whole(value: Any, low: int, high: int, what: str) -> int:
 
 
 def clean(text: Any) -> str:
-    """Text that can be sent back: half a surrogate pair, which JSON can carry, becomes a question mark."""
-    return str(text or "").encode("utf-8", "replace").decode("utf-8")
+    """Text that can be sent back: half a surrogate pair, which JSON can carry, is replaced."""
+    return clean_text(str(text or ""))
 
 
 def number(value: Any) -> float | None:
@@ -34,5 +34,5 @@ def numbers(values: np.ndarray) -> list[float] | None:
 def conversation(prompt: Any) -> list[Message]:
     """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
     if isinstance(prompt, list):
-        return [m | {"content": clean(m["content"])} for m in to_messages(prompt)]
-    return to_messages(clean(prompt))
+        return to_messages(prompt)
+    return to_messages(str(prompt or ""))
