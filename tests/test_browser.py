@@ -595,7 +595,7 @@ def test_a_thought_is_behind_a_disclosure_and_a_cut_answer_says_so(visit) -> Non
         ask(page, "Name three colours.")
         finished(page)
         expect(card.locator(".text")).to_have_text("Red, green and")
-        expect(card.locator(".cut")).to_have_text("Cut at the longest answer allowed.")
+        expect(card.locator(".cut")).to_have_text("Cut at the token limit.")
         expect(card.locator(".thought summary")).to_have_text("Reasoning")
         expect(card.locator(".reasoning")).to_be_hidden()
         card.locator(".thought summary").click()

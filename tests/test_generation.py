@@ -230,14 +230,14 @@ def test_temperature_zero_is_transformers_greedy(local):
 
 def test_sampling_follows_the_models_probabilities(local):
     """The noise trick draws from the softmax: frequencies of 4,000 draws against it."""
-    from pro_core.generation.local import _sampler
+    from pro_core.generation.sampling import sampler
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    sample = _sampler(GenerationSettings(temperature=0.5, top_p=1.0, seed=3), [0], "cpu")
+    sample = sampler(GenerationSettings(temperature=0.5, top_p=1.0, seed=3), [0], "cpu")
     draws = torch.stack([sample(None, logits.clone()).argmax(-1) for _ in range(4000)])
     frequencies = torch.bincount(draws.flatten(), minlength=4) / 4000
     assert torch.allclose(frequencies, torch.softmax(logits[0] / 0.5, -1), atol=0.03)
-    nucleus = _sampler(GenerationSettings(temperature=0.5, top_p=0.8, seed=3), [0], "cpu")
+    nucleus = sampler(GenerationSettings(temperature=0.5, top_p=0.8, seed=3), [0], "cpu")
     assert {int(nucleus(None, logits.clone()).argmax()) for _ in range(200)} == {0}
 
 
@@ -246,17 +246,17 @@ def test_the_nucleus_is_that_of_transformers(top_p):
     """Peaked rows are decided by the likeliest few hundred tokens, flat ones by all; both in one batch."""
     from transformers import TopPLogitsWarper
 
-    from pro_core.generation.local import _TopP
+    from pro_core.generation.sampling import TopP
 
     random = torch.Generator().manual_seed(1)
     scores = torch.randn(8, 5000, generator=random) * torch.tensor([[0.1, 1, 2, 3, 4, 6, 9, 40]]).T
     ids = torch.zeros(8, 1, dtype=torch.long)
     expected = TopPLogitsWarper(top_p)(ids, scores.clone())
-    assert torch.equal(_TopP(top_p)(ids, scores.clone()), expected)
+    assert torch.equal(TopP(top_p)(ids, scores.clone()), expected)
     kept = torch.isfinite(expected).sum(-1)
-    assert kept[-1] < _TopP.FEW and (top_p < 0.5 or kept[0] > _TopP.FEW)
+    assert kept[-1] < TopP.FEW and (top_p < 0.5 or kept[0] > TopP.FEW)
     few = scores[:, :4]  # a vocabulary of four
-    assert torch.equal(_TopP(top_p)(ids, few.clone()), TopPLogitsWarper(top_p)(ids, few.clone()))
+    assert torch.equal(TopP(top_p)(ids, few.clone()), TopPLogitsWarper(top_p)(ids, few.clone()))
 
 
 def test_different_prompts_in_one_batch_equal_each_alone(local):

@@ -307,6 +307,46 @@ def test_an_empty_answer_is_an_answer(tmp_path):
     assert not list((tmp_path / "all").glob("*"))
 
 
+def test_empty_answers_and_thoughts_are_no_text_to_learn(recipe, parts, tmp_path, monkeypatch):
+    """Whatever the rule says: of a round the empty answers, of the data the thoughts before its answers."""
+    original = LocalGenerator.stream_batch
+
+    async def stream(self, batch, settings=None):
+        async for piece in original(self, batch, settings):
+            if not piece.done:
+                continue
+            if piece.index % 2:
+                yield Piece(piece.index, "why not", reasoning="I think")
+                yield Piece(piece.index, done=True, finish="length")
+            else:
+                yield Piece(
+                    piece.index, error=base.EMPTY_ANSWER, done=True, finish="stop", empty=True
+                )
+
+    learned, tuned = [], wic.fine_tune
+
+    def fine_tune(rows, *arguments, **named):
+        learned.append([text for _, text in rows])
+        return tuned(rows, *arguments, **named)
+
+    rows = read_jsonl(parts["data"][0]["path"])
+    rows[0]["response"] = f"<think>it rained</think>{rows[0]['response']}"
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(LocalGenerator, "stream_batch", stream)
+    monkeypatch.setattr(wic, "accept_weighted", lambda z, *a: z[:, 0] == z[:, 0])
+    monkeypatch.setattr(wic, "fine_tune", fine_tune)
+    script.main(recipe("empty", data=[{"path": str(tmp_path / "own.jsonl")}]))
+    offline, online = learned
+    assert len(offline) == 24 and not any("think" in text for text in [*offline, *online])
+    assert online.count("why not") == 6 and all(text.strip() for text in online)
+    [folder] = (tmp_path / "empty" / "rollouts").glob("[!.]*")
+    record = json.loads((folder / "manifest.json").read_text())["record"]
+    assert (record["responses"], record["empty"], record["cut"]) == (12, 6, 0.5)
+    lines = read_jsonl(folder / "responses.jsonl")
+    assert all(line["raw"] for line in lines)  # the empty ones are scored like any other
+    assert {line["reasoning"] for line in lines if line["text"]} == {"I think"}
+
+
 def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):
     def refused(self, policy):
         raise base.GenerationError("The LoRA was not loaded.")

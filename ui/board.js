@@ -29,7 +29,7 @@ function mountBoard(element, props, watch) {
   const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
   const { title } = Words;
-  const CUT = { length: "Cut at the longest answer allowed.", filter: "Cut by the server's filter." };
+  const CUT = { length: "Cut at the token limit.", filter: "Cut by the server's filter." };
   const writing = (candidate) => (candidate.reasoning && !candidate.text ? "thinking…" : "writing…");
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 

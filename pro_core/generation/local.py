@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,8 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -37,6 +32,7 @@ from pro_core.generation.base import (
 )
 from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, fit, has_template
 from pro_core.generation.mixing import Mixer, weights_of
+from pro_core.generation.sampling import sampler
 from pro_core.objectives import Message
 from pro_core.packaged import SMOLLM2
 from pro_core.storage import StorageError, first_line
@@ -251,7 +247,7 @@ class LocalGenerator(StreamingGenerator):
                         pad_token_id=tokenizer.pad_token_id,
                         eos_token_id=sorted(streamer.ends),
                     ),
-                    logits_processor=_sampler(settings, list(rows), self.device),
+                    logits_processor=sampler(settings, list(rows), self.device),
                     stopping_criteria=StoppingCriteriaList([_Stop(stop, streamer)]),
                     streamer=streamer,
                 )
@@ -265,58 +261,6 @@ class LocalGenerator(StreamingGenerator):
             getattr(model.config, "max_position_embeddings", None),
         )
         return min(limit for limit in limits if limit)
-
-
-def _sampler(
-    settings: GenerationSettings, candidates: Sequence[int], device: str
-) -> LogitsProcessorList:
-    """Temperature, top-p and random choice; nothing at temperature 0, where the likeliest wins."""
-    processors = LogitsProcessorList()
-    if settings.temperature > 0:
-        processors.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_p < 1:
-            processors.append(_TopP(settings.top_p))
-        seed = secrets.randbits(31) if settings.seed is None else settings.seed
-        processors.append(_GumbelNoise(seed, candidates, device))
-    return processors
-
-
-class _TopP(TopPLogitsWarper):
-    """The same tokens from the likeliest few hundred: to sort the whole vocabulary is a third of a token's time on a
-    CPU."""
-
-    FEW = 512
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        few = scores.topk(min(self.FEW, scores.shape[-1])).values
-        mass = (few - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
-        # A token stays if those above it are less than top_p.
-        kept = 1 + (mass < self.top_p).sum(-1, keepdim=True)
-        wide = (kept > few.shape[-1])[:, 0]
-        least = few.gather(-1, kept.clamp(max=few.shape[-1]) - 1)
-        found = scores.masked_fill(scores < least, self.filter_value)
-        if wide.any():
-            found[wide] = super().__call__(input_ids[wide], scores[wide])
-        return found
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise, so that the largest score is a sample of the softmax (the Gumbel-max trick).
-
-    Candidate i draws from a random generator seeded by (seed, i), whatever else is in the batch.
-    """
-
-    def __init__(self, seed: int, candidates: Sequence[int], device: str):
-        self._device = device
-        self._random = [
-            torch.Generator(device).manual_seed((seed << 16) + index) for index in candidates
-        ]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self._random, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log_()
 
 
 class _BatchStreamer(BaseStreamer):
