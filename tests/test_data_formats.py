@@ -6,6 +6,7 @@ import pytest
 
 from pro_core.data import DataError, load_examples, load_responses
 from pro_core.data_sources import DataSource, data_sources, load_prompts, load_texts, rated_sources
+from pro_core.doctor.inputs import load_pairs
 
 
 def user(text):
@@ -388,3 +389,15 @@ def test_prompts_of_every_form_can_be_answered(tmp_path):
     written(tmp_path, *(row | {"split": "train"} for row in rows))
     found = load_prompts([{"path": "f.jsonl"}], tmp_path)
     assert [p[-1]["content"] for p in found] == list("abcdef")
+
+
+def test_the_doctor_reads_other_forms_and_says_what_it_left_out(tmp_path):
+    rows = [{"prompt": "a", "response": text, "good": g} for text, g in (("x", 1), ("y", 0))]
+    parted = {"chosen": HH + "4", "rejected": HH + "5\n\nHuman: Thanks"}
+    path = str(written(tmp_path, *rows, parted, {"prompt": "b", "chosen": "x", "rejected": "x "}))
+    loaded = load_pairs([path], ["good"])
+    assert [(p.objective, p.chosen, p.rejected) for p in loaded.pairs] == [("good", "x", "y")]
+    assert loaded.notes == [
+        f"{path}: 1 rows left out, the two conversations do not share all turns up to one last answer each.",
+        f"{path}: 1 pairs left out, their two completions are the same text.",
+    ]

@@ -62,7 +62,7 @@ def load_pairs(
         DataError: a file that is missing or broken, or no pairs at all.
     """
     loaded = Loaded()
-    read = {source: _examples(source) for source in sources}
+    read = {source: _examples(source, objective_names, loaded.notes) for source in sources}
     trained = TrainedOn(e for examples in read.values() for e in examples if e.split == "train")
     for source, examples in read.items():
         kept = [e for e in examples if split is None or e.split == split]
@@ -83,7 +83,7 @@ def load_pairs(
         responses = [e for e in kept if isinstance(e, LabelledResponse)]
         pairs = [e for e in kept if isinstance(e, PreferencePair)]
         pairs += _labelled_pairs(source, responses, objective_names, loaded.notes)
-        told_apart = [p for p in pairs if p.chosen != p.rejected]
+        told_apart = [p for p in pairs if p.chosen.strip() != p.rejected.strip()]
         if len(told_apart) < len(pairs):
             same = len(pairs) - len(told_apart)
             loaded.notes.append(
@@ -100,11 +100,15 @@ def load_pairs(
     return loaded
 
 
-def _examples(source: str):
+def _examples(source: str, objective_names: Sequence[str], notes: list[str]):
+    only = objective_names[0] if len(objective_names) == 1 else ""  # of pairs that name none
     public = {name for s in PUBLIC_SETS.values() for name in (s.name, s.path)}
     for path in (Path(source), default_data_dir() / source):
         if path.is_file():
-            return load_examples(path)
+            said: list[str] = []
+            examples = load_examples(path, only, tuple(objective_names), said)
+            notes += [f"{source}: {sentence}" for sentence in said]
+            return examples
     if source in public:
         return load_public_examples(source)
     raise DataError(f"{source}: no such file, and not a public set ({', '.join(sorted(public))})")
