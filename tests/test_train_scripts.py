@@ -301,7 +301,9 @@ def test_the_papers_recipe_and_one_trunk_give_the_same_result_shape(tmp_path):
         assert len(panel.models) == (1 if shared else 5)
         scores = panel.score(["Please tell me about topic 3.", "Hi"], ["gladly, topic 3", "no"])
         card = (output / "panel" / "README.md").read_text()
-        assert "UltraFeedback, MIT" in card and "correlation with length" in card
+        assert (
+            "ultrafeedback_pairs (pairs; splits train): licence unknown" in card
+        )  # its rows name none
         assert all("length_correlation" in panel.accuracy[n] for n in panel.objective_names)
         table = pd.read_parquet(output / "scores.parquet")
         shapes[name] = (scores.shape, scores.dtype, panel.objective_names, list(table), len(table))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from pro_core.data import DataError, LabelledResponse, PreferencePair, fold_of
 from pro_core.data_sources import data_sources, rated_sources
+from pro_core.evaluation.adapter_grades import unseen_sources
 from pro_core.evaluation.policy_recipes import held_out_prompts
 from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
 from pro_core.training import ConfigError
@@ -215,3 +218,25 @@ def test_an_objective_of_ties_alone_is_refused(tmp_path):
     kinds = [{"path": "x.jsonl", "kind": kind} for kind in ("refusals", "harmless_ties")]
     with pytest.raises(DataError, match="harmless: all its training pairs are ties"):
         gather_pairs(data_sources(kinds), NAMES, tmp_path)
+
+
+# ---------------------------------------------------------------- sources left out
+
+
+def test_a_source_left_out_takes_along_what_was_made_of_it(tmp_path):
+    """Pairs of its own responses under another name would show the adapter what it is said not to have seen."""
+    names = ["truth", "truth_controlled", "truth_ties", "truthful notes", "letters"]
+    table = pd.DataFrame({"source": names, "id": names, "objective": "helpful", "fold": 0})
+    for side in ("chosen", "rejected"):
+        for name in NAMES:
+            table[f"z_{side}_{name}"] = 0.0
+
+    def fit(folder, rows, *rest):
+        raise KeyboardInterrupt(sorted(rows.source))
+
+    run = SimpleNamespace(recipe={"folds": 2}, train=table, objective_names=NAMES, seeds=[0])
+    run.output, run.chosen, run.fit = tmp_path, {"target": "pairwise"}, fit
+    run.held_out = lambda split: table[table.source == "truth"]
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        unseen_sources(run, "test")
+    assert stopped.value.args == (["letters", "truthful notes"],)

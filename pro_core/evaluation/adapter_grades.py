@@ -28,6 +28,8 @@ from pro_core.weights import entropy
 
 Rows = list[dict[str, Any]]
 XSTEST = "xstest_responses"
+DERIVED = ("_controlled", "_ties")
+"""Endings of the names of pairs that :mod:`pro_core.pairs` makes beside a source's own: they are of that source too."""
 FIXED_HARMLESS = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
 """The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
 
@@ -99,7 +101,8 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
     graded, names, train = run.held_out(split), run.objective_names, run.train
     rows: Rows = []
     for source in sorted(graded.source.unique()):
-        rest, here = train[train.source != source], graded[graded.source == source]
+        same = [source, *(source + ending for ending in DERIVED)]
+        rest, here = train[~train.source.isin(same)], graded[graded.source == source]
         if rest.empty:
             continue
         best = best_global_weights(rest, names)
