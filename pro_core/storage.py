@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -121,12 +122,15 @@ PROBE = 1 << 20
 def disk_trouble(error: BaseException, folder: Path) -> str | None:
     """What is wrong with the disk, if that is why something failed there; None for any other error.
 
-    torch and safetensors raise errors of their own when a disk is full, without its number: then writing a megabyte
-    beside them shows whether there is room. Ask before what was half-written is deleted.
+    torch raises an error of its own when a disk is full, without its number: then writing a megabyte beside it shows
+    whether there is room. Ask before what was half-written is deleted.
     """
     if isinstance(error, OSError):
         return DISK.get(error.errno or 0)
-    if not isinstance(error, (RuntimeError, SafetensorError)):
+    if isinstance(error, SafetensorError):  # Rust's form of the number is all that it keeps
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        return DISK.get(int(number[1])) if number else None
+    if not isinstance(error, RuntimeError):
         return None
     probe = folder / f".{os.getpid()}-probe"
     try:
