@@ -157,6 +157,7 @@ class AdapterRun:
             "reason": reason,
             "adapter": read_config(source, MANIFEST, FITTED)["inputs"],
             "validation": summary.to_csv(index=False),
+            "scores": table_hash(self.scores),
             "licence": self.recipe["licence"],
         }
         return once(self.final, ADAPTER, inputs, make)

@@ -139,7 +139,10 @@ class ClassifierRun:
     def _inputs(self, loss: str, seed: int) -> dict[str, Any]:
         data = self.data
         rows = [
-            [[r.prompt, r.response, r.labels, r.source, r.split, r.ungraded] for r in part]
+            [
+                [r.prompt, r.response, r.labels, r.source, r.licence, r.split, r.ungraded]
+                for r in part
+            ]
             for part in (data.train, data.held_out)
         ]
         return {

@@ -255,7 +255,8 @@ class PanelRun:
 
         said = {key: recipe[key] for key in ("grade_on", "licence", "data")}
         inputs = {"code": GRADING_VERSION, "scores": [part.key for part in scores]}
-        inputs |= {"notes": self.data.notes} | said
+        licences = [entry.licences for entry in self.data.entries]
+        inputs |= {"notes": self.data.notes, "licences": licences} | said
         return once(self.final, PANEL, inputs, make)
 
 

@@ -203,8 +203,8 @@ class Fold:
 
 
 def out_of_fold(pairs: Sequence[PreferencePair], folds: int) -> list[Fold]:
-    """The folds that have pairs to score, of so many (0: none); all pairs of a prompt lie in one of them. Ties train and
-    are not scored.
+    """The folds that have pairs to score, of so many (0: none); all pairs of a prompt lie in one of them. Ties train
+    and are not scored.
 
     Raises:
         DataError: all pairs of an objective lie in one fold: who is to score them has not learned it.

@@ -206,6 +206,20 @@ def test_length_cannot_be_removed_where_all_answers_are_as_long(own):
         reward_models.main(panel)
 
 
+def test_a_licence_that_the_rows_name_later_makes_new_cards_and_no_new_models(own, tmp_path):
+    panel, fitted = own(both(range(8)))
+    reward_models.main(panel)
+    adapter.main(fitted)
+    made = (tmp_path / "own/folds/all/trunk/model.safetensors").stat().st_mtime_ns
+    rows = (json.loads(line) for line in (tmp_path / "pairs.jsonl").open())
+    own([row | {"licence": "CC0-1.0"} for row in rows])
+    reward_models.main(panel)
+    adapter.main(fitted)
+    assert (tmp_path / "own/folds/all/trunk/model.safetensors").stat().st_mtime_ns == made
+    for what in ("panel", "adapter"):
+        assert "pairs" in card_of(tmp_path, what) and "licence CC0-1.0" in card_of(tmp_path, what)
+
+
 def test_grading_before_training_says_what_to_run(own, evaluate):
     panel, fitted = own(both(range(8)))
     for grader, recipe in ((evaluate.reward_models, panel), (evaluate.adapters, fitted)):
