@@ -27,7 +27,7 @@ from pro_core.data import (
 )
 from pro_core.data_formats import LeftOut, Row, schema_rows
 from pro_core.objectives import Message, check_objective_names
-from pro_core.pairs import KINDS, pairs_of_kind, why_no_pairs
+from pro_core.pairs import KINDS, RATED, pairs_of_kind, why_no_pairs
 from pro_core.public_sets import PUBLIC_SETS, load_public_examples
 
 
@@ -144,10 +144,6 @@ def _counted(count: int, what: str) -> list[str]:
 def _say(notes: list[str] | None, path: str, sentences: Iterable[str]) -> None:
     if notes is not None:
         notes += [f"{path}: {sentence}" for sentence in sentences]
-
-
-RATED = ("labels", "controlled", "unprompted")
-"""The kinds that make pairs of the ratings that ``objectives`` names."""
 
 
 def _names_in_file(objectives: tuple[str, ...] | dict[str, str]) -> dict[str, str]:

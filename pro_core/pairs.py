@@ -26,6 +26,8 @@ KINDS = (
     "constructed_humor",
 )
 """What a recipe may make of a file: take its pairs as they are, or pair its responses."""
+RATED = ("labels", "controlled", "unprompted")
+"""The kinds that make pairs of the ratings that ``objectives`` names."""
 
 
 def pairs_of_kind(
