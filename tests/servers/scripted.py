@@ -59,7 +59,7 @@ def scripted(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str, 
             self.reply(200, "text/event-stream", "".join(lines).encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", seen
