@@ -136,6 +136,8 @@ def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, t
     for what, recipe in (("reward_models", panel), ("adapters", fitted)):
         results = getattr(evaluate, what)(recipe, "test")
         assert results and all("accuracy_harmless" not in row["metrics"] for row in results)
+        tables = [t for file, t in evaluate.TABLES.values() if what.startswith(file.split(".")[0])]
+        assert tables and all("harmless" not in table(results) for table in tables)
     check_app(tmp_path)
 
 
