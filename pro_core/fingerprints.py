@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pro_core.packaged import resolve_encoder
 from pro_core.storage import file_hash
 
@@ -36,14 +38,20 @@ BASES = {
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def fingerprint(source: str | Path, revision: str | None = None, inside: str | Path = "") -> str:
+def fingerprint(
+    source: str | Path,
+    revision: str | None = None,
+    inside: str | Path = "",
+    loaded: tuple[Any, Any] | None = None,
+) -> str:
     """The SHA-256 of a model, which is fetched from the hub if it is not on this machine.
 
     Args:
         source: a folder, a hub id, or the id of a packaged model. revision: of a hub id.
         inside: a folder (a panel's own) in which the source is looked for first.
+        loaded: (model, tokenizer), whose parameters count where there are no files: a model that was made in memory.
 
-    What is neither on this machine nor to be had counts by its name.
+    What is neither on this machine nor to be had nor loaded counts by its name.
     """
     digest = hashlib.sha256()
     queue, done = [(str(source), revision)], set()
@@ -54,7 +62,7 @@ def fingerprint(source: str | Path, revision: str | None = None, inside: str | P
         done.add(name)
         folder = _folder_of(name, asked, inside)
         if folder is None:
-            digest.update(f"{name}@{asked}".encode())
+            digest.update(_of_loaded(*loaded) if loaded else f"{name}@{asked}".encode())
             continue
         for file in _model_files(folder):
             digest.update(f"{file.name} {_hash_of(file)} ".encode())
@@ -90,7 +98,7 @@ def _folder_of(name: str, revision: str | None, inside: str | Path) -> Path | No
 def _model_files(folder: Path) -> Iterator[Path]:
     fast = (folder / TOKENIZER).is_file()
     for pattern in (*FILES, *((TOKENIZER,) if fast else SLOW_TOKENIZERS)):
-        yield from sorted(folder.glob(pattern))
+        yield from (p for p in sorted(folder.glob(pattern)) if not p.name.startswith("."))
 
 
 def _hash_of(file: Path) -> str:
@@ -101,6 +109,16 @@ def _hash_of(file: Path) -> str:
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     blob = file.resolve().name  # in the hub's cache a large file is called by its hash
     return blob if _SHA256.fullmatch(blob) else file_hash(file)
+
+
+def _of_loaded(model: Any, tokenizer: Any) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
+    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
+    digest.update(json.dumps(words).encode())
+    return digest.digest()
 
 
 def _config(file: Path) -> dict[str, Any]:

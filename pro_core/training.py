@@ -309,8 +309,8 @@ def read_recipe(
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe")
     try:
-        recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        recipe = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({error})") from None
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,12 +69,11 @@ def recipe(panel_file, tmp_path):
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.parquet"))}
 
 
 KILLED_AT_THE_THIRD = """
 import os, signal, sys
-from pro_core.rewards import shards
 from train import score_rewards
 replace, written = os.replace, []
 def kill_before_the_third(a, b):
@@ -81,7 +81,7 @@ def kill_before_the_third(a, b):
     if len(written) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     replace(a, b)
-shards.os.replace = kill_before_the_third
+os.replace = kill_before_the_third
 score_rewards.main(sys.argv[1])
 """
 
@@ -146,7 +146,9 @@ def test_two_processes_give_the_same_files_as_one(recipe, tmp_path):
     np.testing.assert_allclose(a[rewards], b[rewards], atol=1e-3)
 
 
-def test_other_data_or_another_panel_make_other_shards(panel_file):
+def test_other_data_or_another_panel_make_other_shards(panel_file, tmp_path):
+    shutil.copytree(panel_file.parent, tmp_path / "panel")
+    panel_file = tmp_path / "panel" / panel_file.name
     rows = [LabelledResponse([{"role": "user", "content": "a"}], str(i), {}) for i in range(6)]
     panel = RewardPanel.from_pretrained(panel_file)
     names = [s.path.name for s in plan_shards(panel, rows, "out", 2)]
@@ -154,8 +156,12 @@ def test_other_data_or_another_panel_make_other_shards(panel_file):
     changed = [*rows[:5], LabelledResponse(rows[5].prompt, "other", {})]
     other = [s.path.name for s in plan_shards(panel, changed, "out", 2)]
     assert other[:2] == names[:2] and other[2] != names[2]
-    panel.models["helpful"][0].classifier.bias.data += 1
-    assert not set(names) & {s.path.name for s in plan_shards(panel, rows, "out", 2)}
+    retrained = RewardPanel.from_pretrained(panel_file)
+    model, _ = retrained.models["helpful"]
+    model.classifier.bias.data += 1
+    model.save_pretrained(panel_file.parent / "helpful")
+    retrained = RewardPanel.from_pretrained(panel_file)
+    assert not set(names) & {s.path.name for s in plan_shards(retrained, rows, "out", 2)}
     for wrong in (([], 2), (rows, 0)):
         with pytest.raises(ValueError, match="expected at least 1"):
             plan_shards(panel, wrong[0], "out", wrong[1])

@@ -33,6 +33,7 @@ from pro_core.generation.base import (
     collect,
     conditioned,
 )
+from pro_core.generation.sampling import WRITING_VERSION
 from pro_core.objectives import Message, Prompt
 from pro_core.storage import StorageError, content_hash, read_config, write_config
 
@@ -141,7 +142,7 @@ def respond(
             plain = [to_messages(prompts[p]) for p in batch]
             drawn = replace(settings, seed=_number([seed, plain]))
             asked = [policy.messages(prompts[p], rows[p]) for p in batch]
-            key = content_hash([FORMAT, identity, asked, n, asdict(drawn)])
+            key = content_hash([FORMAT, WRITING_VERSION, identity, asked, n, asdict(drawn)])
             file = Path(folder) / f"{key[:32]}.json"
             known = file.is_file()
             written = _batch(policy, rows[batch[0]], asked, drawn, file)

@@ -15,6 +15,9 @@ from transformers import (
 
 from pro_core.generation.base import GenerationSettings
 
+WRITING_VERSION = 1
+"""Of the way from a conversation to an answer (prompt, noise, ends): raised with every change that moves a text."""
+
 
 def sampler(
     settings: GenerationSettings, candidates: Sequence[int], device: str

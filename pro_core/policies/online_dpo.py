@@ -21,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from pro_core.artefacts import Artefact
 from pro_core.data import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.generation.sampling import WRITING_VERSION
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
@@ -59,7 +60,8 @@ class OnlineDpoRun(MorlhfRun):
         mine = [i % len(self.rows) for i in range(number * size, (number + 1) * size)]
         batch = s["rows_per_device"] or s["prompts_per_step"] * s["generations"]
         before = policy.key if policy else ""
-        key = content_hash(["online dpo rollouts", self.key, before, number, batch])
+        decides = [WRITING_VERSION, self.key, before, number, batch]
+        key = content_hash(["online dpo rollouts", *decides])
 
         def make(folder: Path) -> dict[str, Any]:
             self._say(f"round {number + 1}, {size} prompts x {s['generations']} completions")

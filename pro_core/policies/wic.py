@@ -23,6 +23,7 @@ from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
 from pro_core.generation import GenerationError, GenerationSettings, Generator, LocalGenerator
 from pro_core.generation.lora import LoraEndpoint
+from pro_core.generation.sampling import WRITING_VERSION
 from pro_core.policies.online import (
     Goals,
     accept_ric,
@@ -116,7 +117,7 @@ class WicRun:
         plan = from_main(self._plan(number) if main_process() else [])
         identity = [policy.key, plan, s["samples"], vars(self.sampling), s["max_length"]]
         where = ["endpoint" if s["endpoint"] else "local", s["rollout_batch"], self.seed, number]
-        key = content_hash(["rollouts", *identity, *where, self.data.panel_key])
+        key = content_hash(["rollouts", WRITING_VERSION, *identity, *where, self.data.panel_key])
 
         def make(folder: Path) -> dict[str, Any]:
             self._say(f"round {number}, {len(plan)} prompts x {s['samples']} responses")

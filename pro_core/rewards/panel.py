@@ -9,10 +9,11 @@ A YAML file of specs is a panel too, without statistics: `recipes/panels/` has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -222,7 +223,7 @@ class RewardPanel:
     def fingerprint(self) -> str:
         """A hash of all that decides the scores: see :func:`panel_fingerprint`."""
         if not self._fingerprint:
-            self._fingerprint = panel_fingerprint(self.specs, self.folder)
+            self._fingerprint = panel_fingerprint(self.specs, self.folder, self.models)
         return self._fingerprint
 
     # ------------------------------------------------------------ disk
@@ -312,15 +313,27 @@ class RewardPanel:
         return panel
 
 
-def panel_fingerprint(specs: Sequence[RewardModelSpec], folder: str | Path) -> str:
+def panel_fingerprint(
+    specs: Sequence[RewardModelSpec],
+    folder: str | Path,
+    models: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
+) -> str:
     """A hash of all that decides a panel's scores, wherever its files lie: specs, models and the code that scores.
 
-    Nothing is loaded. ``folder``: where sources that are no path of their own lie.
+    Nothing is loaded.
+
+    Args:
+        folder: where sources that are no path of their own lie. models: those that are loaded, by their sources: what
+            counts of one that has no files.
     """
     sources = {spec.source: i for i, spec in enumerate(specs)}
     read = [asdict(spec) | {"source": sources[spec.source], "revision": None} for spec in specs]
-    models = {s.source: fingerprint(s.source, s.revision, folder) for s in specs if s.source}
-    return content_hash([SCORING_VERSION, read, list(models.values())])
+    found = {
+        s.source: fingerprint(s.source, s.revision, folder, models.get(s.source))
+        for s in specs
+        if s.source
+    }
+    return content_hash([SCORING_VERSION, read, list(found.values())])
 
 
 def saved_fingerprint(folder: str | Path) -> str:
@@ -347,8 +360,8 @@ def _read_specs(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise StorageError(f"{file}: no such file")
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise StorageError(f"{file}: not YAML ({error})") from None
     if not isinstance(config, dict) or set(config) != {"models"}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__
