@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from pro_core.data import DataError
 from pro_core.evaluation.alignment_gap import (
     CandidateSets,
     candidate_sets,
@@ -167,6 +168,9 @@ SHUFFLED, WITHIN, MEAN = "shuffled", "shuffled within source", "adapter's mean, 
 ARMS = (UNIFORM, BEST_FIXED, MEAN, PRO, SHUFFLED, WITHIN)
 
 
+PARTS = {"train": "train on", "validation": "choose the settings on", "test": "grade"}
+
+
 @dataclass(frozen=True)
 class Parts:
     """Which prompts (indices) a seed trains on, which choose the settings, which are graded."""
@@ -181,6 +185,9 @@ def draw_parts(world: LabelledWorld, seed: int, share: float = 0.8) -> Parts:
 
     A source without a test split is cut by the panel's folds: the fold ``seed`` mod their number is graded, the others
     train. So all its training prompts are graded, each by policies that never saw it.
+
+    Raises:
+        DataError: a part without prompts.
     """
     rng = np.random.default_rng([seed, 3])
     train, test = [], []
@@ -196,7 +203,14 @@ def draw_parts(world: LabelledWorld, seed: int, share: float = 0.8) -> Parts:
         train.append(own)
         test.append(graded)
     validation = np.flatnonzero(world.split == "validation")
-    return Parts(np.concatenate(train), validation, np.concatenate(test))
+    parts = Parts(np.concatenate(train), validation, np.concatenate(test))
+    for name, rows in vars(parts).items():
+        if not len(rows):
+            raise DataError(
+                f"no prompts to {PARTS[name]}: got the splits {sorted(set(world.split.tolist()))}, expected rows of train "
+                "and of validation, each prompt with two different responses or more"
+            )
+    return parts
 
 
 def arm_weights(

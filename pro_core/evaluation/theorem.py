@@ -195,8 +195,9 @@ def measure_fixed(
     )
     truth = plant(world.test, spread)
     found = {m: measure(world.test, w, truth, beta) for m, w in zip(FIXED, fixed, strict=True)}
-    least, *_, most = curvature(world.test, fixed[0], beta).mean(axis=0)
-    found["uniform"] |= {"least_curvature": float(least), "most_curvature": float(most)}
+    curvatures = curvature(world.test, fixed[0], beta).mean(axis=0)  # one of them where K = 2
+    least, most = float(curvatures[0]), float(curvatures[-1])
+    found["uniform"] |= {"least_curvature": least, "most_curvature": most}
     return found
 
 
