@@ -175,6 +175,15 @@ def test_a_model_that_is_not_there(tmp_path):
         )  # fmt: skip
 
 
+def test_a_length_beyond_the_models_positions_is_refused_before_training(llama, tmp_path):
+    with pytest.raises(ConfigError, match="max_length 300, expected at most the 256 tokens"):
+        fine_tune(
+            [(asked("a", 1), "b")], tmp_path / "a", PolicyConfig(CONDITION), model=llama,
+            lora={}, work=tmp_path / "w", **(SETTINGS | {"max_length": 300}),
+        )  # fmt: skip
+    assert not (tmp_path / "w").exists()
+
+
 def test_what_was_learned_is_what_is_written(llama, tmp_path):
     """Training and generation read the same prompt: the tiny model says what it learned, and ends there."""
     answer = "it rained on Sunday and we stayed in"

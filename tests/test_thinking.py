@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import reciting_llama
+from transformers import AutoTokenizer
 
 from pro_core.data import read_jsonl
 from pro_core.evaluation.policies import GeneratorPolicy, respond
@@ -22,11 +23,12 @@ from pro_core.generation import (
     collect,
 )
 from pro_core.generation.answers import SurrogateJoiner
-from pro_core.policies.composite_reward import text_of
+from pro_core.generation.chat import whole_text
+from pro_core.policies.composite_reward import CompositeReward
 from pro_core.policies.online_dpo import best_and_worst
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.rewards.batching import encode
-from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.turns import THOUGHTS, ThoughtSplitter, split_reasoning, without_reasoning
 from tests.servers.scripted import says, scripted, token
@@ -136,7 +138,13 @@ def test_a_thought_is_neither_scored_nor_counted():
         panel.standardized([HI] * 2, thoughts), panel.standardized([HI] * 2, answers)
     )
     assert text_lengths(thoughts).tolist() == text_lengths(answers).tolist() == [12, 14]
-    assert text_of([{"role": "assistant", "content": thoughts[0]}]) == answers[0]
+    specs = [RewardModelSpec("long", function="length")]
+    panel = RewardPanel(specs, {}, RewardStats.fit([[0.0], [2.0]], ["long"]))
+    reward = CompositeReward(panel, ["long"], [HI], [[1.0]], ["a"])
+    said = [[{"role": "assistant", "content": text}] for text in (*thoughts, "<think>only")]
+    found = reward([None] * 3, said, [0] * 3)
+    assert found[:2] == reward([None] * 2, answers, [0] * 2)
+    assert found[2] is None  # all of it is a thought: there is nothing to score
 
 
 @pytest.mark.parametrize("input_format", ["pair", "chat", "{dialogue}\n\nAssistant: {completion}"])
@@ -281,6 +289,26 @@ def test_a_template_that_opens_the_thought_is_known(tmp_path):
     assert (answer.text, answer.reasoning, answer.error) == ("Paris", "why", None)
     [cut] = collect(generator, [HI], GenerationSettings(1, temperature=0.0))
     assert cut.failed and cut.error.startswith("The model spent all 1 tokens on its reasoning")
+
+
+@pytest.mark.parametrize(("special", "opened"), [(True, False), (False, True), (False, False)])
+def test_a_reward_reads_thoughts_whose_tags_no_decoded_text_has(tmp_path, special, opened):
+    """TRL decodes without special tokens, and never has the tag that the template wrote."""
+    folder = reciting_llama(tmp_path, ["<think>", "why", "</think>", "Paris"])
+    tok = AutoTokenizer.from_pretrained(folder)
+    if special:
+        tok.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    if opened:
+        tok.chat_template += "<think>"
+    said = ["why</think>Paris", "why"] if opened else ["<think>why</think>Paris", "<think>why"]
+    ids = [tok(text, add_special_tokens=False)["input_ids"] + [tok.eos_token_id] for text in said]
+    assert [split_reasoning(whole_text(tok, row)) for row in ids] == [("why", "Paris"), ("why", "")]
+    panel = RewardPanel([RewardModelSpec("long", function="length")], {})
+    panel.stats = RewardStats.fit([[0.0], [2.0]], ["long"])
+    reward = CompositeReward(panel, ["long"], [HI], [[1.0]], ["a"])
+    reward.tokenizer = tok
+    decoded = tok.batch_decode(ids, skip_special_tokens=True)
+    assert reward([None] * 2, decoded, [0, 0], completion_ids=ids) == [pytest.approx(4.0), None]
 
 
 def test_an_answer_that_ran_into_its_limit_is_marked(tmp_path):

@@ -207,8 +207,8 @@ def draw_parts(world: LabelledWorld, seed: int, share: float = 0.8) -> Parts:
     for name, rows in vars(parts).items():
         if not len(rows):
             raise DataError(
-                f"no prompts to {PARTS[name]}: got the splits {sorted(set(world.split.tolist()))}, expected rows of train "
-                "and of validation, each prompt with two different responses or more"
+                f"no prompts to {PARTS[name]}: got the splits {sorted(set(world.split.tolist()))}, expected train and "
+                "validation, each prompt with two different responses or more"
             )
     return parts
 

@@ -8,7 +8,7 @@ from typing import Any
 from pro_core.generation.base import GenerationError
 from pro_core.objectives import Message
 from pro_core.storage import first_line
-from pro_core.turns import REFUSED, special_marks, taken
+from pro_core.turns import REFUSED, THOUGHTS, opened_thought, special_marks, taken
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -108,6 +108,16 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
         while step < len(turns) - 1 and turns[step]["role"] != "user":
             step += 1
         turns, dropped = turns[step:], dropped + step
+
+
+def whole_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """What a model wrote, as one text: without special tokens, but with the tags around its thought, the one that the
+    chat template opened among them. :func:`pro_core.turns.split_reasoning` can then tell the answer."""
+    tags = {tag for pair in THOUGHTS for tag in pair} & set(special_marks(tokenizer))
+    kept = {tokenizer.convert_tokens_to_ids(tag) for tag in tags}
+    dropped = {tokenizer.convert_tokens_to_ids(m) for m in special_marks(tokenizer)} - kept
+    text = tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=not kept)
+    return (opened_thought(tokenizer) or "") + text
 
 
 class IncrementalText:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pro_core.data import clean_text
+from pro_core.generation.chat import whole_text
 from pro_core.objectives import Prompt
 from pro_core.policies.online import NEED_ADAPTER, goal_source
 from pro_core.rewards.calibration import text_lengths
-from pro_core.rewards.formats import scored_text
 from pro_core.rewards.panel import RewardPanel
+from pro_core.turns import split_reasoning
 from pro_core.weights import (
     AdapterWeights,
     FixedWeights,
@@ -86,6 +88,9 @@ class WeightedReward:
             after that: weights inside a group's deviation would cancel. Use it with TRL's ``scale_rewards="batch"``,
             GDPO's second normalization.
         generations: completions a prompt, which come one after the other; needed by ``normalize_then_sum``.
+
+    Attributes:
+        tokenizer: the policy's, where completions come with their token ids; else their texts are taken as they are.
     """
 
     __name__ = "composite"
@@ -110,6 +115,7 @@ class WeightedReward:
         self.objective_names = tuple(objective_names)
         self.prompts, self.kinds = list(prompts), list(kinds)
         self.aggregation, self.generations = aggregation, generations
+        self.tokenizer: Any = None
 
     def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
         """z scores (N, K) of completions to the prompts ``rows``; NaN where there is none."""
@@ -130,8 +136,19 @@ class WeightedReward:
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """TRL's form of a reward function: N floats, None for a completion that has no reward and is to be skipped."""
-        z = self.standardized(row, [text_of(completion) for completion in completions])
+        """TRL's form of a reward function: N floats, None for a completion that has no reward and is to be skipped.
+
+        Thoughts are not scored, and a completion that is all thought has no reward.
+        """
+        texts = [text_of(completion) for completion in completions]
+        if self.tokenizer is not None and columns.get("completion_ids") is not None:
+            # TRL's texts lack the tags of a thought that are special tokens, or that the template opened.
+            texts = [whole_text(self.tokenizer, ids) for ids in columns["completion_ids"]]
+        thoughts, answers = zip(*(split_reasoning(clean_text(t)) for t in texts), strict=True)
+        z = self.standardized(row, answers)
+        # All tokens went into the thought: there is no answer that could be worth anything.
+        unanswered = [bool(t) and not a.strip() for t, a in zip(thoughts, answers, strict=True)]
+        z[unanswered] = np.nan
         weights = self.weights[list(row)]
         totals = self.total(z, weights)
         if log_metric:
@@ -197,6 +214,5 @@ def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
 
 
 def text_of(completion: Any) -> str:
-    """A completion's answer, without its thought: TRL gives conversations a list with one message."""
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return scored_text(text or "")
+    """A completion as text: TRL gives conversations a list with one message."""
+    return (completion if isinstance(completion, str) else completion[-1]["content"]) or ""

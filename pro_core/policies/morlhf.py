@@ -219,10 +219,12 @@ class MorlhfRun:
             own["scale_rewards"] = "batch"  # GDPO's second normalization
         kind = GRPOConfig if grpo else RLOOConfig
         arguments = self.arguments(kind, work, len(order) * G, P * G, own)
-        model, _ = load_to_train(s["model"], None, s["lora"])
+        model, _ = load_to_train(s["model"], None, s["lora"], s["max_length"])
+        reward = self.reward()
+        reward.tokenizer = self.tokenizer
         trainer: Any = (OrderedGRPOTrainer if grpo else OrderedRLOOTrainer)(
             model=model,
-            reward_funcs=self.reward(),
+            reward_funcs=reward,
             args=arguments,
             train_dataset=dataset,
             processing_class=self.tokenizer,

@@ -144,7 +144,7 @@ class OnlineDpoRun(MorlhfRun):
         own = {"max_length": s["max_length"]}
         arguments = self.arguments(DPOConfig, work, wanted, s["prompts_per_step"], own)
         start = policy.checkpoint if policy else None
-        model, _ = load_to_train(s["model"], start, s["lora"])
+        model, _ = load_to_train(s["model"], start, s["lora"], s["max_length"])
         reference = None if s["lora"] is not None else load_to_train(s["model"], None, None)[0]
         trainer: Any = OrderedDPOTrainer(
             model=model,

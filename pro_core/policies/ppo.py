@@ -30,7 +30,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from pro_core.generation.base import checked
-from pro_core.generation.chat import fit
+from pro_core.generation.chat import fit, whole_text
 from pro_core.generation.local import end_tokens
 from pro_core.policies.morlhf import MorlhfRun, explained
 from pro_core.policies.sft import load_to_train, save_policy
@@ -147,7 +147,7 @@ class PpoLoop:
         cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
         torch.manual_seed(run.seed)
-        model, self.tokenizer = load_to_train(s["model"], None, s["lora"])
+        model, self.tokenizer = load_to_train(s["model"], None, s["lora"], s["max_length"])
         lora = run.fresh_lora()
         self.reference = None if lora else copy.deepcopy(model).eval().requires_grad_(False)
         model = get_peft_model(model, lora) if lora else model
@@ -216,10 +216,10 @@ class PpoLoop:
         completions = written[:, padded["input_ids"].shape[1] :]
         end = torch.isin(completions, self.ends.to(device)).long()
         mask = (end.cumsum(-1) - end == 0).float()  # all up to the first end, and that
-        texts = self.tokenizer.batch_decode(
-            [row[keep.bool()] for row, keep in zip(completions, mask, strict=True)],
-            skip_special_tokens=True,
-        )
+        texts = [
+            whole_text(self.tokenizer, row[keep.bool()].tolist())
+            for row, keep in zip(completions, mask, strict=True)
+        ]
         logged: dict[str, list[float]] = {}
         found = self.reward(
             [], texts, rows, log_metric=lambda k, v: logged.setdefault(k, []).append(v)

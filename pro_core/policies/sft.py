@@ -26,6 +26,7 @@ from pro_core.conditioned import PolicyConfig, load_language_model
 from pro_core.data import clean_text
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
+from pro_core.loading import greatest_length
 from pro_core.objectives import Message
 from pro_core.rewards.bradley_terry import grouped_by_length
 from pro_core.storage import first_line
@@ -192,7 +193,7 @@ def fine_tune(
     Returns:
         ``{"rows", "left_out", "cut", "steps", "tokens", "completion_tokens"}``.
     """
-    language_model, tokenizer = load_to_train(model, start, lora)
+    language_model, tokenizer = load_to_train(model, start, lora, max_length)
     data = tokenize_rows(tokenizer, rows, steps, batch_size, max_length, max_prompt, seed)
     arguments = training_arguments(
         work,
@@ -237,8 +238,14 @@ def new_lora(settings: dict[str, Any]) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", **(default | settings))
 
 
-def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):
-    """The model to train, without a new LoRA, and its tokenizer."""
+def load_to_train(
+    model: str, start: Path | None, lora: dict[str, Any] | None, max_length: int | None = None
+):
+    """The model to train, without a new LoRA, and its tokenizer.
+
+    Raises:
+        ConfigError: it cannot be loaded, or reads fewer than ``max_length`` tokens.
+    """
     cpu = not torch.cuda.is_available()
     # A whole model is trained in fp32 under autocast on a GPU; on a CPU see `cast_for_training`.
     dtype = torch.bfloat16 if cpu or lora is not None else torch.float32
@@ -247,6 +254,11 @@ def load_to_train(model: str, start: Path | None, lora: dict[str, Any] | None):
         loaded, tokenizer, _ = load_language_model(source, trainable=True, dtype=dtype)
     except Exception as error:  # every loader has exceptions of its own
         raise ConfigError(f"cannot load the model {source!r}: {first_line(error)}") from error
+    limit = greatest_length(loaded)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ConfigError(
+            f"got max_length {max_length}, expected at most the {limit} tokens that {model!r} can read"
+        )
     return loaded, tokenizer
 
 
