@@ -89,8 +89,10 @@ def small_parts(folder: Path) -> dict[str, Path]:
             "split": split,
             "labels": labels,
         }
-        for i, what in enumerate(("the capital", "a joke", "hello", "France", "why", "Paris", "it"))
-        for split in [("train", "train", "train", "validation", "validation", "test", "test")[i]]
+        for i, what in enumerate(
+            ("the capital", "a joke", "hello", "France", "why", "Paris", "it", "rain", "Sunday")
+        )
+        for split in ["train" if i < 5 else "validation" if i < 7 else "test"]
         for j, text in enumerate(answers)
         for labels in [{"helpful": 1 + j, "truthful": j % 2, "informative": 1}]
     ]
@@ -203,7 +205,7 @@ def scripts(folder: Path, output: Path) -> dict[str, Callable[[], Script]]:
         "output": str(output),
         "base": "base",
         "weights": 3,
-        "prompts": 1,
+        "prompts": 2,
         "data": [{"path": "own.jsonl", "kind": "labels", "objectives": ["helpful"]}],
         "data_dir": str(folder),
         "seeds": [0, 1],

@@ -21,6 +21,8 @@ from tiny import tiny_encoder
 from pro_core.artefacts import MANIFEST, WORK, finished, once, read_manifest
 from pro_core.storage import StorageError, replacing, write_config, write_jsonl, write_tensors
 from pro_core.training import last_whole_checkpoint, whole_checkpoint
+from train import adapter as train_adapter
+from train import reward_models
 
 KIND = "test-kind"
 
@@ -130,25 +132,22 @@ def test_a_second_run_waits_for_the_first(tmp_path):
     """Two processes ask for the same folder; it is made once, and both get it."""
     script = tmp_path / "make.py"
     script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
         "from pro_core.artefacts import once\n"
         "def make(folder):\n"
         "    with open('calls', 'a') as calls:\n"
         "        calls.write('x')\n"
-        "    Path('begun').touch()\n"
-        "    while not Path('waiting').exists():\n"
-        "        pass\n"
+        "    input('begun\\n')\n"
         "once('a', 'test-kind', {}, make)\n"
     )
     start = {"cwd": tmp_path, "env": ENV | {"PYTHONPATH": str(ROOT)}, "text": True}
+    start |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     first = subprocess.Popen([sys.executable, script], **start)
-    while not (tmp_path / "begun").exists():
-        assert first.poll() is None
-    second = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, **start)
+    assert first.stdout.readline() == "begun\n"
+    second = subprocess.Popen([sys.executable, script], **start)
     assert "another run is making it" in second.stdout.readline()
-    (tmp_path / "waiting").touch()
-    assert (first.wait(60), second.wait(60)) == (0, 0)
+    first.communicate("go on\n", timeout=60)
+    second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0)
     assert (tmp_path / "calls").read_text() == "x"
 
 
@@ -328,13 +327,15 @@ def changed(before, after) -> set[str]:
 
 
 @pytest.mark.slow
-def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_path):
+def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_path, capsys):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)
 
     def both() -> str:
-        said = run("train/reward_models.py", panel).stdout
-        return said + run("train/adapter.py", adapter).stdout
+        capsys.readouterr()
+        reward_models.main(str(panel))
+        train_adapter.main(str(adapter))
+        return capsys.readouterr().out
 
     def made() -> dict:
         return {k: v for k, v in files(output).items() if k != "scores.parquet"}
@@ -378,7 +379,9 @@ def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_pa
 
     # Objectives in another order: another panel.
     recipe_of(tmp_path, output, objectives=["harmless", "helpful"])
-    said = run("train/reward_models.py", panel).stdout
+    capsys.readouterr()
+    reward_models.main(str(panel))
+    said = capsys.readouterr().out
     assert "made again: objectives was ['helpful', 'harmless'], is ['harmless', 'helpful']" in said
     # A grader says so when the recipe is no longer the one that was trained.
     recipe_of(tmp_path, output, learning_rate=1e-3)
@@ -418,8 +421,8 @@ def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
 def test_negated_scores_give_new_heads(tmp_path):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)
-    run("train/reward_models.py", panel)
-    run("train/adapter.py", adapter)
+    reward_models.main(str(panel))
+    train_adapter.main(str(adapter))
     heads = output / "adapters/adapter/model.safetensors"
     before = heads.read_bytes()
     table = pd.read_parquet(output / "scores.parquet")
@@ -432,5 +435,5 @@ def test_negated_scores_give_new_heads(tmp_path):
     )
     assert done.returncode == 1 and "other inputs made it (" in done.stderr
     assert "scores changed" in done.stderr
-    run("train/adapter.py", adapter)
+    train_adapter.main(str(adapter))
     assert heads.read_bytes() != before

@@ -1,0 +1,23 @@
+"""The short form of `tests/crash_trials.py`, which kills every script twenty times."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from crash_trials import scripts, small_parts, try_script
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    small_parts(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["separate models", "wic"])
+def test_killed_at_random_moments_a_script_ends_in_the_same_files(parts, tmp_path, name):
+    script = scripts(parts, tmp_path / "output")[name]()
+    outcome = try_script(name, script, kills=2, rng=random.Random(0))
+    assert outcome.kills == 2 and outcome.files > 10 and not outcome.differing
