@@ -26,7 +26,7 @@ from pro_core.evaluation.adapters import best_global_weights
 from pro_core.evaluation.cards import write_adapter_card
 from pro_core.fingerprints import fingerprint
 from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import graded_rows, table_hash
+from pro_core.rewards.scores import graded_rows, read_scores, table_hash
 from pro_core.storage import read_config
 from pro_core.training import ConfigError, main_process, read_recipe
 
@@ -84,7 +84,7 @@ class AdapterRun:
         self.targets: list[dict[str, Any]] = self.recipe["targets"]
         self.seeds: list[int] = self.recipe["seeds"]
         self.objective_names = RewardPanel.from_pretrained(self.recipe["panel"]).objective_names
-        scores = pd.read_parquet(self.recipe["scores"])
+        scores = read_scores(self.recipe["scores"], self.objective_names)
         self.scores = scores[scores.prompt != "[]"].reset_index(drop=True)
         self.train = self.scores[self.scores.fold >= 0]
         if self.train.empty:

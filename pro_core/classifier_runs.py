@@ -24,6 +24,7 @@ from pro_core.evaluation.classifier import (
     prediction_table,
 )
 from pro_core.fingerprints import fingerprint
+from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.classifier_training import (
     TRAINING_VERSION,
@@ -38,6 +39,7 @@ from pro_core.storage import content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
+    from_main,
     main_process,
     process_device,
     read_recipe,
@@ -120,7 +122,9 @@ class ClassifierRun:
         for loss, seed, target in self.arms():
 
             def make(folder: Path, loss=loss, seed=seed, target=target) -> dict[str, Any]:
-                if not (folder / "model" / "reward_model.json").is_file():  # it is written last
+                if not from_main(
+                    (folder / "model" / "reward_model.json").is_file()
+                ):  # written last
                     self._train(loss, seed, folder, target)
                 return self._finish(loss, folder) if main_process() else {}
 
@@ -146,7 +150,7 @@ class ClassifierRun:
             for part in (data.train, data.held_out)
         ]
         return {
-            "code": TRAINING_VERSION,
+            "code": [TRAINING_VERSION, SCORING_VERSION],
             "base model": fingerprint(self.recipe["model"]),
             **{name: self.recipe[name] for name in DECIDING},
             **{"loss": loss, "seed": seed},

@@ -9,7 +9,7 @@ is a finished folder of :mod:`pro_core.artefacts`: made once, and again when wha
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from pro_core.data import PreferencePair
 from pro_core.data_sources import data_sources, default_data_dir
 from pro_core.evaluation.cards import grade, write_panel_card
 from pro_core.fingerprints import fingerprint
+from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.rewards.scores import fit_reference_stats, score_pairs
+from pro_core.rewards.scores import fit_reference_stats, read_scores, score_pairs
 from pro_core.storage import content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
+    from_main,
     main_process,
     process_device,
     read_recipe,
@@ -132,16 +134,22 @@ class PanelRun:
         Raises:
             StorageError: not there, or the recipe or its data have changed since.
         """
-        rows = range(len(self.data.training))
-        inputs = self._inputs([self.data.training[i] for i in rows], self.data.epochs)
+        training, epochs = self.data.training, self.data.epochs
+        inputs = self._inputs(training, epochs)
         finished(self.output / "folds" / "all", TRAINED, inputs, self.command)
-        return pd.read_parquet(self.output / TABLE)
+        keys = [self._scores_key(inputs, self.data.held_out, -1)]
+        for fold in out_of_fold(training, self.recipe["folds"]):
+            rest = [training[i] for i in fold.rest], [epochs[i] for i in fold.rest]
+            mine = [training[i] for i in fold.scored]
+            keys.append(self._scores_key(self._inputs(*rest), mine, fold.number))
+        finished(self.final, PANEL, self._final_inputs(keys), self.command)  # it is made last
+        return read_scores(self.output / TABLE, self.objective_names)
 
     # ------------------------------------------------------------ parts
 
     def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
         return {
-            "code": TRAINING_VERSION,
+            "code": [TRAINING_VERSION, SCORING_VERSION],
             "base model": fingerprint(self.recipe["model"]),
             **{name: self.recipe[name] for name in DECIDING},
             "training pairs": pairs_hash(pairs, epochs),
@@ -161,7 +169,7 @@ class PanelRun:
         specs = {}
         for source, objectives in groups.items():
             rows = [i for i, p in enumerate(pairs) if p.objective in objectives]
-            if not (folder / source / "reward_model.json").is_file():  # it is written last
+            if not from_main((folder / source / "reward_model.json").is_file()):  # written last
                 some = [pairs[i] for i in rows], [epochs[i] for i in rows]
                 self._train_model(*some, objectives, folder, source, f"{target}: {source}")
             for k, name in enumerate(objectives):
@@ -231,14 +239,25 @@ class PanelRun:
                 score_pairs(loaded, pairs, fold, folder / TABLE)
             return {"pairs": len(pairs)}
 
-        graded = [[p.id, p.source, p.licence, p.split, p.constructed, p.ungraded] for p in pairs]
-        inputs = {
-            "panel": panel.key,
+        inputs = self._scores_inputs(panel.key, pairs, fold)
+        return once(self.output / "scores" / name, SCORES, inputs, make)
+
+    def _scores_inputs(
+        self, panel_key: str, pairs: Sequence[PreferencePair], fold: int
+    ) -> dict[str, Any]:
+        columns = [[p.id, p.source, p.licence, p.split, p.constructed, p.ungraded] for p in pairs]
+        return {
+            "panel": panel_key,
             "pairs": pairs_hash(pairs),
-            "columns": content_hash(graded),
+            "columns": content_hash(columns),
             "fold": fold,
         }
-        return once(self.output / "scores" / name, SCORES, inputs, make)
+
+    def _scores_key(
+        self, panel: Mapping[str, Any], pairs: Sequence[PreferencePair], fold: int
+    ) -> str:
+        """The key of the scores that the panel made of these inputs gives."""
+        return content_hash(self._scores_inputs(content_hash(panel), pairs, fold))
 
     def _finish(self, table: pd.DataFrame, scores: Sequence[Artefact]) -> Artefact:
         """The panel for people: with its accuracies and its card."""
@@ -253,11 +272,13 @@ class PanelRun:
                 write_panel_card(folder, panel, recipe, self.data, table)
             return {"notes": self.data.notes}
 
-        said = {key: recipe[key] for key in ("grade_on", "licence", "data")}
-        inputs = {"code": GRADING_VERSION, "scores": [part.key for part in scores]}
+        return once(self.final, PANEL, self._final_inputs([part.key for part in scores]), make)
+
+    def _final_inputs(self, scores: Sequence[str]) -> dict[str, Any]:
+        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
         licences = [entry.licences for entry in self.data.entries]
-        inputs |= {"notes": self.data.notes, "licences": licences} | said
-        return once(self.final, PANEL, inputs, make)
+        read = {"notes": self.data.notes, "licences": licences}
+        return {"code": GRADING_VERSION, "scores": list(scores)} | read | said
 
 
 def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:

@@ -25,9 +25,10 @@ from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import content_hash, replacing
+from pro_core.storage import StorageError, content_hash, first_line, replacing
 
 REFERENCE_SIZE = 250
+KINDS = ("raw_chosen", "raw_rejected", "z_chosen", "z_rejected")
 
 
 def reference_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[PreferencePair]:
@@ -134,6 +135,29 @@ def pair_table(
             table[f"raw_{name}_{objective}"] = raw_MK[where[:, side], k]
             table[f"z_{name}_{objective}"] = z_MK[where[:, side], k]
     return pd.DataFrame(table).astype(types)
+
+
+def read_scores(path: str | Path, objective_names: Sequence[str]) -> pd.DataFrame:
+    """A table of scores, with all of its columns.
+
+    Raises:
+        StorageError: not there, damaged, of another panel's objectives, or of an older version of this code.
+    """
+    make = "run `python train/reward_models.py` with its recipe"
+    if not Path(path).is_file():
+        raise StorageError(f"{path}: no such table of scores: {make} first")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: cannot be read ({first_line(error)}): {make} again") from None
+    scores = [f"{kind}_{name}" for kind in KINDS for name in objective_names]
+    missing = [c for c in ("fold", "licence", "ungraded", "prompt", *scores) if c not in table]
+    if missing:
+        raise StorageError(
+            f"{path}: got a table without {', '.join(missing[:3])}, expected the scores of "
+            f"{', '.join(objective_names)} as this version writes them: {make} again"
+        )
+    return table
 
 
 def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
