@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.adapter_training import TRAINING_VERSION, encode_prompts, fit_adapter
-from pro_core.artefacts import MANIFEST, WORK, Artefact, finished, link_files, once
+from pro_core.artefacts import MANIFEST, WORK, Artefact, copy_files, finished, once
 from pro_core.encoding import FEATURES_VERSION
 from pro_core.evaluation.adapters import best_global_weights
 from pro_core.evaluation.cards import write_adapter_card
 from pro_core.fingerprints import fingerprint
+from pro_core.panel_runs import check_table
 from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import graded_rows, read_scores, table_hash
+from pro_core.rewards.scores import graded_rows, read_scores, table_hash, what_fits
 from pro_core.storage import read_config
 from pro_core.training import ConfigError, main_process, read_recipe
 
@@ -85,6 +86,7 @@ class AdapterRun:
         self.seeds: list[int] = self.recipe["seeds"]
         self.objective_names = RewardPanel.from_pretrained(self.recipe["panel"]).objective_names
         scores = read_scores(self.recipe["scores"], self.objective_names)
+        check_table(self.recipe["panel"], self.recipe["scores"], scores)
         self.scores = scores[scores.prompt != "[]"].reset_index(drop=True)
         self.train = self.scores[self.scores.fold >= 0]
         if self.train.empty:
@@ -142,11 +144,12 @@ class AdapterRun:
         Args:
             reason: how the target was chosen. summary: the validation figures, a row a target and seed.
         """
-        source = self.folder(chosen, self.seeds[0])
+        fitted = self.made(chosen, self.seeds[0])
 
         def make(folder: Path) -> dict[str, Any]:
             if main_process():
-                link_files(source, folder)
+                copy_files(fitted.folder, folder)
+                fitted.check()
                 card = (folder, self.recipe, name_of(chosen), self.objective_names)
                 write_adapter_card(*card, summary, self.scores)
             return {"target": chosen, "reason": reason}
@@ -155,7 +158,7 @@ class AdapterRun:
             "code": CHOOSING_VERSION,
             "chosen": chosen,
             "reason": reason,
-            "adapter": read_config(source, MANIFEST, FITTED)["inputs"],
+            "adapter": fitted.key,
             "validation": summary.to_csv(index=False),
             "scores": table_hash(self.scores),
             "licence": self.recipe["licence"],
@@ -183,8 +186,8 @@ class AdapterRun:
             "code": [TRAINING_VERSION, FEATURES_VERSION],
             "encoder's files": fingerprint(self.recipe["encoder"]),
             "objectives": list(self.objective_names),
-            "global weights": [round(float(w), 6) for w in global_weights],
-            "scores": table_hash(rows),
+            "global weights": [round(float(w), 4) for w in global_weights],
+            "scores": table_hash(rows[what_fits(self.objective_names)]),
         }
 
     def weights(self, adapter: PreferenceAdapter, rows: pd.DataFrame) -> NDArray[np.float32]:

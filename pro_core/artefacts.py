@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from pro_core.training import from_main, main_process, wait_for_all
 MANIFEST = "manifest.json"
 WORK = "work"
 """The folder, inside of what is being made, for checkpoints: it goes when the work is done."""
+LINKED = 1 << 30
+"""Bytes from which a file is linked and not copied: smaller ones may be changed without changing what they are of."""
 CARD = "README.md"
 """People may write on a model card: it is not held against its hash."""
 _HASH = re.compile(r"[0-9a-f]{32,64}")
@@ -44,15 +46,24 @@ _HASH = re.compile(r"[0-9a-f]{32,64}")
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished folder: the hash of its inputs, and what its making recorded."""
+    """A finished folder: its kind, the hash of its inputs, and what its making recorded."""
 
     folder: Path
+    kind: str
     key: str
     record: dict[str, Any]
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
+
+    def check(self) -> None:
+        """Raise a StorageError unless the folder still is what it was: another run may have made it again since."""
+        if content_hash(_manifest(self.folder, self.kind)["inputs"]) != self.key:
+            raise StorageError(
+                f"{self.folder}: another run, of other inputs, has made it again meanwhile: let one recipe at a time "
+                "write to a folder, then run the same command again"
+            )
 
 
 def once(
@@ -75,12 +86,15 @@ def once(
         StorageError: something else is in ``target``; a file of it was changed; a full or read-only disk.
     """
     target, key = Path(target), content_hash(inputs)
+    found = from_main(_made_already(target, kind, inputs) if main_process() else None)
+    if found is not None:
+        return Artefact(target, kind, key, found)
     with _only_one(target) if main_process() else nullcontext():
         wait_for_all()  # until the main process has the lock
         building = target.with_name(f".{target.name}-{key[:16]}")
         found = from_main(_finished(target, building, kind, inputs) if main_process() else None)
         if found is None:
-            record = _make(building, target, make)
+            record = _plain(_make(building, target, make))
             wait_for_all()
             if main_process():
                 with explained_disk(building, target):
@@ -89,7 +103,7 @@ def once(
                     _put(building, target)
             found = from_main(record)
         wait_for_all()
-    return Artefact(target, key, found)
+    return Artefact(target, kind, key, found)
 
 
 def finished(target: str | Path, kind: str, inputs: Mapping[str, Any], command: str) -> Artefact:
@@ -105,7 +119,7 @@ def finished(target: str | Path, kind: str, inputs: Mapping[str, Any], command: 
     if found["inputs"] != _plain(inputs):
         changes = "; ".join(_changes(found["inputs"], _plain(inputs)))
         raise StorageError(f"{target}: other inputs made it ({changes}): run {command} again first")
-    return Artefact(target, content_hash(inputs), found["record"])
+    return Artefact(target, kind, content_hash(inputs), found["record"])
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         StorageError: no manifest, one of another kind, or a file that is missing or has changed since.
     """
-    found = read_config(folder, MANIFEST, kind)
+    found = _manifest(folder, kind)
     for name, expected in found["files"].items():
         file = folder / name
         if not file.is_file() or file_hash(file) != expected:
@@ -130,15 +144,16 @@ def files_of(folder: str | Path) -> Iterable[Path]:
     return [p for p in paths if p.name != MANIFEST and not p.name.startswith(".")]
 
 
-def link_files(source: str | Path, folder: Path) -> None:
-    """A finished folder's files in another one, by hard links where the disk can: whole models are large."""
+def copy_files(source: str | Path, folder: Path) -> None:
+    """A finished folder's files in another one. Large ones are hard links where the disk can: whole models."""
     for file in files_of(source):
         place = folder / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        try:
-            os.link(file, place)
-        except OSError:
+        if file.stat().st_size >= LINKED:
+            with suppress(OSError):
+                os.link(file, place)
+        if not place.exists():
             shutil.copyfile(file, place)
 
 
@@ -148,7 +163,9 @@ def explained_disk(folder: Path, target: Path | None = None):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if trouble := disk_trouble(error, folder):
+        where = getattr(error, "filename", None)
+        elsewhere = where is not None and not Path(str(where)).is_relative_to(folder.parent)
+        if not elsewhere and (trouble := disk_trouble(error, folder)):
             raise StorageError(f"{target or folder}: {trouble} ({first_line(error)})") from error
         raise
 
@@ -181,6 +198,14 @@ def _only_one(target: Path):
         lock.release()
 
 
+def _made_already(target: Path, kind: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of ``target`` if these inputs made it, without a lock: nothing is written where nothing is to do."""
+    with suppress(StorageError):
+        if _manifest(target, kind)["inputs"] == _plain(inputs):
+            return read_manifest(target, kind)["record"]
+    return None
+
+
 def _finished(
     target: Path, building: Path, kind: str, inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
@@ -194,7 +219,7 @@ def _finished(
             f"{target}: something is there that has no {MANIFEST}, so nothing says what made it: move it away, or name "
             "another folder"
         )
-    found = read_config(target, MANIFEST, kind)
+    found = _manifest(target, kind)
     if found["inputs"] == _plain(inputs):
         return read_manifest(target, kind)["record"]
     print(
@@ -203,9 +228,19 @@ def _finished(
     return None
 
 
-def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs as they come back from a JSON file."""
-    return json.loads(json.dumps(inputs))
+def _manifest(folder: Path, kind: str) -> dict[str, Any]:
+    try:
+        return read_config(folder, MANIFEST, kind)
+    except StorageError as error:
+        again = (
+            f"if nothing in it is a person's own, delete {folder} and run the same command again"
+        )
+        raise StorageError(f"{error}; {again}") from None
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs or a record as they come back from a JSON file."""
+    return json.loads(json.dumps(content))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

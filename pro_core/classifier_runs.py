@@ -1,20 +1,20 @@
 """One recipe of MOSLIM's reward classifiers, as its files: what `train/classifier.py` makes and `evaluate.py` grades.
 
 One classifier a loss and seed, in ``<output>/<loss>-seed<n>``: the model, statistics for Eq 11, held-out predictions
-and a model card. Each is a finished folder of :mod:`pro_core.artefacts`.
+and a model card; the model alone is in ``<output>/trained``. Each is a finished folder of :mod:`pro_core.artefacts`.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pro_core.artefacts import WORK, Artefact, finished, once
-from pro_core.data import DataError
+from pro_core.artefacts import WORK, Artefact, copy_files, finished, once
+from pro_core.data import DataError, LabelledResponse
 from pro_core.data_sources import default_data_dir, rated_sources
 from pro_core.evaluation.cards import write_classifier_card
 from pro_core.evaluation.classifier import (
@@ -72,12 +72,15 @@ OPTIONAL: dict[str, Any] = {
 ARCHITECTURE = ("method", "upper_layers", "lora", "pooling")
 OPTIMIZATION = ("accumulation", "weight_decay", "activation_checkpointing")
 DECIDING = (
-    *(*ARCHITECTURE, *OPTIMIZATION, "objectives", "batch_size", "learning_rate", "fast_heads"),
-    *("warmup_steps", "max_length", "input_format", "grade_on", "licence", "data"),
+    *("model", *ARCHITECTURE, *OPTIMIZATION, "objectives", "batch_size", "learning_rate"),
+    *("fast_heads", "warmup_steps", "max_length", "input_format"),
 )
-"""The settings that decide a classifier, its figures and its card, beside its base model and its responses."""
-CLASSIFIER = "pro-finished-classifier"
+"""The settings that decide the parameters of a classifier, beside its base's files and its training responses."""
+TRAINED, CLASSIFIER = "pro-trained-classifier", "pro-finished-classifier"
+"""The kinds of finished folders; the second is for people."""
 PREDICTIONS = "predictions.parquet"
+GRADING_VERSION = 1
+"""Of statistics, figures and card: raised with every change of what they say."""
 REFERENCE_SIZE = 2000
 """Training responses, at most, that the statistics of Eq 11 are fitted on."""
 
@@ -120,15 +123,16 @@ class ClassifierRun:
                 f"no {split} responses to grade on, or none whose prompt is not trained on too"
             )
         for loss, seed, target in self.arms():
+            trained = self._trained(loss, seed, target.name)
 
-            def make(folder: Path, loss=loss, seed=seed, target=target) -> dict[str, Any]:
-                if not from_main(
-                    (folder / "model" / "reward_model.json").is_file()
-                ):  # written last
-                    self._train(loss, seed, folder, target)
-                return self._finish(loss, folder) if main_process() else {}
+            def make(folder: Path, trained=trained, loss=loss) -> dict[str, Any]:
+                if main_process():
+                    copy_files(trained.folder, folder)
+                    trained.check()
+                    self._finish(loss, folder)
+                return {"notes": self.data.notes}
 
-            once(target, CLASSIFIER, self._inputs(loss, seed), make)
+            once(target, CLASSIFIER, self._final_inputs(trained.key), make)
 
     def made(self, loss: str, seed: int, folder: Path) -> Artefact:
         """A finished classifier.
@@ -136,26 +140,45 @@ class ClassifierRun:
         Raises:
             StorageError: it is not there, or the recipe or its data have changed since.
         """
-        return finished(folder, CLASSIFIER, self._inputs(loss, seed), self.command)
+        trained = self._inputs(loss, seed)
+        finished(self._place(folder.name), TRAINED, trained, self.command)
+        inputs = self._final_inputs(content_hash(trained))
+        return finished(folder, CLASSIFIER, inputs, self.command)
 
     # ------------------------------------------------------------ parts
 
+    def _place(self, name: str) -> Path:
+        return Path(self.recipe["output"]) / "trained" / name
+
+    def _trained(self, loss: str, seed: int, name: str) -> Artefact:
+        """The network alone."""
+        target = self._place(name)
+
+        def make(folder: Path) -> dict[str, Any]:
+            if not from_main((folder / "model" / "reward_model.json").is_file()):  # written last
+                self._train(loss, seed, folder, target)
+            return {"responses": len(self.data.train)}
+
+        return once(target, TRAINED, self._inputs(loss, seed), make)
+
     def _inputs(self, loss: str, seed: int) -> dict[str, Any]:
+        """All that decides the parameters."""
         data = self.data
-        rows = [
-            [
-                [r.prompt, r.response, r.labels, r.source, r.licence, r.split, r.ungraded]
-                for r in part
-            ]
-            for part in (data.train, data.held_out)
-        ]
         return {
             "code": [TRAINING_VERSION, SCORING_VERSION],
-            "base model": fingerprint(self.recipe["model"]),
+            "model's files": fingerprint(self.recipe["model"]),
             **{name: self.recipe[name] for name in DECIDING},
             **{"loss": loss, "seed": seed},
-            "responses": f"{len(data.train):,} of hash {content_hash([rows, data.epochs])}",
+            "training responses": _responses_hash(data.train, data.epochs),
         }
+
+    def _final_inputs(self, trained: str) -> dict[str, Any]:
+        """All that decides the figures and the card, too."""
+        data = self.data
+        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
+        held_out = _responses_hash(data.held_out, [r.ungraded for r in data.held_out])
+        read = {"held-out responses": held_out, "notes": data.notes, "licences": data.licences}
+        return {"code": GRADING_VERSION, "trained": trained} | read | said
 
     def _train(self, loss: str, seed: int, folder: Path, target: Path) -> None:
         """The network, into ``folder/model``; ``target`` is where it will be, to be told to people."""
@@ -182,7 +205,7 @@ class ClassifierRun:
             trained = trainer.accelerator.unwrap_model(trainer.model)
             save_reward_model(trained, folder / "model", parts)
 
-    def _finish(self, loss: str, folder: Path) -> dict[str, Any]:
+    def _finish(self, loss: str, folder: Path) -> None:
         """Statistics, held-out predictions, accuracies and the card of a trained model."""
         recipe, data = self.recipe, self.data
         model, tokenizer = load_reward_model(str(folder / "model"), device=process_device())
@@ -204,4 +227,9 @@ class ClassifierRun:
         for metric, measured in classifier.accuracy.items():
             baseline = majority[metric]["accuracy"]
             print(f"{metric} {measured['accuracy']:.3f}, majority {baseline:.3f}", flush=True)
-        return {"notes": data.notes}
+
+
+def _responses_hash(responses: Sequence[LabelledResponse], more: Sequence[Any]) -> str:
+    """A hash of rated responses, in their order, and of something of each; with their number."""
+    rows = [[r.prompt, r.response, r.labels, r.source, r.split] for r in responses]
+    return f"{len(responses):,} of hash {content_hash([rows, list(more)])}"

@@ -16,7 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from pro_core.artefacts import WORK, Artefact, finished, link_files, once
+from pro_core.artefacts import (
+    MANIFEST,
+    WORK,
+    Artefact,
+    copy_files,
+    finished,
+    once,
+    read_manifest,
+)
 from pro_core.data import PreferencePair
 from pro_core.data_sources import data_sources, default_data_dir
 from pro_core.evaluation.cards import grade, write_panel_card
@@ -25,8 +33,13 @@ from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.rewards.scores import fit_reference_stats, read_scores, score_pairs
-from pro_core.storage import content_hash, replacing
+from pro_core.rewards.scores import (
+    fit_reference_stats,
+    read_scores,
+    score_pairs,
+    table_hash,
+)
+from pro_core.storage import StorageError, content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
@@ -62,7 +75,7 @@ OPTIONAL: dict[str, Any] = {
 }
 ARCHITECTURE = ("method", "upper_layers", "trunk_layers", "lora", "pooling")
 DECIDING = (
-    *ARCHITECTURE,
+    *("model", *ARCHITECTURE),
     *("objectives", "shared_trunk", "batch_size", "learning_rate", "max_length", "input_format"),
     *("seed", "remove_length"),
 )
@@ -98,24 +111,22 @@ class PanelRun:
     def make(self) -> RewardPanel | None:
         """All of it; the finished panel, in the main process alone."""
         folds = out_of_fold(self.data.training, self.recipe["folds"])  # before anything is trained
-        scores = [self.held_out_scores()]
+        whole = self.trained("all", range(len(self.data.training)))
+        scores = [self._scores(whole, self.data.held_out, -1, "held_out")]
         for fold in folds:
             panel = self.trained(str(fold.number), fold.rest)
             mine = [self.data.training[i] for i in fold.scored]
             scores.append(self._scores(panel, mine, fold.number, f"fold{fold.number}"))
         if not main_process():
-            self._finish(pd.DataFrame(), scores)
+            self._finish(whole, pd.DataFrame(), scores)
             return None
         tables = [pd.read_parquet(part.folder / TABLE) for part in scores]
+        for part in scores:
+            part.check()
         table = pd.concat(tables, ignore_index=True)
         with replacing(self.output / TABLE) as partial:
             table.to_parquet(partial)
-        return RewardPanel.from_pretrained(self._finish(table, scores).folder)
-
-    def held_out_scores(self) -> Artefact:
-        """What the panel of all training pairs gives to the held-out ones."""
-        panel = self.trained("all", range(len(self.data.training)))
-        return self._scores(panel, self.data.held_out, -1, "held_out")
+        return RewardPanel.from_pretrained(self._finish(whole, table, scores).folder)
 
     def trained(self, name: str, rows: Sequence[int]) -> Artefact:
         """The panel ``folds/<name>``, trained on those of the training pairs."""
@@ -143,14 +154,16 @@ class PanelRun:
             mine = [training[i] for i in fold.scored]
             keys.append(self._scores_key(self._inputs(*rest), mine, fold.number))
         finished(self.final, PANEL, self._final_inputs(keys), self.command)  # it is made last
-        return read_scores(self.output / TABLE, self.objective_names)
+        table = read_scores(self.output / TABLE, self.objective_names)
+        check_table(self.final, self.output / TABLE, table)
+        return table
 
     # ------------------------------------------------------------ parts
 
     def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
         return {
             "code": [TRAINING_VERSION, SCORING_VERSION],
-            "base model": fingerprint(self.recipe["model"]),
+            "model's files": fingerprint(self.recipe["model"]),
             **{name: self.recipe[name] for name in DECIDING},
             "training pairs": pairs_hash(pairs, epochs),
         }
@@ -236,6 +249,7 @@ class PanelRun:
         def make(folder: Path) -> dict[str, Any]:
             if main_process():
                 loaded = RewardPanel.from_pretrained(panel.folder, process_device())
+                panel.check()
                 score_pairs(loaded, pairs, fold, folder / TABLE)
             return {"pairs": len(pairs)}
 
@@ -259,18 +273,21 @@ class PanelRun:
         """The key of the scores that the panel made of these inputs gives."""
         return content_hash(self._scores_inputs(content_hash(panel), pairs, fold))
 
-    def _finish(self, table: pd.DataFrame, scores: Sequence[Artefact]) -> Artefact:
+    def _finish(
+        self, trained: Artefact, table: pd.DataFrame, scores: Sequence[Artefact]
+    ) -> Artefact:
         """The panel for people: with its accuracies and its card."""
-        recipe, trained = self.recipe, self.output / "folds" / "all"
+        recipe = self.recipe
 
         def make(folder: Path) -> dict[str, Any]:
             if main_process():
-                link_files(trained, folder)
+                copy_files(trained.folder, folder)
+                trained.check()
                 panel = RewardPanel.from_pretrained(folder)
                 panel.accuracy = grade(table, panel.objective_names, recipe["grade_on"])
                 panel.save_pretrained(folder)
                 write_panel_card(folder, panel, recipe, self.data, table)
-            return {"notes": self.data.notes}
+            return {"notes": self.data.notes, "table": table_hash(table)}
 
         return once(self.final, PANEL, self._final_inputs([part.key for part in scores]), make)
 
@@ -279,6 +296,20 @@ class PanelRun:
         licences = [entry.licences for entry in self.data.entries]
         read = {"notes": self.data.notes, "licences": licences}
         return {"code": GRADING_VERSION, "scores": list(scores)} | read | said
+
+
+def check_table(panel: str | Path, path: str | Path, table: pd.DataFrame) -> None:
+    """Raise a StorageError where a panel of ours was finished with other scores than these.
+
+    A run that was cut short leaves a new table beside the old panel, or a table was changed by hand.
+    """
+    if not (Path(panel) / MANIFEST).is_file():
+        return  # a panel from elsewhere says nothing of a table
+    if read_manifest(Path(panel), PANEL)["record"]["table"] != table_hash(table):
+        raise StorageError(
+            f"{path}: these are not the scores that {panel} was finished with: run `python train/reward_models.py` to "
+            "its end"
+        )
 
 
 def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from test_train_scripts import ENV, NICE, ROOT, own_pairs, run, write_rows
 from tiny import tiny_encoder
 
-from pro_core.artefacts import MANIFEST, WORK, finished, once, read_manifest
+from pro_core.adapter_runs import AdapterRun
+from pro_core.artefacts import MANIFEST, WORK, copy_files, finished, once, read_manifest
+from pro_core.panel_runs import PanelRun
 from pro_core.storage import StorageError, replacing, write_config, write_jsonl, write_tensors
 from pro_core.training import last_whole_checkpoint, whole_checkpoint
 from train import adapter as train_adapter
@@ -126,6 +128,40 @@ def test_a_kill_between_the_last_steps_is_made_good(tmp_path, monkeypatch, step)
     once(tmp_path / "a", KIND, {"rate": 2}, maker("two", calls))
     assert calls == ["two"]  # not made a second time
     assert (tmp_path / "a" / "result.txt").read_text() == "two"
+
+
+def test_what_another_run_has_made_again_is_not_taken_for_ones_own(tmp_path):
+    """Two recipes that write to one folder: the first must not go on with what the second put there."""
+    mine = once(tmp_path / "a", KIND, {"rate": 1}, maker("one"))
+    mine.check()
+    once(tmp_path / "a", KIND, {"rate": 2}, maker("two"))
+    with pytest.raises(StorageError, match="another run, of other inputs, has made it again"):
+        mine.check()
+
+
+def test_what_is_finished_is_found_on_a_disk_that_cannot_be_written(small_disk):
+    folder = small_disk(2)
+    once(folder / "a", KIND, {"rate": (1, 2)}, maker("one"))
+    for lock in folder.glob(".*.lock"):
+        lock.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    assert once(folder / "a", KIND, {"rate": (1, 2)}, maker("two")).record == {"length": 3}
+
+
+def test_what_cannot_be_read_elsewhere_is_not_called_a_full_disk(tmp_path):
+    def make(folder):
+        raise PermissionError(13, "Permission denied", "/somewhere/else.jsonl")
+
+    with pytest.raises(PermissionError, match="else.jsonl"):
+        once(tmp_path / "a", KIND, {}, make)
+
+
+def test_a_copy_may_be_changed_without_changing_what_it_is_of(tmp_path):
+    once(tmp_path / "a", KIND, {}, maker("one"))
+    copy_files(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "result.txt").write_text("mine")
+    assert (tmp_path / "a" / "result.txt").read_text() == "one"
+    assert not (tmp_path / "b" / MANIFEST).exists()
 
 
 def test_a_second_run_waits_for_the_first(tmp_path):
@@ -429,11 +465,14 @@ def test_negated_scores_give_new_heads(tmp_path):
     numbers = [c for c in table if c.startswith(("raw_", "z_"))]
     table[numbers] = -table[numbers]
     table.to_parquet(output / "scores.parquet")
-    graded = ["train/evaluate.py", "adapter", adapter, "--results", tmp_path]
-    done = subprocess.run(
-        [sys.executable, *graded], cwd=ROOT, env=ENV, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "other inputs made it (" in done.stderr
-    assert "scores changed" in done.stderr
+    with pytest.raises(StorageError, match="not the scores that .* was finished with"):
+        train_adapter.main(str(adapter))
+    with pytest.raises(StorageError, match="not the scores that .* was finished with"):
+        PanelRun(panel).table()
+    # Scores and a panel from elsewhere, that no run finished together.
+    (output / "panel" / MANIFEST).unlink()
+    run = AdapterRun(adapter)
+    with pytest.raises(StorageError, match=r"other inputs made it \(.*scores changed"):
+        run.load(run.targets[0], 0)
     train_adapter.main(str(adapter))
     assert heads.read_bytes() != before

@@ -36,9 +36,11 @@ from pro_core.policies import morlhf, ppo, sft
 from pro_core.policies.composite_reward import normalize_groups
 from pro_core.policies.morlhf import MorlhfRun
 from pro_core.policies.morlhf_recipe import read_morlhf
+from pro_core.policies.online import accept_ric, accept_weighted, ask, offline_mask
 from pro_core.policies.online_dpo import best_and_worst
 from pro_core.policies.reward_data import RewardData
 from pro_core.policies.sft import fine_tune
+from pro_core.policies.wic import ROUND_VERSION
 from pro_core.rewards import bradley_terry, classifier_training
 from pro_core.rewards.batching import SCORING_VERSION, encode
 from pro_core.rewards.bradley_terry import bradley_terry_loss
@@ -261,6 +263,18 @@ def test_conditioned_policies_have_the_version_of_what_trains_them(training, tmp
     config = PolicyConfig(condition, model)
     found = training(sft, lambda: fine_tune(rows, tmp_path / "p", config, **settings))
     check(sft.TRAINING_VERSION, found, (1, "4dd7e9c98d1d"))
+
+
+def test_online_rounds_have_the_version_of_what_accepts_their_answers():
+    z, weights = [[0.1, 2.0], [1.5, -1.0], [0.2, 0.3], [-1.0, 0.9]], [[0.8, 0.2]] * 4
+    condition = Condition.fit("weights", ("long", "short"), z, 1.0)
+    found = [
+        accept_ric(z, 0.7).tolist(),
+        accept_weighted(z, weights, [0, 0, 1, 1], 0.4, [0.1]).tolist(),
+        offline_mask("weighted", z, condition, 0.5).tolist(),
+        [condition.obtained(z), ask("dirichlet", [TALK, "Hi"], condition, None, 3).texts],
+    ]
+    check(ROUND_VERSION, found, (1, "4ee06f0427f8"))
 
 
 def test_policies_under_rewards_have_the_version_of_what_trains_them(training, tmp_path):

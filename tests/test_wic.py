@@ -402,7 +402,7 @@ def test_a_command_line_names_the_seeds_that_it_wants(recipe, tmp_path):
     done = run("train/wic.py", path, "2", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     made = tmp_path / "shared" / "sft"
-    assert sorted(folder.name for folder in made.iterdir()) == ["seed1", "seed2"]
+    assert sorted(folder.name for folder in made.glob("[!.]*")) == ["seed1", "seed2"]
     for seed in ("0", "x"):
         wrong = rf"got the seeds \['{seed}'\], expected some of the recipe's \[3, 1, 2\]"
         with pytest.raises(ConfigError, match=wrong):

@@ -17,7 +17,7 @@ import pandas as pd
 from pro_core.adapter_runs import AdapterRun, name_of
 from pro_core.evaluation.adapters import compare, control_weights
 from pro_core.storage import replacing
-from pro_core.training import join_processes, main_process, run_script
+from pro_core.training import from_main, join_processes, main_process, run_script
 from pro_core.weights import entropy
 
 CHOSEN = "validation accuracy"
@@ -52,6 +52,7 @@ def main(recipe_path: str) -> None:
         chosen, reason = next(t for t in run.targets if name_of(t) == means.index[0]), CHOSEN
     else:
         chosen, reason = run.targets[0], FIRST
+    chosen, reason, summary = from_main((chosen, reason, summary))  # processes may round otherwise
     if main_process():
         for path in filter(None, (run.output / "validation.csv", run.recipe["validation"])):
             with replacing(path) as partial:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pro_core.artefacts import MANIFEST
 from pro_core.data_sources import default_data_dir, load_texts
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
@@ -32,6 +33,10 @@ OPTIONAL = {
 
 def save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_length: bool) -> None:
     """Fit the panel's statistics on the training responses that have all rewards, and save it."""
+    if (Path(folder) / MANIFEST).is_file():
+        raise ConfigError(
+            f"save_panel: {folder} holds a finished panel of train/reward_models.py: name another folder"
+        )
     rows = read_rewards(output)
     names = [f"raw_{name}" for name in panel.objective_names]
     whole = rows[names].notna().all(axis=1)

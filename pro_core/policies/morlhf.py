@@ -127,7 +127,8 @@ class MorlhfRun:
         how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
         how += ("sampling_temperature", "top_p", "trainer")
         asked = [[self.reads(row), d.kinds[row]] for row in self.rows]
-        values = [model_identity(s["model"]), d.panel_key, asked, self.weights.tolist(), self.seed]
+        model = [s["model"], model_identity(s["model"])]  # a LoRA names its base
+        values = [model, d.panel_key, asked, self.weights.tolist(), self.seed]
         code = [TRAINING_VERSION, SFT_VERSION]
         return content_hash(["morlhf", code, values, {name: s[name] for name in how}])
 
@@ -182,7 +183,7 @@ class MorlhfRun:
     def reward(self) -> WeightedReward:
         """The run's reward function, over its own prompts."""
         s, d = self.settings, self.data
-        return CompositeReward(
+        reward = CompositeReward(
             d.panel,
             d.objective_names,
             [d.prompts[row] for row in self.rows],
@@ -191,6 +192,8 @@ class MorlhfRun:
             s["aggregation"],
             s["generations"],
         )
+        reward.tokenizer = self.tokenizer
+        return reward
 
     def trainer(self, work: Path):
         """TRL's trainer for this run, its checkpoints in ``work``."""
@@ -220,11 +223,9 @@ class MorlhfRun:
         kind = GRPOConfig if grpo else RLOOConfig
         arguments = self.arguments(kind, work, len(order) * G, P * G, own)
         model, _ = load_to_train(s["model"], None, s["lora"], s["max_length"])
-        reward = self.reward()
-        reward.tokenizer = self.tokenizer
         trainer: Any = (OrderedGRPOTrainer if grpo else OrderedRLOOTrainer)(
             model=model,
-            reward_funcs=reward,
+            reward_funcs=self.reward(),
             args=arguments,
             train_dataset=dataset,
             processing_class=self.tokenizer,

@@ -173,7 +173,9 @@ class MoslimRun(MorlhfRun):
         d = self.data
         prompts, kinds = ([of[row] for row in self.rows] for of in (d.prompts, d.kinds))
         levels, divide_by = self.levels[self.rows], self.settings["divide_by"]
-        return LevelReward(d.classifier, d.objective_names, prompts, levels, kinds, divide_by)
+        reward = LevelReward(d.classifier, d.objective_names, prompts, levels, kinds, divide_by)
+        reward.tokenizer = self.tokenizer
+        return reward
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to ask it for levels, and whose levels they are."""

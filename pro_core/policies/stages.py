@@ -5,23 +5,23 @@ Stages that runs have in common are done once, and a killed run, started again, 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pro_core.artefacts import Artefact, explained_disk, link_files, once
+from pro_core.artefacts import Artefact, copy_files, once
 from pro_core.conditioned import PolicyConfig
 from pro_core.fingerprints import fingerprint
 from pro_core.packaged import resolve_policy
 from pro_core.policies.recipe import folder_name
 from pro_core.storage import write_config
-from pro_core.training import main_process, wait_for_all
+from pro_core.training import main_process
 
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 """The formats of what training leaves: two kinds of stages, and a run's own record."""
+PUBLISHED = "pro-published-policy"
+"""The kind of finished folder that is for people."""
 
 
 def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, Any]]) -> Artefact:
@@ -72,17 +72,17 @@ def publish(
     output, made = Path(settings["output"]), {"method": settings["method"], "seed": seed}
     folder = published(settings, seed)
     spent = {key: sum(stage.record.get(key, 0) for stage in stages) for key in counts} | more
-    if main_process():
-        used = {k: v for k, v in settings.items() if k not in ("arms", "seeds", "policy")}
-        listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
-        record = made | {"spent": spent, "settings": used, "stages": listed}
-        partial = folder.with_name(f".{folder.name}-partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        with explained_disk(partial.parent, folder):
-            link_files(stages[-1].checkpoint, partial)
+    used = {k: v for k, v in settings.items() if k not in ("arms", "seeds", "policy")}
+
+    def make(partial: Path) -> dict[str, Any]:
+        if main_process():
+            listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
+            record = made | {"spent": spent, "settings": used, "stages": listed}
+            copy_files(stages[-1].checkpoint, partial)
             replace(config, training=made | {"model": settings["model"]}).save(partial)
             write_config(partial, "run.json", {"format": RUN, **record})
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-    wait_for_all()
+        return spent
+
+    inputs = used | {"seed": seed, "stages": [p.key for p in stages]}
+    once(folder, PUBLISHED, inputs, make)
     return folder, spent

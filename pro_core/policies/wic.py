@@ -54,6 +54,9 @@ from pro_core.training import (
 )
 from pro_core.weights import weighted_sum
 
+ROUND_VERSION = 1
+"""Of an online round, from goals to rows (:mod:`pro_core.policies.online`): raised with every change of it."""
+
 
 class RoundError(ConfigError):
     """An online round that cannot go on; all that was done so far stays."""
@@ -178,9 +181,8 @@ class WicRun:
         s = self.settings
         steps, rate, share = s["online_steps"], s["online_learning_rate"], s["offline_share"]
         rule = [s["accept"], s["quantile"], share]
-        key = content_hash(
-            ["online", policy.key, rollouts.key, self._base(), rule, steps, rate, self.seed]
-        )
+        decides = [ROUND_VERSION, policy.key, rollouts.key, self._base(), rule, steps, rate]
+        key = content_hash(["online", *decides, self.seed])
         kept, lines, report = self._accept(rollouts)
         self.accepted += kept
 
@@ -217,7 +219,7 @@ class WicRun:
         s = self.settings
         read = [self.condition.to_dict(), TEMPLATE_VERSION, self.data.panel_key]
         sizes = [TRAINING_VERSION, s["max_length"], self.max_prompt, s["batch_size"]]
-        return [model_identity(s["model"]), s["lora"], read, sizes]
+        return [s["model"], model_identity(s["model"]), s["lora"], read, sizes]
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to tell it the weights, and whose scores they weigh."""

@@ -160,6 +160,11 @@ def read_scores(path: str | Path, objective_names: Sequence[str]) -> pd.DataFram
     return table
 
 
+def what_fits(objective_names: Sequence[str]) -> list[str]:
+    """The columns that an adapter learns from."""
+    return ["prompt", "source", "objective", *(f"{k}_{n}" for k in KINDS for n in objective_names)]
+
+
 def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of one split that accuracies are measured on: the panel did not train on the pair nor on its prompt,
     nothing in it is made up, and no other pair says the opposite. See :func:`pro_core.training_pairs.graded_pairs`."""
