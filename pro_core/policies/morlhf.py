@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pro_core.artefacts import Artefact
-from pro_core.conditioned import PolicyConfig, check_replaceable, load_tokenizer
+from pro_core.conditioned import PolicyConfig, load_tokenizer
 from pro_core.conditioning import Condition
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, readable
@@ -37,10 +37,10 @@ from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
 from pro_core.policies.sft import PolicyTrainer, accumulation, load_to_train, new_lora, save_policy
 from pro_core.policies.stages import (
     POLICY,
+    check_place,
     lora_base,
     model_identity,
     publish,
-    published,
     stage,
 )
 from pro_core.storage import content_hash, first_line, write_jsonl
@@ -111,7 +111,7 @@ class MorlhfRun:
         Raises:
             ConfigError: what cannot be trained. StorageError: a full disk, or something else where the policy is to go.
         """
-        check_replaceable(published(self.settings, self.seed))
+        check_place(self.settings, self.seed)
         return self._finish(self.stages())
 
     def stages(self) -> list[Artefact]:

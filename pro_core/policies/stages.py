@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pro_core.artefacts import Artefact, copy_files, once
-from pro_core.conditioned import PolicyConfig
+from pro_core.artefacts import MANIFEST, Artefact, copy_files, once
+from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.fingerprints import fingerprint
 from pro_core.packaged import resolve_policy
 from pro_core.policies.recipe import folder_name
-from pro_core.storage import write_config
+from pro_core.storage import StorageError, write_config
 from pro_core.training import main_process
 
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
@@ -48,6 +48,16 @@ def published(settings: dict[str, Any], seed: int) -> Path:
     """Where a finished policy goes."""
     method = folder_name(settings["method"])
     return Path(settings["policy"] or Path(settings["output"]) / method / f"seed{seed}")
+
+
+def check_place(settings: dict[str, Any], seed: int) -> None:
+    """Raise a StorageError, before anything is trained, unless the finished policy can go where it is to go."""
+    folder = published(settings, seed)
+    check_replaceable(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise StorageError(
+            f"{folder}: a policy is there that no run of this version put there: move it away, or name another folder"
+        )
 
 
 def publish(

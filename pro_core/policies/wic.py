@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pro_core.artefacts import Artefact
-from pro_core.conditioned import PolicyConfig, check_replaceable
+from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
 from pro_core.generation import GenerationError, GenerationSettings, Generator, LocalGenerator
@@ -38,10 +38,10 @@ from pro_core.policies.sft import TRAINING_VERSION, Row, fine_tune
 from pro_core.policies.stages import (
     POLICY,
     ROLLOUTS,
+    check_place,
     lora_base,
     model_identity,
     publish,
-    published,
     stage,
 )
 from pro_core.rewards.scores import progress
@@ -92,7 +92,7 @@ class WicRun:
             RoundError: nothing was accepted, or nothing written. ConfigError: what cannot be loaded or trained.
             StorageError: something else is where the policy is to go.
         """
-        check_replaceable(published(self.settings, self.seed))
+        check_place(self.settings, self.seed)
         stages = [self.offline()]
         for number in range(1, self.settings["rounds"] + 1):
             policy = stages[-1]
