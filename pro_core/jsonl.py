@@ -78,7 +78,8 @@ def _check_kind(path: Path) -> None:
     with _opener(path)(path, "rb") as file:
         head = file.read(8)
     known = [named for mark, named in _OTHER_FILES.items() if head.startswith(mark)]
-    if {".csv", ".tsv"} & set(path.suffixes):
+    unpacked = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if unpacked.suffix.lower() in (".csv", ".tsv"):
         known.append(_CSV)
     if known:
         kind, remedy = known[0]

@@ -72,12 +72,19 @@ def test_what_is_no_json_lines_file_is_said_with_what_to_do(tmp_path, raw, said)
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_and_a_folder_are_named_as_such(tmp_path):
-    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\nhi,a,b\n")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl.tsv", "A.CSV", "a.csv.gz"])
+def test_a_table_and_a_folder_are_named_as_such(tmp_path, name):
+    (tmp_path / name).write_text("prompt,chosen,rejected\nhi,a,b\n")
     with pytest.raises(DataError, match="a file in CSV, .*from_csv"):
-        read_jsonl(tmp_path / "a.csv")
+        read_jsonl(tmp_path / name)
     with pytest.raises(DataError, match="a folder"):
         read_jsonl(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["export.csv.jsonl", "export.csv.jsonl.gz", "my.csv.rows"])
+def test_only_the_last_part_of_a_name_says_what_a_file_is(tmp_path, name):
+    (tmp_path / name).write_text(f"{LINES[0]}\n")
+    assert read_jsonl(tmp_path / name) == ROWS[:1]
 
 
 def test_any_damage_to_a_gzip_is_named_by_file_and_line(tmp_path):
