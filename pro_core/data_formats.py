@@ -7,6 +7,7 @@ by its fields, never by the name of its file.
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Collection, Iterator
@@ -32,6 +33,7 @@ NOT_RATED = (None, "N/A")
 # A turn of a transcript begins after a blank line: "Human:" at the start of a line within a turn is text.
 _TURN = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):[ \t]*")
 _NEXT_TURN = re.compile(r"\r?\n\r?\nHuman:")
+_NEXT_TURNS = re.compile(_NEXT_TURN.pattern + r".*?\r?\n\r?\nAssistant:", re.DOTALL)
 _PARTED = "the two conversations do not share all turns up to one last answer each"
 
 
@@ -146,17 +148,17 @@ def _pair_row(row: Row) -> Row:
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
         prompt = _conversation_of(row) if prompt is None else prompt
     scored = "score_chosen" in row and "score_rejected" in row
-    if scored and not row["score_chosen"] > row["score_rejected"]:
+    if scored and not _score(row, "score_chosen") > _score(row, "score_rejected"):
         raise LeftOut("their scores do not say that `chosen` is better than `rejected`")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if _are_transcripts(prompt, chosen, rejected):
             prompt, chosen, rejected = split_transcripts(chosen, rejected)
-        elif _goes_on(prompt, chosen) or _goes_on(prompt, rejected):
-            raise LeftOut("a completion goes on with a `Human:` turn")
     elif isinstance(chosen, (list, dict)) and isinstance(rejected, (list, dict)):
         prompt, chosen, rejected = _split_conversations(
             prompt, _messages_of(chosen), _messages_of(rejected)
         )
+    if any(isinstance(text, str) and _goes_on(prompt, text) for text in (chosen, rejected)):
+        raise LeftOut("a completion goes on with a `Human:` turn")
     return row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
@@ -170,9 +172,33 @@ def _are_transcripts(prompt: Any, chosen: str, rejected: str) -> bool:
 
 
 def _goes_on(prompt: Any, completion: str) -> bool:
-    """Whether a completion of a transcript holds the user's next turn; where the prompt is none, it is text."""
+    """Whether a completion holds the user's next turn.
+
+    Where the prompt is no transcript, ``Human:`` alone is text, as in a play. With the assistant's next turn after it,
+    the conversation goes on whatever the prompt's form.
+    """
     transcript = isinstance(prompt, str) and prompt.lstrip().startswith("Human:")
-    return transcript and _NEXT_TURN.search(completion) is not None
+    return (_NEXT_TURN if transcript else _NEXT_TURNS).search(completion) is not None
+
+
+def _score(row: Row, key: str) -> float:
+    score = finite_number(row[key])
+    if score is None:
+        raise ValueError(f"got {row[key]!r} as {key!r}, expected a finite number")
+    return score
+
+
+def finite_number(value: Any) -> float | None:
+    """A number, or a text that is one (``"4.5"``); an int where it is whole. None for anything else."""
+    if not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -207,16 +233,36 @@ def _split_conversations(
     texts = (answers[0]["content"], answers[1]["content"])
     if prompt is None:
         return before, *texts
+    before = _not_empty(before)
     if not before:
         return prompt, *texts
     asked = parse_turns(prompt) if isinstance(prompt, str) else _messages_of(list(prompt))
-    if before[0]["role"] == "assistant":  # both go on from the prompt by more than a turn
-        return [*asked, *before], *texts
-    if asked[-1]["content"].strip() not in [m["content"].strip() for m in before]:
+    asked = _not_empty(asked)  # a transcript may end with an open `Assistant:`
+    common = _overlap(asked, before)
+    if common or before[0]["role"] == "assistant":  # both go on from the prompt
+        return [*asked, *before[common:]], *texts
+    rest = iter(map(_said, before))
+    if not all(turn in rest for turn in map(_said, asked)):
         raise ValueError(
-            "`prompt` is none of the turns that `chosen` answers: expected the same conversation"
+            "`prompt` and the turns that `chosen` answers are not one conversation: expected the same turns, the "
+            "beginning or end of them, or those that they go on from"
         )
     return before, *texts
+
+
+def _not_empty(messages: list[Message]) -> list[Message]:
+    return [m for m in messages if m["content"].strip()]
+
+
+def _overlap(asked: list[Message], before: list[Message]) -> int:
+    """How many turns at the end of the one are the turns at the beginning of the other."""
+    ends, begins = [_said(m) for m in asked], [_said(m) for m in before]
+    counts = range(min(len(ends), len(begins)), 0, -1)
+    return next((n for n in counts if ends[-n:] == begins[:n]), 0)
+
+
+def _said(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"].strip()
 
 
 def _rated_row(row: Row, columns: Collection[str]) -> Row:
@@ -249,11 +295,14 @@ def _rated_row(row: Row, columns: Collection[str]) -> Row:
 
 
 def ultrafeedback_rows(row: Row) -> Iterator[Row]:
-    """Each completion of an instruction with its ratings, 1 to 5, by what was rated. ``N/A`` is no rating."""
+    """Each completion of an instruction with its ratings, 1 to 5, by what was rated.
+
+    ``N/A``, and whatever else is no finite number, is no rating.
+    """
     for completion in row["completions"]:
         annotations = completion.get("annotations") or {}
-        ratings = {name: str((said or {}).get("Rating")) for name, said in annotations.items()}
-        labels = {name: int(rating) for name, rating in ratings.items() if rating.isdecimal()}
+        ratings = {n: finite_number((said or {}).get("Rating")) for n, said in annotations.items()}
+        labels = {name: rating for name, rating in ratings.items() if rating is not None}
         yield {"prompt": row["instruction"], "response": completion["response"], "labels": labels}
 
 

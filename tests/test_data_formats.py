@@ -28,6 +28,7 @@ def written(tmp_path, *rows):
 
 
 ASKED = [user("What is 2+2?")]
+BRIEF = {"role": "system", "content": "Be brief."}
 LONG = [user("Hi"), assistant("Hello!"), user("What is 2+2?")]
 HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: What is 2+2?\n\nAssistant: "
 
@@ -55,6 +56,17 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: What is 2+2?\n\nAssistant: "
         ({"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "What is 2+2?"}],
           "chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "5"}},
          [{"role": "system", "content": "Be brief."}, *ASKED]),
+        # the end of the prompt once more before the answers: no turn is lost, none is there twice
+        ({"prompt": [BRIEF, *ASKED], "chosen": [*ASKED, assistant("4")], "rejected": [*ASKED, assistant("5")]},
+         [BRIEF, *ASKED]),
+        ({"prompt": LONG, "chosen": [user(" What is 2+2?\n"), assistant("4")],
+          "rejected": [user(" What is 2+2?\n"), assistant("5")]}, LONG),
+        ({"prompt": LONG, "chosen": [*LONG[1:], assistant("4")], "rejected": [*LONG[1:], assistant("5")]}, LONG),
+        ({"prompt": HH, "chosen": [*ASKED, assistant("4")], "rejected": [*ASKED, assistant("5")]}, LONG),
+        ({"prompt": [BRIEF, LONG[0]], "chosen": [*LONG, assistant("4")], "rejected": [*LONG, assistant("5")]},
+         [BRIEF, *LONG]),
+        ({"prompt": ASKED, "chosen": [BRIEF, *LONG, assistant("4")], "rejected": [BRIEF, *LONG, assistant("5")]},
+         [BRIEF, *LONG]),
         ({"messages": LONG, "chosen": "4", "rejected": "5"}, LONG),
         ({"input": {"messages": ASKED}, "preferred_output": [assistant("4")],
           "non_preferred_output": [assistant("5")]}, ASKED),
@@ -67,6 +79,8 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: What is 2+2?\n\nAssistant: "
     ],
     ids=["text", "explicit", "explicit text", "implicit", "implicit, several turns", "both", "both, several turns",
          "explicit, several turns follow", "content parts", "answers in parts", "ShareGPT prompt", "ShareGPT",
+         "explicit, asked again", "explicit, last turn again", "explicit, last turns again", "transcript, asked again",
+         "explicit, goes on from its last turn", "both, with a system turn",
          "messages", "OpenAI", "developer", "hh-rlhf", "hh-rlhf and prompt", "hh-rlhf prompt", "null prompt"],
 )  # fmt: skip
 def test_a_preference_row_is_read(tmp_path, row, prompt):
@@ -85,7 +99,15 @@ def test_a_preference_row_is_read(tmp_path, row, prompt):
         ({"prompt": ASKED, "chosen": [assistant("4")], "rejected": "5"}, "as 'chosen', expected text"),
         ({"prompt": ASKED, "chosen": [], "rejected": []}, "an empty list of messages"),
         ({"prompt": "Who?", "chosen": [*ASKED, assistant("4")], "rejected": [*ASKED, assistant("5")]},
-         "`prompt` is none of the turns that `chosen` answers"),
+         "`prompt` and the turns that `chosen` answers are not one conversation"),
+        ({"prompt": [user("Who?"), assistant("Who what?"), *ASKED], "chosen": [user("Hi"), *ASKED, assistant("4")],
+          "rejected": [user("Hi"), *ASKED, assistant("5")]}, "`prompt` and the turns"),
+        ({"prompt": [BRIEF, *ASKED], "chosen": [*LONG, assistant("4")], "rejected": [*LONG, assistant("5")]},
+         "`prompt` and the turns"),
+        ({"prompt": "a", "chosen": "4", "rejected": "5", "score_chosen": None, "score_rejected": 3},
+         "got None as 'score_chosen', expected a finite number"),
+        ({"prompt": "a", "chosen": "4", "rejected": "5", "score_chosen": 4, "score_rejected": float("nan")},
+         "got nan as 'score_rejected', expected a finite number"),
         ({"prompt": [{"role": "tool", "content": "4"}], "chosen": "4", "rejected": "5"}, "the role 'tool', expected"),
         ({"prompt": ASKED, "chosen": [{"role": "assistant", "content": None, "tool_calls": []}],
           "rejected": [assistant("5")]}, "the message content None, expected text"),
@@ -142,7 +164,49 @@ def test_a_completion_that_writes_the_users_next_turn_is_left_out_on_both_sides(
     assert notes == ["1 rows left out, a completion goes on with a `Human:` turn."]
 
 
-@pytest.mark.parametrize(("better", "worse"), [(5, 5), (3, 5)])
+TOAST = "Toast.\n\nHuman: And butter?\n\nAssistant: Too."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("What is for tea?", TOAST),
+        ([user("What is for tea?")], TOAST),
+        ([user("What is for tea?")], TOAST.replace("\n", "\r\n")),
+        ([user("What is for tea?")], [assistant(TOAST)]),
+        (None, [user("What is for tea?"), assistant(TOAST)]),
+        ("Human: What is for tea?\n\nAssistant:", TOAST),
+    ],
+    ids=["text", "messages", "carriage returns", "explicit", "implicit", "transcript"],
+)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_completion_that_goes_on_with_turns_is_left_out_whatever_the_prompts_form(
+    tmp_path, prompt, completion, side
+):
+    good = {"objective": "helpful", "prompt": "a", "chosen": "4", "rejected": "5"}
+    soup = completion if isinstance(completion, str) else [*completion[:-1], assistant("Soup.")]
+    row = good | {"prompt": prompt, "chosen": soup, "rejected": soup, side: completion}
+    notes: list[str] = []
+    assert len(load_examples(written(tmp_path, good, row), notes=notes)) == 1
+    assert notes == ["1 rows left out, a completion goes on with a `Human:` turn."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A play.\n\nHuman: Who are you?\n\nRobot: Your toaster.",
+        "Human: Hi\n\nAssistant: Hello.",
+        "(a list)\nHuman: one\nAssistant: two",
+        "Notes.\n\nAssistant: first.\n\nHuman: second.",
+    ],
+)
+def test_marks_that_are_no_turns_of_a_conversation_are_text(tmp_path, text):
+    row = {"objective": "helpful", "prompt": "Write.", "chosen": text, "rejected": "no"}
+    [pair] = load_examples(written(tmp_path, row))
+    assert pair.chosen == text
+
+
+@pytest.mark.parametrize(("better", "worse"), [(5, 5), (3, 5), ("8.5", "10")])
 def test_scores_that_do_not_favour_the_chosen_answer_leave_a_pair_out(tmp_path, better, worse):
     row = {"objective": "overall", "prompt": "a", "chosen": "4", "rejected": "5"}
     notes: list[str] = []
@@ -260,6 +324,14 @@ def test_a_local_copy_of_ultrafeedback_is_read_as_the_hubs(tmp_path):
     assert [(e.id, e.source, e.licence) for e in load_examples(tmp_path / "f.jsonl")] == [
         ("u-0", "f", "MIT"), ("u-1", "f", "MIT"), ("u-2", "f", "MIT"),
     ]  # fmt: skip
+
+
+def test_ratings_of_ultrafeedback_are_any_finite_numbers(tmp_path):
+    said = {"a": "4.5", "b": "5", "c": 3, "d": 2.5, "e": "N/A", "f": "nan", "g": "inf", "h": None}
+    row = {"instruction": "Explain tides.", "completions": [completion("The moon.", **said)]}
+    [rated] = load_examples(written(tmp_path, row))
+    assert rated.labels == {"a": 4.5, "b": 5, "c": 3, "d": 2.5}
+    assert [type(rated.labels[name]) for name in "abc"] == [float, int, int]
 
 
 def test_a_classifier_reads_ratings_in_columns_too(tmp_path):
