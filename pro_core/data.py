@@ -84,6 +84,11 @@ def clean_text(text: str) -> str:
     return text
 
 
+def one_spelling(text: str) -> str:
+    """The form in which completions are compared: letters composed (NFC), single blanks, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: white space, zero-width and format characters, fillers."""
     return all(

@@ -21,6 +21,7 @@ from pro_core.data import (
     is_blank,
     load_examples,
     load_responses,
+    one_spelling,
     read_jsonl,
     split_of,
     to_messages,
@@ -81,7 +82,7 @@ class DataSource:
             pairs = [*pairs, *made] if self.kind in RATED else made
         if self.objectives:
             pairs = [p for p in pairs if p.objective in self.objectives]
-        told_apart = [p for p in pairs if p.chosen.strip() != p.rejected.strip()]
+        told_apart = [p for p in pairs if one_spelling(p.chosen) != one_spelling(p.rejected)]
         same, pairs = len(pairs) - len(told_apart), told_apart
         said += _counted(same, "pairs left out, their two completions are the same text")
         blank = sum(is_blank(p.chosen) or is_blank(p.rejected) for p in pairs)
@@ -129,7 +130,7 @@ class DataSource:
             rated = set(self.objectives)
             unrated = sum(rated.isdisjoint(r.labels) for r in responses)
             notes += _counted(unrated, f"responses have no rating of {', '.join(names)}")
-            texts = {(json.dumps(r.prompt), r.response.strip()) for r in responses}
+            texts = {(json.dumps(r.prompt), one_spelling(r.response)) for r in responses}
             notes += _counted(
                 len(responses) - len(texts),
                 "responses repeat another one to their prompt; a text makes no pair with itself",

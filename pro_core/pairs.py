@@ -13,6 +13,7 @@ from pro_core.data import (
     LabelledResponse,
     PreferencePair,
     hash_unit,
+    one_spelling,
     render_messages,
 )
 
@@ -79,12 +80,12 @@ def pairs_from_labels(
             by_prompt[response.split, render_messages(response.prompt)].append(response)
     pairs = []
     for (_, text), rows in by_prompt.items():
+        texts = [one_spelling(row.response) for row in rows]
         candidates = [
             (a, b)
-            for a in rows
-            for b in rows
-            if a.labels[objective] > b.labels[objective]
-            and a.response.strip() != b.response.strip()
+            for a, a_text in zip(rows, texts, strict=True)
+            for b, b_text in zip(rows, texts, strict=True)
+            if a.labels[objective] > b.labels[objective] and a_text != b_text
         ]
         if len(candidates) > max_per_prompt:
             drawn = random.Random(f"{seed}:{objective}:{text}")

@@ -11,14 +11,20 @@ Both are counted and said. So are pairs that repeat another one, and what the lo
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pro_core.data import DataError, LabelledResponse, PreferencePair, fold_of, render_messages
+from pro_core.data import (
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    fold_of,
+    one_spelling,
+    render_messages,
+)
 from pro_core.data_sources import DataSource, check_pairs
 from pro_core.objectives import Message
 
@@ -104,8 +110,8 @@ def graded_pairs(pairs: Iterable[PreferencePair], split: str) -> list[Preference
 
 
 def same_text(text: str) -> str:
-    """The form in which texts are compared: one Unicode spelling, no case, single blanks."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """The form in which what was trained on is compared: :func:`pro_core.data.one_spelling`, and no case."""
+    return one_spelling(text).casefold()
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
@@ -165,7 +171,7 @@ def _mark_contradicted(data: TrainingPairs) -> None:
     preferred = defaultdict(list)
     for pair in [*data.training, *data.held_out]:
         if not pair.tie:
-            preferred[_comparison(pair)].append(pair.chosen)
+            preferred[_comparison(pair)].append(one_spelling(pair.chosen))
     opposed = {comparison for comparison, chosen in preferred.items() if len(set(chosen)) > 1}
     repeats = sum(len(chosen) - len(set(chosen)) for chosen in preferred.values())
     if opposed:
@@ -186,8 +192,9 @@ def _mark_contradicted(data: TrainingPairs) -> None:
 
 
 def _comparison(pair: PreferencePair) -> tuple[str, str, frozenset[str]]:
-    """What two pairs have in common that compare the same two texts, in whatever order."""
-    return pair.objective, prompt_key(pair.prompt), frozenset((pair.chosen, pair.rejected))
+    """What two pairs have in common that compare the same two texts, in whatever order and spelling."""
+    texts = frozenset(map(one_spelling, (pair.chosen, pair.rejected)))
+    return pair.objective, prompt_key(pair.prompt), texts
 
 
 # ---------------------------------------------------------------- folds

@@ -357,10 +357,10 @@ def test_a_classifier_reads_ratings_in_columns_too(tmp_path):
 def test_one_text_that_was_rated_twice_makes_no_pair_with_itself(tmp_path):
     rows = [
         {"prompt": "a", "response": text, "good": g}
-        for text, g in (("x", 1), (" x\n", 0), ("y", 0))
+        for text, g in (("un café", 1), (" un  cafe\u0301\n", 0), ("y", 0))
     ]
     found, notes = pairs_of(tmp_path, ["good"], *rows)
-    assert found == [("good", "a", "x", "y")]
+    assert found == [("good", "a", "un café", "y")]
     assert notes == [
         "f.jsonl: 1 responses repeat another one to their prompt; a text makes no pair with itself."
     ]
@@ -384,6 +384,19 @@ def test_what_a_source_leaves_out_is_counted(tmp_path):
     written(tmp_path, same)
     with pytest.raises(DataError, match="no pairs for any objective. 1 pairs left out, their two"):
         DataSource("f.jsonl").load(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["Un cafe\u0301.", "Un  café.", "Un\ncafé. "])
+def test_one_text_in_two_spellings_is_no_comparison(tmp_path, other):
+    row = {"objective": "helpful", "prompt": "a", "chosen": "Un café.", "rejected": other}
+    path = written(tmp_path, row, row | {"rejected": "un café."})
+    notes: list[str] = []
+    [kept] = DataSource("f.jsonl").load(tmp_path, notes)
+    assert kept.rejected == "un café."
+    said = "1 pairs left out, their two completions are the same text."
+    assert notes == [f"f.jsonl: {said}"]
+    loaded = load_pairs([str(path)], ["helpful"])
+    assert loaded.pairs == [kept] and loaded.notes == [f"{path}: {said}"]
 
 
 def test_responses_without_a_rating_are_counted(tmp_path):

@@ -106,6 +106,16 @@ def test_contradictory_pairs_train_and_are_not_graded(tmp_path):
     assert any("2 in training" in note and "2 held out" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("other", [unicodedata.normalize("NFD", "Un café."), " Un  café.\n"])
+def test_texts_that_differ_in_spelling_alone_are_the_same_two_texts(tmp_path, other):
+    rows = [pair("T", "Un café.", "No.", "test"), pair("T", "No.", other, "test")]
+    rows += [pair("Q", "Un café.", "No."), pair("Q", other, "No.")]
+    rows += [pair("U", "Un café.", "No.", "test"), pair("U", "no.", "Un café.", "test")]
+    data = gathered(tmp_path, rows)
+    assert ungraded(data) == [CONTRADICTED, CONTRADICTED, "", ""]  # case is not spelling
+    assert any("repeat another one: 1;" in note for note in data.notes)
+
+
 def test_repeated_pairs_are_counted(tmp_path):
     data = gathered(tmp_path, [pair("Q"), pair("Q"), pair("q "), pair("R", split="test")])
     assert len(data.training) == 4  # three of them, and the other objective's

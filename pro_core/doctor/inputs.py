@@ -23,6 +23,7 @@ from pro_core.data import (
     PreferencePair,
     first_user_turn,
     load_examples,
+    one_spelling,
 )
 from pro_core.data_sources import default_data_dir
 from pro_core.encoding import FEATURES_VERSION
@@ -83,7 +84,7 @@ def load_pairs(
         responses = [e for e in kept if isinstance(e, LabelledResponse)]
         pairs = [e for e in kept if isinstance(e, PreferencePair)]
         pairs += _labelled_pairs(source, responses, objective_names, loaded.notes)
-        told_apart = [p for p in pairs if p.chosen.strip() != p.rejected.strip()]
+        told_apart = [p for p in pairs if one_spelling(p.chosen) != one_spelling(p.rejected)]
         if len(told_apart) < len(pairs):
             same = len(pairs) - len(told_apart)
             loaded.notes.append(
