@@ -8,7 +8,7 @@ when the scores, a setting, the encoder or the code has changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
-from pro_core.adapter_training import TRAINING_VERSION, encode_prompts, fit_adapter
+from pro_core.adapter_training import (
+    TRAINING_VERSION,
+    best_global_weights,
+    encode_prompts,
+    fit_adapter,
+)
 from pro_core.artefacts import MANIFEST, WORK, Artefact, copy_files, finished, once
 from pro_core.encoding import FEATURES_VERSION
-from pro_core.evaluation.adapters import best_global_weights
-from pro_core.evaluation.cards import write_adapter_card
 from pro_core.fingerprints import fingerprint
-from pro_core.panel_runs import check_table
 from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import graded_rows, read_scores, table_hash, what_fits
+from pro_core.rewards.scores import check_table, graded_rows, read_scores, table_hash, what_fits
 from pro_core.storage import read_config
 from pro_core.training import ConfigError, main_process, read_recipe
 
@@ -138,11 +140,18 @@ class AdapterRun:
         inputs = self._inputs(rows, target, seed, self.best)
         return finished(folder, FITTED, inputs, self.command)
 
-    def finish(self, chosen: dict[str, Any], reason: str, summary: pd.DataFrame) -> Artefact:
+    def finish(
+        self,
+        chosen: dict[str, Any],
+        reason: str,
+        summary: pd.DataFrame,
+        write_card: Callable[[Path], None],
+    ) -> Artefact:
         """The adapter for people: that of the chosen target under the first seed, with its card.
 
         Args:
             reason: how the target was chosen. summary: the validation figures, a row a target and seed.
+            write_card: writes the card into a folder; it may read these and the run.
         """
         fitted = self.made(chosen, self.seeds[0])
 
@@ -150,8 +159,7 @@ class AdapterRun:
             if main_process():
                 copy_files(fitted.folder, folder)
                 fitted.check()
-                card = (folder, self.recipe, name_of(chosen), self.objective_names)
-                write_adapter_card(*card, summary, self.scores)
+                write_card(folder)
             return {"target": chosen, "reason": reason}
 
         inputs = {

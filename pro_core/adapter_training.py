@@ -176,6 +176,13 @@ def fit_global_weights(
     return best_of(np.vstack([best[None], near]))
 
 
+def best_global_weights(train: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[np.float32]:
+    """The single weights (K,) that do best on the training pairs."""
+    return fit_global_weights(
+        margins(train, objective_names), balanced(train), list(train["objective"])
+    )
+
+
 def fit_adapter(
     table: pd.DataFrame,
     objective_names: Sequence[str],

@@ -17,13 +17,11 @@ from typing import Any
 import pandas as pd
 
 from pro_core.artefacts import (
-    MANIFEST,
     WORK,
     Artefact,
     copy_files,
     finished,
     once,
-    read_manifest,
 )
 from pro_core.data import PreferencePair
 from pro_core.data_sources import data_sources, default_data_dir
@@ -34,12 +32,14 @@ from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.rewards.scores import (
+    PANEL,
+    check_table,
     fit_reference_stats,
     read_scores,
     score_pairs,
     table_hash,
 )
-from pro_core.storage import StorageError, content_hash, replacing
+from pro_core.storage import content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
@@ -80,8 +80,8 @@ DECIDING = (
     *("seed", "remove_length"),
 )
 """The settings that decide the parameters of a panel and its statistics, beside its base model and its pairs."""
-TRAINED, SCORES, PANEL = "pro-trained-panel", "pro-scores", "pro-finished-panel"
-"""The kinds of finished folders; the last one is for people."""
+TRAINED, SCORES = "pro-trained-panel", "pro-scores"
+"""The kinds of finished folders beside :data:`pro_core.rewards.scores.PANEL`, which is for people."""
 TABLE = "scores.parquet"
 GRADING_VERSION = 1
 """Of accuracies and card: raised with every change of what they say."""
@@ -296,20 +296,6 @@ class PanelRun:
         licences = [entry.licences for entry in self.data.entries]
         read = {"notes": self.data.notes, "licences": licences}
         return {"code": GRADING_VERSION, "scores": list(scores)} | read | said
-
-
-def check_table(panel: str | Path, path: str | Path, table: pd.DataFrame) -> None:
-    """Raise a StorageError where a panel of ours was finished with other scores than these.
-
-    A run that was cut short leaves a new table beside the old panel, or a table was changed by hand.
-    """
-    if not (Path(panel) / MANIFEST).is_file():
-        return  # a panel from elsewhere says nothing of a table
-    if read_manifest(Path(panel), PANEL)["record"]["table"] != table_hash(table):
-        raise StorageError(
-            f"{path}: these are not the scores that {panel} was finished with: run `python train/reward_models.py` to "
-            "its end"
-        )
 
 
 def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:

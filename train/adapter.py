@@ -16,6 +16,7 @@ import pandas as pd
 
 from pro_core.adapter_runs import AdapterRun, name_of
 from pro_core.evaluation.adapters import compare, control_weights
+from pro_core.evaluation.cards import write_adapter_card
 from pro_core.storage import replacing
 from pro_core.training import from_main, join_processes, main_process, run_script
 from pro_core.weights import entropy
@@ -63,7 +64,8 @@ def main(recipe_path: str) -> None:
         for fold in sorted(train.fold.unique()) if run.recipe["folds"] else ():
             rest = train[train.fold != fold]
             run.fit(run.fold_folder(seed, fold), rest, chosen, seed, run.best)
-    run.finish(chosen, reason, summary)
+    card = (run.recipe, name_of(chosen), names, summary, run.scores)
+    run.finish(chosen, reason, summary, lambda folder: write_adapter_card(folder, *card))
     if main_process():
         print(f"\nchosen: {name_of(chosen)}; saved in {run.final}")
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pro_core.adapter import PreferenceAdapter
 from pro_core.adapter_runs import AdapterRun, name_of
+from pro_core.adapter_training import best_global_weights
 from pro_core.evaluation.adapters import (
     MAIN,
-    best_global_weights,
     compare,
     control_weights,
     safety_rates,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter_training import balanced, bradley_terry_weights, fit_global_weights
+from pro_core.adapter_training import balanced, best_global_weights, bradley_terry_weights
 from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
 from pro_core.rewards.scores import columns, margins
 from pro_core.weights import implicit_weights
@@ -96,13 +96,6 @@ def _of_nearest(
     nearest = np.argsort(-(unit(wanted) @ unit(known).T), axis=1)[:, :neighbours]
     weights = totals[nearest].sum(axis=1) / mass[nearest].sum(axis=1)[:, None]
     return weights[back].astype(np.float32)
-
-
-def best_global_weights(train: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[np.float32]:
-    """The single weights (K,) that do best on the training pairs."""
-    return fit_global_weights(
-        margins(train, objective_names), balanced(train), list(train["objective"])
-    )
 
 
 def _dealt(prompts: NDArray, groups: NDArray, rng) -> NDArray[np.int64]:

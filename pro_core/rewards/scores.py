@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pro_core.artefacts import MANIFEST, read_manifest
 from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import RewardStats, text_lengths
@@ -28,6 +29,8 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.storage import StorageError, content_hash, first_line, replacing
 
 REFERENCE_SIZE = 250
+PANEL = "pro-finished-panel"
+"""The kind of a finished panel's folder, whose record has the hash of its table."""
 KINDS = ("raw_chosen", "raw_rejected", "z_chosen", "z_rejected")
 
 
@@ -158,6 +161,20 @@ def read_scores(path: str | Path, objective_names: Sequence[str]) -> pd.DataFram
             f"{', '.join(objective_names)} as this version writes them: {make} again"
         )
     return table
+
+
+def check_table(panel: str | Path, path: str | Path, table: pd.DataFrame) -> None:
+    """Raise a StorageError where a panel of ours was finished with other scores than these.
+
+    A run that was cut short leaves a new table beside the old panel, or a table was changed by hand.
+    """
+    if not (Path(panel) / MANIFEST).is_file():
+        return  # a panel from elsewhere says nothing of a table
+    if read_manifest(Path(panel), PANEL)["record"]["table"] != table_hash(table):
+        raise StorageError(
+            f"{path}: these are not the scores that {panel} was finished with: run `python train/reward_models.py` to "
+            "its end"
+        )
 
 
 def what_fits(objective_names: Sequence[str]) -> list[str]:
