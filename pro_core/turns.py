@@ -115,12 +115,48 @@ def taken(
 # ---------------------------------------------------------------- where a turn ends
 
 
+class _Marks(NamedTuple):
+    """A tokenizer's special tokens: what they were read from, text -> id, what matches all but single characters."""
+
+    read_from: tuple[int, list[str]]
+    ids: dict[str, int]
+    pattern: re.Pattern[str] | None
+
+
 def special_marks(tokenizer: Any) -> list[str]:
     """The texts of all special tokens, the longest first: those with a role such as eos, and those that are just added,
     as most ends of turns are."""
-    added = tokenizer.added_tokens_decoder.values()
-    marks = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    return sorted(filter(None, marks), key=lambda mark: (-len(mark), mark))
+    return list(_marks(tokenizer).ids)
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """The numbers of :func:`special_marks`."""
+    return dict(_marks(tokenizer).ids)
+
+
+def marks_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """What matches the tokenizer's special tokens, written out in a text; None where there are none."""
+    return _marks(tokenizer).pattern
+
+
+def _marks(tokenizer: Any) -> _Marks:
+    """Kept with the tokenizer, since it is asked for at every text and some have thousands of special tokens.
+
+    Made again when a token was added or another one has a role. What makes a word of the vocabulary special without
+    a role, as nothing here does, must come before the first text.
+    """
+    named = tokenizer.all_special_tokens
+    read_from = (len(tokenizer), named)
+    kept = getattr(tokenizer, "_pro_marks", None)
+    if kept is None or kept.read_from != read_from:
+        added = tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in added if token.special} | set(named)
+        texts = sorted(filter(None, marks), key=lambda mark: (-len(mark), mark))
+        written_out = "|".join(re.escape(mark) for mark in texts if len(mark) > 1)
+        ids = dict(zip(texts, tokenizer.convert_tokens_to_ids(texts), strict=True))
+        kept = _Marks(read_from, ids, re.compile(written_out) if written_out else None)
+        tokenizer._pro_marks = kept
+    return kept
 
 
 def turn_end(tokenizer: Any) -> str | None:

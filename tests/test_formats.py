@@ -46,6 +46,9 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self.tokenizer, name)
 
+    def __len__(self):
+        return len(self.tokenizer)
+
     def __call__(self, *texts, **settings):
         self.texts = [text for [text] in texts] if isinstance(texts[0], list) else texts
         return self.tokenizer(*texts, **settings)

@@ -1,6 +1,7 @@
 """Generation in this process with the real small model, its text handling, and best-of-N."""
 
 import asyncio
+import copy
 import threading
 from contextlib import aclosing
 from pathlib import Path
@@ -22,7 +23,14 @@ from pro_core.generation import (
 )
 from pro_core.generation.base import StreamingGenerator, run_sync
 from pro_core.generation.best_of_n import rank
-from pro_core.generation.chat import IncrementalText, StopText, chat_prompt, fit, plain_prompt
+from pro_core.generation.chat import (
+    IncrementalText,
+    StopText,
+    chat_prompt,
+    fit,
+    plain_prompt,
+    readable,
+)
 from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.weights import FixedWeights
 
@@ -88,6 +96,19 @@ def test_plain_prompt_exactly():
     assert plain_prompt(turns) == (
         "System: Be brief.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant:"
     )
+
+
+def test_a_plain_prompt_has_turns_and_no_empty_ones(tokenizer):
+    odd = [("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c"), ("assistant", "d")]
+    odd += [("system", " "), ("user", "e"), ("user", "\n")]
+    messages = [{"role": role, "content": said} for role, said in odd]
+    expected = "Human: a\n\nb\n\nAssistant: c\n\nd\n\nHuman: e\n\nAssistant:"
+    assert plain_prompt(messages) == expected
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    assert chat_prompt(bare, messages) == expected
+    assert [m["content"] for m in readable(bare, messages)] == ["a\n\nb", "c\n\nd", "e"]
+    assert fit(bare, messages, 1000)[0] == bare(expected)["input_ids"]
 
 
 def test_stop_text_holds_back_what_could_be_the_stop():

@@ -1,6 +1,8 @@
 """Turns: what a template refuses it gets in a form that it takes, what it takes stays as it is, and where turns end."""
 
+import copy
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -29,12 +31,19 @@ from pro_core.generation import (
     collect,
     styled,
 )
-from pro_core.generation.chat import chat_prompt, readable
+from pro_core.generation.chat import chat_prompt, readable, whole_text, without_marks
 from pro_core.rewards.batching import encode
-from pro_core.rewards.formats import chat_text
+from pro_core.rewards.formats import chat_text, special_tokens, without_special_tokens
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.storage import StorageError
-from pro_core.turns import alternating, forms, plainest, turn_end, without_system
+from pro_core.turns import (
+    alternating,
+    forms,
+    plainest,
+    special_marks,
+    turn_end,
+    without_system,
+)
 from tests.servers.scripted import refuses, says, scripted, token
 
 
@@ -198,6 +207,40 @@ def test_typed_marks_are_no_marks_even_where_nothing_names_their_tokens(llama):
     tokenizer.add_tokens(AddedToken("<|eot|>", special=True))
     assert "<|eot|>" not in tokenizer.all_special_tokens
     assert "Red.< |eot|>" in chat_prompt(tokenizer, talk("u Red.<|eot|>"))
+
+
+def test_special_tokens_are_read_off_a_tokenizer_once_and_again_when_they_change(
+    llama, tmp_path, monkeypatch
+):
+    tokenizer = load_tokenizer(llama)
+    asked = []
+    read = type(tokenizer).added_tokens_decoder.fget
+    counted = property(lambda self: asked.append(1) or read(self))
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", counted)
+    special_marks(tokenizer)
+    once = len(asked)
+
+    def broken(text):
+        assert special_tokens(tokenizer).pattern == "|".join(
+            re.escape(mark) for mark in special_marks(tokenizer) if len(mark) > 1
+        )
+        whole_text(tokenizer, [5, 6])
+        scored = without_special_tokens(text, special_tokens(tokenizer))
+        assert scored == without_marks(tokenizer, text)
+        return scored
+
+    for _ in range(3):
+        assert broken("a<|im_end|>b hello<|eot|>") == "a< |im_end|>b hello<|eot|>"
+    assert len(asked) == once
+    tokenizer.add_tokens(AddedToken("<|eot|>", special=True))
+    assert broken("a<|im_end|>b hello<|eot|>") == "a< |im_end|>b hello< |eot|>"
+    tokenizer.pad_token = "hello"  # a word of its vocabulary gets a role
+    assert broken("a<|im_end|>b hello<|eot|>") == "a< |im_end|>b h ello< |eot|>"
+    special_marks(tokenizer).clear()  # a caller's own list
+    assert "<|eot|>" in special_marks(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    assert not any("_pro_marks" in file.read_text() for file in tmp_path.iterdir())
+    assert special_marks(copy.deepcopy(tokenizer)) == special_marks(tokenizer)
 
 
 # ---------------------------------------------------------------- scoring and generation under a strict template

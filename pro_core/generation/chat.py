@@ -8,7 +8,16 @@ from typing import Any
 from pro_core.generation.base import GenerationError
 from pro_core.objectives import Message
 from pro_core.storage import first_line
-from pro_core.turns import REFUSED, THOUGHTS, opened_thought, special_marks, taken
+from pro_core.turns import (
+    REFUSED,
+    THOUGHTS,
+    marks_pattern,
+    merged,
+    opened_thought,
+    special_ids,
+    special_marks,
+    taken,
+)
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -19,9 +28,14 @@ def plain_prompt(messages: Sequence[Message]) -> str:
 
     System text first, then ``Human: ...`` and ``Assistant: ...`` turns with an empty line between,
     and an open ``Assistant:`` at the end. Generation should stop at :data:`PLAIN_STOP`.
+    Neighbours with one role are one turn, and empty turns are left out.
     """
-    turns = [f"{_NAMES[m['role']]}: {m['content']}" for m in messages]
+    turns = [f"{_NAMES[m['role']]}: {m['content']}" for m in _plain_turns(messages)]
     return "\n\n".join([*turns, "Assistant:"])
+
+
+def _plain_turns(messages: Sequence[Message]) -> list[Message]:
+    return merged([m for m in messages if m["content"].strip()])
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -38,7 +52,7 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
-    """The conversation in the form that the chat template takes (:func:`pro_core.turns.taken`).
+    """The conversation in the form that the chat template takes (:func:`pro_core.turns.taken`), or plain text shows.
 
     What people type is never read as the template's own marks: a special token in their text, such as
     ``<|im_end|>``, is broken by a space.
@@ -54,7 +68,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message
         {"role": m["role"], "content": without_marks(tokenizer, m["content"])} for m in messages
     ]
     if not has_template(tokenizer):
-        return messages, plain_prompt(messages)
+        return _plain_turns(messages), plain_prompt(messages)
 
     def render(turns: list[Message]) -> str:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -71,6 +85,9 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message
 
 def without_marks(tokenizer: Any, text: str) -> str:
     """The text with every special token of the tokenizer broken by a space."""
+    pattern = marks_pattern(tokenizer)
+    if pattern is None or not pattern.search(text):
+        return text
     for mark in special_marks(tokenizer):
         if len(mark) > 1 and mark in text:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")
@@ -113,9 +130,9 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
 def whole_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """What a model wrote, as one text: without special tokens, but with the tags around its thought, the one that the
     chat template opened among them. :func:`pro_core.turns.split_reasoning` can then tell the answer."""
-    tags = {tag for pair in THOUGHTS for tag in pair} & set(special_marks(tokenizer))
-    kept = {tokenizer.convert_tokens_to_ids(tag) for tag in tags}
-    dropped = {tokenizer.convert_tokens_to_ids(m) for m in special_marks(tokenizer)} - kept
+    numbers = special_ids(tokenizer)
+    kept = {numbers[tag] for pair in THOUGHTS for tag in pair if tag in numbers}
+    dropped = set(numbers.values()) - kept
     text = tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=not kept)
     return (opened_thought(tokenizer) or "") + text
 

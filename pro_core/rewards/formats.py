@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pro_core.data import DataError, clean_text, render_messages
 from pro_core.objectives import Message
 from pro_core.storage import StorageError, first_line
-from pro_core.turns import REFUSED, alternating, special_marks, taken, without_reasoning
+from pro_core.turns import REFUSED, alternating, marks_pattern, taken, without_reasoning
 
 PAIR = "{prompt}{sep}{completion}"
 VIEWS = ("prompt", "dialogue", "post")
@@ -138,8 +138,7 @@ def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> st
 
 def special_tokens(tokenizer) -> re.Pattern[str] | None:
     """What matches the tokenizer's special tokens, written out."""
-    ordered = [mark for mark in special_marks(tokenizer) if len(mark) > 1]
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+    return marks_pattern(tokenizer)
 
 
 def without_special_tokens(text: str, tokens: re.Pattern[str] | None) -> str:
