@@ -43,9 +43,27 @@ def loading_failure(error: Exception, source: str) -> str:
     return first_line(error)
 
 
+PEFT_FILE = "adapter_model.safetensors"
+"""The one file whose parameters PEFT reads without unpickling."""
+
+
 def refuse_pickles(folder: str | Path) -> None:
-    """Raise a StorageError for a folder of pickles only: PEFT, which has no ``use_safetensors``, would load them."""
-    if Path(folder).is_dir() and pickled_only(str(folder)):
+    """Look at a local folder before it is loaded; what is no folder, such as a hub id, passes.
+
+    PEFT has no ``use_safetensors``: without :data:`PEFT_FILE` it takes a pickle, whatever else the folder holds.
+
+    Raises:
+        StorageError: a folder of pickles only, or an adapter's without that file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    adapter = (folder / "adapter_config.json").is_file() and not (folder / PEFT_FILE).is_file()
+    if adapter and not any(folder.glob("adapter_model*")):
+        raise StorageError(
+            f"cannot load {str(folder)!r}: it has an adapter_config.json and no {PEFT_FILE}"
+        )
+    if adapter or pickled_only(str(folder)):
         raise StorageError(f"cannot load {str(folder)!r}: {PICKLED}")
 
 

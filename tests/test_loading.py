@@ -535,10 +535,24 @@ def test_a_policys_pickled_lora_is_refused(tmp_path):
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(model, config).save_pretrained(tmp_path / "lora")
     load_language_model(tmp_path / "lora")
+    shutil.copytree(tmp_path / "lora", tmp_path / "second")
     (tmp_path / "lora" / "adapter_model.safetensors").rename(
         tmp_path / "lora" / "adapter_model.bin"
     )
     with pytest.raises(StorageError, match="pickled only"):
+        load_language_model(tmp_path / "lora")
+    # an unrelated file of parameters beside it changes nothing: PEFT would take the pickle all the same
+    save_file({"x": torch.zeros(1)}, tmp_path / "lora" / "optimizer.safetensors")
+    with pytest.raises(StorageError, match="pickled only"):
+        load_language_model(tmp_path / "lora")
+    # nor is it read as another LoRA's base
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "second")
+    config = tmp_path / "second" / "adapter_config.json"
+    change(config, base_model_name_or_path=str(tmp_path / "lora"))
+    with pytest.raises(StorageError, match="pickled only"):
+        load_language_model(tmp_path / "second")
+    (tmp_path / "lora" / "adapter_model.bin").unlink()
+    with pytest.raises(StorageError, match="adapter_config.json and no adapter_model.safetensors"):
         load_language_model(tmp_path / "lora")
 
 

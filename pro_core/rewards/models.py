@@ -20,7 +20,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pro_core.loading import SAFE, SAFE_MODEL, loading_failure, match_tokenizer
+from pro_core.loading import (
+    PEFT_FILE,
+    SAFE,
+    SAFE_MODEL,
+    loading_failure,
+    match_tokenizer,
+    refuse_pickles,
+)
 from pro_core.packaged import resolve_encoder
 from pro_core.storage import (
     StorageError,
@@ -36,7 +43,7 @@ FORMAT = "pro-reward-model"
 METHODS = ("full", "upper", "lora", "heads")
 POOLINGS = ("own", "mean")
 HEADS = ("classifier", "score")
-PEFT_FILE, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 class MeanPooledClassifier(nn.Module):
@@ -246,6 +253,7 @@ def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple
     from transformers import AutoModelForSequenceClassification
 
     settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
+    refuse_pickles(source)  # an adapter's base may be an adapter, which transformers loads too
     with quiet_loading():
         return AutoModelForSequenceClassification.from_pretrained(
             source,
