@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pro_core.storage import file_hash
 FILES = (
     *("*.safetensors", "*.gguf", "config.json", "generation_config.json", "chat_template.jinja"),
     *("adapter_config.json", "reward_model.json", "pro_policy.json"),
-    *("tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 TOKENIZER = "tokenizer.json"
 SLOW_TOKENIZERS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
@@ -48,19 +48,21 @@ def fingerprint(
 
     Args:
         source: a folder, a hub id, or the id of a packaged model. revision: of a hub id.
-        inside: a folder (a panel's own) in which the source is looked for first.
+        inside: a folder (a panel's own) in which the source is looked for first. A base is looked for in the folder
+            that names it, then there.
         loaded: (model, tokenizer), whose parameters count where there are no files: a model that was made in memory.
 
     What is neither on this machine nor to be had nor loaded counts by its name.
     """
     digest = hashlib.sha256()
-    queue, done = [(str(source), revision)], set()
+    beside = [Path(inside)] if inside else []
+    queue, done = [(str(source), revision, beside)], set()
     while queue:
-        name, asked = queue.pop(0)
-        if name in done:
+        name, asked, places = queue.pop(0)
+        folder = _folder_of(name, asked, places)
+        if (name, folder) in done:
             continue
-        done.add(name)
-        folder = _folder_of(name, asked, inside)
+        done.add((name, folder))
         if folder is None:
             digest.update(_of_loaded(*loaded) if loaded else f"{name}@{asked}".encode())
             continue
@@ -68,16 +70,14 @@ def fingerprint(
             digest.update(f"{file.name} {_hash_of(file)} ".encode())
         for config, key in BASES.items():
             if base := _config(folder / config).get(key):
-                queue.append((str(base), None))
+                queue.append((str(base), None, [folder, *beside]))
     return digest.hexdigest()
 
 
-def _folder_of(name: str, revision: str | None, inside: str | Path) -> Path | None:
-    if inside and (Path(inside) / name).is_dir():
-        return Path(inside) / name
-    folder = Path(resolve_encoder(name))
-    if folder.is_dir():
-        return folder
+def _folder_of(name: str, revision: str | None, places: Sequence[Path]) -> Path | None:
+    for folder in (*(place / name for place in places), Path(resolve_encoder(name))):
+        if folder.is_dir():
+            return folder.resolve()
     from huggingface_hub import snapshot_download
 
     for cached in (True, False):

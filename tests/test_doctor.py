@@ -1,6 +1,7 @@
 """The doctor: its verdicts on planted data, its measurements by hand, its sample, cache, page and command line."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -425,6 +426,27 @@ def test_the_fingerprint_follows_the_models_files(tmp_path):
     (tmp_path / "model" / "README.md").write_text("what a person wrote")
     assert before == fingerprint(tmp_path / "model")
     tiny_encoder(tmp_path / "model", seed=1)
+    assert fingerprint(tmp_path / "model") != before
+
+
+def test_the_fingerprint_follows_a_base_inside_the_folder_that_names_it(tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        tiny_encoder(tmp_path / name / "base", seed=seed)
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": "base"})
+        )
+    (tmp_path / "one" / "base" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": ".."})  # two that name each other come to an end
+    )
+    before = fingerprint(tmp_path / "one")
+    assert len({before, fingerprint(tmp_path / "two")}) == 2
+    shutil.copytree(tmp_path / "two" / "base", tmp_path / "one" / "base", dirs_exist_ok=True)
+    assert fingerprint(tmp_path / "one") != before
+
+
+def test_the_fingerprint_follows_tokens_that_were_added(tmp_path):
+    before = fingerprint(tiny_encoder(tmp_path / "model"))
+    (tmp_path / "model" / "added_tokens.json").write_text('{"<cite>": 30521}')
     assert fingerprint(tmp_path / "model") != before
 
 
