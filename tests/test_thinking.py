@@ -29,6 +29,7 @@ from pro_core.policies.online_dpo import best_and_worst
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.rewards.batching import encode
 from pro_core.rewards.calibration import RewardStats, text_lengths
+from pro_core.rewards.formats import thoughts_note
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.turns import THOUGHTS, ThoughtSplitter, split_reasoning, without_reasoning
 from tests.servers.scripted import says, scripted, token
@@ -145,6 +146,14 @@ def test_a_thought_is_neither_scored_nor_counted():
     found = reward([None] * 3, said, [0] * 3)
     assert found[:2] == reward([None] * 2, answers, [0] * 2)
     assert found[2] is None  # all of it is a thought: there is nothing to score
+
+
+def test_responses_with_a_thought_that_is_cut_off_are_counted():
+    plain = ["Find its id.", "A tag is written `</think>`.", " ", ""]
+    assert thoughts_note(plain) == []
+    [note] = thoughts_note([*plain, THOUGHT + "Yes.", "Hm.</think>No.", "<think>only", THOUGHT])
+    assert note.startswith("4 of 8 responses begin with a thought")
+    assert "; 2 of these have no answer" in note
 
 
 @pytest.mark.parametrize("input_format", ["pair", "chat", "{dialogue}\n\nAssistant: {completion}"])

@@ -37,6 +37,19 @@ def scored_text(completion: str) -> str:
     return without_reasoning(clean_text(completion))
 
 
+def thoughts_note(completions: Sequence[str]) -> list[str]:
+    """One sentence where completions begin with a thought, which :func:`scored_text` cuts off; else none."""
+    texts = [clean_text(text) for text in completions]
+    answers = [answer for text in texts if (answer := without_reasoning(text)) != text]
+    if not answers:
+        return []
+    unanswered = sum(not answer.strip() for answer in answers)
+    return [
+        f"{len(answers):,} of {len(texts):,} responses begin with a thought, which is neither scored nor learned; "
+        f"{unanswered:,} of these have no answer after it."
+    ]
+
+
 def check_format(input_format: str) -> None:
     """Raise a ValueError that says what is wrong with a format, if anything is."""
     if input_format == "chat":
