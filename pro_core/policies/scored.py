@@ -21,7 +21,7 @@ from pro_core.data import LabelledResponse
 from pro_core.data_sources import default_data_dir, load_prompts, load_texts
 from pro_core.objectives import Message
 from pro_core.rewards.calibration import RewardStats, text_lengths
-from pro_core.rewards.formats import scored_text
+from pro_core.rewards.formats import scored_text, thoughts_note
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
@@ -69,11 +69,13 @@ class ScoredData:
         data_dir = recipe["data_dir"] or default_data_dir()
         panel, names, adapter = load_panel(recipe)
         notes: list[str] = []
-        responses = [
-            replace(r, response=scored_text(r.response).strip())
+        rows = [
+            r
             for r in load_texts(recipe["data"], data_dir, notes)
             if r.split == "train" and r.prompt and r.prompt[-1]["role"] == "user"
         ]
+        notes += thoughts_note([r.response for r in rows])
+        responses = [replace(r, response=scored_text(r.response).strip()) for r in rows]
         if main_process():
             print("".join(f"{note}\n" for note in notes), end="", flush=True)
         responses = [r for r in responses if r.response]
