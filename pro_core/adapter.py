@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.special import stdtrit
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +33,7 @@ from pro_core.storage import (
     local_folder,
     read_config,
     write_config,
+    write_tensors,
 )
 from pro_core.weights import implicit_weights
 
@@ -214,7 +215,8 @@ class PreferenceAdapter(PromptEncoder):
             tensors |= {f"familiarity.{k}": torch.as_tensor(v) for k, v in arrays.items()}
         if self.average is not None:
             tensors["average"] = torch.as_tensor(self.average)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+        whole = {k: v.contiguous() for k, v in tensors.items()}
+        write_tensors(folder / "model.safetensors", whole)
         if self.train_encoder:
             self.encoder.save_pretrained(folder / "encoder")
             self.tokenizer.save_pretrained(folder / "encoder")

@@ -110,10 +110,9 @@ class AdapterRun:
         self, folder: Path, rows: pd.DataFrame, target: dict[str, Any], seed: int, global_weights
     ) -> PreferenceAdapter:
         """The adapter in ``folder``, fitted on ``rows`` unless it is there."""
-        settings = {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
 
         def make(building: Path) -> dict[str, Any]:
-            own = settings | {"global_weights": global_weights}
+            own = self._settings(target, seed) | {"global_weights": global_weights}
             if not self.recipe["train_encoder"]:
                 own["features"] = self.features(rows["prompt"])
             adapter = fit_adapter(rows, self.objective_names, building / WORK, **own)
@@ -187,10 +186,13 @@ class AdapterRun:
         """Where the chosen target's adapter is that did not see one fold of the training prompts."""
         return self.output / "folds" / f"seed{seed}" / str(fold)
 
+    def _settings(self, target: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Of one fit: the recipe's, but where its target has some of its own, such as its load_balance."""
+        return {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
+
     def _inputs(self, rows: pd.DataFrame, target, seed: int, global_weights) -> dict[str, Any]:
         """All that decides a fit."""
-        settings = {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
-        return settings | {
+        return self._settings(target, seed) | {
             "code": [TRAINING_VERSION, FEATURES_VERSION],
             "encoder's files": fingerprint(self.recipe["encoder"]),
             "objectives": list(self.objective_names),

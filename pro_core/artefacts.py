@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from pro_core.storage import (
     StorageError,
     content_hash,
-    disk_trouble,
+    explained_disk,
     file_hash,
-    first_line,
     read_config,
     remove_partial,
     write_config,
@@ -155,19 +153,6 @@ def copy_files(source: str | Path, folder: Path) -> None:
                 os.link(file, place)
         if not place.exists():
             shutil.copyfile(file, place)
-
-
-@contextmanager
-def explained_disk(folder: Path, target: Path | None = None):
-    """A full, read-only or forbidden disk, met while something is written below ``folder``, as one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        where = getattr(error, "filename", None)
-        elsewhere = where is not None and not Path(str(where)).is_relative_to(folder.parent)
-        if not elsewhere and (trouble := disk_trouble(error, folder)):
-            raise StorageError(f"{target or folder}: {trouble} ({first_line(error)})") from error
-        raise
 
 
 # ---------------------------------------------------------------- parts

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,19 @@ def _hash_of(file: Path) -> str:
         config.pop(BASES.get(file.name, ""), None)  # the base counts by its own content
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     blob = file.resolve().name  # in the hub's cache a large file is called by its hash
-    return blob if _SHA256.fullmatch(blob) else file_hash(file)
+    if _SHA256.fullmatch(blob):
+        return blob
+    there = file.stat()
+    return _read_once(file.resolve(), there.st_ino, there.st_size, there.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _read_once(file: Path, *version: int) -> str:
+    """The hash of a file, read once in the life of a process: many arms, seeds and folds ask for the same base.
+
+    ``version``: its inode, size and time of change, which, unlike that of modification, nobody sets back.
+    """
+    return file_hash(file)
 
 
 def _of_loaded(model: Any, tokenizer: Any) -> bytes:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+
+    def undo() -> None:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+    with explained_disk(path.parent, path, undo):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_partial(path.parent, path.name)
         yield partial
         os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def explained_disk(folder: Path, target: Path, undo: Callable[[], None] = lambda: None):
+    """A full, read-only or forbidden disk, met while something is written below ``folder``, as one sentence.
+
+    Args:
+        target: what is written, to be told to people. undo: removes what is half-written, after any failure.
+
+    Raises:
+        StorageError: that sentence. Other failures go on as they are.
+    """
+    try:
+        yield
     except BaseException as error:
-        trouble = disk_trouble(error, path.parent)
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        trouble = disk_trouble(error, folder)
+        undo()
         if trouble:
-            raise StorageError(f"{path}: {trouble} ({first_line(error)})") from error
+            raise StorageError(f"{target}: {trouble} ({first_line(error)})") from error
         raise
 
 
@@ -122,11 +140,12 @@ PROBE = 1 << 20
 def disk_trouble(error: BaseException, folder: Path) -> str | None:
     """What is wrong with the disk, if that is why something failed there; None for any other error.
 
-    torch raises an error of its own when a disk is full, without its number: then writing a megabyte beside it shows
-    whether there is room. Ask before what was half-written is deleted.
+    What failed elsewhere, such as a data file that may not be read, is another error. torch raises one of its own when
+    a disk is full, without its number: then writing a megabyte beside it shows whether there is room. Ask before what
+    was half-written is deleted.
     """
     if isinstance(error, OSError):
-        return DISK.get(error.errno or 0)
+        return None if _elsewhere(error.filename, folder) else DISK.get(error.errno or 0)
     if isinstance(error, SafetensorError):  # Rust's form of the number is all that it keeps
         number = re.search(r"\(os error (\d+)\)", str(error))
         return DISK.get(int(number[1])) if number else None
@@ -141,6 +160,14 @@ def disk_trouble(error: BaseException, folder: Path) -> str | None:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
     return None
+
+
+def _elsewhere(name: Any, folder: Path) -> bool:
+    """Whether a file that an error names is neither beside nor below ``folder``, nor one of the folders above it."""
+    if name is None or isinstance(name, int):
+        return False
+    file, place = Path(os.fsdecode(name)).resolve(), folder.resolve()
+    return not (file.is_relative_to(place.parent) or place.is_relative_to(file))
 
 
 def write_config(folder: str | Path, name: str, config: dict[str, Any]) -> None:

@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import PartialState
-from safetensors import SafetensorError
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pro_core.data import DataError
-from pro_core.storage import StorageError, disk_trouble, first_line, write_config
+from pro_core.storage import StorageError, explained_disk, write_config
 
 T = TypeVar("T")
 WAIT = 7200
@@ -186,19 +185,13 @@ def whole_checkpoint(folder: Path):
     Raises:
         StorageError: the disk is full or read-only.
     """
-    try:
+    with explained_disk(folder, folder, lambda: shutil.rmtree(folder, ignore_errors=True)):
         yield
         wait_for_all()
         if main_process():
             files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
             sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
             write_config(folder, SIZES, sizes)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        trouble = disk_trouble(error, folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        if trouble:
-            raise StorageError(f"{folder}: {trouble} ({first_line(error)})") from error
-        raise
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -293,6 +293,15 @@ def test_a_read_only_disk_is_one_sentence(small_disk):
             write()
 
 
+def test_folders_that_cannot_be_made_are_one_sentence_however_deep(small_disk):
+    folder = small_disk(2)
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    deep = folder / "a" / "b" / "c" / "d"
+    for write in (lambda: write_config(deep, "a.json", {}), lambda: once(deep, KIND, {}, print)):
+        with pytest.raises(StorageError, match="the disk is read-only"):
+            write()
+
+
 def test_a_training_on_a_full_disk_ends_in_one_line_and_completes_once_there_is_room(
     small_disk, tmp_path
 ):

@@ -14,6 +14,7 @@ from pro_core.data import DataError
 from pro_core.data_sources import examples_of, is_public
 from pro_core.packaged import MINILM, resolve_encoder
 from pro_core.public_sets import PUBLIC_SETS
+from pro_core.storage import replacing
 from pro_core.training_pairs import UNKNOWN, Entry
 
 HUB_NAMES = {public.path: name for name, public in PUBLIC_SETS.items()}
@@ -131,4 +132,5 @@ def entry_line(entry: Entry) -> str:
 
 def write_card(folder: Path, lines: Iterable[str]) -> None:
     """``README.md`` in a checkpoint's folder."""
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(folder / "README.md") as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from pro_core.artefacts import Artefact
 from pro_core.conditioned import PolicyConfig, load_tokenizer
 from pro_core.conditioning import Condition
+from pro_core.fingerprints import fingerprint
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, readable
 from pro_core.objectives import Message
@@ -39,7 +40,6 @@ from pro_core.policies.stages import (
     POLICY,
     check_place,
     lora_base,
-    model_identity,
     publish,
     stage,
 )
@@ -127,7 +127,7 @@ class MorlhfRun:
         how += ("iterations", "round_steps", "learning_rate", "kl", "max_length", "max_new_tokens")
         how += ("sampling_temperature", "top_p", "trainer")
         asked = [[self.reads(row), d.kinds[row]] for row in self.rows]
-        model = [s["model"], model_identity(s["model"])]  # a LoRA names its base
+        model = [s["model"], fingerprint(s["model"])]  # a LoRA names its base
         values = [model, d.panel_key, asked, self.weights.tolist(), self.seed]
         code = [TRAINING_VERSION, SFT_VERSION]
         return content_hash(["morlhf", code, values, {name: s[name] for name in how}])

@@ -12,8 +12,6 @@ from typing import Any
 
 from pro_core.artefacts import MANIFEST, Artefact, copy_files, once
 from pro_core.conditioned import PolicyConfig, check_replaceable
-from pro_core.fingerprints import fingerprint
-from pro_core.packaged import resolve_policy
 from pro_core.policies.recipe import folder_name
 from pro_core.storage import StorageError, write_config
 from pro_core.training import main_process
@@ -32,11 +30,6 @@ def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, An
     """
     made = once(folder / key[:16], kind, {"key": key}, make)
     return replace(made, key=key)
-
-
-def model_identity(model: str) -> str:
-    """Tells one base from another by its content."""
-    return fingerprint(resolve_policy(model))
 
 
 def lora_base(settings: dict[str, Any]) -> str:

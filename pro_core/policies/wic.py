@@ -21,6 +21,7 @@ from pro_core.artefacts import Artefact
 from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import TEMPLATE_VERSION, Condition
 from pro_core.data import LabelledResponse, read_jsonl
+from pro_core.fingerprints import fingerprint
 from pro_core.generation import GenerationError, GenerationSettings, Generator, LocalGenerator
 from pro_core.generation.lora import LoraEndpoint
 from pro_core.generation.sampling import WRITING_VERSION
@@ -40,7 +41,6 @@ from pro_core.policies.stages import (
     ROLLOUTS,
     check_place,
     lora_base,
-    model_identity,
     publish,
     stage,
 )
@@ -219,7 +219,7 @@ class WicRun:
         s = self.settings
         read = [self.condition.to_dict(), TEMPLATE_VERSION, self.data.panel_key]
         sizes = [TRAINING_VERSION, s["max_length"], self.max_prompt, s["batch_size"]]
-        return [s["model"], model_identity(s["model"]), s["lora"], read, sizes]
+        return [s["model"], fingerprint(s["model"]), s["lora"], read, sizes]
 
     def config(self) -> PolicyConfig:
         """What stands beside the policy: how to tell it the weights, and whose scores they weigh."""
