@@ -1,6 +1,7 @@
 """The doctor: its verdicts on planted data, its measurements by hand, its sample, cache, page and command line."""
 
 import json
+import os
 import shutil
 import sys
 
