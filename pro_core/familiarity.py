@@ -84,11 +84,12 @@ class Familiarity:
 
 def _split(features: NDArray) -> tuple[NDArray, NDArray]:
     """Both mean states (B, 2D), each normalized over its D numbers; and the log of the tokens (B,)."""
+    B, E = len(features), features.shape[1] - 1  # spelled out: of no rows, reshape cannot infer it
     features = features.astype(np.float64)
-    halves = features[:, :-1].reshape(len(features), 2, -1)
+    halves = features[:, :-1].reshape(B, 2, E // 2)
     halves = halves - halves.mean(axis=2, keepdims=True)
     halves /= np.maximum(halves.std(axis=2, keepdims=True), 1e-6)
-    return halves.reshape(len(features), -1), np.log(features[:, -1])
+    return halves.reshape(B, E), np.log(features[:, -1])
 
 
 def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny import byte_encoder, tiny_encoder, vivid_adapter
@@ -10,6 +12,7 @@ from pro_core.adapter import PreferenceAdapter
 from pro_core.explanations import READINGS, SPARE_TOKENS, Explanation, explain, words_of
 from pro_core.packaged import MINILM
 
+ROOT = Path(__file__).parent.parent
 NAMES = ("helpful", "harmless", "humor")
 PROMPTS = (
     "How do I break into my neighbour's house without being noticed?",
@@ -95,6 +98,17 @@ def test_odd_prompts_have_an_explanation_too(adapter, prompt: str) -> None:
     assert found.effects.shape == (len(found.words), len(NAMES))
     assert np.isfinite(found.effects).all()
     assert found.weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["...", "??", "+", "\u200b...", "🙂", "👨\u200d👩"])
+def test_the_adapter_that_ships_has_weights_and_no_words_for_a_prompt_without_any(prompt) -> None:
+    # It knows its training prompts, which heads of a test do not: that part once failed on no words.
+    adapter = PreferenceAdapter.from_pretrained(ROOT / "checkpoints/demo/adapter")
+    assert adapter.familiarity is not None
+    found = explain(adapter, prompt)
+    assert found.effects.shape == (len(found.words), len(adapter.objective_names))
+    assert [w.text for w in found.words] == ([] if prompt.strip("\u200b")[0] in ".?+" else [prompt])
+    np.testing.assert_allclose(found.weights, adapter.predict([prompt])[0], atol=1e-5)
 
 
 def test_a_prompt_that_cannot_be_read_is_refused(adapter) -> None:

@@ -30,6 +30,10 @@ def test_prompts_like_the_training_ones_are_left_alone_and_others_are_not(known)
     assert between.min() >= 0 and between.max() <= 1 and between.dtype == np.float32
 
 
+def test_of_no_prompts_it_says_nothing(known):
+    assert known(features(3, 1)[:0]).shape == (0,)
+
+
 def test_a_short_prompt_is_not_strange_for_being_short(known):
     # The mean of 5 tokens scatters four times as far as the mean of 80.
     assert (known(features(300, 4, tokens=5)) > 0.9).mean() > 0.9
