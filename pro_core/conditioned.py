@@ -26,11 +26,12 @@ from pro_core.storage import (
     write_config,
 )
 from pro_core.turns import turn_end
-from pro_core.weights import select_weights
+from pro_core.weights import as_weights, select_weights
 
 FORMAT, FILE = "pro-policy", "pro_policy.json"
 WEIGHTS = "weights"
-"""The key of a conversation's last message that tells a soup in which proportions to mix its LoRAs: JSON, no text."""
+"""The key of a conversation's last message that tells a soup in which proportions to mix its LoRAs, or a server which
+of its mixtures is asked: JSON, no text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PolicyConfig:
         panel: the fingerprint of the panel, or of MOSLIM's classifier, whose scores it learned from.
         training: how it was made, for people.
         ranks: of a soup whose LoRAs are mixed as it writes, each objective with the rank of its LoRA, in order.
+        mixtures: of a soup that a server holds as fixed mixtures, each one's name there and its weights (K,).
     """
 
     condition: Condition
@@ -50,11 +52,14 @@ class PolicyConfig:
     panel: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
+    mixtures: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def reads(self) -> str | None:
         """Which form the weights in force reach it in: the condition's kind, ``mixture`` for a soup mixed by them."""
-        return "mixture" if self.ranks else self.condition.kind if self.condition else None
+        if self.ranks or self.mixtures:
+            return "mixture"
+        return self.condition.kind if self.condition else None
 
     def save(self, folder: str | Path) -> None:
         content = {
@@ -65,7 +70,9 @@ class PolicyConfig:
             "panel": self.panel,
             "training": self.training,
             "versions": library_versions(),
-        } | ({"ranks": self.ranks} if self.ranks else {})
+        }
+        content |= {"ranks": self.ranks} if self.ranks else {}
+        content |= {"mixtures": self.mixtures} if self.mixtures else {}
         write_config(folder, FILE, content)
 
     @classmethod
@@ -88,8 +95,11 @@ class PolicyConfig:
         try:
             condition = Condition.from_dict(found["condition"])
             made, ranks = found.get("training", {}), found.get("ranks", {})
-            return cls(condition, found["base"], found["panel"], made, ranks)
-        except (KeyError, TypeError, ValueError) as error:
+            mixtures = found.get("mixtures", {})
+            for weights in mixtures.values():
+                as_weights(weights, condition.objective_names)
+            return cls(condition, found["base"], found["panel"], made, ranks, mixtures)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder}/{FILE}: {error}") from None
 
     def messages(
@@ -102,9 +112,9 @@ class PolicyConfig:
         """
         self.check_objectives(objective_names)
         found = self.condition.messages(prompt, weights, objective_names)
-        if not self.ranks:
+        if not (self.ranks or self.mixtures):
             return found
-        mixed = select_weights(weights, objective_names, tuple(self.ranks))
+        mixed = select_weights(weights, objective_names, self.condition.objective_names)
         return [*found[:-1], found[-1] | {WEIGHTS: json.dumps(mixed.tolist())}]
 
     def check_objectives(self, objective_names: Sequence[str]) -> None:
@@ -211,6 +221,11 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
 
     where = resolve_policy(source)
     config = PolicyConfig.read(where)
+    if config and config.mixtures:
+        raise StorageError(
+            f"{source}: a lattice of {len(config.mixtures)} mixtures for a server (PRO_ENDPOINT_URL): in this process "
+            "take the soup that is mixed as it writes, or one of the folders in there"
+        )
     base, revision = _base_of(where, config)
     tokenizer = _tokenizer(where, base, revision)
     refuse_pickles(base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from pro_core.generation import (
     conditioned,
 )
 from pro_core.generation.mixing import Mixer
-from pro_core.policies.soups import interpolate_policies
+from pro_core.policies.soups import interpolate_lattice, interpolate_policies, lattice
 from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import soups as script
@@ -208,6 +210,104 @@ def test_what_cannot_be_averaged(policies, mixing, tmp_path):
         interpolate_policies(folders, Path(folders["helpful"]).parent)  # it holds what is read
     with pytest.raises(StorageError, match="take the place of a policy that it is made of"):
         interpolate_policies(folders, folders["helpful"])
+
+
+# ---------------------------------------------------------------- lattices, for servers
+
+
+@given(st.integers(2, 5), st.integers(1, 4))
+def test_a_lattice_holds_every_weighting_once(K, steps):
+    names = ["helpful", "harmless", "humor", "truthful", "informative"][:K]
+    points = lattice(names, steps)
+    assert len(points) == math.comb(steps + K - 1, K - 1)
+    assert len({tuple(weights) for weights in points.values()}) == len(points)
+    for name, weights in points.items():
+        assert sum(weights) == pytest.approx(1)
+        assert all((weight * steps) % 1 == pytest.approx(0) for weight in weights)
+        said = dict(part.rsplit("-", 1) for part in name.split("_"))
+        assert {n: round(100 * w) for n, w in zip(names, weights, strict=True) if w} == {
+            n: int(hundredths) for n, hundredths in said.items()
+        }
+
+
+def test_names_of_mixtures():
+    assert list(lattice(["helpful", "humor"], 2)) == [
+        "helpful-100",
+        "helpful-050_humor-050",
+        "humor-100",
+    ]
+    for names, steps, said in (
+        (NAMES, 0, "a whole number from 1"),
+        (NAMES, True, "a whole number from 1"),
+        (NAMES, 2.5, "a whole number from 1"),
+        (NAMES[:1], 2, "at least two"),
+        ([f"o{i}" for i in range(9)], 9, "more than 200 mixtures"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            lattice(names, steps)
+
+
+def test_every_mixture_of_a_lattice_is_the_average(policies, deltas, mixing, tmp_path):
+    """Made of the policies, and of the soup that is mixed as it writes."""
+    base, folders = policies
+    config = interpolate_lattice(folders, tmp_path / "lattice", 2)
+    assert PolicyConfig.read(tmp_path / "lattice") == config
+    assert config.reads == "mixture" and len(config.mixtures) == 6
+    again = interpolate_lattice(mixing[0], tmp_path / "again", 2)
+    assert again.mixtures == config.mixtures
+    for name, weights in config.mixtures.items():
+        expected = logits(averaged(base, deltas, weights))
+        for folder in (tmp_path / "lattice" / name, tmp_path / "again" / name):
+            model, _, own = load_language_model(folder, dtype=torch.float32)
+            assert own.training["weights"] == weights
+            # Stored in bf16, where the products w s B are rounded; mixtures are some of 0.5 apart.
+            torch.testing.assert_close(logits(model.eval()), expected, atol=0.01, rtol=0.01)
+    alone = json.loads((tmp_path / "lattice/humor-100/adapter_config.json").read_text())
+    assert alone["r"] == 4  # only the policies that have a weight in it
+
+
+def test_where_a_lattice_does_not_belong(policies, mixing, tmp_path):
+    _, folders = policies
+    interpolate_lattice(folders, tmp_path / "lattice", 1)
+    with pytest.raises(StorageError, match="a lattice of 3 mixtures for a server"):
+        load_language_model(tmp_path / "lattice")
+    with pytest.raises(StorageError, match="take the place of what it is made of"):
+        interpolate_lattice(mixing[0], mixing[0], 1)
+    with pytest.raises(StorageError, match="no soup that is mixed as it writes"):
+        interpolate_lattice(folders["humor"], tmp_path / "x", 1)
+    file = tmp_path / "lattice/pro_policy.json"
+    for wrong in ({"humor-100": [0.2, 0.2, 0.2]}, {"humor-100": [1]}, [1]):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"mixtures": wrong}))
+        with pytest.raises(StorageError, match=r"pro_policy\.json: "):
+            PolicyConfig.read(tmp_path / "lattice")
+
+
+def test_the_script_says_how_servers_hold_a_lattice(policies, mixing, tmp_path, capsys):
+    recipe, folder = tmp_path / "lattice.yaml", tmp_path / "a lattice"
+    content = {"policies": str(mixing[0]), "lattices": {str(folder): 2}}
+    recipe.write_text(yaml.safe_dump(content))
+    script.main(str(recipe))
+    first, vllm, sglang, tgi, app = capsys.readouterr().out.splitlines()
+    assert "6 mixtures in steps of 1/2, LoRAs of rank 2 to 7" in first
+    words = shlex.split(vllm)
+    assert words[:3] == ["vllm", "serve", policies[0]]
+    assert words[words.index("--max-lora-rank") + 1] == "8"
+    held = dict(word.split("=", 1) for word in words[words.index("--lora-modules") + 1 :])
+    assert list(held) == list(PolicyConfig.read(folder).mixtures)
+    assert all(Path(place, "adapter_model.safetensors").is_file() for place in held.values())
+    assert shlex.split(sglang)[-6:] == words[-6:]
+    adapters = tgi.split("LORA_ADAPTERS=")[1]
+    assert adapters == ",".join(f"{name}=/lattice/{name}" for name in held)
+    assert f"PRO_POLICY='{folder}'" in app
+    for wrong, said in (
+        ({"soups": {"x": None}}, "at least two"),
+        ({"lattices": {}}, "expected {folder: weights, or null} or {folder: steps}"),
+        ({"lattices": {str(folder): 0}}, "a whole number from 1"),
+        ({"seeds": [0, 1]}, "expected {seed} in the name"),
+    ):
+        recipe.write_text(yaml.safe_dump(content | wrong))
+        with pytest.raises(ConfigError, match=said):
+            script.main(str(recipe))
 
 
 def test_the_script(policies, tmp_path, capsys):

@@ -4,13 +4,19 @@ A LoRA adds s B A to a parameter. The average of K of them, sum_k w_k s_k B_k A_
 the sum of theirs: the A's one below the other, the B's, each times w_k s_k, side by side. (PEFT's ``linear`` averages A
 and B apart and multiplies the averages, which is something else.) Left unweighted and mixed as it writes, it takes any
 weights, also an adapter's for each prompt: see :mod:`pro_core.generation.mixing`.
+
+A server cannot mix as it writes, but holds many LoRAs side by side and picks one for each request. For it a soup is
+saved as a *lattice*: one plain LoRA for every weighting in steps of 1/n, of which the nearest to the weights in force
+writes (:mod:`pro_core.generation.mixtures`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.conditioning import Condition
-from pro_core.storage import StorageError
+from pro_core.storage import StorageError, explained_disk
 from pro_core.weights import as_weights
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -30,6 +36,8 @@ SPECIAL = (
     *("alora_invocation_tokens", "rank_pattern", "alpha_pattern"),
 )
 """Settings of a LoRA under which its update is not s B A alone, or s and the rank differ between modules."""
+MOST_MIXTURES = 200
+"""A server holds them all in its memory; five objectives in steps of 1/4 are 70, in steps of 1/6 are 210."""
 
 
 @dataclass
@@ -63,15 +71,114 @@ def interpolate_policies(
         raise StorageError(
             f"{folder}: the soup would take the place of a policy that it is made of"
         )
-    loras = [_read(Path(source)) for source in policies.values()]
-    first = loras[0]
-    for name, lora in zip(names, loras, strict=True):
-        if lora.policy.base != first.policy.base:
-            raise StorageError(
-                f"{policies[name]}: got a LoRA of {lora.policy.base!r}, expected one of "
-                f"{first.policy.base!r} as the others"
-            )
+    loras = _loras(policies)
     mixed = [1.0] * len(names) if weights is None else as_weights(weights, names).tolist()  # type: ignore[arg-type]
+    config = PolicyConfig(
+        Condition("none", names),
+        loras[0].policy.base,
+        loras[0].policy.panel,
+        {"soup": _made(names, loras), "weights": None if weights is None else mixed},
+        {} if weights is not None else {n: lora.rank for n, lora in zip(names, loras, strict=True)},
+    )
+    with _replaced(folder) as partial:
+        _save(loras, mixed, partial, torch.bfloat16 if weights is None else torch.float32)
+        config.save(partial)
+    return config
+
+
+def interpolate_lattice(
+    policies: Mapping[str, str | Path] | str | Path, folder: str | Path, steps: int
+) -> PolicyConfig:
+    """Save every mixture of single-objective policies in steps of 1/``steps``, for a server that picks among them.
+
+    ``folder`` holds one policy folder for each mixture, named by its weights (``helpful-050_humor-050``): a plain LoRA
+    of the policies that have a weight in it, in bf16, in which servers run it. The folder's own ``pro_policy.json``
+    lists them (``mixtures``).
+
+    Args:
+        policies: as for :func:`interpolate_policies`; or the folder of a soup that is mixed as it writes.
+        steps: n; of K objectives there are C(n + K - 1, K - 1) mixtures.
+
+    Raises:
+        StorageError: as :func:`interpolate_policies`.
+        ValueError: fewer than two objectives, no step, or more than :data:`MOST_MIXTURES` mixtures.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    if isinstance(policies, Mapping):
+        names, loras, sources = tuple(policies), _loras(policies), list(policies.values())
+    else:
+        names, loras, sources = *_split(Path(policies)), [policies]
+    if folder.resolve() in [Path(source).resolve() for source in sources]:
+        raise StorageError(f"{folder}: the lattice would take the place of what it is made of")
+    mixtures = lattice(names, steps)
+    base, panel, made = loras[0].policy.base, loras[0].policy.panel, _made(names, loras)
+    condition = Condition("none", names)
+    config = PolicyConfig(condition, base, panel, {"soup": made, "lattice": steps}, {}, mixtures)
+    with _replaced(folder) as partial:
+        for name, weights in mixtures.items():
+            used = [(lora, w) for lora, w in zip(loras, weights, strict=True) if w > 0]
+            (partial / name).mkdir()
+            _save([lora for lora, _ in used], [w for _, w in used], partial / name, torch.bfloat16)
+            own = {"soup": made, "weights": weights}
+            PolicyConfig(condition, base, panel, own).save(partial / name)
+        config.save(partial)
+    return config
+
+
+def lattice(names: Sequence[str], steps: int) -> dict[str, list[float]]:
+    """The points of the simplex in steps of 1/``steps``: a mixture's name -> its weights (K,).
+
+    Names hold hundredths of the weights that are not 0, and nothing that the settings of a server take apart.
+
+    Raises:
+        ValueError: fewer than two objectives, a number of steps that is none, or too many mixtures.
+    """
+    if len(names) < 2:
+        raise ValueError(f"got the objectives {list(names)}, expected at least two to mix")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"got a lattice of {steps!r} steps, expected a whole number from 1")
+    points = list(itertools.islice(_points(len(names), steps), MOST_MIXTURES + 1))
+    if len(points) > MOST_MIXTURES:
+        raise ValueError(
+            f"a lattice of {steps} steps between {len(names)} objectives has more than {MOST_MIXTURES} mixtures, more "
+            "than a server should hold: take fewer steps"
+        )
+    return {
+        "_".join(
+            f"{n}-{round(100 * i / steps):03d}" for n, i in zip(names, point, strict=True) if i
+        ): [i / steps for i in point]
+        for point in points
+    }
+
+
+def _points(K: int, total: int) -> Iterator[tuple[int, ...]]:
+    """All K whole numbers from 0 that sum to ``total``; those that ask for one objective alone come with the others."""
+    if K == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _points(K - 1, total - first):
+            yield (first, *rest)
+
+
+def _loras(policies: Mapping[str, str | Path]) -> list[_Lora]:
+    loras = [_read(Path(source)) for source in policies.values()]
+    base = loras[0].policy.base
+    for source, lora in zip(policies.values(), loras, strict=True):
+        if lora.policy.base != base:
+            raise StorageError(
+                f"{source}: got a LoRA of {lora.policy.base!r}, expected one of {base!r} as the others"
+            )
+    return loras
+
+
+def _made(names: Sequence[str], loras: Sequence[_Lora]) -> dict[str, Any]:
+    return {name: lora.policy.training for name, lora in zip(names, loras, strict=True)}
+
+
+def _save(loras: Sequence[_Lora], mixed: Sequence[float], folder: Path, kept: torch.dtype) -> None:
+    """The average of LoRAs in these proportions, as PEFT's files in ``folder``."""
     modules = sorted({module for lora in loras for module in lora.parts})
     tensors: dict[str, torch.Tensor] = {}
     for module in modules:
@@ -80,30 +187,48 @@ def interpolate_policies(
         parts = [lora.parts.get(module) or _zeros(lora.rank, *shapes) for lora in loras]
         A = torch.cat([A for A, _ in parts])
         B = torch.cat([w * B for w, (_, B) in zip(mixed, parts, strict=True)], dim=1)
-        kept = torch.bfloat16 if weights is None else torch.float32
         tensors[f"{module}.lora_A.weight"] = A.to(kept)
         tensors[f"{module}.lora_B.weight"] = B.to(kept).contiguous()
     rank = sum(lora.rank for lora in loras)
     targets = sorted({module.removeprefix("base_model.model.") for module in modules})
     own = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
     own |= {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0}
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(loras[0].config | own, indent=2) + "\n")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes ``folder``'s place when the block ends."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-    (partial / CONFIG).write_text(json.dumps(first.config | own, indent=2) + "\n")
-    made = {name: lora.policy.training for name, lora in zip(names, loras, strict=True)}
-    config = PolicyConfig(
-        Condition("none", names),
-        first.policy.base,
-        first.policy.panel,
-        {"soup": made, "weights": None if weights is None else mixed},
-        {} if weights is not None else {n: lora.rank for n, lora in zip(names, loras, strict=True)},
-    )
-    config.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return config
+    with explained_disk(folder.parent, folder, lambda: shutil.rmtree(partial, ignore_errors=True)):
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def _split(folder: Path) -> tuple[tuple[str, ...], list[_Lora]]:
+    """The objectives and LoRAs of a soup that is mixed as it writes."""
+    policy = PolicyConfig.read(folder) if folder.is_dir() else None
+    if policy is None or not policy.ranks or not (folder / TENSORS).is_file():
+        raise StorageError(
+            f"{folder}: no soup that is mixed as it writes: name one, or {{objective: folder}} of its policies"
+        )
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / TENSORS)
+    made = policy.training.get("soup", {})
+    loras, start = [], 0
+    for name, rank in policy.ranks.items():
+        rows = slice(start, start := start + rank)
+        parts = {
+            module: (A[rows].float(), tensors[f"{module}.lora_B.weight"][:, rows].float())
+            for key, A in tensors.items()
+            if (module := key.removesuffix(".lora_A.weight")) != key
+        }
+        single = PolicyConfig(policy.condition, policy.base, policy.panel, made.get(name, {}))
+        loras.append(_Lora(config, single, parts, rank))
+    return tuple(policy.ranks), loras
 
 
 def _read(folder: Path) -> _Lora:
@@ -112,7 +237,7 @@ def _read(folder: Path) -> _Lora:
         raise StorageError(f"{folder}: no LoRA policy there: train one with train/morlhf.py")
     config = json.loads((folder / CONFIG).read_text())
     odd = {key: config[key] for key in SPECIAL if config.get(key) not in (None, False, "none", {})}
-    if policy.ranks or policy.condition or config.get("peft_type") != "LORA" or odd:
+    if policy.reads or config.get("peft_type") != "LORA" or odd:
         raise StorageError(
             f"{folder}: got {odd or 'a policy that reads weights or is a soup itself'}, expected a plain LoRA policy"
         )
