@@ -1,24 +1,250 @@
-"""What visitors and callers send, checked, and what JSON can carry back."""
+"""What visitors and callers send, checked, and what JSON can carry back.
+
+Gradio's components take what they are sent: a list in a text box becomes its `repr`, a run in the board is any JSON.
+So each handler checks here. An error is one ValueError with one sentence.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 
-from pro_core.data import clean_text, to_messages
-from pro_core.objectives import Message
+from pro_core.data import MAX_PROMPT_CHARS, clean_text, to_messages
+from pro_core.generation import STYLES, Finish
+from pro_core.objectives import Message, check_objective_names
+from pro_core.weights import as_weights
+from ui.board import Answer, Moved, Run
+
+MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
+"""The most answers of one request, tokens of one answer, and characters of a text that is not a prompt."""
+SHORT, MAX_WORDS, MAX_OBJECTIVES = 1_000, 512, 40
+PHASES = ("recorded", "waiting", "writing", "scoring", "done", "stopped")
+STALE = "This page is out of date: reload it."
+
+# ---------------------------------------------------------------- single values
+
+
+def text(value: Any, what: str) -> str:
+    """A text, clean (see :func:`pro_core.data.clean_text`). Raises ValueError for anything else, None included."""
+    if not isinstance(value, str):
+        raise ValueError(f"got {_kind(value)} as {what}, expected a text")
+    return clean_text(value)
 
 
 def whole(value: Any, low: int, high: int, what: str) -> int:
-    if not isinstance(value, (int, float)) or value != value or not low <= value <= high:
-        raise ValueError(f"got {value!r} {what}, expected {low} to {high}")
+    """A whole number from low to high; JSON and sliders may send it as 4.0. Raises ValueError for anything else."""
+    wanted = f"expected a whole number from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"got {_kind(value)} as the number of {what}, {wanted}")
+    if not low <= value <= high or value != int(value):  # NaN is not between them either
+        raise ValueError(f"got {reprlib.repr(value)} {what}, {wanted}")
     return int(value)
 
 
-def clean(text: Any) -> str:
-    """Text that can be sent back: half a surrogate pair, which JSON can carry, is replaced."""
-    return clean_text(str(text or ""))
+def flag(value: Any, what: str) -> bool:
+    """True or False; a 1 is neither. Raises ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"got {_kind(value)} as {what}, expected true or false")
+    return value
+
+
+def conversation(prompt: Any) -> list[Message]:
+    """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
+    if not isinstance(prompt, (str, list)):
+        raise ValueError(
+            f"got {_kind(prompt)} as the prompt, expected a text or a list of messages"
+        )
+    return to_messages(prompt)
+
+
+def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float] | None:
+    """The weights (K,) of the page's sliders, as sent; None while the visitor has moved none.
+
+    Raises:
+        ValueError: not K finite numbers from 0 to 1 with a sum within 0.02 of 1.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(_is_number(x) for x in value):
+        raise ValueError(f"got {_kind(value)} as weights, expected {len(objectives)} numbers")
+    as_weights(value, objectives)
+    return [float(x) for x in value]
+
+
+def _is_number(value: Any) -> bool:
+    # A float takes no integer over 1e308; JSON may hold one.
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and abs(value) < 1e12 and math.isfinite(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if value is None:
+        return "nothing"
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else "a value")
+
+
+# ---------------------------------------------------------------- the run that a browser sends back
+
+
+def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
+    """The board's run as the browser holds it, checked key by key: handlers may score and send back what it says.
+
+    Args:
+        value: None or {} give an empty run. Keys that no run has are dropped.
+        objectives: the panel's. None: not loaded yet. The recorded run may be of another panel.
+
+    Raises:
+        ValueError: forged, or of a page older than this server; the sentence asks to reload.
+    """
+    if value is None or value == {}:
+        return {}
+    try:
+        if not isinstance(value, dict):
+            raise ValueError("a run is an object")
+        run = _run(value)
+        of_another_panel = objectives is not None and run["objectives"] != list(objectives)
+        if of_another_panel and run["phase"] != "recorded":
+            raise ValueError("its objectives are another panel's")
+    except ValueError:  # which of its parts is wrong would help nobody but a forger
+        raise ValueError(STALE) from None
+    return run
+
+
+def _run(value: dict[str, Any]) -> Run:
+    names = _list_of(_short, value.get("objectives"), MAX_OBJECTIVES)
+    check_objective_names(names)
+    messages = to_messages(_list_of(_object, value.get("messages"), SHORT))
+    if messages[-1]["role"] != "user":
+        raise ValueError("a run ends with the turn that is being answered")
+    K = len(names)
+    row = _row(K)
+    checks: dict[str, Callable[[Any], Any]] = {
+        "id": _short,
+        "phase": _one_of(PHASES),
+        "busy": lambda v: flag(v, "busy"),
+        "note": _short,
+        "tone": _one_of(("", "error")),
+        "messages": lambda _: messages,
+        "objectives": lambda _: names,
+        "about": lambda v: _named(v, names, _short),
+        "floors": row,
+        "accuracy": lambda v: _named(v, names, _plain),
+        "predicted": _or_none(row),
+        "lower": _or_none(row),
+        "upper": _or_none(row),
+        "known": _or_none(_number),
+        "words": lambda v: _list_of(lambda w: _moved(w, row, messages), v, MAX_WORDS),
+        "conditioned": _short,
+        "used": _or_none(row),
+        "candidates": lambda v: _list_of(lambda c: _answer(c, row), v, MAX_ANSWERS),
+        "model": _short,
+        "date": _short,
+    }
+    if missing := {"id", "phase", "candidates", "floors"} - value.keys():
+        raise ValueError(f"a run has {missing}")
+    run = {key: check(value[key]) for key, check in checks.items() if key in value}
+    return run  # type: ignore[return-value]
+
+
+def _answer(value: Any, row: Callable[[Any], list[float]]) -> Answer:
+    card = _object(value)
+    return {
+        "text": _long(card.get("text")),
+        "reasoning": _long(card.get("reasoning", "")),
+        "finish": _or_none(_one_of(get_args(Finish)))(card.get("finish")),
+        "style": _or_none(_one_of(tuple(STYLES)))(card.get("style")),
+        "z": _or_none(row)(card.get("z")),
+        "raw": _or_none(row)(card.get("raw")),
+        "error": _or_none(_short)(card.get("error")),
+    }
+
+
+def _moved(value: Any, row: Callable[[Any], list[float]], messages: Sequence[Message]) -> Moved:
+    word = _object(value)
+    turn = whole(word.get("turn"), 0, len(messages) - 1, "turns")
+    start = whole(word.get("start"), 0, MAX_PROMPT_CHARS, "characters")
+    end = whole(word.get("end"), start, MAX_PROMPT_CHARS, "characters")
+    return {"turn": turn, "start": start, "end": end, "effects": row(word.get("effects"))}
+
+
+def _plain(value: Any, deep: int = 4) -> Any:
+    """Numbers, short texts, and short lists and objects of them: what a panel says of its accuracy."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _short(value)
+    if not isinstance(value, (dict, list)):
+        return _number(value)
+    if deep == 0 or len(value) > 100:
+        raise ValueError(f"got {_kind(value)} of {len(value)}, expected fewer and not so deep")
+    if isinstance(value, list):
+        return [_plain(part, deep - 1) for part in value]
+    return {_short(key): _plain(part, deep - 1) for key, part in value.items()}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"got {_kind(value)}, expected an object")
+    return value
+
+
+def _long(value: Any, most: int = LONGEST) -> str:
+    found = text(value, "a text of the run")
+    if len(found) > most:
+        raise ValueError(f"got {len(found):,} characters, expected at most {most:,}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return _long(value, SHORT)
+
+
+def _number(value: Any) -> float:
+    if not _is_number(value):
+        raise ValueError(f"got {_kind(value)}, expected a number")
+    return value
+
+
+def _row(K: int) -> Callable[[Any], list[float]]:
+    def check(value: Any) -> list[float]:
+        found = _list_of(_number, value, K)
+        if len(found) != K:
+            raise ValueError(f"got {len(found)} numbers, expected {K}")
+        return found
+
+    return check
+
+
+def _list_of(check: Callable[[Any], Any], value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"got {_kind(value)}, expected a list of at most {most}")
+    return [check(part) for part in value]
+
+
+def _named(value: Any, names: Sequence[str], check: Callable[[Any], Any]) -> dict[str, Any]:
+    found = _object(value)
+    return {name: check(found[name]) for name in names if name in found}
+
+
+def _one_of(known: Sequence[str]) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"got {reprlib.repr(value)}, expected one of {known}")
+        return value
+
+    return check
+
+
+def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+# ---------------------------------------------------------------- what goes back
 
 
 def number(value: Any) -> float | None:
@@ -31,8 +257,6 @@ def numbers(values: np.ndarray) -> list[float] | None:
     return values.tolist() if np.isfinite(values).all() else None
 
 
-def conversation(prompt: Any) -> list[Message]:
-    """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
-    if isinstance(prompt, list):
-        return to_messages(prompt)
-    return to_messages(str(prompt or ""))
+def clean(value: Any) -> str:
+    """Text that can be sent back: half a surrogate pair, which JSON can carry, is replaced."""
+    return clean_text(str(value or ""))
