@@ -1,0 +1,237 @@
+"""The door of the app: what comes in before Gradio sees it, and what every answer says to browsers.
+
+* **Routes.** Only what the page and `gradio_client` use is open (`OPEN`). This app takes no files, so Gradio's upload,
+  file, proxy, stream and component routes are closed, as are those that only its developers use.
+* **Bodies.** JSON alone, of at most `LONGEST_BODY` bytes within `BODY_SECONDS`, and checked by `ui.bodies`. A refusal
+  is one sentence, as `detail` (which Gradio's page shows) and as `error`.
+* **Frames.** Only pages of the same origin may show the app in a frame; on a Space (`SPACE_ID` is set) also Hugging
+  Face's, which show every Space so. A content policy for scripts is impossible: Gradio's page evaluates its templates.
+* **Other origins.** Scripts of any page may call the app, as any program may: it has no accounts, and all it holds of a
+  visitor is in the visitor's page. They get no cookie with it (`Access-Control-Allow-Origin: *`, never
+  `Allow-Credentials`), which matters on a private Space. An app on this machine's own address answers only pages of
+  this machine: no website can reach it through the browser of somebody who runs it.
+* **Types and addresses.** `nosniff`: a text is never run as a script. `Referrer-Policy: same-origin`: no other site
+  learns the app's address.
+
+The door stands around all of Gradio's own layers, whose rule for other origins it replaces::
+
+    page.launch(app_kwargs={"lifespan": with_door})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+from gradio.routes import App
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ui import bodies
+from ui.bodies import Refusal
+
+LONGEST_BODY = 6 * 2**20
+"""A prompt, a run of four answers, and four of one's own: 200,000 characters each, in a script of three bytes."""
+BODY_SECONDS = 60.0
+LONGEST_PATH = (
+    300  # no file of Gradio's has a longer name, and operating systems stumble over long ones
+)
+GRADIO = "/gradio_api"
+NAME = r"([a-z_0-9]{1,64})"
+ID = r"[A-Za-z0-9_-]{1,64}"
+
+OPEN: dict[str, tuple[str, ...]] = {
+    "/?": ("GET", "HEAD"),  # the page
+    "/(assets|static|svelte)/.+": ("GET", "HEAD"),  # its scripts and styles
+    "/theme.css|/favicon.ico|/manifest.json|/robots.txt": ("GET", "HEAD"),
+    "/config/?": ("GET",),  # gradio_client: which functions there are
+    f"{GRADIO}/(info|openapi.json|app_id|startup-events|theme.css)/?": ("GET",),
+    f"{GRADIO}/heartbeat/{ID}": ("GET",),  # the page, while it is open
+    f"{GRADIO}/queue/join": ("POST",),  # the page and gradio_client: an event
+    f"{GRADIO}/queue/data": ("GET",),  # its news
+    f"{GRADIO}/(cancel|reset)/?": ("POST",),
+    f"{GRADIO}/run/{NAME}/?": ("POST",),  # the page: events without a queue
+    f"{GRADIO}/call(/v2)?/{NAME}/?": ("POST",),  # curl: an event
+    f"{GRADIO}/call(/v2)?/{NAME}/{ID}": ("GET",),  # its news
+}
+"""What is open (the whole path, by a regular expression), and for which methods."""
+ROUTES = [(re.compile(pattern), methods) for pattern, methods in OPEN.items()]
+STREAMS = re.compile(rf"{GRADIO}/(queue/data|call(/v2)?/{NAME}/{ID})")
+LOOPBACK = ("localhost", "127.0.0.1", "0.0.0.0", "::1")
+
+
+class Door:
+    """The middleware around a Gradio app."""
+
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks):
+        self.app, self.blocks = app, blocks
+        self.headers = {
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "same-origin",
+            "Content-Security-Policy": f"frame-ancestors {' '.join(_frames())}",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the app has no web sockets
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        asked = Headers(scope=scope)
+        origin = allowed_origin(asked)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = MutableHeaders(scope=message)
+                said.update(self.headers)
+                if origin:
+                    said["Access-Control-Allow-Origin"] = origin
+                    said.add_vary_header("Origin")
+            await send(message)
+
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in asked:
+            await _preflight(origin)(scope, receive, answer)
+            return
+        try:
+            path = self._admitted(scope)
+            if scope["method"] == "POST":
+                raw = await _body(asked, receive)
+                self._check(path, bodies.parsed(raw))
+                receive = _again(raw, receive)
+        except Refusal as refusal:
+            said = {"detail": str(refusal), "error": str(refusal)}
+            await JSONResponse(said, refusal.status)(scope, receive, answer)
+            return
+        inside = [(name, value) for name, value in scope["headers"] if name != b"origin"]
+        await self._enter({**scope, "headers": inside}, receive, answer, path)
+
+    def _admitted(self, scope: Scope) -> str:
+        """The path below the app's root. Raises Refusal for a route or a method that is closed."""
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root) and path[len(root) :][:1] in ("", "/"):
+            path = path[len(root) :]
+        methods = next((m for pattern, m in ROUTES if pattern.fullmatch(path)), None)
+        if methods is None or len(path) > LONGEST_PATH or not path.isprintable():
+            raise Refusal("This app has nothing at this address.", 404)
+        if scope["method"] not in methods:
+            raise Refusal(f"Got {scope['method']}, expected {' or '.join(methods)}.", 405)
+        return path
+
+    def _check(self, path: str, body: dict[str, Any]) -> None:
+        route, _, name = path.rstrip("/").removeprefix(f"{GRADIO}/").rpartition("/")
+        match route or name:
+            case "queue":
+                bodies.event(body, self.blocks)
+            case "run":
+                bodies.event(body, self.blocks, direct=True)
+            case "call":
+                bodies.call(body, self.blocks, name)
+            case "call/v2":
+                bodies.call_by_name(body, self.blocks, name)
+            case _:
+                bodies.cancel(body, self.blocks)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        """Into Gradio. It says in the stream itself that a session has gone, and then raises that once more."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except (
+            RuntimeError
+        ) as error:  # Starlette's, around an HTTPException that came too late for a status
+            told = started and isinstance(error.__cause__, HTTPException)
+            if not (told and STREAMS.fullmatch(path)):
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@asynccontextmanager
+async def with_door(app: FastAPI) -> AsyncIterator[None]:
+    """The lifespan of a Gradio app that puts a :class:`Door` around all its layers before the first request."""
+    assert isinstance(app, App) and app.middleware_stack is not None
+    app.middleware_stack = Door(app.middleware_stack, app.get_blocks())
+    yield
+
+
+def allowed_origin(asked: Headers) -> str:
+    """The origin to name to the browser: any page's, without cookies; on a loopback address only that machine's own."""
+    origin = asked.get("origin")
+    if origin is None:
+        return ""
+    if _hostname(f"//{asked.get('host', '')}") not in LOOPBACK:
+        return "*"
+    return origin if _hostname(origin) in LOOPBACK else ""
+
+
+def _hostname(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # a bracket of an IPv6 address alone
+        return None
+
+
+def _preflight(origin: str) -> Response:
+    may = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": "content-type, x-gradio-user",
+        "Access-Control-Max-Age": "600",
+    }
+    return Response(status_code=204, headers=may if origin else {})
+
+
+def _frames() -> list[str]:
+    hub = ["https://huggingface.co", "https://*.huggingface.co", "https://*.hf.space"]
+    return ["'self'", *(hub if os.environ.get("SPACE_ID") else [])]
+
+
+async def _body(asked: Headers, receive: Receive) -> bytes:
+    """The whole body. Raises Refusal when it is no JSON by its type, too long, or too slow."""
+    kind = asked.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal("expected the content type application/json", 415)
+    long = Refusal(f"got a body of over {LONGEST_BODY:,} bytes, expected fewer", 413)
+    length = asked.get("content-length", "0")
+    if length.isdecimal() and float(length) > LONGEST_BODY:
+        raise long
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                raw += message.get("body", b"")
+                if len(raw) > LONGEST_BODY:
+                    raise long
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return bytes(raw)
+    except TimeoutError:
+        raise Refusal(f"got no whole body within {BODY_SECONDS:.0f} s", 408) from None
+
+
+def _again(raw: bytes, receive: Receive) -> Receive:
+    """A channel that gives the body once more, and then what the server has to say."""
+    given = False
+
+    async def once() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    return once
