@@ -14,7 +14,6 @@ for the nearest one (docs/endpoints.md).
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 
@@ -26,7 +25,12 @@ from typing import Any
 
 from pro_core.conditioned import PolicyConfig
 from pro_core.evaluation.cards import write_soup_card
-from pro_core.policies.soups import CONFIG, interpolate_lattice, interpolate_policies
+from pro_core.policies.soups import (
+    greatest_rank,
+    interpolate_lattice,
+    interpolate_policies,
+    ranks,
+)
 from pro_core.policies.stages import RUN
 from pro_core.storage import StorageError, read_config
 from pro_core.training import ConfigError, read_recipe, run_script
@@ -38,8 +42,6 @@ OPTIONAL = {
     "seeds": [0],  # put in place of {seed} in every folder's name
     "licence": None,  # the soups' own, for their cards
 }
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as its greatest rank."""
 
 
 def main(recipe_path: str) -> None:
@@ -102,14 +104,13 @@ def for_seed(folders: Any, seed: int) -> Any:
 def launching(folder: Path, config: PolicyConfig) -> Iterator[str]:
     """What the lattice in ``folder`` holds, and the commands that start servers with all of it, a line each."""
     names = list(config.mixtures)
-    ranks = [json.loads((folder / name / CONFIG).read_text())["r"] for name in names]
-    greatest = next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
+    held, greatest = ranks(folder), greatest_rank(folder)
     here = " ".join(f"{name}={shlex.quote(str(folder.absolute() / name))}" for name in names)
     mounted = ",".join(f"{name}=/lattice/{name}" for name in names)
     base = shlex.quote(config.base)
     yield (
         f"{folder}: {', '.join(config.condition.objective_names)}; {len(names)} mixtures in steps of "
-        f"1/{config.training['lattice']}, LoRAs of rank {min(ranks)} to {max(ranks)}. A server holds them all:"
+        f"1/{config.training['lattice']}, LoRAs of rank {min(held)} to {max(held)}. A server holds them all:"
     )
     yield (
         f"vllm serve {base} --enable-lora --max-loras 4 --max-cpu-loras {max(4, len(names))} "

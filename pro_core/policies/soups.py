@@ -36,6 +36,8 @@ SPECIAL = (
     *("alora_invocation_tokens", "rank_pattern", "alpha_pattern"),
 )
 """Settings of a LoRA under which its update is not s B A alone, or s and the rank differ between modules."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as its greatest rank."""
 MOST_MIXTURES = 200
 """A server holds them all in its memory; five objectives in steps of 1/4 are 70, in steps of 1/6 are 210."""
 
@@ -150,6 +152,19 @@ def lattice(names: Sequence[str], steps: int) -> dict[str, list[float]]:
         ): [i / steps for i in point]
         for point in points
     }
+
+
+def ranks(folder: str | Path) -> list[int]:
+    """The rank of each mixture's LoRA in the folder of a lattice."""
+    config = PolicyConfig.read(folder)
+    names = config.mixtures if config else {}
+    return [json.loads(Path(folder, name, CONFIG).read_text())["r"] for name in names]
+
+
+def greatest_rank(folder: str | Path) -> int:
+    """What vLLM must be told that LoRAs of a lattice have at most."""
+    most = max(ranks(folder))
+    return next((rank for rank in VLLM_RANKS if rank >= most), most)
 
 
 def _points(K: int, total: int) -> Iterator[tuple[int, ...]]:

@@ -1,12 +1,14 @@
-"""A small server that speaks TGI's native dialect by TGI's rules, around a real model. It is not TGI.
+"""A small server that speaks TGI's API by the rules of TGI's router, around a real model. It is not TGI.
 
-No TGI installs as a package, so the tests of that dialect run against this. Followed from TGI's router:
-`/generate_stream` answers 200 and puts errors into the stream with an `error_type`; `top_p` must be below
-1, `temperature` above 0, `stop` at most 4 texts; a full house says "Model is overloaded"; a wrong key gets
-a 401 with an empty body; the last event carries `generated_text`; there is no `[DONE]`; a character of
-several tokens comes whole with its last token; requests run side by side.
+No TGI installs as a package, so the tests of that dialect run against this. Its routes, checks, sentences and status
+codes follow the router's sources (3.3): `/generate_stream` answers 200 and puts errors into the stream with an
+`error_type`, `/generate` gives them a status; a full house says "Model is overloaded"; a wrong key gets a 401 with an
+empty body, on the routes that write only; the last event carries `generated_text`, and there is no `[DONE]`; an
+`adapter_id`, or a chat's `model`, that is not loaded is the base model without a word; `/info` and `/v1/models` name no
+adapter. It is as if started with `--disable-grammar-support`; tools, images, `top_n_tokens` and a chat's `logprobs` are
+left out. How a Hugging Face Inference Endpoint answers while it wakes (503) is in it too.
 
-    python tests/servers/tgi_dialect.py MODEL_FOLDER --port 8080
+    python -m tests.servers.tgi_dialect MODEL_FOLDER --port 8080 --lora-adapters name=/path,other=/path
 """
 
 import argparse
@@ -14,29 +16,28 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import ValidationError
 
+from tests.servers.tgi_model import Writer
+from tests.servers.tgi_rules import (
+    Asked,
+    ChatRequest,
+    GenerateRequest,
+    Options,
+    Refusal,
+    require,
+    validate,
+)
 
-class Refusal(Exception):
-    """TGI's error event: a sentence and its type."""
-
-    def __init__(self, error: str, error_type: str = "validation"):
-        super().__init__(error)
-        prefix = "Input validation error: " if error_type == "validation" else ""
-        self.event = {"error": prefix + error, "error_type": error_type}
-
-
-@dataclass
-class Options:
-    api_key: str | None = None
-    max_total_tokens: int = 512
-    max_concurrent_requests: int = 8
+VERSION = "3.3.6-dev0"
 
 
 @dataclass
@@ -50,139 +51,260 @@ class Log:
     finished: list[str] = field(default_factory=list)
 
 
-def build(model, tokenizer, options: Options, log: Log) -> FastAPI:
-    app = FastAPI()
-    lock = asyncio.Lock()  # one forward pass at a time; requests take turns, token by token
+class Server:
+    """The routes' common part: requests run side by side and take turns at the model, token by token."""
+
+    def __init__(self, writer: Writer, options: Options, log: Log):
+        self.writer, self.options, self.log = writer, options, log
+        self.turn = asyncio.Lock()
+
+    async def steps(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
+        """The tokens of one answer; the last one with its ``details``. Raises Refusal."""
+        log, options, asked = self.log, self.options, request.parameters
+        log.running += 1
+        log.most_running = max(log.most_running, log.running)
+        outcome, written = "abandoned", 0
+        try:
+            if log.running > options.max_concurrent_requests:
+                raise Refusal("Model is overloaded", "overloaded")
+            ids, parameters = validate(asked, request.inputs, request.special, self.writer, options)
+            seed = self.writer.seed(parameters)
+            steps = self.writer.write(ids, parameters, seed)
+            while True:
+                async with self.turn:
+                    step = await asyncio.to_thread(next, steps, None)
+                if step is None:
+                    break
+                written += 1
+                if options.fails_after is not None and written > options.fails_after:
+                    options.healthy = False
+                    raise Refusal("CUDA error: an illegal memory access", "generation")
+                if step["reason"]:
+                    counts = {"generated_tokens": written, "input_length": len(ids)}
+                    step["details"] = {"finish_reason": step["reason"], "seed": seed, **counts}
+                    if asked.return_full_text:
+                        step["generated_text"] = request.inputs + step["generated_text"]
+                yield step
+            outcome = "whole"
+        except Refusal as refusal:
+            outcome = refusal.event["error_type"]
+            raise
+        finally:
+            log.running -= 1
+            log.finished.append(outcome)
+
+    async def events(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
+        """What /generate_stream sends, an error as its last event."""
+        asked = request.parameters
+        try:
+            require(
+                asked.best_of in (None, 1), "`best_of` != 1 is not supported when streaming tokens"
+            )
+            require(
+                not asked.decoder_input_details,
+                "`decoder_input_details` == true is not supported when streaming tokens",
+            )
+            index = 0
+            async with contextlib.aclosing(self.steps(request)) as steps:
+                async for step in steps:
+                    index += 1
+                    yield {
+                        "index": index,
+                        "token": step["token"],
+                        "generated_text": step["generated_text"],
+                        "details": step.get("details") if asked.details else None,
+                    }
+        except Refusal as refusal:
+            yield refusal.event
+
+    async def whole(self, request: GenerateRequest) -> dict[str, Any]:
+        """What /generate answers. Raises Refusal."""
+        asked, most = request.parameters, self.options.max_best_of
+        best_of = 1 if asked.best_of is None else asked.best_of
+        require(best_of <= most, f"`best_of` must be > 0 and <= {most}. Given: {best_of}")
+        runs = [[step async for step in self.steps(request)] for _ in range(max(1, best_of))]
+        runs.sort(key=lambda run: sum(s["token"]["logprob"] for s in run) / len(run), reverse=True)
+        answers = [
+            {
+                "generated_text": run[-1]["generated_text"],
+                **{k: v for k, v in run[-1]["details"].items() if k != "input_length"},
+                "prefill": [],
+                "tokens": [step["token"] for step in run],
+            }
+            for run in runs
+        ]
+        best = dict(answers[0])
+        text = best.pop("generated_text")
+        if best_of > 1:
+            best["best_of_sequences"] = answers[1:]
+        return {"generated_text": text, "details": best if asked.details else None}
+
+    def chat(self, chat: ChatRequest) -> GenerateRequest:
+        """A chat as TGI writes it: templated, greedy at temperature 0, its model the adapter. Raises Refusal."""
+        try:
+            inputs = self.writer.tokenizer.apply_chat_template(
+                chat.messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # the template's own
+            raise Refusal(str(error), "template_error") from None
+        greedy, shift = chat.temperature == 0, chat.presence_penalty
+        asked = Asked(
+            temperature=None if greedy else chat.temperature,
+            do_sample=not greedy,
+            repetition_penalty=None if shift is None else shift + 2,
+            frequency_penalty=chat.frequency_penalty,
+            top_p=chat.top_p,
+            max_new_tokens=chat.max_tokens,
+            stop=chat.stop or [],
+            details=True,
+            seed=chat.seed,
+            adapter_id=None if chat.model == "tgi" else chat.model,
+        )
+        return GenerateRequest(inputs=inputs, parameters=asked, special=False)
+
+    async def chat_events(self, chat: ChatRequest) -> AsyncIterator[str]:
+        """The chunks of a streamed chat; an error is followed by `[DONE]` too."""
+        about = self.about(chat, "chat.completion.chunk")
+        async with contextlib.aclosing(self.events(self.chat(chat))) as events:
+            async for event in events:
+                if "error" in event:
+                    yield json.dumps(
+                        {"error": {"message": event["error"], "http_status_code": 422}}
+                    )
+                    continue
+                token, details = event["token"], event["details"]
+                content = "" if token["special"] else token["text"]
+                delta = {"role": "assistant", "content": content}
+                finish = details and finish_of(details)
+                choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+                yield json.dumps({**about, "choices": [choice], "usage": None})
+        yield "[DONE]"
+
+    async def chat_whole(self, chat: ChatRequest) -> dict[str, Any]:
+        request = self.chat(chat)
+        answer = await self.whole(request)
+        message = {"role": "assistant", "content": answer["generated_text"]}
+        choice = {"index": 0, "message": message, "logprobs": None}
+        choice["finish_reason"] = finish_of(answer["details"])
+        return {**self.about(chat, "chat.completion"), "choices": [choice]}
+
+    def about(self, chat: ChatRequest, kind: str) -> dict[str, Any]:
+        model = self.options.model_id if chat.model in (None, "tgi") else chat.model
+        about = {"object": kind, "id": "", "created": int(time.time()), "model": model}
+        return {**about, "system_fingerprint": f"{VERSION}-native"}
+
+    def info(self) -> dict[str, Any]:
+        options = self.options
+        limits = ("max_concurrent_requests", "max_best_of", "max_stop_sequences")
+        return {
+            "model_id": options.model_id,
+            "model_sha": None,
+            "model_pipeline_tag": "text-generation",
+            **{name: getattr(options, name) for name in limits},
+            "max_input_tokens": options.max_input_tokens,
+            "max_total_tokens": options.max_total_tokens,
+            "validation_workers": 2,
+            "max_client_batch_size": 4,
+            "router": "text-generation-router",
+            "version": VERSION,
+            "sha": None,
+            "docker_label": None,
+        }
+
+
+def finish_of(details: dict[str, Any]) -> str:
+    """As TGI's chats call it: only the model's own end is renamed."""
+    reason = details["finish_reason"]
+    return "stop" if reason == "eos_token" else reason
+
+
+async def sse(events: AsyncIterator[Any]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            yield f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
+
+
+def build(model, tokenizer, options: Options, log: Log, adapters: str = "") -> FastAPI:
+    """The app around a model and the LoRAs of a ``LORA_ADAPTERS`` setting."""
+    app = FastAPI(openapi_url=None)
+    server = Server(Writer(model, tokenizer, adapters), options, log)
+    writing = ("/", "/generate", "/generate_stream", "/v1/chat/completions", "/tokenize")
 
     @app.middleware("http")
-    async def key(request: Request, call_next):
+    async def before(request: Request, call_next):
         log.headers.append(dict(request.headers))
-        given = request.headers.get("authorization")
-        if options.api_key and given != f"Bearer {options.api_key}":
+        if options.asleep > 0:
+            options.asleep -= 1
+            return JSONResponse({"error": "503 Service Unavailable"}, 503)
+        key = f"Bearer {options.api_key}".lower()
+        guarded = options.api_key and request.method == "POST" and request.url.path in writing
+        if guarded and request.headers.get("authorization", "").lower() != key:
             return Response(status_code=401)
         return await call_next(request)
 
+    @app.exception_handler(Refusal)
+    async def refused(_, refusal: Refusal):
+        return JSONResponse(refusal.event, refusal.code)
+
+    @app.exception_handler(ValidationError)
+    async def not_deserialized(_, error: ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"Failed to deserialize the JSON body into the target type: {where}: {first['msg']}"
+        return PlainTextResponse(what, 422)
+
+    async def read(request: Request) -> dict:
+        body = await request.json()
+        log.bodies.append(body)
+        return body
+
     @app.get("/health")
     async def health():
+        if not options.healthy:
+            raise Refusal("unhealthy", "healthcheck")
         return Response()
 
     @app.get("/info")
     async def info():
-        return JSONResponse({"model_id": "test", "max_total_tokens": options.max_total_tokens})
+        return server.info()
+
+    @app.get("/v1/models")
+    async def models():
+        one = {"id": options.model_id, "object": "model", "created": 0}
+        return {"object": "list", "data": [one | {"owned_by": options.model_id}]}
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request):
+        body = GenerateRequest(**await read(request))
+        found = tokenizer(body.inputs, return_offsets_mapping=True)
+        spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [{"id": i, "text": body.inputs[a:b], "start": a, "stop": b} for i, (a, b) in spans]
 
     @app.post("/generate_stream")
     async def generate_stream(request: Request):
-        body = await request.json()
-        log.bodies.append(body)
+        events = server.events(GenerateRequest(**await read(request)))
+        return StreamingResponse(sse(events), media_type="text/event-stream")
 
-        async def events():
-            log.running += 1
-            log.most_running = max(log.most_running, log.running)
-            outcome = "abandoned"
-            try:
-                if log.running > options.max_concurrent_requests:
-                    raise Refusal("Model is overloaded", "overloaded")
-                steps = generate(model, tokenizer, body, options)
-                while True:
-                    async with lock:
-                        event = await asyncio.to_thread(next, steps, None)
-                    if event is None:
-                        break
-                    yield f"data:{json.dumps(event)}\n\n"
-                outcome = "whole"
-            except Refusal as refusal:
-                outcome = refusal.event["error_type"]
-                yield f"data:{json.dumps(refusal.event)}\n\n"
-            finally:
-                log.running -= 1
-                log.finished.append(outcome)
+    @app.post("/generate")
+    async def generate(request: Request):
+        return await server.whole(GenerateRequest(**await read(request)))
 
-        return StreamingResponse(events(), media_type="text/event-stream")
+    @app.post("/")
+    async def compatible(request: Request):
+        body = GenerateRequest(**await read(request))
+        if body.stream:
+            return StreamingResponse(sse(server.events(body)), media_type="text/event-stream")
+        return [await server.whole(body)]
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request):
+        chat = ChatRequest(**await read(request))
+        if chat.stream:
+            server.chat(chat)  # a template's refusal is a status, before the stream
+            return StreamingResponse(sse(server.chat_events(chat)), media_type="text/event-stream")
+        return await server.chat_whole(chat)
 
     return app
-
-
-@torch.inference_mode()
-def prefill(model, ids: list[int]):
-    return model(torch.tensor([ids]), use_cache=True)
-
-
-def generate(model, tokenizer, body: dict, options: Options) -> Iterator[dict]:
-    """The events of one request. Raises Refusal for what TGI refuses."""
-    p = body.get("parameters") or {}
-    temperature, top_p, stop = p.get("temperature"), p.get("top_p"), p.get("stop") or []
-    if temperature is not None and temperature <= 0:
-        raise Refusal("`temperature` must be strictly positive")
-    if top_p is not None and not 0 < top_p < 1:
-        raise Refusal("`top_p` must be > 0.0 and < 1.0")
-    if len(stop) > 4:
-        raise Refusal(f"`stop` supports up to 4 stop sequences. Given: {len(stop)}")
-    if not body.get("inputs"):
-        raise Refusal("`inputs` cannot be empty")
-    new_tokens = p.get("max_new_tokens") or 100
-    ids = tokenizer(body["inputs"])["input_ids"]
-    if len(ids) + new_tokens > options.max_total_tokens:
-        raise Refusal(
-            f"`inputs` tokens + `max_new_tokens` must be <= {options.max_total_tokens}. "
-            f"Given: {len(ids)} `inputs` tokens and {new_tokens} `max_new_tokens`"
-        )
-    sampling = p.get("do_sample") or temperature is not None or top_p is not None
-    random = torch.Generator()
-    if p.get("seed") is None:
-        random.seed()
-    else:
-        random.manual_seed(p["seed"])
-    out = prefill(model, ids)
-    written: list[int] = []
-    shown = ""
-    while True:
-        token = _choose(out.logits[0, -1].float(), sampling, temperature, top_p, random)
-        written.append(token)
-        text = tokenizer.decode(written, skip_special_tokens=True)
-        special = token in tokenizer.all_special_ids
-        new = "" if text.endswith("\ufffd") else text[len(shown) :]
-        shown += new
-        reason = None
-        if token == tokenizer.eos_token_id:
-            reason = "eos_token"
-        elif any(text.endswith(one) for one in stop):
-            reason = "stop_sequence"
-        elif len(written) == new_tokens:
-            reason = "length"
-        event = {
-            "index": len(written),
-            "token": {
-                "id": token,
-                "text": tokenizer.decode([token]) if special else new,
-                "logprob": 0.0,
-                "special": special,
-            },
-            "generated_text": text if reason else None,
-            "details": None,
-        }
-        if reason and p.get("details"):
-            event["details"] = {
-                "finish_reason": reason,
-                "generated_tokens": len(written),
-                "seed": p.get("seed"),
-                "input_length": len(ids),
-            }
-        yield event
-        if reason:
-            return
-        with torch.inference_mode():
-            out = model(
-                torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True
-            )
-
-
-def _choose(logits, sampling, temperature, top_p, random) -> int:
-    if not sampling:
-        return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / (temperature or 1.0), -1).sort(descending=True)
-    if top_p is not None:
-        probabilities[probabilities.cumsum(-1) - probabilities > top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=random)])
 
 
 @contextlib.contextmanager
@@ -210,16 +332,19 @@ def serving(app, port: int = 0) -> Iterator[str]:
 
 
 def main() -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--api-key")
+    parser.add_argument("--lora-adapters", default="")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
-    app = build(model, tokenizer, Options(api_key=args.api_key), Log())
+    options = Options(api_key=args.api_key, model_id=args.model)
+    app = build(model, tokenizer, options, Log(), args.lora_adapters)
     uvicorn.run(app, host="127.0.0.1", port=args.port)
 
 
