@@ -12,6 +12,7 @@ from contextlib import aclosing
 import httpx2
 import pytest
 
+from pro_core.failures import _retry_after
 from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
@@ -21,7 +22,6 @@ from pro_core.generation import (
     generator_from_env,
     styled,
 )
-from pro_core.generation.faults import _retry_after
 from pro_core.packaged import SMOLLM2, resolve_policy
 from tests.servers.faulty import WORDS, faulty_server
 from tests.servers.tgi_dialect import Log, Options, build, serving
@@ -77,7 +77,7 @@ def outcome(generator, n=1):
         ("422-echo", "bad header Bearer (token) second line"),
         ("500", "failed (500) (oops)"),
         ("502-html", "failed (502)"),
-        ("html", "text/html, not with a stream"),
+        ("html", "sent a web page; check PRO_ENDPOINT_URL"),
         ("json", "streaming is off"),
         ("empty", "empty answer"),
         ("no-words", "without writing anything"),
@@ -130,7 +130,7 @@ def test_the_fine_path_and_what_is_sent(faulty, dialect):
     path, headers, body = faulty.requests[-1]
     assert headers["authorization"] == f"Bearer {faulty.token}"
     if dialect == "openai":
-        assert path == "/fine/v1/chat/completions"
+        assert path == "/fine/chat/completions"
         assert body["messages"] == HI
         assert body["max_tokens"] == 6
     else:
@@ -230,7 +230,7 @@ def test_addresses_that_are_none(url):
 def test_tokens_and_dialects_that_are_none():
     with pytest.raises(ValueError, match="dialect 'grpc'"):
         EndpointGenerator("http://h", dialect="grpc")
-    with pytest.raises(ValueError, match="token has spaces") as caught:
+    with pytest.raises(ValueError, match="PRO_ENDPOINT_TOKEN. has spaces") as caught:
         EndpointGenerator("http://h", token="abc\ndef")
     assert "abc" not in str(caught.value)
 

@@ -12,6 +12,10 @@ from pro_core.generation.base import EMPTY_ANSWER, Finish, Piece
 from pro_core.turns import Heard, ThoughtSplitter
 
 WITHHELD = "A filter of the endpoint withheld the answer."
+LONGEST_TOKEN = 16
+SLACK, THOUGHT_SLACK = 4_096, 100_000
+"""An answer has at most 16 characters for each token that it may have, and 4,096 more: a server that never stops is cut
+off there. A thought has more room, since some servers do not count its tokens."""
 UNFINISHED_THOUGHT = "The model ended within its reasoning, without an answer; ask again."
 
 
@@ -27,14 +31,20 @@ class AnswerPieces:
     """What one candidate's model writes, as :class:`~pro_core.generation.base.Piece`.
 
     Args:
-        index: of the candidate. ``max_new_tokens``: how many it may write, for the sentence when they are used up.
+        index: of the candidate. ``max_new_tokens``: how many it may write, for the sentence when they are used up, and
+            for the length at which an answer is cut.
+
+    Attributes:
+        full: more came than so many tokens can be. It was cut off, and nothing more is taken.
     """
 
     def __init__(self, index: int, max_new_tokens: int):
         self._index, self._tokens = index, max_new_tokens
         self._splitter = ThoughtSplitter()
         self._joiner, self._reasoning_joiner = SurrogateJoiner(), SurrogateJoiner()
-        self._spoke = self._thought = self._answered = False
+        self._spoke = self._thought = self._answered = self.full = False
+        self._room = self._whole_room = LONGEST_TOKEN * max_new_tokens + SLACK
+        self._thought_room = LONGEST_TOKEN * max_new_tokens + THOUGHT_SLACK
 
     @property
     def begun(self) -> bool:
@@ -59,6 +69,8 @@ class AnswerPieces:
         yield from self._heard(Heard(reasoning=self._reasoning_joiner.flush()))
         yield from self._heard(self._splitter.push(self._joiner.flush()))
         yield from self._heard(self._splitter.flush())
+        if self.full:
+            finish = "length"
         if self._answered:
             yield Piece(self._index, done=True, finish=finish)
         elif failure := self._failure(finish):
@@ -84,10 +96,23 @@ class AnswerPieces:
             reasoning = reasoning.lstrip()
         if not self._answered:
             text = text.lstrip()
+        reasoning, text = self._cut(reasoning, text, retract)
         self._thought = self._thought or bool(reasoning)
         self._answered = self._answered or bool(text)
         if reasoning or text or retract:
             yield Piece(self._index, text, reasoning=reasoning, retract=retract)
+
+    def _cut(self, reasoning: str, text: str, retract: bool) -> tuple[str, str]:
+        """What of both still has room; text that is taken back makes room again, as it does on the page."""
+        if self.full:
+            return "", ""
+        if retract:
+            self._room = self._whole_room
+        self.full = len(reasoning) > self._thought_room or len(text) > self._room
+        reasoning, text = reasoning[: self._thought_room], text[: self._room]
+        self._thought_room -= len(reasoning)
+        self._room -= len(text)
+        return reasoning, text
 
 
 class SurrogateJoiner:

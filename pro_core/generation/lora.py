@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from pro_core.conditioned import PolicyConfig
+from pro_core.failures import Failure
 from pro_core.generation.base import GenerationError
 from pro_core.generation.endpoint import EndpointGenerator
+from pro_core.http import Answer
 
 
 class LoraEndpoint(EndpointGenerator):
@@ -31,21 +31,20 @@ class LoraEndpoint(EndpointGenerator):
         """
         folder = Path(folder).resolve()
         answer = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-        if not answer.is_success and "already been loaded" not in answer.text:
-            failure = self._explain.status(answer.status_code, self._explain.detail(answer.content))
+        said = self.client.explain.words(answer.data)
+        if not answer.success and "already been loaded" not in said:
             raise GenerationError(
-                f"The LoRA {name} was not loaded. {failure.message} A vLLM server does that with --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+                f"The LoRA {name} was not loaded. {self.client.explain.answer(answer.status, answer.data).message} "
+                "A vLLM server does that with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
             )
         if self._lora not in (None, name):
             self._post("/v1/unload_lora_adapter", {"lora_name": self._lora})  # best effort
-        self._lora = self.model = name
+        self._lora = self._dialect.model = name
         self._policy = PolicyConfig.read(folder)
 
-    def _post(self, route: str, body: dict[str, Any]) -> httpx2.Response:
+    def _post(self, route: str, body: dict[str, Any]) -> Answer:
+        path = self.client.address.path.removesuffix("/chat/completions").removesuffix("/v1")
         try:
-            return httpx2.post(
-                self._root + route, json=body, headers=self._headers(), timeout=self.timeout
-            )
-        except Exception as error:
-            raise GenerationError(self._explain.exception(error).message) from None
+            return self.client.ask("POST", path + route, body)
+        except Failure as failure:
+            raise GenerationError(failure.message) from None

@@ -1,0 +1,105 @@
+"""What servers say when they fail. Every one has a shape of its own:
+
+- OpenAI and most: ``{"error": {"message", "type", "param", "code"}}``; OpenRouter adds ``metadata.raw``
+- vLLM: ``{"object": "error", "message", "param", "code"}``
+- TGI and TEI: ``{"error": "text", "error_type": "validation"}``; Ollama: ``{"error": "text"}``
+- FastAPI: ``{"detail": "text"}`` or ``{"detail": [{"loc": ["body", "seed"], "msg", "type"}]}``
+- Cloudflare and other gateways: ``{"errors": [{"message", "code"}]}``; also plain text, and whole web pages
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+_SAY = ("message", "error", "errors", "detail", "details", "msg", "error_message", "title", "raw")
+_MAX = 2000
+_DEPTH = 8
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON of a body, else its text; nothing of a web page."""
+    text = body.decode("utf-8", "replace").strip().removeprefix("\ufeff")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return "" if text.startswith("<") else text
+
+
+def said_by(data: Any) -> str:
+    """What an error object or text says, on one line, without control characters; empty where it says nothing."""
+    line = " ".join(_said(data, _DEPTH).split())[:_MAX]
+    return "".join(c for c in line if unicodedata.category(c)[0] != "C")
+
+
+def _said(data: Any, depth: int) -> str:
+    if not depth:
+        return ""
+    if isinstance(data, str):
+        return _unwrapped(data, depth)
+    if isinstance(data, list):
+        return "; ".join(filter(None, (_said(one, depth - 1) for one in data[:8])))
+    if not isinstance(data, dict):
+        return ""
+    said = next(filter(None, (_said(data.get(key), depth - 1) for key in _SAY)), "")
+    # A gateway's own message says only that the provider failed; the provider's stands beside it.
+    meta = data.get("metadata")
+    raw = _said(meta.get("raw"), depth - 1) if isinstance(meta, dict) else ""
+    return f"{said}: {raw}" if said and raw and raw != said else said or raw
+
+
+def _unwrapped(text: str, depth: int) -> str:
+    """A text that is itself a JSON error, as gateways pass on, says what that says."""
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            return _said(json.loads(text), depth - 1) or text
+        except (ValueError, RecursionError):
+            pass
+    return text
+
+
+def _objects(data: Any) -> list[dict[str, Any]]:
+    """The error object and what it wraps, the innermost first."""
+    found: list[dict[str, Any]] = []
+    while len(found) < _DEPTH:
+        if isinstance(data, list):
+            data = next((one for one in data if isinstance(one, dict)), None)
+        if not isinstance(data, dict):
+            break
+        found.insert(0, data)
+        data = next((data[k] for k in ("error", "errors", "detail") if data.get(k)), None)
+    return found
+
+
+def code_of(data: Any) -> int | None:
+    """The HTTP status that an error object carries; None without one."""
+    for one in _objects(data):
+        for key in ("code", "status", "status_code", "http_status"):
+            try:
+                code = int(one.get(key, 0))
+            except (ValueError, TypeError):
+                continue
+            if 400 <= code < 600:
+                return code
+    return None
+
+
+def kind_of(data: Any) -> str:
+    """The kind of failure that an error object names, in lower case, such as TGI's "overloaded" or "validation"."""
+    for one in _objects(data):
+        kind = one.get("error_type") or one.get("type")
+        if isinstance(kind, str):
+            return kind.lower()
+    return ""
+
+
+def named_by(data: Any) -> str:
+    """The parameter that an error object names (OpenAI's ``param``, FastAPI's ``loc``); empty without one."""
+    for one in _objects(data):
+        if isinstance(one.get("param"), str):
+            return one["param"]
+        loc = one.get("loc")
+        if isinstance(loc, list) and len(loc) > 1 and isinstance(loc[1], str):
+            return loc[1]
+    return ""

@@ -1,0 +1,276 @@
+"""The openai dialect: ``POST .../chat/completions``, which vLLM, SGLang, TGI, Ollama and most services speak.
+
+The server renders the chat. Its template is out of sight, so equal neighbours are sent as one turn, and a conversation
+that it refuses is sent once more in the plainest form, without a system turn (:mod:`pro_core.turns`). What else servers
+differ in is found out in the same way, by asking again where they refuse, and remembered once that is answered
+(:class:`Form`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pro_core.failures import Failure
+from pro_core.generation.answers import AnswerPieces
+from pro_core.generation.base import GenerationSettings, Piece
+from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
+from pro_core.generation.listing import chat_model
+from pro_core.http import Answer, Client, Session
+from pro_core.objectives import Message
+from pro_core.turns import merged, plainest
+
+logger = logging.getLogger(__name__)
+
+ROUTES = (
+    *("/chat/completions", "/completions", "/responses", "/models"),
+    *("/generate_stream", "/generate"),
+)
+NO_SUCH = (404, 405)
+"""What servers answer on a path that they do not have, as they do for a model."""
+REFUSED = (400, 422)
+"""What servers answer to a request that they do not take: its turns, its parameters, or its length."""
+OPTIONAL = ("temperature", "top_p", "seed")
+"""Parameters that a request can do without."""
+_QUOTED = re.compile(r"[`'\"](max_tokens|temperature|top_p|seed)[`'\"]")
+
+
+@dataclass(frozen=True)
+class Form:
+    """The ways in which one request differs from another that says the same.
+
+    Attributes:
+        base: which of :func:`bases` is asked.
+        renamed: the limit is called ``max_completion_tokens``.
+        dropped: the parameters that are left to the server.
+        plain: the conversation has its plainest form.
+    """
+
+    base: int = 0
+    renamed: bool = False
+    dropped: frozenset[str] = frozenset()
+    plain: bool = False
+
+
+def bases(path: str) -> list[str]:
+    """Where the routes may start, for the path of the URL that people paste.
+
+    A whole route says it, and so does ``/v1``. Without a path it is ``/v1``. Any other path is taken as it is
+    (``/v1beta/openai``, ``/api``), and where the server knows no such route, ``/v1`` under it.
+    """
+    for route in ROUTES:
+        if path.endswith(route):
+            whole = path.removesuffix(route)
+            return [whole] if route == "/chat/completions" else bases(whole)
+    if path.endswith("/v1"):
+        return [path]
+    return [path, f"{path}/v1"] if path else ["/v1"]
+
+
+class OpenAI:
+    """See :class:`~pro_core.generation.dialects.Dialect`."""
+
+    def __init__(self, client: Client, model: str | None):
+        self.model = model
+        self.listed: str | None = None
+        self._explain = client.explain
+        self._host = client.host
+        self._bases = bases(client.address.path)
+        self._form = Form()
+        self._system_turns = True  # until the server refuses them
+
+    # ------------------------------------------------------------ what the server has
+
+    @property
+    def probes(self) -> list[str]:
+        root = self._bases[0].removesuffix("/v1")
+        # `transformers serve` fails (500) to list its models where there is no hub cache.
+        return [*(f"{base}/models" for base in self._bases[self._form.base :]), f"{root}/health"]
+
+    def learn(self, path: str, answer: Answer) -> bool:
+        if not path.endswith("/models"):
+            return answer.success
+        models = answer.data.get("data") if isinstance(answer.data, dict) else answer.data
+        if not answer.success or not isinstance(models, list):
+            return False
+        self._form = replace(self._form, base=self._bases.index(path.removesuffix("/models")))
+        self.listed, passed_over = chat_model(models)
+        if passed_over and not self.listed and self.model is None:
+            raise Failure(
+                f"The endpoint {self._host} lists no model that chats (it has {', '.join(passed_over)}); "
+                "set PRO_ENDPOINT_MODEL."
+            )
+        return True
+
+    def detail(self) -> str:
+        return "openai dialect"
+
+    async def _name(self, session: Session) -> str:
+        """What to call the model: as given, else the first that the server lists, else "tgi" as TGI does."""
+        async with session.lock:
+            if self.model is None and self.listed is None:
+                listed = True
+                for path in self.probes[:-1]:
+                    answer = await session.ask("GET", path)
+                    if answer.status in (202, 429, 503):  # it will say later
+                        raise self._explain.status(answer.status)
+                    if listed := self.learn(path, answer):
+                        break
+                if not listed:
+                    self.listed = ""
+        return self.model or self.listed or "tgi"
+
+    # ------------------------------------------------------------ asking
+
+    async def answer(
+        self,
+        session: Session,
+        index: int,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        tell: Tell,
+    ) -> Piece:
+        plain, full = plainest(messages), merged(messages)
+        system = any(m["role"] == "system" for m in full)
+        if system and not self._system_turns:
+            full = plain
+        form, refused = self._form, None
+        while True:
+            pieces = AnswerPieces(index, settings.max_new_tokens)
+            turns = plain if form.plain else full
+            body = request(await self._name(session), turns, settings, index, form)
+            reader = Chunks(pieces, self._explain)
+            try:
+                last = await written(
+                    session, f"{self._bases[form.base]}/chat/completions", body, reader, tell
+                )
+            except Failure as failure:
+                if failure.status not in NO_SUCH + REFUSED:
+                    raise
+                refused = self._refusal(refused, failure)
+                other = self._other(form, failure, body, full != plain)
+                if other is None:
+                    raise refused from None
+                form = other
+                continue
+            self._remember(form, system, index, tell)
+            return last
+
+    def _other(
+        self, form: Form, failure: Failure, body: dict[str, Any], can_be_plain: bool
+    ) -> Form | None:
+        """How else to ask after this failure; None where nothing is left to try.
+
+        Which parameter a server minds its error object says; only where it does not, its words are looked at. Which
+        of two turns it minds it says in words alone, so any other refusal may be about the turns.
+        """
+        if failure.status in NO_SUCH:
+            more = form.base + 1 < len(self._bases)
+            return replace(form, base=form.base + 1) if more else None
+        if failure.status not in REFUSED:
+            return None
+        quoted = None if failure.named else _QUOTED.search(failure.words)
+        named = quoted[1] if quoted else failure.named
+        if named == "max_tokens" and not form.renamed:
+            return replace(form, renamed=True)
+        if named in OPTIONAL and named in body:
+            return replace(form, dropped=form.dropped | {named})
+        return replace(form, plain=True) if can_be_plain and not form.plain else None
+
+    def _remember(self, form: Form, system: bool, index: int, tell: Tell) -> None:
+        """This form was answered: the next request begins with it, and a visitor learns what it cost."""
+        if system and form.plain and self._system_turns:
+            self._system_turns = False
+            logger.info(
+                "%s takes no system turns: they stand in the user's from now on", self._host
+            )
+        if lost := sorted(form.dropped - self._form.dropped):
+            names = " and ".join(lost)
+            tell(Piece(index, note=f"The endpoint {self._host} takes no {names}: it has its own."))
+        self._form = replace(form, plain=False)
+
+    def _refusal(self, before: Failure | None, failure: Failure) -> Failure:
+        """Of two refusals the one to show: what the server says of the request as it is, not of what we made of it;
+        of two unknown paths the one that says more."""
+        if failure.status in NO_SUCH:
+            self.listed = None  # it may have another model since it listed one
+        if before is None or (before.status in NO_SUCH and failure.status in REFUSED):
+            return failure
+        if failure.status in NO_SUCH and len(failure.words) > len(before.words):
+            return failure
+        return before
+
+
+def request(
+    model: str,
+    messages: Sequence[Message],
+    settings: GenerationSettings,
+    index: int,
+    form: Form,
+) -> dict[str, Any]:
+    """The body of one request."""
+    limit = "max_completion_tokens" if form.renamed else "max_tokens"
+    parameters = {
+        limit: settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_p": top_p(settings),
+        "seed": seed(settings, index),
+    }
+    asked = {k: v for k, v in parameters.items() if v is not None and k not in form.dropped}
+    return {"model": model, "messages": list(messages), "stream": True, **asked}
+
+
+class Chunks(Reader):
+    """Reads ``choices``: the ``delta`` of a chunk, or the ``message`` of a whole answer."""
+
+    def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
+        choices = data.get("choices") or []  # none in chunks of usage, and in other servers' pings
+        if not isinstance(choices, list):
+            raise self._explain.no_answer()
+        for choice in choices:
+            if not isinstance(choice, dict):
+                raise self._explain.no_answer()
+            said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+            if not isinstance(said, dict):
+                raise self._explain.no_answer()
+            self._understood = True
+            thought = said.get("reasoning_content") or said.get("reasoning")
+            if isinstance(thought, str):
+                yield from self.pieces.reason(thought)
+            yield from self._content(said.get("content"))
+            yield from self._content(
+                said.get("refusal")
+            )  # the model's words, in a field of its own
+            self._ends(choice.get("finish_reason"), choice)
+
+    def _content(self, content: Any) -> Iterator[Piece]:
+        """A text, or a list of parts with one each."""
+        if not content:
+            return
+        if isinstance(content, str):
+            yield from self.pieces.push(content)
+        elif isinstance(content, list):
+            for part in content:
+                yield from self._content(part)
+        elif isinstance(content, dict):
+            yield from self._part(content)
+        else:
+            raise self._explain.no_answer(f"a {type(content).__name__} where text was expected")
+
+    def _part(self, part: dict[str, Any]) -> Iterator[Piece]:
+        kind = part.get("type")
+        if kind in ("thinking", "reasoning"):
+            thought = part.get(kind) or part.get("text") or ""
+            for one in thought if isinstance(thought, list) else [thought]:
+                text = one.get("text") if isinstance(one, dict) else one
+                yield from self.pieces.reason(text if isinstance(text, str) else "")
+            return
+        text = part.get("text", part.get("refusal"))
+        if isinstance(text, dict):  # {"text": {"value": ...}}, as OpenAI's assistants have it
+            text = text.get("value")
+        if not isinstance(text, str):
+            raise self._explain.no_answer("a part of an answer that is no text", str(kind))
+        yield from self.pieces.push(text)

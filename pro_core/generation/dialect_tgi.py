@@ -1,0 +1,176 @@
+"""TGI's own dialect: ``POST /generate_stream``. The chat is rendered here, by the chat template of the tokenizer that
+PRO_ENDPOINT_MODEL names when that loads, else as ``Human:`` / ``Assistant:`` turns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from pro_core.conditioned import load_tokenizer
+from pro_core.failures import Explainer
+from pro_core.generation.answers import AnswerPieces
+from pro_core.generation.base import GenerationSettings, Piece
+from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
+from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
+from pro_core.http import Answer, Client, Session
+from pro_core.objectives import Message
+from pro_core.turns import THOUGHTS, opened_thought, turn_end
+
+logger = logging.getLogger(__name__)
+
+ROUTES = ("/generate_stream", "/generate", "/chat/completions", "/completions", "/v1")
+TOKENIZER_WAIT = 15.0
+"""Seconds that an answer waits for the tokenizer; the hub may be out of reach."""
+
+
+class TGI:
+    """See :class:`~pro_core.generation.dialects.Dialect`."""
+
+    def __init__(self, client: Client, model: str | None):
+        self.model = model
+        self.listed: str | None = None
+        self._explain = client.explain
+        root = client.address.path
+        for route in ROUTES:
+            root = root.removesuffix(route)
+        self._root = root
+        self._tokenizer: Future[Any] | None = None
+        self._tokenizer_lock = threading.Lock()
+
+    @property
+    def probes(self) -> list[str]:
+        return [f"{self._root}/health"]
+
+    def learn(self, path: str, answer: Answer) -> bool:
+        return answer.success
+
+    def detail(self) -> str:
+        tokenizer = self._load_tokenizer()
+        known = tokenizer.done() and has_template(tokenizer.result())
+        form = "the model's chat template" if known else "Human/Assistant turns"
+        return f"tgi dialect, chats rendered by {form}"
+
+    async def answer(
+        self,
+        session: Session,
+        index: int,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        tell: Tell,
+    ) -> Piece:
+        prompt, stop, opened = await self._render(messages)
+        pieces = AnswerPieces(index, settings.max_new_tokens)
+        pieces.open(opened)
+        body = request(prompt, stop, settings, index)
+        reader = Tokens(pieces, self._explain, stop)
+        return await written(session, f"{self._root}/generate_stream", body, reader, tell)
+
+    async def _render(self, messages: Sequence[Message]) -> tuple[str, str | None, str | None]:
+        """The prompt, the text to stop at, and the thought's tag that the prompt ends with."""
+        loading = asyncio.wrap_future(self._load_tokenizer())
+        # Not cancelled when the time is up: it may be there for the next answer.
+        await asyncio.wait([loading], timeout=TOKENIZER_WAIT)
+        tokenizer = loading.result() if loading.done() else None
+        if tokenizer is None or not has_template(tokenizer):
+            return plain_prompt(messages), PLAIN_STOP, None
+        prompt = chat_prompt(tokenizer, messages)
+        # TGI adds the opening token itself; a template that writes it too would double it.
+        bos = tokenizer.bos_token
+        if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+            prompt = prompt.removeprefix(bos)
+        return prompt, turn_end(tokenizer), opened_thought(tokenizer)
+
+    def _load_tokenizer(self) -> Future[Any]:
+        """The model's tokenizer, or None, as it comes; loaded once, in a thread of its own."""
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                future: Future[Any] = Future()
+                self._tokenizer = future
+                threading.Thread(
+                    target=lambda: future.set_result(_read_tokenizer(self.model)),
+                    name="pro-tokenizer",
+                    daemon=True,  # a hub out of reach must not keep the program from ending
+                ).start()
+            return self._tokenizer
+
+
+def request(
+    prompt: str, stop: str | None, settings: GenerationSettings, index: int
+) -> dict[str, Any]:
+    """The body of one request."""
+    sampled = settings.temperature > 0  # TGI refuses a temperature of 0
+    parameters = {
+        "details": True,
+        "do_sample": sampled,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature if sampled else None,
+        "top_p": top_p(settings) if sampled else None,
+        "seed": seed(settings, index) if sampled else None,
+        "stop": [stop] if stop else None,
+    }
+    asked = {k: v for k, v in parameters.items() if v is not None}
+    return {"inputs": prompt, "parameters": asked, "stream": True}
+
+
+class Tokens(Reader):
+    """Reads tokens one by one; the last event has the ``generated_text``. A whole answer has nothing else."""
+
+    def __init__(self, pieces: AnswerPieces, explain: Explainer, stop: str | None):
+        super().__init__(pieces, explain)
+        self._stop = stop
+        self._cut = StopText(stop)
+        self._streamed = False
+
+    def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
+        token, whole = data.get("token"), data.get("generated_text")
+        if token is not None and not isinstance(token, dict):
+            raise self._explain.no_answer()
+        if token:
+            self._understood = self._streamed = True
+            yield from self._push(_token_text(token, self._stop))
+        elif isinstance(whole, str) and not self._streamed:
+            self._understood = True
+            yield from self._push(whole)
+        if self._cut.reached:  # whatever the server goes on with is no part of the answer
+            self._finish = "stop"
+        elif whole is not None:  # on the last event only
+            details = data.get("details")
+            reason = details.get("finish_reason") if isinstance(details, dict) else None
+            self._ends(reason or "stop", data)
+
+    def _push(self, text: str) -> Iterator[Piece]:
+        yield from self.pieces.push(self._cut.push(text))
+
+    def end(self) -> list[Piece]:
+        if not self.over:
+            return super().end()
+        return [*self.pieces.push(self._cut.flush()), *super().end()]
+
+
+def _token_text(token: dict[str, Any], stop: str | None) -> str:
+    """What a token says: of special ones only a thought's tags and the end of the turn."""
+    text = token.get("text")
+    if not isinstance(text, str):
+        return ""
+    tags = {stop, *(tag for pair in THOUGHTS for tag in pair)}
+    return text if not token.get("special") or text.strip() in tags else ""
+
+
+def _read_tokenizer(model: str | None) -> Any:
+    """The tokenizer of a folder or hub id; None for other names, or when it does not load."""
+    if model is None or not (os.path.isdir(model) or model.count("/") == 1):
+        return None
+    try:
+        return load_tokenizer(model)
+    except Exception as error:
+        logger.warning(
+            "no tokenizer %r (%s): chats go to the endpoint as plain Human/Assistant turns",
+            model,
+            type(error).__name__,
+        )
+        return None

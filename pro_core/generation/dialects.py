@@ -1,0 +1,179 @@
+"""What both dialects share: how an answer is read as it comes, and when it is over.
+
+An answer is over with the server's own end of it (a finish reason, ``[DONE]``, TGI's ``generated_text``) or when it is
+longer than its tokens could be. The connection is closed then: nothing that comes after can take the answer back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from pro_core.events import Event
+from pro_core.failures import Explainer, Failure
+from pro_core.generation.answers import AnswerPieces
+from pro_core.generation.base import Finish, GenerationSettings, Piece
+from pro_core.http import Answer, Session
+from pro_core.objectives import Message
+
+Tell = Callable[[Piece], None]
+Json = Mapping[str, Any]
+
+FINISHES: dict[str, Finish] = {
+    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
+    **dict.fromkeys(("content_filter", "filter", "safety", "sensitive"), "filter"),
+    **dict.fromkeys(("recitation", "blocklist", "prohibited_content"), "filter"),
+}
+"""What a server's finish reason means; every other one is the model's own end."""
+BROKEN = ("error", "abort", "network_error")
+"""Finish reasons with which a server says that it did not come to an end."""
+
+
+class Dialect(Protocol):
+    """How to talk with one kind of server.
+
+    Attributes:
+        model: the model's name, as given; None for whichever the server has.
+        listed: the one that the server has; empty where it does not say, None as long as it was not asked.
+    """
+
+    model: str | None
+    listed: str | None
+
+    @property
+    def probes(self) -> Sequence[str]:
+        """The paths that say whether the server is there, the likeliest first."""
+        ...
+
+    def learn(self, path: str, answer: Answer) -> bool:
+        """Take note of what a probe said; whether it settles that the server is there. Raises Failure."""
+        ...
+
+    def detail(self) -> str:
+        """One line for the status."""
+        ...
+
+    async def answer(
+        self,
+        session: Session,
+        index: int,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        tell: Tell,
+    ) -> Piece:
+        """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure."""
+        ...
+
+
+class Reader(ABC):
+    """Turns what a server sends for one candidate into pieces.
+
+    Attributes:
+        over: the answer has its end, whatever else comes.
+    """
+
+    def __init__(self, pieces: AnswerPieces, explain: Explainer):
+        self.pieces = pieces
+        self._explain = explain
+        self._finish: Finish | None = None
+        self._understood = False  # something of an answer came
+        self._done = False
+
+    @property
+    def over(self) -> bool:
+        return self._finish is not None or self._done or self.pieces.full
+
+    def read(self, event: Event) -> Iterator[Piece]:
+        """The pieces of one event. Raises Failure for an error, and for what is no answer."""
+        if event.data.strip() == "[DONE]":
+            self._done = True
+            return
+        try:
+            data = json.loads(event.data)
+        except (ValueError, RecursionError):
+            if event.cut:  # half of an event
+                return
+            if event.name == "error":
+                raise self._explain.in_stream(event.data) from None
+            raise self._explain.no_answer() from None
+        self._refuse(data, event.name)
+        yield from self._news(data)
+
+    def whole(self, data: Any) -> Iterator[Piece]:
+        """The pieces of an answer that came as one JSON object, which it ends. Raises Failure."""
+        if isinstance(data, list) and len(data) == 1:
+            data = data[0]
+        self._refuse(data)
+        yield from self._news(data)
+        if not self._understood:
+            raise self._explain.no_answer("JSON that is no answer", data)
+        self._done = True
+
+    def end(self) -> list[Piece]:
+        """What was held back, and the last piece. Raises Failure where the answer did not come to its end."""
+        if not self._understood:
+            raise self._explain.nothing()
+        if not self.over:
+            raise self._explain.broke_off()
+        return list(self.pieces.end("length" if self.pieces.full else self._finish or "stop"))
+
+    def _refuse(self, data: Any, name: str = "") -> None:
+        if not isinstance(data, dict):
+            raise self._explain.no_answer()
+        if name == "error" or data.get("error") or data.get("object") == "error":
+            raise self._explain.in_stream(data)
+
+    def _ends(self, reason: Any, data: Any) -> None:
+        """Take note of a finish reason; null and "" are none."""
+        if not reason:
+            return
+        reason = str(reason).lower()
+        if reason in BROKEN:
+            raise self._explain.in_stream(data) if "error" in data else self._explain.broke_off()
+        self._finish = FINISHES.get(reason, "stop")
+
+    @abstractmethod
+    def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
+        """The pieces of one object; sets what it understood, and the end."""
+
+
+async def written(session: Session, path: str, body: Json, reader: Reader, tell: Tell) -> Piece:
+    """One request: its pieces to ``tell`` as they come, and its last one.
+
+    Only what brings the answer on extends the time-out; comments and empty events do not.
+
+    Raises:
+        Failure: what went wrong. Once a piece came, it neither says to ask again nor how else to ask.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(session.timeout) as clock, session.post(path, body) as reply:
+            if await reply.is_json():
+                for piece in reader.whole(await reply.json()):
+                    tell(piece)
+            while not reader.over and (events := await reply.more()) is not None:
+                for event in events:
+                    for piece in reader.read(event):
+                        tell(piece)
+                        clock.reschedule(loop.time() + session.timeout)
+                    if reader.over:
+                        break
+        *rest, last = reader.end()
+    except (TimeoutError, Failure) as error:
+        failure = error if isinstance(error, Failure) else session.explain.silent()
+        raise Failure(failure.message) if reader.pieces.begun else failure from None
+    for piece in rest:
+        tell(piece)
+    return last
+
+
+def top_p(settings: GenerationSettings) -> float | None:
+    return settings.top_p if settings.top_p < 1 else None  # TGI refuses 1.0, which says nothing
+
+
+def seed(settings: GenerationSettings, index: int) -> int | None:
+    """Each candidate's own seed, or N seeded candidates would be one text N times."""
+    return None if settings.seed is None else (settings.seed + 7919 * index) % 2**31

@@ -1,0 +1,343 @@
+"""The one HTTP client of servers: language models today, hosted reward models and judges alike.
+
+- The token goes to this one host only: redirects are not followed, no other token or password of the machine is sent.
+- This machine's own addresses are never asked through a proxy; other hosts as the environment says (http_proxy,
+  https_proxy, all_proxy, no_proxy).
+- Certificates are checked; SSL_CERT_FILE or SSL_CERT_DIR name other authorities than the system's.
+- Whatever goes wrong is a :class:`~pro_core.failures.Failure`: one sentence, and whether to ask again
+  (:class:`Patience`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import ssl
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import httpx2
+
+from pro_core.addresses import address_of, proxy_of
+from pro_core.error_bodies import parsed
+from pro_core.events import Event, EventReader, TooLong
+from pro_core.failures import Explainer, Failure, Settings
+
+T = TypeVar("T")
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes that a JSON answer may have."""
+MAX_ERROR = 64 * 1024
+"""Bytes of an error's body that are read."""
+CONNECT = 10.0
+"""Seconds that connecting may take; less where the time-out is shorter."""
+
+# ---------------------------------------------------------------- asking again
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a failing server is asked again, as long as nothing of its answer came.
+
+    Attributes:
+        retries: how often after "busy": 429, an overload, a refused connection.
+        max_wait: the longest pause of these, in seconds; a server that asks for more is not asked again.
+        waking: the seconds for which a server that says 503 may wake up, such as one that was scaled to zero.
+    """
+
+    retries: int = 3
+    max_wait: float = 10.0
+    waking: float = 600.0
+
+    def pause(self, failure: Failure, attempt: int, waited: float) -> float | None:
+        """The seconds to wait after the failure of this attempt (from 0); None: no more.
+
+        Doubling from half a second, where the server asks for no other. ``waited``: the seconds until now.
+        """
+        if failure.again == "busy":
+            pause = 0.5 * 2**attempt if failure.wait is None else failure.wait
+            return pause if attempt < self.retries and pause <= self.max_wait else None
+        if failure.again == "waking":
+            pause = min(0.5 * 2 ** min(attempt, 8), 5.0) if failure.wait is None else failure.wait
+            return max(pause, 0.5) if waited + pause <= self.waking else None
+        return None
+
+
+async def persist(
+    ask: Callable[[], Awaitable[T]],
+    patience: Patience,
+    sleep: Callable[[float], Awaitable[None]],
+    waiting: Callable[[Failure, float], None],
+) -> T:
+    """What ``ask`` gives, asked again after failures for which that can help.
+
+    ``waiting`` is told of every pause, before it: the failure, and the seconds waited until now. Pauses above 5 s are
+    told of every 5 s.
+
+    Raises:
+        Failure: the last one.
+    """
+    attempts: Counter[str | None] = Counter()
+    waited, begun = 0.0, time.monotonic()
+    while True:
+        try:
+            return await ask()
+        except Failure as failure:
+            # A gateway may hold each request for a while: that is waiting, too.
+            waited = max(waited, time.monotonic() - begun)
+            left = patience.pause(failure, attempts[failure.again], waited)
+            if left is None:
+                raise
+            attempts[failure.again] += 1
+            while left > 0:
+                waiting(failure, waited)
+                step = min(left, 5.0)
+                await sleep(step)
+                left, waited = left - step, waited + step
+
+
+# ---------------------------------------------------------------- the client
+
+
+class Answer(NamedTuple):
+    """A server's answer to :meth:`Client.ask`: its status, its JSON or text, and its content type."""
+
+    status: int
+    data: Any
+    kind: str
+
+    @property
+    def success(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class Client:
+    """One server, from many threads and event loops: it holds no connection of its own, :meth:`session` does.
+
+    Args:
+        url: any form of its address.
+        token: sent as ``Authorization: Bearer``; without one, no such header is sent.
+        timeout: seconds without a word from the server before giving up.
+        settings: what people call these.
+
+    Raises:
+        ValueError: a URL or a token that is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = 60.0,
+        settings: Settings | None = None,
+    ):
+        settings = settings or Settings()
+        self.address = address_of(url, settings.url)
+        token = (token or "").strip() or None
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError(
+                f"the endpoint's token ({settings.token}) has spaces or characters that no header can hold"
+            )
+        self.timeout = timeout
+        self._token = token
+        self.explain = Explainer(self.address.host, token, timeout, settings)
+
+    @property
+    def host(self) -> str:
+        return self.address.host
+
+    def ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Answer:
+        """One call outside of any event loop, on a connection of its own; ``path`` is the whole one.
+
+        Raises:
+            Failure: no answer came. A status that is no success is an answer.
+        """
+        url = self.address.origin + path
+        seconds = timeout or self.timeout
+        try:
+            with httpx2.Client(**self._options(seconds)) as client:
+                with client.stream(method, url, json=body) as response:
+                    parts, size = [b""], 0
+                    for part in response.iter_bytes():
+                        parts.append(part)
+                        size += len(part)
+                        if size > MAX_BODY:
+                            raise self.explain.no_answer("more than an answer can hold")
+        except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
+            raise self.explain.exception(error) from error
+        return Answer(response.status_code, parsed(b"".join(parts)), _kind(response))
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Connections for some requests side by side, on this event loop. Leaving closes them all, at once."""
+        async with httpx2.AsyncClient(**self._options(self.timeout)) as client:
+            yield Session(self, client)
+
+    def _options(self, timeout: float) -> dict[str, Any]:
+        """What both kinds of httpx client are made with. Raises Failure where the environment makes no sense."""
+        proxy = proxy_of(self.address)
+        headers = {"User-Agent": "pro-core", "Accept-Encoding": "identity"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            via = httpx2.Proxy(proxy) if proxy else None
+            if via is not None:
+                self.explain.proxy = via.url.netloc.decode("ascii")
+            tls = self.address.origin.startswith("https") or (via and via.url.scheme == "https")
+            context = _system_tls(*map(os.environ.get, _TLS)) if tls else _no_tls()
+            transport: dict[str, Any] = {"verify": context, "proxy": via, "trust_env": False}
+            if via is not None:  # a SOCKS proxy needs a package that may be missing
+                httpx2.HTTPTransport(**transport)
+        except (ValueError, httpx2.InvalidURL):
+            raise Failure(
+                "The environment names a proxy that is no address: expected something like http://host:3128 in "
+                "http_proxy, https_proxy and all_proxy."
+            ) from None
+        except ImportError:
+            raise Failure(
+                "The environment names a SOCKS proxy, which needs the package socksio: install it, or add "
+                f"{self.host} to no_proxy."
+            ) from None
+        except OSError:  # of the context, and ssl.SSLError is one
+            raise Failure(
+                "SSL_CERT_FILE or SSL_CERT_DIR names no certificates that can be read: correct or unset it."
+            ) from None
+        return {
+            **transport,
+            "headers": headers,
+            "follow_redirects": False,
+            "timeout": httpx2.Timeout(timeout, connect=min(CONNECT, timeout), pool=None),
+            # As many side by side as are asked for: the server says when it has too many.
+            "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        }
+
+
+_TLS = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@functools.lru_cache(maxsize=4)
+def _system_tls(*environment: str | None) -> ssl.SSLContext:
+    """The context for TLS under these values of :data:`_TLS`; one costs 20 ms and more."""
+    return httpx2.create_ssl_context()
+
+
+@functools.lru_cache(maxsize=1)
+def _no_tls() -> ssl.SSLContext:
+    """A context that is never used, where httpx would read all certificates to make one."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+class Session:
+    """Requests side by side; see :meth:`Client.session`.
+
+    Attributes:
+        lock: for what one of the requests looks up for all of them.
+    """
+
+    def __init__(self, client: Client, http: httpx2.AsyncClient):
+        self.explain = client.explain
+        self.timeout = client.timeout
+        self.lock = asyncio.Lock()
+        self._origin = client.address.origin
+        self._http = http
+
+    @asynccontextmanager
+    async def request(self, method: str, path: str, body: Any = None) -> AsyncIterator[Reply]:
+        """One request, and its answer as it comes. Leaving closes the connection, unless all was read.
+
+        Raises:
+            Failure: whatever goes wrong with the connection, also while the answer is read.
+        """
+        try:
+            async with self._http.stream(method, self._origin + path, json=body) as response:
+                yield Reply(response, self.explain)
+        except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
+            raise self.explain.exception(error) from error
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Answer:
+        """One call, as :meth:`Client.ask` makes it."""
+        async with self.request(method, path, body) as reply:
+            read = await reply.rest(MAX_BODY + 1)
+            if len(read) > MAX_BODY:
+                raise self.explain.no_answer("more than an answer can hold")
+            return Answer(reply.status, parsed(read), reply.kind)
+
+    @asynccontextmanager
+    async def post(self, path: str, body: Any) -> AsyncIterator[Reply]:
+        """One request whose answer is read as it comes. Raises Failure also for a status that is no success."""
+        async with self.request("POST", path, body) as reply:
+            if reply.status not in (200, 201):
+                error = await reply.rest(MAX_ERROR)
+                raise self.explain.status(reply.status, error, reply.headers)
+            yield reply
+
+
+class Reply:
+    """An answer as it comes. What it is, its first character says, whatever content type the server names.
+
+    Attributes:
+        status, headers, kind: its HTTP status, its headers, and its content type.
+    """
+
+    def __init__(self, response: httpx2.Response, explain: Explainer):
+        self.status = response.status_code
+        self.headers = response.headers
+        self.kind = _kind(response)
+        self._parts = response.aiter_bytes()
+        self._explain = explain
+        self._events = EventReader()
+        self._head = b""
+        self._ended = False
+
+    async def is_json(self) -> bool:
+        """One whole JSON answer, and no stream of events. Raises Failure for a web page."""
+        while not (start := self._head.lstrip(b"\xef\xbb\xbf \t\r\n")) and not self._ended:
+            self._head += await self._part()
+        if start.startswith(b"<"):
+            raise self._explain.no_answer("a web page")
+        return start.startswith((b"{", b"["))
+
+    async def json(self) -> Any:
+        """The whole answer. Raises Failure where it is too long or no JSON."""
+        body = await self.rest(MAX_BODY + 1)
+        try:
+            if len(body) > MAX_BODY:
+                raise ValueError
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            raise self._explain.no_answer() from None
+
+    async def more(self) -> list[Event] | None:
+        """The events of the next part that came, maybe none; None at the end. Raises Failure for one too long."""
+        if self._ended and not self._head:
+            return None
+        part, self._head = self._head, b""
+        part = part or await self._part()
+        try:
+            return self._events.end() if self._ended and not part else self._events.push(part)
+        except TooLong as error:
+            raise self._explain.exception(error) from error
+
+    async def rest(self, most: int) -> bytes:
+        """What is left of the body, up to ``most`` bytes."""
+        parts, self._head = [self._head], b""
+        size = len(parts[0])
+        while not self._ended and size < most:
+            parts.append(await self._part())
+            size += len(parts[-1])
+        return b"".join(parts)[:most]
+
+    async def _part(self) -> bytes:
+        part = await anext(self._parts, None)
+        self._ended = part is None
+        return part or b""
+
+
+def _kind(response: httpx2.Response) -> str:
+    return response.headers.get("content-type", "").split(";")[0].strip().lower()
