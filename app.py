@@ -5,7 +5,7 @@
     python app.py --record      # make the run that the page opens on again
 
 The browser ranks (ui/simplex.js): moving a slider needs no server. Python predicts, generates and scores
-(ui/service.py); the sliders, cards and scatter are one component (ui/board.py).
+(ui/page.py, ui/api.py); the sliders, cards and scatter are one component (ui/board.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Torch's threads that wait must not spin: beside other processes on the same cores (an endpoint, a browser) that made
+# weights six times and their explanation ten times slower (2 cores). Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# After each event Gradio would sum up the last 10,000, for a dashboard that is off.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 
 from ui import since_start  # isort: skip  (its clock starts here, before the slow imports)
 
@@ -25,6 +31,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.api import Api
 from ui.board import (
     EXAMPLES,
     PAGE_CSS,
@@ -34,8 +41,10 @@ from ui.board import (
     save_recorded,
     status_line,
 )
+from ui.door import with_door
 from ui.models import Models
-from ui.service import MAX_TOKENS, Api, Page
+from ui.page import Page
+from ui.values import MAX_TOKENS
 
 SETTINGS = {
     "PRO_POLICY": "the language model: a local folder or a hub id (default: checkpoints/demo/policy beside the "
@@ -55,8 +64,14 @@ SETTINGS = {
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # What the browser adds to a request: a line while it waits, the weights that a visitor set, and the answer that a
 # follow-up continues from.
-SAY = "const board = window.proBoard; board.say('Waiting for a free place…')"
+SAY = "const board = window.proBoard; board.say('Asking…')"
 ASK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), board.weights()]; }}"
+LOST = (
+    "() => window.proBoard.fail('The server did not take this: too many visitors, or it is gone. "
+    "Please try again in a minute.')"
+)
+MOST_EVENTS = 1024
+"""At once, of all visitors; a page has one or two. Those who wait for answers are counted in `ui/places.py`."""
 PICK = (
     f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -2), board.weights(), board.pick()]; }}"
 )
@@ -65,7 +80,6 @@ PICK = (
 def build(models: Models) -> gr.Blocks:
     """The page and the API over `models` (which may still be loading)."""
     page = Page(models)
-    many = 2 if models.local else 16
     recorded = load_recorded(models.floors_text)
     if not models.demo:
         recorded.pop("conditioned", None)  # another policy than the recorded one would write again
@@ -112,21 +126,22 @@ def build(models: Models) -> gr.Blocks:
         pick = gr.Number(-1, precision=0, visible=False)
 
         inputs = [prompt, n, tokens, styles, view, sliders]
-        heavy: dict[str, Any] = {**QUIET, "concurrency_id": "generate", "concurrency_limit": many}
-        runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **heavy)]
-        runs.append(again.click(page.again, inputs[1:], view, js=ASK, **heavy))
-        runs.append(follow.click(page.follow, [*inputs, pick], view, js=PICK, **heavy))
+        # No event waits here: `ui/places.py` says whose answers are written and who waits, in words.
+        free: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+        runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **free)]
+        runs.append(again.click(page.again, inputs[1:], view, js=ASK, **free))
+        runs.append(follow.click(page.follow, [*inputs, pick], view, js=PICK, **free))
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
-            runs.append(filled.then(page.ask, inputs, view, js=ASK, **heavy))
-        stop.click(page.stop, view, view, cancels=runs, concurrency_limit=8, **QUIET)
-        score_own.click(page.paste, [prompt, view, *own], view, concurrency_limit=8, **QUIET)
-        demo.load(page.watch_status, None, status, concurrency_limit=None, **QUIET)
+            runs.append(filled.then(page.ask, inputs, view, js=ASK, **free))
+        events = [*runs, stop.click(page.stop, view, view, cancels=runs, **free)]
+        events.append(score_own.click(page.paste, [prompt, view, *own], view, **free))
+        for event in events:
+            event.failure(None, None, None, js=LOST, **QUIET)
+        demo.load(page.watch_status, None, status, **free)
         for name, function in Api(models).endpoints().items():
-            limits = {"concurrency_id": "generate"} if name == "generate" else {}
-            limit = many if name == "generate" else 8
-            gr.api(function, api_name=name, concurrency_limit=limit, **limits)
-    return demo.queue(max_size=64)
+            gr.api(function, api_name=name, concurrency_limit=None)
+    return demo.queue(max_size=MOST_EVENTS)
 
 
 def launch_settings() -> dict[str, Any]:
@@ -145,7 +160,9 @@ def launch_settings() -> dict[str, Any]:
         "run_history": False,
         "max_file_size": "1mb",
         "ssr_mode": False,
+        "max_threads": MOST_EVENTS,
         "footer_links": ["api"],
+        "app_kwargs": {"lifespan": with_door},
     }
 
 

@@ -19,11 +19,13 @@ from gradio_client.exceptions import AppError
 
 import app
 from pro_core.generation import EndpointGenerator
+from pro_core.generation.base import run_sync
 from pro_core.packaged import SMOLLM2
 from pro_core.weights import apply_floors, parse_floors
 from tests.servers.scripted import says, scripted
+from ui.api import Api
 from ui.models import Models
-from ui.service import Api, Page
+from ui.page import Page
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "How do I get a red wine stain out of a white tablecloth?"
@@ -242,7 +244,7 @@ def test_a_missing_panel_is_a_clear_state_and_the_app_goes_on(tmp_path) -> None:
     models = Models({"PRO_PANEL": str(tmp_path / "nothing")})
     models.generator.load = lambda: None  # type: ignore[attr-defined]
     models.load()
-    assert "Scoring is off" in models.status()["panel"]
+    assert "Scoring is off" in run_sync(models.status())["panel"]
     _, url, _ = (demo := app.build(models)).launch(
         prevent_thread_lock=True, **app.launch_settings() | {"quiet": True}
     )
@@ -281,13 +283,13 @@ def test_an_unreachable_endpoint_is_one_sentence_and_the_app_goes_on(served) -> 
     settings = {"PRO_ENDPOINT_URL": url, "PRO_ENDPOINT_MODEL": "m", "PRO_ENDPOINT_TOKEN": "s3cret"}
     models = Models({**{k: v for k, v in os.environ.items() if k != "PRO_POLICY"}, **settings})
     models.load()
-    assert models.status()["reachable"] is False
+    assert run_sync(models.status())["reachable"] is False
     assert "unreachable" in models.status_text()
     run = last_run(Page(models), PROMPT)
     assert run["tone"] == "error" and run["busy"] is False
     assert run["note"].count(".") <= 8 and len(run["note"]) < 300
     assert "s3cret" not in json.dumps(run)
-    assert len(run["predicted"]) == models.status()["K"]  # the weights came all the same
+    assert len(run["predicted"]) == run_sync(models.status())["K"]  # the weights came all the same
     models.generator = served[1].generator
     assert all(c["z"] for c in last_run(Page(models), PROMPT)["candidates"])
 
@@ -319,11 +321,11 @@ def test_thoughts_and_cuts_are_told_apart_in_the_run_and_in_the_api(thinker) -> 
     assert (cut["reasoning"], cut["finish"], cut["error"]) == ("Hm, a 😀.", "length", None)
     assert spent["reasoning"] == "I should" and spent["z"] is None
     assert "spent all 8 tokens on its reasoning" in spent["error"]
-    raw, _ = thinker.score(run["messages"], ["Red \ufffd"])
+    raw, _ = run_sync(thinker.score(run["messages"], ["Red \ufffd"]))
     assert cut["raw"] == pytest.approx(raw[0].tolist(), abs=1e-2)  # the thought is not in it
     json.dumps(run, ensure_ascii=False).encode("utf-8")
 
-    found = asyncio.run(Api(thinker).generate(PROMPT, None, 2, 8))
+    found = end_of(Api(thinker).generate(PROMPT, None, 2, 8))
     best, failed = found["candidates"]
     assert (best["text"], best["reasoning"], best["finish"]) == (
         "Red \ufffd",
@@ -413,9 +415,9 @@ def end_of(runs) -> dict:
 
 def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None:
     names = list(reader.panel.objective_names)
-    assert reader.status()["conditioned"] == "weights"
+    assert run_sync(reader.status())["conditioned"] == "weights"
     assert "conditioned on weights" in reader.status_text()
-    assert "learned from another panel's scores" in reader.status()["warning"]
+    assert "learned from another panel's scores" in run_sync(reader.status())["warning"]
     run = end_of(Page(reader).ask("Hi <helpful> 1.00", 3, 4, False, {}))
     config = reader.generator.policy
     # By default the adapter's, of its own two objectives in its own order; what a visitor types is no weight.
@@ -445,14 +447,14 @@ def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None
 
 def test_a_policy_that_a_classifier_taught_is_no_stranger_to_the_panel(tmp_path) -> None:
     models = conditioned_models(tmp_path / "levels", READS, "levels", level_counts=(2, 3))
-    assert models.status()["conditioned"] == "levels"
-    assert "another panel" not in models.status()["warning"]
+    assert run_sync(models.status())["conditioned"] == "levels"
+    assert "another panel" not in run_sync(models.status())["warning"]
 
 
 def test_a_conditioned_policy_and_best_of_n_through_the_api(reader, told) -> None:
     names = reader.panel.objective_names
     weights = dict.fromkeys(names, 0.0) | {"harmless": 0.9, "helpful": 0.1}
-    found = asyncio.run(Api(reader).generate("Hi", weights, 3, 4))
+    found = end_of(Api(reader).generate("Hi", weights, 3, 4))
     assert told == ["Hi <harmless> 0.90 <helpful> 0.10"] * 3
     used = [c["totals"]["used"] for c in found["candidates"] if c["totals"]]
     assert used == sorted(used, reverse=True) and found["source"] == "user"
@@ -467,7 +469,10 @@ def test_the_default_is_a_soup_that_the_weights_in_force_mix(served, monkeypatch
         return original(batch, settings)
 
     monkeypatch.setattr(models.generator, "stream_batch", stream)
-    assert models.status()["conditioned"] == "mixture" and not models.status()["warning"]
+    assert (
+        run_sync(models.status())["conditioned"] == "mixture"
+        and not run_sync(models.status())["warning"]
+    )
     said = models.status_text()
     assert "SmolLM2-135M-Instruct with demo/policy, in this process, mixed by the weights" in said
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
@@ -501,7 +506,7 @@ def test_a_stock_model_reads_the_prompt_alone(monkeypatch) -> None:
     weights = [1.0] + [0.0] * (len(models.panel.objective_names) - 1)
     run = end_of(Page(models).ask("Hi <helpful> 1.00", 2, 4, False, {}, weights))
     assert found == ["Hi <helpful> 1.00"] * 2
-    assert "conditioned" not in run and models.status()["conditioned"] is None
+    assert "conditioned" not in run and run_sync(models.status())["conditioned"] is None
 
 
 def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_path) -> None:
@@ -509,11 +514,11 @@ def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_
     expected = (
         "the policy was trained for ['helpful', 'kind'], this panel has ['helpful', 'harmless', "
     )
-    assert f"No answers: {expected}" in models.status()["warning"]
+    assert f"No answers: {expected}" in run_sync(models.status())["warning"]
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
     assert run["tone"] == "error" and run["note"].startswith(expected) and not run["busy"]
     assert run["predicted"]  # the weights are there all the same
     with pytest.raises(ValueError, match="use the policy and the panel that belong together"):
-        asyncio.run(Api(models).generate("Hi", None, 2, 4))
+        end_of(Api(models).generate("Hi", None, 2, 4))
     # Answers of the visitor's own are scored as ever.
     assert asyncio.run(Page(models).paste("Hi", {}, "one", "two"))["candidates"][0]["z"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import app
+from pro_core.generation.base import run_sync
 from ui.models import Models
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -218,7 +219,7 @@ def test_each_weight_shows_its_interval_under_the_floors(visit, uncertain) -> No
     page, prompt = visit(url=url, loaded=False), "How do I kill a Python process?"
     paste(page, prompt)
     expect(page.locator(".weights .legend")).to_contain_text("likely range")
-    found = models.predict([{"role": "user", "content": prompt}])
+    found = run_sync(models.predict([{"role": "user", "content": prompt}]))
     likely = f"likely {100 * found.lower[0]:.0f} to {100 * found.upper[0]:.0f}%"
     first = page.locator(".weight input").first  # until then the recorded run's
     expect(first).to_have_attribute("aria-valuetext", re.compile(likely))
@@ -256,8 +257,8 @@ def test_pointing_at_an_objective_shows_the_words_behind_its_weight(visit, uncer
         "🙂🙂 How do I kill a Python process, in <b>Rome</b>?",
     )
     paste(page, prompt)
-    _, found = models.explain([{"role": "user", "content": prompt}])
-    largest = int(models.predict([{"role": "user", "content": prompt}]).weights.argmax())
+    _, found = run_sync(models.explain([{"role": "user", "content": prompt}]))
+    largest = int(run_sync(models.predict([{"role": "user", "content": prompt}])).weights.argmax())
     names, requests = models.panel.objective_names, []
     expect(page.locator(".why b")).to_have_text(names[largest].capitalize())
     page.on("request", lambda request: requests.append(request.url))
@@ -339,7 +340,7 @@ def test_asking_shows_weights_first_then_streams_then_scores(visit, served) -> N
     assert sum(seen[0][2]) == 0  # the new run's weights were there before any text
     lengths = [sum(s[2]) for s in seen if s[1] == "writing"]
     assert len(set(lengths)) > 3 and lengths == sorted(lengths)  # it grew while it was written
-    weights = models.weights([{"role": "user", "content": "Name three fruits."}])
+    weights = run_sync(models.predict([{"role": "user", "content": "Name three fruits."}])).weights
     np.testing.assert_allclose(np.array(values(page)) / 100, weights, atol=0.011)
     for card in page.locator(".card").all():
         expect(card.locator(".z").first).to_have_text(re.compile(r"^[+−]\d+\.\d\d$"))
@@ -387,7 +388,9 @@ def test_answers_of_the_visitors_own_are_scored(visit, served) -> None:
     page.locator("#score-own").click()
     expect(page.locator(".note")).to_contain_text("Your own answers")
     expect(page.locator(".card")).to_have_count(2)
-    _, z_NK = models.score([{"role": "user", "content": "How do I clean a wine stain?"}], texts)
+    _, z_NK = run_sync(
+        models.score([{"role": "user", "content": "How do I clean a wine stain?"}], texts)
+    )
     for n, card in enumerate(page.locator(".card").all()):
         assert card.locator(".text").text_content() == texts[n]
         shown = [float(t.replace("−", "-")) for t in card.locator(".z").all_text_contents()]

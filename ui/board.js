@@ -369,8 +369,8 @@ function mountBoard(element, props, watch) {
     drawCards();
     drawMap();
   }
-  function receive() {
-    const run = props.value;
+  const receive = () => receiveRun(props.value);
+  function receiveRun(run) {
     if (!run || typeof run !== "object" || !Array.isArray(run.objectives)) return;
     const old = state.run;
     // A piece that was under way when the visitor pressed Stop comes too late.
@@ -409,11 +409,17 @@ function mountBoard(element, props, watch) {
 
   // What the page's buttons send: the weights of a visitor who set some (else the predicted ones count), and with a
   // follow-up the answer that becomes the assistant's turn.
+  const say = (text, tone = "") => {
+    write(note, text);
+    note.className = `note ${tone}`;
+    note.hidden = false;
+  };
   window.proBoard = {
-    say: (text) => {
-      write(note, text);
-      note.className = "note";
-      note.hidden = false;
+    say,
+    // A request that never came through, or an answer that broke off: what is on the page stays, and can be used.
+    fail: (text) => {
+      if (state.run.busy) receiveRun({ ...state.run, busy: false });
+      say(text, "error");
     },
     weights: () => (state.touched || state.locked.some(Boolean) ? yours() : null),
     pick: () => state.pick ?? (root.dataset.winners?.[1] ? letters.indexOf(root.dataset.winners[1]) : -1),

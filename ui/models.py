@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pro_core.explanations import Explanation, explain
 from pro_core.generation import (
     GenerationError,
     LocalGenerator,
+    Written,
     conditioned,
     generator_from_env,
 )
@@ -26,6 +28,8 @@ from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
+from ui.batching import Batcher, Kind
+from ui.places import Places
 
 ROOT = Path(__file__).parent.parent
 READS = {
@@ -37,7 +41,12 @@ READS = {
 }
 OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
 """Any of these takes the place of the policy that ships: it belongs to the panel that ships, and to no other model."""
+PROMPTS, TEXTS = 32, 24
+"""Prompts and answers that are read in one batch: more at once takes longer than a visitor's weights should wait."""
 log = logging.getLogger("pro.app")
+
+Scores = tuple[np.ndarray, np.ndarray]
+"""Raw and standardized, each (N, K); a row of NaN for a text that is empty."""
 
 
 class Models:
@@ -49,6 +58,7 @@ class Models:
         demo: the policy that ships writes the answers.
         floors: (K,), the owner's least weights.
         ready: panel and adapter are loaded (or failed to). finished: the generator too.
+        places: for those who have answers written.
     """
 
     def __init__(self, environ: Mapping[str, str]):
@@ -72,7 +82,17 @@ class Models:
         self.adapter: PreferenceAdapter | None = None
         self.problem = self.warning = ""
         self.ready = self.finished = False
-        self.said_first_token = False
+        self._said_first_token = False
+        many = 2 if self.local else 16
+        self.places = Places(many, 16 * many)
+        self._looking: asyncio.Task[dict[str, Any]] | None = None
+        self._batcher = Batcher(
+            {
+                "predict": Kind(self._predict, PROMPTS),
+                "score": Kind(self._score, TEXTS, lambda request: len(request[1])),
+                "explain": Kind(self._explain, 1),
+            }
+        )
 
     def start(self) -> Models:
         threading.Thread(target=self.load, name="pro-load", daemon=True).start()
@@ -125,13 +145,29 @@ class Models:
     def warn(self, text: str) -> None:
         self.warning = f"{self.warning} {text}".strip()
 
-    def conditioned(
+    async def policy_in_use(self) -> PolicyConfig | None:
+        """What the generator was trained to read beside the prompt; asks its files while it is still loading."""
+        return await asyncio.to_thread(lambda: self.generator.policy)
+
+    async def conditioned(
         self, batch: Sequence[Sequence[Message]], weights: np.ndarray
     ) -> list[list[Message]]:
         """What the generator reads under weights (K,). Raises ValueError when its policy has other objectives."""
         assert self.panel is not None
         names = self.panel.objective_names
-        return [conditioned(self.generator, messages, weights, names) for messages in batch]
+
+        def told() -> list[list[Message]]:
+            return [conditioned(self.generator, messages, weights, names) for messages in batch]
+
+        return await asyncio.to_thread(told)
+
+    def note_first_token(self, written: Sequence[Written], begun: float) -> None:
+        """Say once when the first word of the first answer came."""
+        if self._said_first_token or not any(one.text or one.reasoning for one in written):
+            return
+        self._said_first_token = True
+        waited = time.perf_counter() - begun
+        log.info("first token %.1f s after start, %.1f s after its prompt", since_start(), waited)
 
     async def when_ready(self) -> RewardPanel:
         """The panel, once it is loaded. Raises GenerationError when it cannot be used."""
@@ -141,24 +177,48 @@ class Models:
             raise GenerationError(self.problem)
         return self.panel
 
-    def weights(self, messages: Sequence[Message]) -> np.ndarray | None:
-        """The adapter's weights (K,) under the floors, or None without an adapter."""
-        predicted = self.predict(messages)
-        return None if predicted is None else predicted.weights
-
-    def predict(self, messages: Sequence[Message]) -> UncertainWeights | None:
+    async def predict(self, messages: Sequence[Message]) -> UncertainWeights | None:
         """The adapter's weights and their interval (K,) under the floors, and `known`; None without an adapter."""
-        if self.adapter is None:
-            return None
-        rows = self.adapter.predict_with_uncertainty([messages])
-        return self._floored(*(row[0] for row in rows))
+        return None if self.adapter is None else await self._batcher.ask("predict", messages)
 
-    def explain(self, messages: Sequence[Message]) -> tuple[UncertainWeights, Explanation] | None:
+    async def explain(
+        self, messages: Sequence[Message]
+    ) -> tuple[UncertainWeights, Explanation] | None:
         """The same weights, and which words moved them (before any floor); None without an adapter."""
-        if self.adapter is None:
-            return None
-        found = explain(self.adapter, messages)
-        return self._floored(found.weights, found.lower, found.upper, found.known), found
+        return None if self.adapter is None else await self._batcher.ask("explain", messages)
+
+    async def score(self, messages: Sequence[Message], texts: Sequence[str]) -> Scores:
+        """The panel's scores of N answers to one conversation."""
+        return await self._batcher.ask("score", (messages, texts))
+
+    def _predict(self, prompts: list[Sequence[Message]]) -> list[UncertainWeights]:
+        assert self.adapter is not None
+        rows = self.adapter.predict_with_uncertainty(prompts)
+        return [self._floored(*row) for row in zip(*rows, strict=True)]
+
+    def _explain(
+        self, prompts: list[Sequence[Message]]
+    ) -> list[tuple[UncertainWeights, Explanation]]:
+        assert self.adapter is not None
+        found = [explain(self.adapter, messages) for messages in prompts]
+        return [(self._floored(e.weights, e.lower, e.upper, e.known), e) for e in found]
+
+    def _score(self, requests: list[tuple[Sequence[Message], Sequence[str]]]) -> list[Scores]:
+        """Of several visitors' answers in one call of the panel; empty ones are left out."""
+        assert self.panel is not None
+        kept = [(m, text) for m, texts in requests for text in texts if text.strip()]
+        written = [text for _, text in kept]
+        raw_NK = self.panel.score([m for m, _ in kept], written)
+        z_NK = self.panel.require_stats().normalize(raw_NK, text_lengths(written))
+        rows = iter(zip(raw_NK, z_NK, strict=True))
+        scores = []
+        for _, texts in requests:
+            raw, z = np.full((2, len(texts), raw_NK.shape[1]), np.nan, dtype=np.float32)
+            for n, text in enumerate(texts):
+                if text.strip():
+                    raw[n], z[n] = next(rows)
+            scores.append((raw, z))
+        return scores
 
     def _floored(self, weights, lower, upper, known) -> UncertainWeights:
         """The interval never reaches below a floor, and always holds its weight."""
@@ -170,23 +230,11 @@ class Models:
         """1/K each (K,), under the floors: what counts where there is no adapter."""
         return apply_floors(np.full(len(self.floors), 1 / len(self.floors)), self.floors)
 
-    def score(
-        self, messages: Sequence[Message], texts: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Raw and standardized scores, each (N, K); a row of NaN for a text that is empty."""
-        assert self.panel is not None
-        kept = [n for n, text in enumerate(texts) if text.strip()]
-        raw_NK = np.full((len(texts), len(self.panel.objective_names)), np.nan, dtype=np.float32)
-        z_NK = raw_NK.copy()
-        if kept:
-            written = [texts[n] for n in kept]
-            raw_NK[kept] = self.panel.score([messages] * len(kept), written)
-            z_NK[kept] = self.panel.require_stats().normalize(raw_NK[kept], text_lengths(written))
-        return raw_NK, z_NK
-
-    def status(self) -> dict[str, Any]:
-        """For the API. Asks the generator, which may ask its server (for seconds: call it in a thread)."""
-        self.generator_status = self.generator.status()
+    async def status(self) -> dict[str, Any]:
+        """For the API. Asks the generator, which may ask its server, for seconds; all who wait share one look."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(asyncio.to_thread(self.generator.status))
+        self.generator_status = await asyncio.shield(self._looking)
         return self._status()
 
     def _status(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pro_core.generation.base import (
     Finish,
     GenerationSettings,
     Generator,
+    Written,
     collect,
     conditioned,
     styled,
@@ -105,18 +106,20 @@ def best_of_n(
         for name in names
     ]
     written = collect(generator, batch, settings or GenerationSettings())
-    candidates = [
-        Candidate(
-            answer.text,
-            style=name,
-            error=answer.error,
-            notes=answer.notes,
-            reasoning=answer.reasoning,
-            finish=answer.finish,
-        )
-        for answer, name in zip(written, names, strict=True)
-    ]
+    candidates = [candidate_of(w, name) for w, name in zip(written, names, strict=True)]
     return rank(panel, conversation, candidates, used, source)
+
+
+def candidate_of(written: Written, style: str | None = None) -> Candidate:
+    """What was written, not scored yet."""
+    return Candidate(
+        written.text,
+        style=style,
+        error=written.error,
+        notes=written.notes,
+        reasoning=written.reasoning,
+        finish=written.finish,
+    )
 
 
 def rank(
@@ -130,18 +133,33 @@ def rank(
 
     The panel sees the conversation without the candidates' styles: they answer the same request.
     """
+    texts = [c.text for c in candidates if c.error is None]
+    K = len(weights)
+    raw_NK = z_NK = np.zeros((0, K), dtype=np.float32)
+    if texts:
+        raw_NK = panel.score([messages] * len(texts), texts)
+        z_NK = panel.stats.normalize(raw_NK, text_lengths(texts))
+    return ranked(candidates, raw_NK, z_NK, weights, panel.objective_names, source)
+
+
+def ranked(
+    candidates: Sequence[Candidate],
+    raw_NK: Array,
+    z_NK: Array,
+    weights: Array,
+    objective_names: Sequence[str],
+    source: str,
+) -> BestOfN:
+    """The candidates, best total first, failed ones last; the scores (N, K) are of the N that did not fail, in order."""
     scorable = [candidate for candidate in candidates if candidate.error is None]
-    if scorable:
-        raw_NK = panel.score([messages] * len(scorable), [c.text for c in scorable])
-        z_NK = panel.stats.normalize(raw_NK, text_lengths([c.text for c in scorable]))
-        uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
-        totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
-        for candidate, raw, z, (used, even) in zip(scorable, raw_NK, z_NK, totals, strict=True):
-            candidate.raw, candidate.z = raw, z
-            candidate.totals = {"used": float(used), "uniform": float(even)}
-    ranked = sorted(scorable, key=lambda candidate: -candidate.totals["used"])
+    uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
+    totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
+    for candidate, raw, z, (used, even) in zip(scorable, raw_NK, z_NK, totals, strict=True):
+        candidate.raw, candidate.z = raw, z
+        candidate.totals = {"used": float(used), "uniform": float(even)}
+    best_first = sorted(scorable, key=lambda candidate: -candidate.totals["used"])
     failed = [candidate for candidate in candidates if candidate.error is not None]
-    return BestOfN([*ranked, *failed], weights, tuple(panel.objective_names), source)
+    return BestOfN([*best_first, *failed], weights, tuple(objective_names), source)
 
 
 def _weights(weights: Any, names: Sequence[str], prompt: Sequence[Message]) -> tuple[Array, str]:

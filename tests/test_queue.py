@@ -1,0 +1,277 @@
+"""Many visitors: small models that read for all of them at once, places for answers, and those who leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import httpx2
+import pytest
+
+import app
+from pro_core.generation import GenerationError
+from tests.servers.instant import WORDS, instant
+from ui import batching, places
+from ui.api import Api
+from ui.batching import Batcher, Kind
+from ui.models import Models
+from ui.page import Page
+from ui.places import Full, Places
+
+# ---------------------------------------------------------------- one thread for the small models
+
+
+class Held:
+    """Kinds that take note of their batches; the first batch waits until it is let go."""
+
+    def __init__(self, *names: str, room: int = 8):
+        self.batches: list[tuple[str, list]] = []
+        self.go, self.begun = threading.Event(), threading.Event()
+        self.batcher = Batcher(
+            {name: Kind(lambda batch, name=name: self.run(name, batch), room) for name in names}
+        )
+
+    def run(self, name: str, batch: list) -> list:
+        self.begun.set()
+        assert self.go.wait(30)
+        self.batches.append((name, batch))
+        if "bad" in batch:
+            raise ValueError("got bad, expected good")
+        return [f"{name} {one}" for one in batch]
+
+    async def all_of(self, *requests: tuple[str, object]) -> list:
+        """Results, or errors, of a first request and then of these, which all wait behind it."""
+        first = asyncio.create_task(self.batcher.ask(*requests[0]))
+        await asyncio.to_thread(self.begun.wait)
+        rest = [asyncio.create_task(self.batcher.ask(*one)) for one in requests[1:]]
+        await asyncio.sleep(0)  # they stand in line
+        self.go.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+
+def test_what_waits_is_one_batch_and_the_most_urgent_goes_first() -> None:
+    held = Held("predict", "score")
+    asked = [("score", 1), ("score", 2), ("predict", 3), ("score", 4), ("predict", 5)]
+    found = asyncio.run(held.all_of(*asked))
+    assert held.batches == [("score", [1]), ("predict", [3, 5]), ("score", [2, 4])]
+    assert found == ["score 1", "score 2", "predict 3", "score 4", "predict 5"]
+
+
+def test_a_batch_has_room_for_so_many() -> None:
+    held = Held("score", room=2)
+    asyncio.run(held.all_of(*[("score", n) for n in range(6)]))
+    assert [batch for _, batch in held.batches] == [[0], [1, 2], [3, 4], [5]]
+
+
+def test_one_that_cannot_be_read_takes_no_neighbour_down() -> None:
+    held = Held("predict")
+    first, good, bad, other = asyncio.run(
+        held.all_of(("predict", 0), ("predict", 1), ("predict", "bad"), ("predict", 2))
+    )
+    assert (first, good, other) == ("predict 0", "predict 1", "predict 2")
+    assert isinstance(bad, ValueError)
+
+
+def test_a_request_that_nobody_waits_for_is_not_run() -> None:
+    held = Held("explain")
+
+    async def give_up() -> None:
+        first = asyncio.create_task(held.batcher.ask("explain", 0))
+        await asyncio.to_thread(held.begun.wait)
+        second = asyncio.create_task(held.batcher.ask("explain", 1))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        held.go.set()
+        await first
+        await held.batcher.ask("explain", 2)
+
+    asyncio.run(give_up())
+    assert [batch for _, batch in held.batches] == [[0], [2]]
+
+
+def test_too_many_requests_are_refused_in_words(monkeypatch) -> None:
+    monkeypatch.setattr(batching, "WAITING", 2)
+    held = Held("predict")
+    found = asyncio.run(held.all_of(*[("predict", n) for n in range(4)]))
+    assert isinstance(found[3], GenerationError) and "Too many visitors" in str(found[3])
+    assert found[:3] == ["predict 0", "predict 1", "predict 2"]
+
+
+# ---------------------------------------------------------------- places
+
+
+def test_places_are_given_in_the_order_in_which_people_came() -> None:
+    async def story() -> None:
+        line = Places(1, 2)
+        first, second, third = line.ask(), line.ask(), line.ask()
+        assert [p.turn.is_set() for p in (first, second, third)] == [True, False, False]
+        with pytest.raises(Full, match=r"Too many visitors .* \(2\)"):
+            line.ask()
+        assert (line.ahead_of(second), line.ahead_of(third)) == (0, 1)
+        line.leave(second)  # who leaves the line moves the others up
+        assert line.ahead_of(third) == 0
+        line.leave(first)
+        assert third.turn.is_set() and line.held == 1
+        line.leave(third)
+        assert line.held == 0 and line.ask().turn.is_set()
+
+    asyncio.run(story())
+
+
+def test_one_who_waits_hears_where_he_stands(monkeypatch) -> None:
+    monkeypatch.setattr(places, "NEWS", 0.0)
+
+    async def story() -> list[int]:
+        line = Places(1, 2)
+        first, second, third = line.ask(), line.ask(), line.ask()
+        heard = []
+        async for ahead in third.turns():
+            heard.append(ahead)
+            line.leave(first if len(heard) == 1 else second)
+        return heard
+
+    assert asyncio.run(story()) == [1, 0]
+
+
+# ---------------------------------------------------------------- the app before a slow endpoint
+
+PROMPT = "How do I get a red wine stain out of a white tablecloth?"
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[tuple[str, Models, object]]:
+    """(url, models, endpoint) of an app whose endpoint says nothing for an hour, with one place and one in line."""
+    with instant(pause=3600.0) as endpoint:
+        settings = {"PRO_ENDPOINT_URL": endpoint.url, "PRO_ENDPOINT_MODEL": "m"}
+        models = Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
+        models.places = Places(1, 1)
+        models.load()
+        demo = app.build(models)
+        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+        yield url, models, endpoint
+        demo.close()
+
+
+@pytest.fixture
+def endpoint(slow):
+    """The endpoint, idle."""
+    slow[2].begun.clear()
+    slow[2].idle.clear()
+    return slow[2]
+
+
+def first_run(page: Page, until) -> asyncio.Task:
+    """A visitor who asks and looks until `until(run)`; the task's result is that run, and he goes on waiting."""
+    seen: asyncio.Future = asyncio.get_running_loop().create_future()
+
+    async def look() -> None:
+        async with aclosing(page.ask(PROMPT, 2, 8, False, {})) as runs:
+            async for run in runs:
+                if not seen.done() and until(run):
+                    seen.set_result(run)
+
+    task = asyncio.create_task(look())
+    task.seen = seen  # type: ignore[attr-defined]
+    return task
+
+
+def test_weights_and_scores_never_wait_for_answers(slow, endpoint) -> None:
+    _, models, _ = slow
+    page = Page(models)
+
+    async def story() -> None:
+        writing = first_run(page, lambda run: run.get("phase") == "writing")
+        waiting = first_run(page, lambda run: "before you" in run["note"] or "next" in run["note"])
+        await writing.seen
+        second = await waiting.seen
+        assert second["predicted"] and "you are next for the answers" in second["note"]
+        third = [run async for run in page.ask(PROMPT, 2, 8, False, {})][-1]
+        assert third["predicted"] and not third["busy"] and third["candidates"] == []
+        assert third["tone"] == "error" and "Too many visitors" in third["note"]
+        # Whoever wants no answers written is served as ever.
+        assert sum((await Api(models).predict_weights(PROMPT)).values()) == pytest.approx(1)
+        assert await Api(models).score(PROMPT, "Use salt.")
+        assert all(
+            c["z"] for c in (await page.paste(PROMPT, {}, "a b", "c d", "", ""))["candidates"]
+        )
+        stopped = await page.stop(second)
+        assert not stopped["busy"]
+        for task in (writing, waiting):
+            task.cancel()
+        await asyncio.gather(writing, waiting, return_exceptions=True)
+        assert models.places.held == 0
+
+    asyncio.run(story())
+    assert endpoint.idle.wait(5)
+
+
+BODIES = {
+    "/generate": [PROMPT, None, 2, 8],
+    "/predict_weights": [PROMPT],
+}
+
+
+@pytest.mark.parametrize("by", ["queue", "call"])
+def test_a_caller_who_leaves_frees_the_endpoint(slow, endpoint, by: str) -> None:
+    url, models, _ = slow
+    with httpx2.Client(base_url=url, trust_env=False, timeout=60) as web:
+        if by == "call":
+            found = web.post("/gradio_api/call/generate", json={"data": BODIES["/generate"]})
+            news = f"/gradio_api/call/generate/{found.json()['event_id']}"
+        else:
+            functions = web.get("/config").json()["dependencies"]
+            index = next(f["id"] for f in functions if f["api_name"] == "generate")
+            body = {"data": BODIES["/generate"], "fn_index": index, "session_hash": "leaver"}
+            web.post("/gradio_api/queue/join", json=body).raise_for_status()
+            news = "/gradio_api/queue/data?session_hash=leaver"
+        with web.stream("GET", news) as stream:
+            for _ in stream.iter_lines():
+                if endpoint.begun.is_set():
+                    break
+            endpoint.idle.clear()
+    assert endpoint.idle.wait(10)  # the endpoint itself would say something in an hour
+    assert models.places.held == 0
+
+
+def test_the_api_shows_answers_while_they_are_written() -> None:
+    with instant(pause=0.05) as quick:
+        models = Models({"PRO_ENDPOINT_URL": quick.url, "PRO_ENDPOINT_MODEL": "m"})
+        models.load()
+
+        async def story() -> list[dict]:
+            return [result async for result in Api(models).generate(PROMPT, None, 2, 99)]
+
+        *earlier, last = asyncio.run(story())
+    assert all(c["scores"] is None for result in earlier for c in result["candidates"])
+    lengths = [len(result["candidates"][0]["text"]) for result in earlier]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 2
+    assert [c["text"].split() for c in last["candidates"]] == [WORDS, WORDS]
+    assert all(c["scores"] for c in last["candidates"])
+    json.dumps(last)
+
+
+def test_the_request_leaves_before_the_words_are_explained(monkeypatch) -> None:
+    """The explanation is the slowest of the small models' work: the endpoint must not wait for it."""
+    with instant() as quick:
+        models = Models({"PRO_ENDPOINT_URL": quick.url, "PRO_ENDPOINT_MODEL": "m"})
+        models.load()
+        explained, original = threading.Event(), models._batcher._kinds["explain"].run
+
+        def wait_for_the_request(prompts):
+            assert quick.begun.wait(30), "the endpoint was never asked"
+            explained.set()
+            return original(prompts)
+
+        models._batcher._kinds["explain"].run = wait_for_the_request
+
+        async def story() -> list[dict]:
+            return [run async for run in Page(models).ask(PROMPT, 2, 99, False, {})]
+
+        runs = asyncio.run(story())
+    assert explained.is_set() and runs[-1]["words"] and not runs[-1]["busy"]
+    assert "words" not in runs[0] and runs[0]["predicted"]

@@ -1,0 +1,206 @@
+"""The named endpoints, as people script them with `gradio_client`.
+
+A caller's mistake or a failing endpoint reaches the caller as an error of one sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from pro_core.explanations import Explanation
+from pro_core.generation import Candidate, GenerationError, GenerationSettings
+from pro_core.generation.best_of_n import candidate_of, ranked
+from pro_core.rewards.panel import RewardPanel
+from pro_core.turns import without_reasoning
+from pro_core.weights import apply_floors, as_weights, weighted_sum
+from ui.models import Models, sentence
+from ui.values import (
+    LONGEST,
+    MAX_ANSWERS,
+    MAX_TOKENS,
+    conversation,
+    number,
+    numbers,
+    text,
+    whole,
+)
+from ui.writing import Writing
+
+
+class Api:
+    """One method an endpoint."""
+
+    def __init__(self, models: Models):
+        self.models = models
+
+    async def predict_weights(self, prompt: str | list) -> dict:
+        """{objective: weight} for a prompt, floors applied; uniform without an adapter."""
+        messages = conversation(prompt)
+        panel = await self.models.when_ready()
+        return self._named(panel, (await self._predicted(messages))[0])
+
+    async def explain(self, prompt: str | list) -> dict:
+        """The weights, their 90% interval, how far the prompt is known, and the words that moved each weight.
+
+        `words` holds for each objective {"word", "turn", "start", "end", "effect"}, from the word that raised it most
+        to the one that lowered it most: `effect` is the weight minus the weight without the word, before floors; the
+        word stands in message number `turn`, at these characters. `lower`, `upper` and `known` are null where the
+        adapter cannot say.
+        """
+        messages = conversation(prompt)
+        panel = await self.models.when_ready()
+        found = await self.models.explain(messages)
+        if found is None:
+            words: dict = {name: [] for name in panel.objective_names}
+            unsaid = dict.fromkeys(("lower", "upper", "known"))
+            return {"weights": self._named(panel, self.models.uniform()), **unsaid, "words": words}
+        predicted, why = found
+        lower, upper = numbers(predicted.lower), numbers(predicted.upper)
+        return {
+            "weights": self._named(panel, predicted.weights),
+            "lower": None if lower is None else self._named(panel, lower),
+            "upper": None if upper is None else self._named(panel, upper),
+            "known": number(predicted.known),
+            "words": {name: self._words(why, name) for name in panel.objective_names},
+        }
+
+    async def score(self, prompt: str | list, response: str) -> dict:
+        """{objective: {"raw": float, "z": float}} for one response to a prompt."""
+        messages, response = conversation(prompt), text(response, "response")
+        if not response.strip() or len(response) > LONGEST:
+            raise ValueError(
+                f"got a response of {len(response):,} characters, expected 1 to {LONGEST:,}"
+            )
+        if not without_reasoning(response).strip():
+            raise ValueError("got a response of reasoning alone, expected an answer after it")
+        panel = await self.models.when_ready()
+        raw_NK, z_NK = await self.models.score(messages, [response])
+        return self._scores(panel, raw_NK[0], z_NK[0])
+
+    async def generate(
+        self,
+        prompt: str | list,
+        weights: dict | None = None,
+        n: int = 4,
+        max_new_tokens: int = 192,
+    ) -> AsyncGenerator[dict, None]:
+        """N answers, best first under `weights` (null: predicted), with scores and totals.
+
+        `reasoning` is the thought before an answer, which is not scored. `finish` says how the answer ended: "stop", or
+        cut by "length" (`max_new_tokens`) or by the endpoint's "filter"; null where it broke off, as `error` says.
+
+        A caller who iterates over the job sees the same earlier, while the answers are written: in no order yet, their
+        scores null. One who leaves ends the work.
+        """
+        messages = conversation(prompt)
+        n = whole(n, 1, MAX_ANSWERS, "answers")
+        tokens = whole(max_new_tokens, 1, MAX_TOKENS, "new tokens")
+        models, panel = self.models, await self.models.when_ready()
+        names = panel.objective_names
+        given = None if weights is None else as_weights(weights, names)
+        fallback, source = await self._predicted(messages)
+        used = fallback if given is None else apply_floors(given, models.floors)
+        K = len(names)
+        schemes = {"predicted": fallback, "used": used, "uniform": np.full(K, 1 / K)}
+        source = source if given is None else "user"
+        head = {"weights": self._named(panel, used), "source": source}
+        batch = await models.conditioned([messages] * n, used)
+
+        def so_far(candidates: Iterable[Candidate]) -> dict:
+            return {**head, "candidates": [self._candidate(panel, c, schemes) for c in candidates]}
+
+        async with models.places.ask() as place:
+            async for _ in place.turns():
+                yield so_far([])
+            settings = GenerationSettings(max_new_tokens=tokens)
+            async with Writing(models.generator, batch, settings) as writing:
+                async for _ in writing.looks():
+                    yield so_far(map(candidate_of, writing.written))
+        candidates = [candidate_of(one) for one in writing.written]
+        texts = [c.text for c in candidates if c.error is None]
+        if not texts:
+            raise GenerationError(candidates[0].error or "No answer could be scored.")
+        raw_NK, z_NK = await models.score(messages, texts)
+        yield so_far(ranked(candidates, raw_NK, z_NK, used, names, source).candidates)
+
+    async def status(self) -> dict:
+        """Which generator, panel and adapter are in use; K; whether the generator is reachable."""
+        return await self.models.status()
+
+    async def _predicted(self, messages: list) -> tuple[np.ndarray, str]:
+        """The weights (K,) where nobody gives any, and where they come from."""
+        predicted = await self.models.predict(messages)
+        if predicted is None:
+            return self.models.uniform(), "uniform"
+        return predicted.weights, "adapter"
+
+    def _candidate(
+        self, panel: RewardPanel, c: Candidate, schemes: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
+        written = {"text": c.text, "reasoning": c.reasoning, "finish": c.finish}
+        if c.raw is None or c.z is None:
+            return {**written, "scores": None, "totals": None, "error": c.error}
+        totals = {name: float(weighted_sum(c.z[None], w)[0]) for name, w in schemes.items()}
+        return {**written, "scores": self._scores(panel, c.raw, c.z), "totals": totals}
+
+    @staticmethod
+    def _words(why: Explanation, objective: str) -> list[dict[str, Any]]:
+        return [
+            {"word": w.text, "turn": w.turn, "start": w.start, "end": w.end, "effect": effect}
+            for w, effect in why.of(objective)
+        ]
+
+    @staticmethod
+    def _named(panel: RewardPanel, weights_K: Iterable[float]) -> dict[str, float]:
+        return dict(zip(panel.objective_names, map(float, weights_K), strict=True))
+
+    @staticmethod
+    def _scores(
+        panel: RewardPanel, raw_K: np.ndarray, z_K: np.ndarray
+    ) -> dict[str, dict[str, float]]:
+        return {
+            name: {"raw": float(raw_K[k]), "z": float(z_K[k])}
+            for k, name in enumerate(panel.objective_names)
+        }
+
+    def endpoints(self) -> dict[str, Callable[..., Any]]:
+        functions: list[Callable[..., Any]] = [
+            self.predict_weights,
+            self.explain,
+            self.score,
+            self.generate,
+            self.status,
+        ]
+        return {function.__name__: _for_callers(function) for function in functions}
+
+
+def _for_callers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mistakes and failing endpoints reach a caller of the API as one sentence."""
+
+    def explained(error: Exception) -> gr.Error:
+        return gr.Error(sentence(error), print_exception=False)
+
+    @wraps(function)
+    async def once(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except (ValueError, GenerationError) as error:
+            raise explained(error) from None
+
+    @wraps(function)
+    async def again_and_again(*args: Any, **kwargs: Any) -> Any:
+        try:
+            async with aclosing(function(*args, **kwargs)) as results:
+                async for result in results:
+                    yield result
+        except (ValueError, GenerationError) as error:
+            raise explained(error) from None
+
+    return again_and_again if inspect.isasyncgenfunction(function) else once

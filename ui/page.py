@@ -1,0 +1,335 @@
+"""The handlers behind the page.
+
+A visitor's mistake or a failing endpoint never ends a handler: the page gets one sentence in the run's `note`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+
+from pro_core.data import to_messages
+from pro_core.generation import STYLES, GenerationError, GenerationSettings, Written, styled
+from pro_core.objectives import DESCRIPTIONS, Message
+from pro_core.turns import split_reasoning
+from pro_core.weights import apply_floors, as_weights
+from ui.board import Answer, Moved, Run, answer, follow_up, scored
+from ui.models import Models, sentence
+from ui.places import Full
+from ui.values import (
+    LONGEST,
+    MAX_ANSWERS,
+    MAX_TOKENS,
+    flag,
+    number,
+    numbers,
+    previous_run,
+    text,
+    weights_or_none,
+    whole,
+)
+from ui.writing import Writing
+
+PATIENCE = 3.0
+"""Seconds that answers which are written and scored wait for the words behind their weights. Explanations are the last
+thing that the models' thread does: with many visitors there are none."""
+SORRY = "Something went wrong on the server. Please try again."
+log = logging.getLogger("pro.app")
+
+
+class Page:
+    """The page's handlers. Each takes and gives runs (see `ui.board.Run`)."""
+
+    def __init__(self, models: Models):
+        self.models = models
+
+    async def ask(
+        self,
+        prompt: str,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None = None,
+        seed: int | None = None,
+    ) -> AsyncGenerator[Run, None]:
+        """A new conversation: weights at once, the words behind them, answers as they are written, their scores.
+
+        A policy that reads weights is told those of the sliders, once a visitor has moved them; else the predicted.
+        """
+        answers = self._answer([], prompt, n, tokens, styles, old, sliders, seed)
+        async with aclosing(answers) as runs:
+            async for run in runs:
+                yield run
+
+    async def follow(
+        self,
+        prompt: str,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+        pick: int,
+    ) -> AsyncGenerator[Run, None]:
+        """The next turn of the conversation, after answer `pick` of the run before."""
+        try:
+            earlier = follow_up(self._previous(old), pick)
+        except ValueError as error:
+            yield _failed(old, sentence(error))
+            return
+        answers = self._answer(earlier, prompt, n, tokens, styles, old, sliders, None)
+        async with aclosing(answers) as runs:
+            async for run in runs:
+                yield run
+
+    async def again(
+        self,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+    ) -> AsyncGenerator[Run, None]:
+        """The same turn once more, for a policy that reads weights: answers written under those of the sliders."""
+        try:
+            messages = self._previous(old).get("messages")
+            if not messages:
+                raise ValueError("There is nothing to write again yet: ask something first.")
+        except ValueError as error:
+            yield _failed(old, sentence(error))
+            return
+        *earlier, last = messages
+        answers = self._answer(earlier, last["content"], n, tokens, styles, old, sliders, None)
+        async with aclosing(answers) as runs:
+            async for run in runs:
+                yield run
+
+    async def _answer(
+        self,
+        earlier: list[Message],
+        prompt: str,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float] | None,
+        seed: int | None,
+    ) -> AsyncGenerator[Run, None]:
+        run, explaining = old, None
+        try:
+            n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
+            content = text(prompt, "prompt")
+            messages = to_messages([*earlier, {"role": "user", "content": content}])
+            if not self.models.ready:
+                yield {**old, "note": "Loading the reward models…", "tone": "", "busy": True}
+            cycle = list(STYLES) if flag(styles, "different styles") else [None]
+            given = [cycle[i % len(cycle)] for i in range(n)]
+            run = await self._new_run(messages, [answer(style=style) for style in given])
+            run = await self._under_weights(run, sliders)
+            explaining = asyncio.create_task(self._words(messages))
+            batch = [styled(messages, style) for style in given]
+            settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
+            async with aclosing(self._written(run, batch, settings)) as runs:
+                async for written in runs:
+                    run = _explained(written, explaining)
+                    yield run
+            run = await self._scored({**run, "phase": "done"})
+            if not explaining.done():
+                yield {**run, "busy": True}
+                await asyncio.wait([explaining], timeout=PATIENCE)
+            yield _explained(run, explaining)
+        except Full as full:  # the weights are there all the same
+            yield _failed({**run, "candidates": []}, sentence(full))
+        except (ValueError, GenerationError) as error:
+            yield _failed(run, sentence(error))
+        except Exception:
+            log.exception("asking failed")
+            yield _failed(run, SORRY)
+        finally:
+            if explaining is not None:
+                explaining.cancel()
+
+    def _previous(self, old: Any) -> Run:
+        """What the browser sent back of the run before. Raises ValueError for what this page cannot have sent."""
+        return previous_run(old, self.models.panel.objective_names if self.models.panel else None)
+
+    async def _new_run(self, messages: list[Message], candidates: list[Answer]) -> Run:
+        panel = await self.models.when_ready()
+        predicted = await self.models.predict(messages)
+        if predicted is None:
+            found = dict.fromkeys(("predicted", "lower", "upper", "known"))
+        else:
+            found = {
+                "predicted": predicted.weights.tolist(),
+                "lower": numbers(predicted.lower),
+                "upper": numbers(predicted.upper),
+                "known": number(predicted.known),
+            }
+        return {
+            "id": str(time.time_ns()),
+            "phase": "done",
+            "busy": False,
+            "note": "",
+            "tone": "",
+            "messages": messages,
+            "objectives": list(panel.objective_names),
+            "about": {name: DESCRIPTIONS.get(name, "") for name in panel.objective_names},
+            "floors": self.models.floors.tolist(),
+            "accuracy": panel.accuracy,
+            "candidates": candidates,
+            **found,
+        }
+
+    async def _words(self, messages: list[Message]) -> list[Moved] | None:
+        """The words that moved the weights; None where there is no adapter or no time to ask it."""
+        try:
+            found = await self.models.explain(messages)
+        except GenerationError as error:
+            log.info("no explanation: %s", error)
+            return None
+        except Exception:
+            log.exception("explaining failed")
+            return None
+        if found is None:
+            return None
+        _, why = found
+        return [
+            {"turn": w.turn, "start": w.start, "end": w.end, "effects": row.tolist()}
+            for w, row in zip(why.words, why.effects.round(4), strict=True)
+        ]
+
+    async def _under_weights(self, run: Run, sliders: list[float] | None) -> Run:
+        """The run with the visitor's weights, for a policy that reads them; with a stock model they only rank."""
+        given = weights_or_none(sliders, run["objectives"])
+        policy = await self.models.policy_in_use()
+        if policy is None or not policy.reads:
+            return run
+        used = None
+        if given is not None:
+            used = apply_floors(as_weights(given, run["objectives"]), self.models.floors).tolist()
+        return {**run, "conditioned": policy.reads, "used": used}
+
+    def _in_force(self, run: Run) -> list[float]:
+        return run.get("used") or run["predicted"] or self.models.uniform().tolist()
+
+    async def _written(
+        self, run: Run, batch: list[list[Message]], settings: GenerationSettings
+    ) -> AsyncGenerator[Run, None]:
+        """The run again and again: at once, as its turn comes nearer, and while its answers grow."""
+        models = self.models
+        batch = await models.conditioned(batch, np.array(self._in_force(run)))
+        run = {**run, "phase": "writing", "busy": True}
+        async with models.places.ask() as place:
+            async for ahead in place.turns():
+                yield {**run, "note": f"The weights are there; {_line(ahead)}"}
+            begun = time.perf_counter()
+            async with Writing(models.generator, batch, settings) as writing:
+                loading = "The weights are there; the language model is still loading…"
+                yield {**run, "note": "" if models.finished else loading}
+                async for _ in writing.looks():
+                    models.note_first_token(writing.written, begun)
+                    note = writing.note or ("" if models.finished else loading)
+                    yield _with(run, writing.written, note)
+                yield _with(run, writing.written, writing.note)
+
+    async def _scored(self, run: Run) -> Run:
+        texts = ["" if c["error"] else c["text"] for c in run["candidates"]]  # failed: no score
+        raw_NK, z_NK = await self.models.score(run["messages"], texts)
+        run = {**run, "busy": False, "candidates": scored(run["candidates"], raw_NK, z_NK)}
+        errors = [c["error"] for c in run["candidates"] if c["error"]]
+        if errors and len(errors) == len(texts):
+            run = {**run, "note": errors[0], "tone": "error"}
+        return run
+
+    async def stop(self, old: Run) -> Run:
+        """After a Stop: score what was written so far."""
+        try:
+            run = self._previous(old)
+            if not run.get("busy"):
+                return old
+            if run.get("phase") != "writing":  # nothing of the new prompt was shown yet
+                return {**run, "busy": False, "note": "Stopped.", "tone": ""}
+            written = any(c["text"].strip() for c in run["candidates"])
+            note = (
+                "The scores are for what was written so far." if written else "Ask again any time."
+            )
+            await self.models.when_ready()
+            return await self._scored({**run, "phase": "stopped", "note": f"Stopped. {note}"})
+        except (ValueError, GenerationError) as error:
+            return _failed(old, sentence(error))
+        except Exception:
+            log.exception("scoring after a stop failed")
+            return _failed(old, SORRY)
+
+    async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
+        """Two to four answers of the visitor's own, scored."""
+        try:
+            pasted = [text(one, "answer") for one in texts]
+            if max(map(len, pasted), default=0) > LONGEST:
+                raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
+            split = map(split_reasoning, pasted)
+            kept = [answer(said, thought) for thought, said in split if said.strip()]
+            if len(kept) < 2:
+                raise ValueError("Paste at least two answers to compare.")
+            messages = to_messages([{"role": "user", "content": text(prompt, "prompt")}])
+            run = await self._new_run(messages, kept)
+            explaining = asyncio.create_task(self._words(messages))
+            try:
+                run = await self._scored({**run, "note": "Your own answers, scored."})
+                await asyncio.wait([explaining], timeout=PATIENCE)
+                return _explained(run, explaining)
+            finally:
+                explaining.cancel()
+        except (ValueError, GenerationError) as error:
+            return _failed(old, sentence(error))
+        except Exception:
+            log.exception("scoring pasted answers failed")
+            return _failed(old, SORRY)
+
+    async def watch_status(self) -> AsyncGenerator[str, None]:
+        """The status line, until everything is loaded."""
+        shown = ""
+        while True:
+            finished, line = self.models.finished, self.models.status_text()
+            if line != shown:
+                shown = line
+                yield line
+            if finished:
+                return
+            await asyncio.sleep(0.2)
+
+
+def _failed(run: Any, note: str) -> Run:
+    """The run with one sentence on what went wrong. What is no run at all is left out."""
+    kept = run if isinstance(run, dict) else {}
+    return {**kept, "note": note, "tone": "error", "busy": False}  # type: ignore[return-value,typeddict-item]
+
+
+def _line(ahead: int) -> str:
+    """Where a visitor stands in line."""
+    if not ahead:
+        return "you are next for the answers…"
+    return f"{ahead} {'visitor is' if ahead == 1 else 'visitors are'} before you for the answers…"
+
+
+def _with(run: Run, written: list[Written], note: str) -> Run:
+    """The run with what was written so far."""
+    names = ("text", "reasoning", "finish", "error")
+    cards = [
+        {**card, **{name: getattr(one, name) for name in names}}
+        for card, one in zip(run["candidates"], written, strict=True)
+    ]
+    return {**run, "note": note, "candidates": cards}  # type: ignore[typeddict-item]
+
+
+def _explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:
+    """The run with the words behind its weights, once they have been found."""
+    found = explaining.result() if explaining.done() else None
+    return run if found is None else {**run, "words": found}

@@ -1,0 +1,76 @@
+"""Answers under way: asked for at once, looked at again and again, given up as soon as nobody looks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+from pro_core.generation import GenerationSettings, Generator, Written
+from pro_core.objectives import Message
+
+OFTEN, SELDOM = 0.1, 0.3
+"""Seconds between two looks: at least while much is written, at most while nothing is. The page's server notices only
+when it hands something on that a visitor has left; the second figure sets how long the work then goes on."""
+
+
+class Writing:
+    """N answers that a generator writes, from the first line of the ``async with`` block to its end.
+
+    Attributes:
+        written: (N) what is there of each.
+        note: what the generator last had to say, such as that old turns were left out.
+    """
+
+    def __init__(
+        self, generator: Any, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+    ):
+        self.written = [Written() for _ in batch]
+        self.note = ""
+        self._news = asyncio.Event()
+        self._work = asyncio.create_task(self._write(generator, batch, settings))
+
+    async def _write(
+        self, generator: Generator, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+    ) -> None:
+        try:
+            async with aclosing(generator.stream_batch(batch, settings)) as pieces:
+                async for piece in pieces:
+                    self.written[piece.index].add(piece)
+                    self.note = piece.note or self.note
+                    self._news.set()
+        finally:
+            self._news.set()
+
+    async def __aenter__(self) -> Writing:
+        await asyncio.sleep(0)  # the request leaves before anything else is done
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._work
+
+    async def looks(self) -> AsyncIterator[None]:
+        """Comes back with news, and without at times, until all is written; the last news come after its end.
+
+        Raises what the generator raises.
+        """
+        shown = 0.0
+        while not self._work.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), SELDOM)
+            self._news.clear()
+            await asyncio.sleep(max(0.0, shown + OFTEN - time.perf_counter()))
+            shown = time.perf_counter()
+            yield
+        await self._work
