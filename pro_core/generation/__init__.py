@@ -46,7 +46,8 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
 
     With PRO_ENDPOINT_URL an endpoint (PRO_ENDPOINT_MODEL, PRO_ENDPOINT_TOKEN and
     PRO_ENDPOINT_DIALECT belong to it), else the model PRO_POLICY in this process, by default SmolLM2. With both, the
-    endpoint serves that policy, and what it was trained to read is read from its folder.
+    endpoint serves that policy, and what it was trained to read is read from its folder; in the tgi dialect, without a
+    PRO_ENDPOINT_MODEL, its tokenizer, too.
 
     Raises:
         ValueError: an endpoint setting without its URL, or one that makes no sense.
@@ -57,12 +58,13 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
 
     url = value("PRO_ENDPOINT_URL")
     if url is not None:
+        policy, dialect = value("PRO_POLICY"), value("PRO_ENDPOINT_DIALECT") or "openai"
         return EndpointGenerator(
             url,
-            model=value("PRO_ENDPOINT_MODEL"),
+            model=value("PRO_ENDPOINT_MODEL") or (policy if dialect == "tgi" else None),
             token=value("PRO_ENDPOINT_TOKEN"),
-            dialect=value("PRO_ENDPOINT_DIALECT") or "openai",
-            policy=PolicyConfig.read(policy) if (policy := value("PRO_POLICY")) else None,
+            dialect=dialect,
+            policy=PolicyConfig.read(policy) if policy else None,
         )
     for name in ("PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_TOKEN", "PRO_ENDPOINT_DIALECT"):
         if value(name):

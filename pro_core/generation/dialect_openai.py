@@ -19,6 +19,7 @@ from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
 from pro_core.generation.listing import chat_model
+from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Session
 from pro_core.objectives import Message
 from pro_core.turns import merged, plainest
@@ -73,8 +74,10 @@ def bases(path: str) -> list[str]:
 class OpenAI:
     """See :class:`~pro_core.generation.dialects.Dialect`."""
 
-    def __init__(self, client: Client, model: str | None):
+    def __init__(self, client: Client, model: str | None, served: Served | None = None):
         self.model = model
+        self._served = served
+        self._called: dict[str, str] = {}  # what the server calls the mixtures that it lists
         self.listed: str | None = None
         self._explain = client.explain
         self._host = client.host
@@ -98,6 +101,7 @@ class OpenAI:
             return False
         self._form = replace(self._form, base=self._bases.index(path.removesuffix("/models")))
         self.listed, passed_over = chat_model(models)
+        self._called = self._served.listed(models) if self._served else {}
         if passed_over and not self.listed and self.model is None:
             raise Failure(
                 f"The endpoint {self._host} lists no model that chats (it has {', '.join(passed_over)}); "
@@ -106,22 +110,35 @@ class OpenAI:
         return True
 
     def detail(self) -> str:
-        return "openai dialect"
+        if self._served is None:
+            return "openai dialect"
+        return f"openai dialect, holds {len(self._called)} of {self._served.count} mixtures"
 
     async def _name(self, session: Session) -> str:
         """What to call the model: as given, else the first that the server lists, else "tgi" as TGI does."""
         async with session.lock:
-            if self.model is None and self.listed is None:
-                listed = True
-                for path in self.probes[:-1]:
-                    answer = await session.ask("GET", path)
-                    if answer.status in (202, 429, 503):  # it will say later
-                        raise self._explain.status(answer.status)
-                    if listed := self.learn(path, answer):
-                        break
-                if not listed:
-                    self.listed = ""
+            if self.model is None and self.listed is None and not await self._look(session):
+                self.listed = ""
         return self.model or self.listed or "tgi"
+
+    async def _mixture(self, session: Session, served: Served, mixture: str) -> str:
+        """What to call a mixture: a server that does not list it might answer with another model."""
+        async with session.lock:
+            if mixture not in self._called:
+                await self._look(session)
+        if mixture not in self._called:
+            raise served.missing(mixture, len(self._called))
+        return self._called[mixture]
+
+    async def _look(self, session: Session) -> bool:
+        """Whether the server lists its models, which are taken note of."""
+        for path in self.probes[:-1]:
+            answer = await session.ask("GET", path)
+            if answer.status in (202, 429, 503):  # it will say later
+                raise self._explain.status(answer.status)
+            if self.learn(path, answer):
+                return True
+        return False
 
     # ------------------------------------------------------------ asking
 
@@ -132,6 +149,7 @@ class OpenAI:
         messages: Sequence[Message],
         settings: GenerationSettings,
         tell: Tell,
+        mixture: str | None = None,
     ) -> Piece:
         plain, full = plainest(messages), merged(messages)
         system = any(m["role"] == "system" for m in full)
@@ -141,7 +159,11 @@ class OpenAI:
         while True:
             pieces = AnswerPieces(index, settings.max_new_tokens)
             turns = plain if form.plain else full
-            body = request(await self._name(session), turns, settings, index, form)
+            if self._served and mixture:
+                model = await self._mixture(session, self._served, mixture)
+            else:
+                model = await self._name(session)
+            body = request(model, turns, settings, index, form)
             reader = Chunks(pieces, self._explain)
             try:
                 last = await written(
@@ -197,6 +219,7 @@ class OpenAI:
         of two unknown paths the one that says more."""
         if failure.status in NO_SUCH:
             self.listed = None  # it may have another model since it listed one
+            self._called = {}
         if before is None or (before.status in NO_SUCH and failure.status in REFUSED):
             return failure
         if failure.status in NO_SUCH and len(failure.words) > len(before.words):

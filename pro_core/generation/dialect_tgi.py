@@ -17,6 +17,7 @@ from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
+from pro_core.generation.mixtures import Checks, Served
 from pro_core.http import Answer, Client, Session
 from pro_core.objectives import Message
 from pro_core.turns import THOUGHTS, opened_thought, turn_end
@@ -31,8 +32,10 @@ TOKENIZER_WAIT = 15.0
 class TGI:
     """See :class:`~pro_core.generation.dialects.Dialect`."""
 
-    def __init__(self, client: Client, model: str | None):
+    def __init__(self, client: Client, model: str | None, served: Served | None = None):
         self.model = model
+        self._served = served
+        self._checks = Checks()
         self.listed: str | None = None
         self._explain = client.explain
         root = client.address.path
@@ -53,7 +56,8 @@ class TGI:
         tokenizer = self._load_tokenizer()
         known = tokenizer.done() and has_template(tokenizer.result())
         form = "the model's chat template" if known else "Human/Assistant turns"
-        return f"tgi dialect, chats rendered by {form}"
+        mixtures = ", which lists no mixtures: each is checked when it is asked"
+        return f"tgi dialect, chats rendered by {form}" + (mixtures if self._served else "")
 
     async def answer(
         self,
@@ -62,11 +66,14 @@ class TGI:
         messages: Sequence[Message],
         settings: GenerationSettings,
         tell: Tell,
+        mixture: str | None = None,
     ) -> Piece:
+        if self._served and mixture:
+            await self._checks.tgi(session, f"{self._root}/generate", self._served, mixture)
         prompt, stop, opened = await self._render(messages)
         pieces = AnswerPieces(index, settings.max_new_tokens)
         pieces.open(opened)
-        body = request(prompt, stop, settings, index)
+        body = request(prompt, stop, settings, index, mixture)
         reader = Tokens(pieces, self._explain, stop)
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)
 
@@ -100,7 +107,11 @@ class TGI:
 
 
 def request(
-    prompt: str, stop: str | None, settings: GenerationSettings, index: int
+    prompt: str,
+    stop: str | None,
+    settings: GenerationSettings,
+    index: int,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """The body of one request."""
     sampled = settings.temperature > 0  # TGI refuses a temperature of 0
@@ -112,6 +123,7 @@ def request(
         "top_p": top_p(settings) if sampled else None,
         "seed": seed(settings, index) if sampled else None,
         "stop": [stop] if stop else None,
+        "adapter_id": adapter,
     }
     asked = {k: v for k, v in parameters.items() if v is not None}
     return {"inputs": prompt, "parameters": asked, "stream": True}

@@ -63,8 +63,13 @@ class Dialect(Protocol):
         messages: Sequence[Message],
         settings: GenerationSettings,
         tell: Tell,
+        mixture: str | None = None,
     ) -> Piece:
-        """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure."""
+        """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure.
+
+        ``mixture``: which of the served ones writes (:mod:`pro_core.generation.mixtures`). Raises GenerationError where
+        the server does not hold it.
+        """
         ...
 
 

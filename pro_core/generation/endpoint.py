@@ -27,12 +27,16 @@ from pro_core.generation.base import (
 from pro_core.generation.dialect_openai import OpenAI
 from pro_core.generation.dialect_tgi import TGI
 from pro_core.generation.dialects import Dialect, Tell
+from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Patience, Session, persist
 from pro_core.objectives import Message
 
 logger = logging.getLogger(__name__)
 
-DIALECTS: dict[str, Callable[[Client, str | None], Dialect]] = {"openai": OpenAI, "tgi": TGI}
+DIALECTS: dict[str, Callable[[Client, str | None, Served | None], Dialect]] = {
+    "openai": OpenAI,
+    "tgi": TGI,
+}
 PROBE = 3.0
 """Seconds that a look at the server's state may take."""
 
@@ -78,12 +82,15 @@ class EndpointGenerator(StreamingGenerator):
             raise ValueError(f"got the dialect {dialect!r}, expected one of {list(DIALECTS)}")
         if policy and policy.ranks:
             raise ValueError(
-                "this policy is a soup that is mixed as it writes, which a server cannot do: save it under fixed "
-                "weights (train/soups.py), or run it in this process (PRO_POLICY without PRO_ENDPOINT_URL)"
+                "this policy is a soup that is mixed as it writes, which a server cannot do: save it as a lattice "
+                "of mixtures or under fixed weights (train/soups.py), or run it in this process (PRO_POLICY without "
+                "PRO_ENDPOINT_URL)"
             )
         self.dialect = dialect
         self.client = Client(url, token, timeout)
-        self._dialect = DIALECTS[dialect](self.client, model)
+        served = Served(policy, self.client.host) if policy and policy.mixtures else None
+        self._served = served
+        self._dialect = DIALECTS[dialect](self.client, model, served)
         self._patience = Patience(retries, max_wait, patience)
         self._policy = policy
         self._sleep = sleep
@@ -201,10 +208,15 @@ class EndpointGenerator(StreamingGenerator):
                 tell(Piece(index, note=self._waking(failure, waited)))
 
         async def ask() -> Piece:
-            return await self._dialect.answer(session, index, checked(messages), settings, tell)
+            name = mixture.name if mixture else None
+            turns = checked(messages)
+            return await self._dialect.answer(session, index, turns, settings, tell, name)
 
         try:
+            mixture = self._served.nearest(messages) if self._served else None
             last = await persist(ask, self._patience, self._sleep, waiting)
+            if mixture:
+                tell(Piece(index, note=mixture.note))
         except Exception as error:
             last = Piece(index, error=self._sentence(error), done=True)
             logger.warning("candidate %d: %s", index, last.error)

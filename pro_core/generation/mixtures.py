@@ -1,0 +1,136 @@
+"""A soup behind a server: which of the fixed mixtures that it holds writes under the weights in force.
+
+A server cannot mix LoRAs as it writes. It holds a lattice of mixtures (:mod:`pro_core.policies.soups`), and each
+candidate is asked of the nearest. That the server has it is checked before the first answer, because some servers
+answer for a LoRA that they do not have with the base model, without a word:
+
+- openai: ``/v1/models`` lists the LoRAs of vLLM and of SGLang. A server that does not list the mixture is not asked.
+- tgi: TGI lists no LoRA anywhere. A mixture that gives every token the very probability that a made-up name gives it is
+  not there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pro_core.conditioned import PolicyConfig
+from pro_core.generation.base import GenerationError
+from pro_core.generation.mixing import weights_of
+from pro_core.http import Session
+from pro_core.objectives import Message
+
+NOBODY = "pro-no-such-mixture"
+"""A name that no server holds: under it TGI writes as the base model."""
+PROBE = "Human: Tell me something about the sea.\n\nAssistant:"
+PROBE_TOKENS = 8
+CHECKED_FOR = 600.0
+"""Seconds after which TGI is checked again: it may have been started anew, without the mixtures."""
+
+
+class Mixture(NamedTuple):
+    """A mixture's name at the server, and the sentence that tells a reader which one wrote."""
+
+    name: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """The mixtures of a policy at one server.
+
+    Attributes:
+        policy: with ``mixtures``. host: to name the server.
+    """
+
+    policy: PolicyConfig
+    host: str
+
+    def nearest(self, messages: Sequence[Message]) -> Mixture:
+        """The mixture nearest (L1, the first of equals) to the weights beside a conversation.
+
+        Raises:
+            GenerationError: no weights stand beside it.
+        """
+        names = self.policy.condition.objective_names
+        asked = np.asarray(weights_of(messages, dict.fromkeys(names, 0)))
+        mixtures = self.policy.mixtures
+        distances = np.abs(np.asarray(list(mixtures.values())) - asked).sum(axis=1)
+        name = list(mixtures)[int(distances.argmin())]
+        said = ", ".join(
+            f"{objective} {weight:.2f}".rstrip("0").rstrip(".").replace(" 0.", " .")
+            for objective, weight in zip(names, mixtures[name], strict=True)
+            if weight
+        )
+        note = (
+            f"Written by the mixture {said}, the nearest of {len(mixtures)} that the server holds."
+        )
+        return Mixture(name, note)
+
+    @property
+    def count(self) -> int:
+        return len(self.policy.mixtures)
+
+    def listed(self, models: Sequence[Any]) -> dict[str, str]:
+        """Mixture -> what to call it as a chat's ``model``, of those among the entries of ``/v1/models``."""
+        called = {}
+        for entry in models:
+            name = entry.get("id") if isinstance(entry, Mapping) else None
+            if name in self.policy.mixtures:
+                # SGLang takes a LoRA's name behind its model's, and the bare name for the model itself.
+                behind = entry.get("owned_by") == "sglang" and entry.get("parent")
+                called[name] = f"{entry['parent']}:{name}" if behind else name
+        return called
+
+    def missing(self, mixture: str, listed: int) -> GenerationError:
+        """What to say where ``listed`` of the mixtures are among the server's models, and this one is not."""
+        return GenerationError(
+            f"The endpoint {self.host} lists {listed} of the policy's {self.count} mixtures, and not {mixture}: start "
+            "it with all of them, as train/soups.py says (TGI lists none: PRO_ENDPOINT_DIALECT=tgi)."
+        )
+
+
+class Checks:
+    """Which mixtures TGI was seen to hold, and when; each is looked at again after :data:`CHECKED_FOR` seconds."""
+
+    def __init__(self) -> None:
+        self.when: dict[str, float] = {}
+
+    async def tgi(self, session: Session, path: str, served: Served, mixture: str) -> None:
+        """Raise a GenerationError where TGI writes under the mixture exactly as under a name that nobody has.
+
+        Both times it writes a few tokens, greedily. Rounding may differ between two answers of a busy server, so this
+        can miss that a mixture is not there; it refuses none that changes anything.
+
+        Args:
+            path: of ``/generate``.
+
+        Raises:
+            Failure: the server did not answer as TGI does.
+        """
+        async with session.lock:
+            if time.monotonic() - self.when.get(mixture, -CHECKED_FOR) < CHECKED_FOR:
+                return
+            wrote = [await _probabilities(session, path, name) for name in (mixture, NOBODY)]
+            if wrote[0] == wrote[1]:
+                raise GenerationError(
+                    f"The endpoint {served.host} writes under {mixture} exactly as without any mixture, so it does not "
+                    "hold it: start it with LORA_ADAPTERS, as train/soups.py says."
+                )
+            self.when[mixture] = time.monotonic()
+
+
+async def _probabilities(session: Session, path: str, adapter: str) -> list[tuple[Any, Any]]:
+    """(id, log-probability) of each token that TGI writes under an adapter. Raises Failure."""
+    parameters = {"max_new_tokens": PROBE_TOKENS, "details": True, "adapter_id": adapter}
+    answer = await session.ask("POST", path, {"inputs": PROBE, "parameters": parameters})
+    if not answer.success:
+        raise session.explain.answer(answer.status, answer.data)
+    try:
+        return [(token["id"], token["logprob"]) for token in answer.data["details"]["tokens"]]
+    except (KeyError, TypeError):
+        raise session.explain.no_answer() from None
