@@ -13,7 +13,9 @@ import pytest
 
 import app
 from pro_core.generation.base import run_sync
+from tests.servers.instant import instant
 from ui.models import Models
+from ui.places import Places
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
@@ -606,3 +608,67 @@ def test_a_thought_is_behind_a_disclosure_and_a_cut_answer_says_so(visit) -> Non
         if folder := os.environ.get("PRO_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/thinking.png")
         demo.close()
+
+
+# ---------------------------------------------------------------- many visitors
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[tuple[str, Models]]:
+    """An app whose endpoint says nothing for an hour, with one place for answers and one in line."""
+    with instant(pause=3600.0) as endpoint:
+        settings = {"PRO_ENDPOINT_URL": endpoint.url, "PRO_ENDPOINT_MODEL": "m"}
+        models = Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
+        models.places = Places(1, 1)
+        models.load()
+        demo = app.build(models)
+        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+        yield url, models
+        demo.close()
+
+
+def test_a_full_queue_says_so_and_the_page_stays_usable(visit, busy) -> None:
+    url, models = busy
+    writer, waiter, late = visit(url=url), visit(url=url), visit(url=url)
+    ask(writer, "Name three fruits.")
+    expect(writer.locator('.board[data-phase="writing"]')).to_be_visible()
+    ask(waiter, "Name three trees.")
+    expect(waiter.locator(".note")).to_contain_text("you are next for the answers")
+    ask(late, "How do I kill a Python process?")
+    expect(late.locator(".note.error")).to_contain_text("Too many visitors wait for answers")
+    # The weights are those of the visitor's own prompt all the same, and the sliders move.
+    weights = run_sync(
+        models.predict([{"role": "user", "content": "How do I kill a Python process?"}])
+    ).weights
+    np.testing.assert_allclose(np.array(values(late)) / 100, weights, atol=0.011)
+    late.locator(".weight input").first.press("End")
+    assert values(late)[0] == 100
+    if folder := os.environ.get("PRO_SCREENSHOTS"):
+        late.screenshot(path=f"{folder}/full.png")
+    # Stop waits for nobody; the next in line has the place, and the one who was late gets in line.
+    writer.get_by_role("button", name="Stop").click()
+    expect(writer.locator(".note")).to_contain_text("Stopped")
+    expect(waiter.locator(".note")).to_be_hidden()
+    ask(late, "How do I kill a Python process?")
+    expect(late.locator(".note")).to_contain_text("you are next for the answers")
+    for page in (waiter, late):
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator('.board[data-busy="false"]')).to_be_visible()
+
+
+def test_a_request_that_the_server_refuses_leaves_a_usable_page(browser, served) -> None:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(150_000)
+    page.goto(served[0])
+    expect(page.locator(".status")).not_to_contain_text("loading")
+    refusal = {"status": 503, "json": {"detail": "Queue is full."}}
+    page.route("**/queue/join*", lambda route: route.fulfill(**refusal))
+    before = values(page)
+    ask(page, "Name three fruits.")
+    expect(page.locator(".note.error")).to_contain_text("The server did not take this")
+    assert values(page) == before
+    page.unroute("**/queue/join*")
+    set_tokens(page, 16)
+    page.locator("#ask").click()
+    finished(page)
+    page.context.close()
