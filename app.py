@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import json
 import logging
+from collections.abc import MutableMapping
 from typing import Any
 
 import gradio as gr
@@ -166,6 +167,13 @@ def launch_settings() -> dict[str, Any]:
     }
 
 
+def keep_loopback_direct(environ: MutableMapping[str, str]) -> None:
+    """Ask no proxy for this machine's own addresses: Gradio would not find the page that it starts."""
+    known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    own = [environ.get("GRADIO_SERVER_NAME", ""), "localhost", "127.0.0.1", "::1"]
+    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(filter(None, [known, *own]))
+
+
 async def record(models: Models, kind: str, seed: int) -> None:
     """Run one example with the real models and keep it as the run that the page opens on."""
     models.load()
@@ -197,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.record:
         asyncio.run(record(models, options.prompt, options.seed))
     else:
+        keep_loopback_direct(os.environ)
         page = build(models.start())
         logging.getLogger("pro.app").info("page built %.1f s after start", since_start())
         page.launch(**launch_settings())

@@ -9,9 +9,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from gradio_client import Client
@@ -22,6 +24,7 @@ from pro_core.generation import EndpointGenerator
 from pro_core.generation.base import run_sync
 from pro_core.packaged import SMOLLM2
 from pro_core.weights import apply_floors, parse_floors
+from tests.servers.instant import WORDS, instant
 from tests.servers.scripted import says, scripted
 from ui.api import Api
 from ui.models import Models
@@ -354,6 +357,47 @@ def test_a_pasted_thought_is_shown_apart_and_not_scored(served) -> None:
     assert scores[0] == scores[1]
     with pytest.raises(ValueError, match="a response of reasoning alone"):
         asyncio.run(api.score(PROMPT, texts[2]))
+
+
+def test_the_app_starts_behind_a_proxy_that_is_dead(tmp_path) -> None:
+    with instant() as endpoint, socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        proxy = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        settings = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy)
+        settings |= {"GRADIO_SERVER_PORT": str(port), "PRO_ENDPOINT_URL": endpoint.url}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if k.lower() != "no_proxy" and not k.startswith("PRO_")
+        }
+        with (tmp_path / "log").open("w") as log:
+            app = subprocess.Popen(
+                [sys.executable, "app.py"], cwd=ROOT, env=kept | settings, stdout=log, stderr=log
+            )
+            try:
+                answer = wait_for_page(f"http://127.0.0.1:{port}", app)
+                assert answer.is_success, (tmp_path / "log").read_text()
+                # The endpoint is on this machine, too: its answers come.
+                body = {"data": ["Hello", None, 1, 8]}
+                with httpx2.Client(base_url=str(answer.url), trust_env=False, timeout=120) as web:
+                    event = web.post("gradio_api/call/generate", json=body).json()["event_id"]
+                    news = web.get(f"gradio_api/call/generate/{event}").text
+                assert "event: complete" in news and WORDS[-1] in news
+            finally:
+                app.terminate()
+                app.wait(30)
+
+
+def wait_for_page(url: str, process: subprocess.Popen) -> httpx2.Response:
+    while process.poll() is None:
+        try:
+            return httpx2.get(url, trust_env=False, timeout=60)
+        except httpx2.TransportError:
+            time.sleep(0.2)  # a process that starts can only be polled
+    raise AssertionError(f"the app ended with {process.returncode}")
 
 
 def test_help_lists_every_setting() -> None:
