@@ -22,9 +22,12 @@ def address_of(url: str, setting: str = "PRO_ENDPOINT_URL") -> Address:
     """The parts of a server's address. Raises a ValueError that names the setting."""
     # The errors do not repeat the URL: it may hold a password.
     none = f"{setting} is no address: expected something like https://host:8080 or http://host/v1"
+    url = url.strip()
+    if any(character.isspace() for character in url):
+        raise ValueError(none)
     try:
-        parts = urlsplit(url.strip())
-        httpx2.URL(url.strip())
+        parts = urlsplit(url)
+        httpx2.URL(url)
         (parts.hostname or "").encode("idna")  # a name that no look-up takes
     except (ValueError, httpx2.InvalidURL):
         raise ValueError(none) from None

@@ -14,7 +14,8 @@ import unicodedata
 from typing import Any
 
 _SAY = ("message", "error", "errors", "detail", "details", "msg", "error_message", "title", "raw")
-_MAX = 2000
+MAX_SAID = 2000
+"""Characters of it that are looked at."""
 _DEPTH = 8
 
 
@@ -29,7 +30,7 @@ def parsed(body: bytes) -> Any:
 
 def said_by(data: Any) -> str:
     """What an error object or text says, on one line, without control characters; empty where it says nothing."""
-    line = " ".join(_said(data, _DEPTH).split())[:_MAX]
+    line = " ".join(_said(data, _DEPTH).split())[:MAX_SAID]
     return "".join(c for c in line if unicodedata.category(c)[0] != "C")
 
 

@@ -71,8 +71,9 @@ class EventReader:
     def end(self) -> list[Event]:
         """The event that the end of the stream left without its blank line, if it did: the standard drops it, but
         ``data: [DONE]`` is often the last that comes."""
-        self._line(b"".join(self._unfinished))
-        self._unfinished.clear()
+        if self._unfinished:
+            self._line(b"".join(self._unfinished))
+            self._unfinished.clear()
         event = self._line(b"")
         return [] if event is None else [event._replace(cut=True)]
 

@@ -1,14 +1,18 @@
 """A real HTTP server on the loopback whose every path goes wrong in its own way.
 
 The first part of the path names the fault: a generator whose URL is `{address}/stall` meets `stall` in
-either dialect. Answers are written byte by byte, so that streams can die in the middle.
+either dialect. Answers are written byte by byte, so that streams can die in the middle. A test can bring faults of its
+own. As a proxy the server meets what asks for another host as `proxy`, and a tunnel as `connect`.
 """
 
 import asyncio
 import contextlib
 import json
+import socket
+import ssl
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WORDS = ["Well", ", here", " is", " some", " text"]
@@ -48,6 +52,12 @@ class Fault:
     body: bytes = b""
     cut: bool = False  # end the connection without ending the answer
     stall: bool = False  # send nothing more, and keep the connection open
+    hold: bool = False  # send nothing at all, not even the head
+    reset: bool = False  # end the connection with a reset
+    parts: Sequence[bytes] = ()  # the body, each part sent on its own
+    drip: tuple[bytes, float] | None = (
+        None  # after the body this, again and again, with so many seconds between
+    )
 
 
 def error(status: str, message: str, **headers: str) -> Fault:
@@ -103,6 +113,13 @@ def fault(name: str, tgi: bool, visit: int, token: str, elsewhere: str) -> Fault
     return faults[name]
 
 
+def name_of(path: str) -> str:
+    """Which fault a request meets."""
+    if path.startswith("/"):
+        return path.split("/")[1]
+    return "proxy" if "://" in path else "connect"
+
+
 @dataclass
 class FaultyServer:
     """The address, and the requests it saw as (path, headers in lower case, body)."""
@@ -110,11 +127,20 @@ class FaultyServer:
     url: str = ""
     token: str = "secret-token-1234"
     elsewhere: str = ""
+    answers: Mapping[str, Fault | Sequence[Fault]] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str], dict]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
+    hung_up: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def visits(self, name: str) -> int:
-        return sum(path.split("/")[1] == name for path, _, _ in self.requests)
+        return sum(name_of(path) == name for path, _, _ in self.requests)
+
+    def answer(self, name: str, tgi: bool) -> Fault:
+        """What the next request to this name gets; of several the one of its turn, then the last."""
+        own, visit = self.answers.get(name), self.visits(name)
+        if own is None:
+            return fault(name, tgi, visit, self.token, self.elsewhere)
+        return own if isinstance(own, Fault) else own[min(visit, len(own)) - 1]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -125,20 +151,34 @@ class FaultyServer:
             }
             raw = await reader.readexactly(int(headers.get("content-length", 0)))
             self.requests.append((path, headers, json.loads(raw) if raw else {}))
-            name = path.split("/")[1]
             tgi = path.endswith(("/generate_stream", "/health"))
-            answer = fault(name, tgi, self.visits(name), self.token, self.elsewhere)
+            answer = self.answer(name_of(path), tgi)
+            if answer.hold:
+                await self.until_hung_up(reader)
+                return
             lines = [f"HTTP/1.1 {answer.status}", "Transfer-Encoding: chunked", "Connection: close"]
             if answer.kind:
                 lines.append(f"Content-Type: {answer.kind}")
             lines += [f"{name}: {value}" for name, value in answer.headers.items()]
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-            if answer.body:
-                writer.write(f"{len(answer.body):x}\r\n".encode() + answer.body + b"\r\n")
-            if answer.stall:
+            for part in answer.parts or [answer.body]:
+                if part:
+                    writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                    await writer.drain()
+            if answer.drip:
+                gone = asyncio.ensure_future(self.until_hung_up(reader))
+                part, pause = answer.drip
+                while not gone.done():
+                    writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(pause)
+            elif answer.stall:
                 await writer.drain()
-                await reader.read()  # until the other side hangs up
-                self.closed.set()
+                await self.until_hung_up(reader)
+            elif answer.reset:
+                line = writer.get_extra_info("socket")
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
             elif not answer.cut:
                 writer.write(b"0\r\n\r\n")
             await writer.drain()
@@ -147,17 +187,28 @@ class FaultyServer:
         finally:
             writer.close()
 
+    async def until_hung_up(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        self.closed.set()
+        self.hung_up.release()
+
 
 @contextlib.contextmanager
-def faulty_server() -> Iterator[FaultyServer]:
-    """Run the server in a thread of its own."""
-    server = FaultyServer()
+def faulty_server(
+    answers: Mapping[str, Fault | Sequence[Fault]] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[FaultyServer]:
+    """Run the server in a thread of its own, with these faults besides its own."""
+    server = FaultyServer(answers=answers or {})
     ready = threading.Event()
     loop = asyncio.new_event_loop()
 
+    listening = socket.create_server(("127.0.0.1", 0))
+    scheme = "https" if tls else "http"
+    server.url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+
     async def start() -> None:
-        listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        await asyncio.start_server(server.handle, sock=listening, ssl=tls)
         ready.set()
 
     def run() -> None:
@@ -173,3 +224,4 @@ def faulty_server() -> Iterator[FaultyServer]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+        listening.close()
