@@ -67,7 +67,7 @@ def _deep() -> NoReturn:
 def event(body: Mapping[str, Any], blocks: gr.Blocks, direct: bool = False) -> None:
     """A body of ``queue/join``, or with ``direct`` of ``run``, which is for functions without a queue alone."""
     _keys(body, "data", "fn_index", "session_hash", "event_data", "trigger_id", "event_id")
-    index = body.get("fn_index")
+    index: Any = body.get("fn_index")
     function = blocks.fns.get(index) if _is_index(index) else None
     if function is None or function.fn is None or (direct and function.queue):
         raise Refusal(f"got the function {reprlib.repr(index)}, which this page does not have")
@@ -114,7 +114,7 @@ def cancel(body: Mapping[str, Any], blocks: gr.Blocks) -> None:
 
 
 def _public(blocks: gr.Blocks, name: str) -> Any:
-    public = {f.api_name: f for f in blocks.fns.values() if f.api_visibility == "public"}
+    public = {str(f.api_name): f for f in blocks.fns.values() if f.api_visibility == "public"}
     if name not in public:
         raise Refusal(f"got the endpoint /{name[:40]}, expected one of {sorted(public)}", 404)
     return public[name]

@@ -65,6 +65,10 @@ OPEN: dict[str, tuple[str, ...]] = {
 """What is open (the whole path, by a regular expression), and for which methods."""
 ROUTES = [(re.compile(pattern), methods) for pattern, methods in OPEN.items()]
 STREAMS = re.compile(rf"{GRADIO}/(queue/data|call(/v2)?/{NAME}/{ID})")
+HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?")
+KEPT_OUT = (b"origin", b"x-gradio-server")
+"""Headers that Gradio does not get to see: its rule for other origins is not ours, and the second, which its own front
+server sends where there is one, would name any address as the app's."""
 LOOPBACK = ("localhost", "127.0.0.1", "0.0.0.0", "::1")
 
 
@@ -103,6 +107,7 @@ class Door:
             return
         try:
             path = self._admitted(scope)
+            _check_host(asked)
             if scope["method"] == "POST":
                 raw = await _body(asked, receive)
                 self._check(path, bodies.parsed(raw))
@@ -111,7 +116,7 @@ class Door:
             said = {"detail": str(refusal), "error": str(refusal)}
             await JSONResponse(said, refusal.status)(scope, receive, answer)
             return
-        inside = [(name, value) for name, value in scope["headers"] if name != b"origin"]
+        inside = [(name, value) for name, value in scope["headers"] if name not in KEPT_OUT]
         await self._enter({**scope, "headers": inside}, receive, answer, path)
 
     def _admitted(self, scope: Scope) -> str:
@@ -142,23 +147,32 @@ class Door:
                 bodies.cancel(body, self.blocks)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        """Into Gradio. It says in the stream itself that a session has gone, and then raises that once more."""
-        started = False
+        """Into Gradio, whose streams end a session that has gone with an error after they have told the visitor so."""
+        started = gone = False
 
         async def noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
+        async def heard() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
         try:
-            await self.app(scope, receive, noted)
-        except (
-            RuntimeError
-        ) as error:  # Starlette's, around an HTTPException that came too late for a status
-            told = started and isinstance(error.__cause__, HTTPException)
-            if not (told and STREAMS.fullmatch(path)):
+            await self.app(scope, heard, noted)
+        except (RuntimeError, KeyError) as error:
+            # RuntimeError: Starlette's, around an HTTPException that came too late for a status.
+            # KeyError: the visitor has left, and another stream of the session had already ended it.
+            late = isinstance(error.__cause__, HTTPException) or (
+                gone and isinstance(error, KeyError)
+            )
+            if not (started and late and STREAMS.fullmatch(path)):
                 raise
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not gone:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @asynccontextmanager
@@ -184,6 +198,15 @@ def _hostname(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # a bracket of an IPv6 address alone
         return None
+
+
+def _check_host(asked: Headers) -> None:
+    """Gradio makes the page's address of these. Raises Refusal for what cannot be one."""
+    for name in ("host", "x-forwarded-host"):
+        host = asked.get(name, "").split(",")[0].strip()
+        port = host.rpartition(":")[2]
+        if not HOST.fullmatch(host) or (port.isdecimal() and int(port) > 65535):
+            raise Refusal(f"got a {name} header that names no host")
 
 
 def _preflight(origin: str) -> Response:
