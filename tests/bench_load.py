@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import socket
 import statistics
 import subprocess
@@ -52,7 +51,8 @@ class Tally:
     full: int = 0  # told in words that the queue is full
     opening: list[float] = field(default_factory=list)  # a new visitor's status line
     memory: list[float] = field(default_factory=list)  # the app's, in MB
-    notes: dict[str, int] = field(default_factory=dict)
+    overhead: list[float] = field(default_factory=list)
+    cpu: float = 0.0  # of the app's process
 
 
 class Page:
@@ -119,20 +119,20 @@ async def visitor(
     chance = random.Random(number)
     session, run = f"visitor{number}", page.run
     await asyncio.sleep(chance.uniform(0, 3))
-    begun = time.monotonic()
+    begun = time.time()
     async for line, last in event(web, base, f"{session}-0", page.load["id"], [], tally):
         if last or line:
-            tally.opening.append(time.monotonic() - begun)
+            tally.opening.append(time.time() - begun)
             break
     turn = 0
     while True:
         await asyncio.sleep(chance.uniform(1, 3))
-        if time.monotonic() > until:
+        if time.time() > until:
             return
         turn += 1
         word = f"{number}-{turn}"
         prompt = f"{chance.choice(QUESTIONS)} {word}"
-        begun = tally.asked[word] = time.monotonic()
+        begun = tally.asked[word] = time.time()
         seen = False
         inputs = page.data(prompt, run)
         with contextlib.suppress(TimeoutError):
@@ -141,11 +141,11 @@ async def visitor(
                     whole = isinstance(value, dict) and value.get("predicted")
                     if whole and not seen and value["messages"][-1]["content"] == prompt:
                         seen = True
-                        tally.weights.append(time.monotonic() - begun)
+                        tally.weights.append(time.time() - begun)
                     if last and whole:
                         run = value
                         scored = any(c["z"] for c in run["candidates"])
-                        tally.answers.append(time.monotonic() - begun) if scored else None
+                        tally.answers.append(time.time() - begun) if scored else None
                         tally.full += not scored
 
 
@@ -158,13 +158,19 @@ def memory(pid: int) -> float:
     )
 
 
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has had."""
+    times = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+
 async def round_of(base: str, endpoint: str, pid: int, visitors: int, seconds: float) -> Tally:
     tally, page = Tally(), None
     limits = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=limits, read_bufsize=2**20) as web:
         async with web.get(f"{base}/config") as answer:
             page = Page(await answer.json())
-        until = time.monotonic() + seconds
+        until, before = time.time() + seconds, cpu(pid)
         people = [
             asyncio.create_task(visitor(web, base, page, number, until, tally))
             for number in range(visitors)
@@ -173,9 +179,10 @@ async def round_of(base: str, endpoint: str, pid: int, visitors: int, seconds: f
             tally.memory.append(memory(pid))
             await asyncio.wait(people, timeout=max(1.0, seconds / 20))
         await asyncio.gather(*people)
+        tally.cpu = cpu(pid) - before
         async with web.get(f"{endpoint}/seen") as answer:
             seen = (await answer.json())["seen"]
-    tally.overhead = [  # type: ignore[attr-defined]
+    tally.overhead = [
         min(t for t, w in seen if w == word) - begun
         for word, begun in tally.asked.items()
         if any(w == word for _, w in seen)
@@ -219,20 +226,37 @@ async def ready(base: str) -> None:
     await asyncio.to_thread(client.predict, "Hello", api_name="/predict_weights")
 
 
+@contextlib.contextmanager
+def app_and_endpoint(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """(the app's address, the endpoint's, the app's process) of a checkout, once it gives weights."""
+    base, endpoint = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    server = [sys.executable, str(ROOT / "tests/servers/instant.py"), endpoint.rsplit(":")[-1]]
+    settings = {
+        "PRO_ENDPOINT_URL": endpoint,
+        "PRO_ENDPOINT_MODEL": "instant",
+        "GRADIO_SERVER_PORT": base.rsplit(":")[-1],
+    }
+    app = process([sys.executable, "app.py"], folder, base, **settings)
+    with process(server, ROOT, endpoint), app as pid:
+        asyncio.run(ready(base))
+        yield base, endpoint, pid
+
+
 def measure(name: str, folder: Path, visitors: list[int], seconds: float) -> None:
     for count in visitors:
-        base, endpoint = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        server = [sys.executable, str(ROOT / "tests/servers/instant.py"), endpoint.rsplit(":")[-1]]
-        settings = {
-            "PRO_ENDPOINT_URL": endpoint,
-            "PRO_ENDPOINT_MODEL": "instant",
-            "GRADIO_SERVER_PORT": base.rsplit(":")[-1],
-        }
-        app = process([sys.executable, "app.py"], folder, base, **settings)
-        with process(server, ROOT, endpoint), app as pid:
-            asyncio.run(ready(base))
+        with app_and_endpoint(folder) as (base, endpoint, pid):
             tally = asyncio.run(round_of(base, endpoint, pid, count, seconds))
         print(row(name, count, tally), flush=True)
+
+
+@contextlib.contextmanager
+def checkout(commit: str) -> Iterator[Path]:
+    """An earlier commit in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        earlier = Path(folder) / "earlier"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(earlier)], check=True)
+        subprocess.run(["git", "checkout", "-q", commit], cwd=earlier, check=True)
+        yield earlier
 
 
 def row(name: str, count: int, tally: Tally) -> str:
@@ -249,12 +273,13 @@ def row(name: str, count: int, tally: Tally) -> str:
         p(tally.weights, 50),
         p(tally.weights, 95),
         p(tally.answers, 50),
-        p(tally.overhead, 50),  # type: ignore[attr-defined]
+        p(tally.overhead, 50),
         p(tally.opening, 50),
         len(tally.answers),
         tally.full,
         tally.refused,
         tally.failed,
+        f"{1000 * tally.cpu / max(1, len(tally.asked)):.0f}",
         f"{tally.memory[-1]:.0f} ({grown:+.0f})",
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -262,7 +287,7 @@ def row(name: str, count: int, tally: Tally) -> str:
 
 HEAD = (
     "| app | visitors | asked | weights p50 s | p95 | answers p50 s | overhead p50 s | status line p50 s | answered "
-    "| told full | refused | failed | memory MB (last three quarters) |"
+    "| told full | refused | failed | CPU ms a question | memory MB (last three quarters) |"
 )
 
 
@@ -274,12 +299,8 @@ def main() -> None:
     options = parser.parse_args()
     print(HEAD, "|---" * HEAD.count(" | ") + "|---|", sep="\n", flush=True)
     if options.before:
-        with tempfile.TemporaryDirectory() as folder:
-            earlier = Path(folder) / "earlier"
-            subprocess.run(["git", "clone", "-q", str(ROOT), str(earlier)], check=True)
-            subprocess.run(["git", "checkout", "-q", options.before], cwd=earlier, check=True)
+        with checkout(options.before) as earlier:
             measure(options.before[:7], earlier, options.visitors, options.seconds)
-            shutil.rmtree(earlier)
     measure("now", ROOT, options.visitors, options.seconds)
 
 

@@ -16,7 +16,7 @@ import pytest
 import app
 from pro_core.generation import GenerationError
 from tests.servers.instant import WORDS, instant
-from ui import batching, places
+from ui import batching
 from ui.api import Api
 from ui.batching import Batcher, Kind
 from ui.models import Models
@@ -125,7 +125,7 @@ def test_places_are_given_in_the_order_in_which_people_came() -> None:
 
 
 def test_one_who_waits_hears_where_he_stands(monkeypatch) -> None:
-    monkeypatch.setattr(places, "NEWS", 0.0)
+    monkeypatch.setattr(Places, "news", lambda self: 0.0)
 
     async def story() -> list[int]:
         line = Places(1, 2)

@@ -31,7 +31,6 @@ from ui.values import (
     text,
     whole,
 )
-from ui.writing import Writing
 
 
 class Api:
@@ -120,7 +119,7 @@ class Api:
             async for _ in place.turns():
                 yield so_far([])
             settings = GenerationSettings(max_new_tokens=tokens)
-            async with Writing(models.generator, batch, settings) as writing:
+            async with models.writing(batch, settings) as writing:
                 async for _ in writing.looks():
                     yield so_far(map(candidate_of, writing.written))
         candidates = [candidate_of(one) for one in writing.written]

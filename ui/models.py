@@ -18,6 +18,7 @@ from pro_core.conditioning import LEVELS
 from pro_core.explanations import Explanation, explain
 from pro_core.generation import (
     GenerationError,
+    GenerationSettings,
     LocalGenerator,
     Written,
     conditioned,
@@ -30,6 +31,7 @@ from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 from ui.batching import Batcher, Kind
 from ui.places import Places
+from ui.writing import Writing
 
 ROOT = Path(__file__).parent.parent
 READS = {
@@ -160,6 +162,10 @@ class Models:
             return [conditioned(self.generator, messages, weights, names) for messages in batch]
 
         return await asyncio.to_thread(told)
+
+    def writing(self, batch: Sequence[Sequence[Message]], settings: GenerationSettings) -> Writing:
+        """The answers to a batch, under way from here on; for one who holds a place."""
+        return Writing(self.generator, batch, settings, lambda: self.places.held)
 
     def note_first_token(self, written: Sequence[Written], begun: float) -> None:
         """Say once when the first word of the first answer came."""

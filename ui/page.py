@@ -34,7 +34,6 @@ from ui.values import (
     weights_or_none,
     whole,
 )
-from ui.writing import Writing
 
 PATIENCE = 3.0
 """Seconds that answers which are written and scored wait for the words behind their weights. Explanations are the last
@@ -230,7 +229,7 @@ class Page:
             async for ahead in place.turns():
                 yield {**run, "note": f"The weights are there; {_line(ahead)}"}
             begun = time.perf_counter()
-            async with Writing(models.generator, batch, settings) as writing:
+            async with models.writing(batch, settings) as writing:
                 loading = "The weights are there; the language model is still loading…"
                 yield {**run, "note": "" if models.finished else loading}
                 async for _ in writing.looks():

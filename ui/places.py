@@ -9,8 +9,9 @@ from types import TracebackType
 
 from pro_core.generation import GenerationError
 
-NEWS = 1.0
-"""Seconds between two looks at one's place. Each lets the page's server see that a visitor has left."""
+NEWS = 0.05
+"""Seconds between two looks at one's place, for each who waits: 20 a second in all. None looks more than once a second.
+Each lets the page's server see that a visitor has left."""
 
 
 class Full(GenerationError):
@@ -51,6 +52,10 @@ class Places:
             )
         return place
 
+    def news(self) -> float:
+        """Seconds until one who waits looks again: the more wait, the more seldom each does."""
+        return max(1.0, NEWS * len(self._waiting))
+
     def ahead_of(self, place: Place) -> int:
         """How many wait before this one."""
         return self._waiting.index(place)
@@ -77,11 +82,11 @@ class Place:
         self.turn = asyncio.Event()
 
     async def turns(self) -> AsyncIterator[int]:
-        """How many are ahead, about once a second, until it is this one's turn; nothing where it already is."""
+        """How many are ahead, every second or more seldom, until it is this one's turn; nothing where it already is."""
         while not self.turn.is_set():
             yield self._places.ahead_of(self)
             try:
-                await asyncio.wait_for(self.turn.wait(), NEWS)
+                await asyncio.wait_for(self.turn.wait(), self._places.news())
             except TimeoutError:
                 continue
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 from pro_core.generation import GenerationSettings, Generator, Written
 from pro_core.objectives import Message
 
-OFTEN, SELDOM = 0.1, 0.3
-"""Seconds between two looks: at least while much is written, at most while nothing is. The page's server notices only
-when it hands something on that a visitor has left; the second figure sets how long the work then goes on."""
+OFTEN, SELDOM = 0.025, 0.3
+"""Seconds between two looks: at least, for each visitor who has answers written (40 looks a second in all, none more
+than ten); and at most, while nothing comes. The page's server notices only when it is handed something that a visitor
+has left: the second figure sets how long the work then goes on."""
 
 
 class Writing:
@@ -24,13 +25,21 @@ class Writing:
     Attributes:
         written: (N) what is there of each.
         note: what the generator last had to say, such as that old turns were left out.
+
+    Args:
+        visitors: how many have answers written just now.
     """
 
     def __init__(
-        self, generator: Any, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+        self,
+        generator: Any,
+        batch: Sequence[Sequence[Message]],
+        settings: GenerationSettings,
+        visitors: Callable[[], int] = lambda: 1,
     ):
         self.written = [Written() for _ in batch]
         self.note = ""
+        self._visitors = visitors
         self._news = asyncio.Event()
         self._work = asyncio.create_task(self._write(generator, batch, settings))
 
@@ -70,7 +79,8 @@ class Writing:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), SELDOM)
             self._news.clear()
-            await asyncio.sleep(max(0.0, shown + OFTEN - time.perf_counter()))
+            pause = max(0.1, OFTEN * self._visitors())
+            await asyncio.sleep(max(0.0, shown + pause - time.perf_counter()))
             shown = time.perf_counter()
             yield
         await self._work

@@ -2,9 +2,8 @@
 
     python tests/servers/instant.py 8000 [PAUSE]
 
-Every request is answered by the same 60 words in 12 events; with a PAUSE, in seconds, before each. ``GET /seen`` gives
-when each request came, by the clock that all processes of a machine share, with its prompt's last word; and how many
-streams are open.
+Every request is answered by the same 60 words in 12 events; with a PAUSE, in seconds, after each. ``GET /seen`` gives
+when each request came (seconds since 1970) with its prompt's last word, and how many streams are open.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Instant:
             writer.close()
 
     async def write(self, body: dict, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        self.seen.append((time.monotonic(), body["messages"][-1]["content"].split()[-1]))
+        self.seen.append((time.time(), body["messages"][-1]["content"].split()[-1]))
         self.open += 1
         self.begun.set()
         try:
