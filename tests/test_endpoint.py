@@ -12,7 +12,6 @@ from contextlib import aclosing
 import httpx2
 import pytest
 
-from pro_core.failures import _retry_after
 from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
@@ -23,7 +22,7 @@ from pro_core.generation import (
     styled,
 )
 from pro_core.packaged import SMOLLM2, resolve_policy
-from tests.servers.faulty import WORDS, faulty_server
+from tests.servers.faulty import WORDS, Fault, beginning, faulty_server, sse
 from tests.servers.tgi_dialect import Log, Options, build, serving
 
 HI = [{"role": "user", "content": "Name three colours."}]
@@ -154,6 +153,17 @@ def test_a_busy_server_is_tried_again(dialect, name, pauses):
         assert faulty.visits(name) == 2
 
 
+@pytest.mark.parametrize("dialect", ["openai", "tgi"])
+def test_nothing_is_tried_again_once_text_is_there(dialect):
+    tgi = dialect == "tgi"
+    busy = {"error": "overloaded", "error_type": "overloaded"} if tgi else {"error": {"code": 503}}
+    with faulty_server({"x": Fault(body=beginning(tgi) + sse(busy))}) as server:
+        generator = meet(server, "x", dialect)
+        answer = outcome(generator)
+        assert answer.text == "Well, here" and answer.error
+        assert (server.visits("x"), generator._sleep, answer.notes) == (1, [], [])
+
+
 def test_trying_again_has_an_end(faulty):
     generator = meet(faulty, "429")
     assert "too many requests (429)" in outcome(generator).error
@@ -173,14 +183,6 @@ def test_a_refused_connection_is_tried_again():
         status = generator.status()
     assert status["state"] == "unreachable"
     assert status["reachable"] is False
-
-
-def test_retry_after_as_seconds_and_as_a_date():
-    assert _retry_after({"retry-after": "7"}) == 7
-    in_the_past = "Wed, 21 Oct 2015 07:28:00 GMT"
-    assert _retry_after({"retry-after": in_the_past}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
 
 
 # ---------------------------------------------------------------- the token

@@ -37,8 +37,7 @@ def answer_of(dialect: str, *parts: bytes, tokens: int = 64):
     try:
         for batch in [*map(events.push, parts), events.end()]:
             for event in batch:
-                if not reader.over:
-                    pieces += reader.read(event)
+                pieces += reader.read(event)
         return [*pieces, *reader.end()], None
     except Failure as failure:
         return pieces, failure.message
@@ -87,6 +86,13 @@ def test_events_are_read_as_the_standard_says(stream, data, end):
 def test_lines_may_end_in_different_ways():
     stream = b"data: a\r\ndata: b\rdata: c\n\r\ndata: d\r\r"
     assert [event[0] for event in events_of(stream)] == ["a\nb\nc", "d"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_an_event_of_two_lines_may_be_cut_anywhere(end):
+    stream = BOM + b"event: e\ndata: a\ndata: \xf0\x9f\x98\x80\n\n".replace(b"\n", end)
+    for at in range(len(stream) + 1):
+        assert events_of(stream[:at], b"", stream[at:]) == [("a\n😀", "e", False)]
 
 
 def test_an_event_that_ends_in_cr_is_not_held_back():
@@ -350,6 +356,11 @@ def test_an_answer_has_a_longest_length(field):
     thought, text, finish, error = text_of("openai", body, tokens=8)
     assert (finish, error) == ("length", None)
     assert len(thought if field == "reasoning" else text) == room
+
+
+def test_text_that_turns_out_to_be_a_thought_leaves_its_room_to_the_answer():
+    body = chunk("x" * 4000) + chunk("</think>") + chunk("y" * 4000, "stop")
+    assert text_of("openai", body, tokens=8) == ("x" * 4000, "y" * 4000, "stop", None)
 
 
 def test_a_thought_that_never_ends_is_an_answer_that_is_all_thought():

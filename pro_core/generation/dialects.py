@@ -92,7 +92,9 @@ class Reader(ABC):
         return self._finish is not None or self._done or self.pieces.full
 
     def read(self, event: Event) -> Iterator[Piece]:
-        """The pieces of one event. Raises Failure for an error, and for what is no answer."""
+        """The pieces of one event, none once the answer is over. Raises Failure for an error, and for no answer."""
+        if self.over:
+            return
         if event.data.strip() == "[DONE]":
             self._done = True
             return
@@ -164,8 +166,6 @@ async def written(session: Session, path: str, body: Json, reader: Reader, tell:
                     for piece in reader.read(event):
                         tell(piece)
                         clock.reschedule(loop.time() + session.timeout)
-                    if reader.over:
-                        break
         *rest, last = reader.end()
     except (TimeoutError, Failure) as error:
         failure = error if isinstance(error, Failure) else session.explain.silent()

@@ -2,7 +2,8 @@
 
 The first part of the path names the fault: a generator whose URL is `{address}/stall` meets `stall` in
 either dialect. Answers are written byte by byte, so that streams can die in the middle. A test can bring faults of its
-own. As a proxy the server meets what asks for another host as `proxy`, and a tunnel as `connect`.
+own, under a name or a whole path. As a proxy the server meets what asks for another host as `proxy`, and a tunnel as
+`connect`.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WORDS = ["Well", ", here", " is", " some", " text"]
@@ -128,6 +129,7 @@ class FaultyServer:
     token: str = "secret-token-1234"
     elsewhere: str = ""
     answers: Mapping[str, Fault | Sequence[Fault]] = field(default_factory=dict)
+    choose: Callable[[dict], Fault] | None = None
     requests: list[tuple[str, dict[str, str], dict]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
     hung_up: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -135,12 +137,20 @@ class FaultyServer:
     def visits(self, name: str) -> int:
         return sum(name_of(path) == name for path, _, _ in self.requests)
 
-    def answer(self, name: str, tgi: bool) -> Fault:
-        """What the next request to this name gets; of several the one of its turn, then the last."""
-        own, visit = self.answers.get(name), self.visits(name)
+    def answer(self, path: str) -> Fault:
+        """What a request to this path gets: what a test says for the path or for its name; of several the one of its
+        turn, then the last."""
+        name = name_of(path)
+        visits = self.visits(name)
+        own = self.answers.get(path)
+        if own is not None:
+            visits = sum(seen == path for seen, _, _ in self.requests)
+        else:
+            own = self.answers.get(name)
         if own is None:
-            return fault(name, tgi, visit, self.token, self.elsewhere)
-        return own if isinstance(own, Fault) else own[min(visit, len(own)) - 1]
+            tgi = path.endswith(("/generate_stream", "/health"))
+            return fault(name, tgi, visits, self.token, self.elsewhere)
+        return own if isinstance(own, Fault) else own[min(visits, len(own)) - 1]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -151,8 +161,7 @@ class FaultyServer:
             }
             raw = await reader.readexactly(int(headers.get("content-length", 0)))
             self.requests.append((path, headers, json.loads(raw) if raw else {}))
-            tgi = path.endswith(("/generate_stream", "/health"))
-            answer = self.answer(name_of(path), tgi)
+            answer = self.choose(self.requests[-1][2]) if self.choose else self.answer(path)
             if answer.hold:
                 await self.until_hung_up(reader)
                 return
@@ -182,7 +191,7 @@ class FaultyServer:
             elif not answer.cut:
                 writer.write(b"0\r\n\r\n")
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -196,32 +205,29 @@ class FaultyServer:
 
 @contextlib.contextmanager
 def faulty_server(
-    answers: Mapping[str, Fault | Sequence[Fault]] | None = None, tls: ssl.SSLContext | None = None
+    answers: Mapping[str, Fault | Sequence[Fault]] | None = None,
+    tls: ssl.SSLContext | None = None,
+    choose: Callable[[dict], Fault] | None = None,
 ) -> Iterator[FaultyServer]:
-    """Run the server in a thread of its own, with these faults besides its own."""
-    server = FaultyServer(answers=answers or {})
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-
+    """Run the server in a thread of its own, with these faults besides its own, or with the one chosen by the body."""
+    server = FaultyServer(answers=answers or {}, choose=choose)
     listening = socket.create_server(("127.0.0.1", 0))
     scheme = "https" if tls else "http"
     server.url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
-    async def start() -> None:
-        await asyncio.start_server(server.handle, sock=listening, ssl=tls)
-        ready.set()
+    async def serve() -> None:
+        async with await asyncio.start_server(server.handle, sock=listening, ssl=tls):
+            await stop.wait()
 
     def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(start())
-        loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends what still runs
+            runner.run(serve())
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(10)
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(stop.set)
         thread.join(10)
-        listening.close()
