@@ -18,6 +18,7 @@ import gradio as gr
 
 MAX_DEPTH, MAX_PARTS = 32, 50_000
 """How deep a body nests, and how many values it holds: a run of 8 answers with the words of its prompt has 4,000."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -32,9 +33,11 @@ class Refusal(ValueError):
 def parsed(raw: bytes) -> dict[str, Any]:
     """The JSON object of a body, no deeper and of no more values than this app needs. Raises Refusal."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_int=_whole)
     except RecursionError:
         _deep()
+    except Refusal:
+        raise
     except ValueError:  # no JSON, no UTF-8, or a number of thousands of digits
         raise Refusal("got a body that is not JSON, expected a JSON object") from None
     if not isinstance(body, dict):
@@ -55,6 +58,21 @@ def parsed(raw: bytes) -> dict[str, Any]:
             raise Refusal(f"got a body of over {MAX_PARTS:,} values, expected fewer")
         level = below
     return body
+
+
+def whole_characters(raw: bytes, body: dict[str, Any]) -> bytes:
+    """The body as bytes without a half of a surrogate pair that stands alone, which Gradio could not send back."""
+    if not HALF.search(raw):
+        return raw
+    text = json.dumps(body, ensure_ascii=False)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _whole(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:  # nor could Gradio send this back
+        raise Refusal("got a number of over 64 bits, expected smaller ones")
+    return value
 
 
 def _deep() -> NoReturn:

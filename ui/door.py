@@ -110,8 +110,9 @@ class Door:
             _check_host(asked)
             if scope["method"] == "POST":
                 raw = await _body(asked, receive)
-                self._check(path, bodies.parsed(raw))
-                receive = _again(raw, receive)
+                body = bodies.parsed(raw)
+                self._check(path, body)
+                receive = _again(bodies.whole_characters(raw, body), receive)
         except Refusal as refusal:
             said = {"detail": str(refusal), "error": str(refusal)}
             await JSONResponse(said, refusal.status)(scope, receive, answer)
