@@ -233,6 +233,9 @@ def test_an_adapter_that_is_not_there_is_the_base_model(tgi):
     }
     said = {m: a["choices"][0]["message"]["content"] for m, a in answers.items()}
     assert said == {"harmless-100": text(adapter_id="harmless-100"), "humor-100": base}
+    # Which is how one LoRA is chosen with PRO_ENDPOINT_MODEL.
+    ours = generator(tgi, dialect="openai", model="harmless-100").generate([HI], GREEDY)
+    assert ours == [said["harmless-100"]]
 
 
 # ---------------------------------------------------------------- a soup behind it

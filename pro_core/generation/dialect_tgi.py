@@ -120,7 +120,7 @@ def request(
         "do_sample": sampled,
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature if sampled else None,
-        "top_p": top_p(settings) if sampled else None,
+        "top_p": top_p(settings),
         "seed": seed(settings, index) if sampled else None,
         "stop": [stop] if stop else None,
         "adapter_id": adapter,

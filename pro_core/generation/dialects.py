@@ -176,7 +176,8 @@ async def written(session: Session, path: str, body: Json, reader: Reader, tell:
 
 
 def top_p(settings: GenerationSettings) -> float | None:
-    return settings.top_p if settings.top_p < 1 else None  # TGI refuses 1.0, which says nothing
+    """None where it says nothing: TGI refuses 1.0, and with any other samples even at a temperature of 0."""
+    return settings.top_p if settings.top_p < 1 and settings.temperature > 0 else None
 
 
 def seed(settings: GenerationSettings, index: int) -> int | None:
