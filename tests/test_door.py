@@ -233,6 +233,7 @@ def test_calls_are_checked_by_name(web) -> None:
     refused(web.post(f"{API}/call/score", json={"data": ["x"]}), 400, "2 values")
     refused(web.post(f"{API}/call/v2/score", json={"prompt": "x"}), 400, "response")
     refused(web.post(f"{API}/call/v2/score", json={"prompt": "x", "response": "y", "z": 1}), 400)
+    refused(web.post(f"{API}/call/v2/status", json={"prompt": None}), 400, "prompt")
     refused(web.post(f"{API}/run/ask", json={"data": [], "fn_index": 0, "session_hash": "a"}), 400)
     refused(web.post(f"{API}/cancel", json={"session_hash": "a", "fn_index": 0}), 400)
     refused(web.post(f"{API}/reset", json={"event_id": 7}), 400)
