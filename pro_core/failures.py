@@ -149,8 +149,11 @@ class Explainer:
 
     # ------------------------------------------------------------ exceptions
 
-    def exception(self, error: BaseException) -> Failure:
-        """What any exception of a request or of its stream means. Its text is not looked at, only its type."""
+    def exception(self, error: BaseException, timeout: float | None = None) -> Failure:
+        """What any exception of a request or of its stream means. Its text is not looked at, only its type.
+
+        ``timeout``: the seconds of silence that this request was given, where they are others than usual.
+        """
         if isinstance(error, Failure):
             return error
         where = f"The endpoint {self._host}"
@@ -163,7 +166,7 @@ class Explainer:
         if has(httpx2.ConnectTimeout):
             return Failure(f"{way} cannot be reached: connecting took too long.")
         if has(httpx2.TimeoutException, TimeoutError):
-            return self.silent()
+            return self.silent(timeout)
         if has(httpx2.ProxyError):
             return Failure(
                 f"The proxy {self.proxy or ''} does not let us through to {self._host}; "
@@ -198,8 +201,9 @@ class Explainer:
 
     # ------------------------------------------------------------ answers that are none
 
-    def silent(self) -> Failure:
-        return Failure(f"The endpoint {self._host} sent nothing for {self._timeout:g} seconds.")
+    def silent(self, timeout: float | None = None) -> Failure:
+        seconds = timeout or self._timeout
+        return Failure(f"The endpoint {self._host} sent nothing for {seconds:g} seconds.")
 
     def broke_off(self) -> Failure:
         return Failure(f"The endpoint {self._host} ended the answer half-way.")

@@ -170,7 +170,7 @@ class Client:
                         if size > MAX_BODY:
                             raise self.explain.no_answer("more than an answer can hold")
         except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
-            raise self.explain.exception(error) from error
+            raise self.explain.exception(error, seconds) from error
         return Answer(response.status_code, parsed(b"".join(parts)), _kind(response))
 
     @asynccontextmanager

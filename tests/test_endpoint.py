@@ -153,6 +153,12 @@ def test_a_busy_server_is_tried_again(dialect, name, pauses):
         assert faulty.visits(name) == 2
 
 
+def test_only_a_server_that_wakes_up_is_worth_a_note():
+    with faulty_server() as faulty:
+        notes = [outcome(meet(faulty, name)).notes for name in ("429-once", "503-once")]
+    assert [len(one) for one in notes] == [0, 1]
+
+
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
 def test_nothing_is_tried_again_once_text_is_there(dialect):
     tgi = dialect == "tgi"

@@ -7,9 +7,10 @@ from contextlib import aclosing
 
 import pytest
 
-from pro_core.generation import EndpointGenerator, GenerationSettings, collect
+from pro_core.generation import EndpointGenerator, GenerationError, GenerationSettings, collect
 from pro_core.generation.dialect_openai import bases
 from pro_core.generation.listing import chat_model
+from pro_core.generation.lora import LoraEndpoint
 from tests.servers.faulty import (
     WORDS,
     Fault,
@@ -224,7 +225,8 @@ def test_a_refusal_that_stays_is_shown_as_it_was_first_said():
         ([{"id": "meta-llama/Llama-Guard"}, {"id": "b"}], "meta-llama/Llama-Guard"),
         (["a", "b"], "a"),
         ([{"name": "a"}], "a"),
-        ([{"id": None}, 7, {}, {"id": "b"}], "b"),
+        ([{"id": None}, 7, {}, {"id": "x" * 1000}, {"id": "b"}], "b"),
+        ([{"id": "a\x00\ud83d"}], "a\ufffd"),
         ([{"id": "embed-a"}], ""),
         ([], ""),
     ],
@@ -251,6 +253,21 @@ def test_a_server_of_embedding_models_says_so():
         status = generator.status()
         assert status["state"] == "unreachable" and says in status["detail"]
         assert endpoint(server.url, model="mine").status()["state"] == "ready"
+
+
+def test_many_models_of_other_kinds_are_not_all_named():
+    models = listing(*({"id": f"embed-{i}"} for i in range(9)))
+    with faulty_server({"/v1/models": models}) as server:
+        said = outcome(endpoint(server.url, model=None)).error
+    assert "(it has embed-0, embed-1, embed-2, embed-3, embed-4 and 4 more)" in said
+
+
+def test_a_look_at_the_state_is_short(monkeypatch):
+    monkeypatch.setattr("pro_core.generation.endpoint.PROBE", 0.2)
+    with faulty_server({"v1": Fault(hold=True)}) as server:
+        status = endpoint(server.url, timeout=60.0).status()
+    assert status["state"] == "unreachable"
+    assert "sent nothing for 0.2 seconds" in status["detail"]
 
 
 @pytest.mark.parametrize("none", [NONE, error("501 Not Implemented", "no"), listing()])
@@ -462,3 +479,42 @@ def test_an_environment_that_makes_no_sense_is_each_candidates_error(monkeypatch
     answers = collect(generator, [HI, HI], TINY)
     assert ["a proxy that is no address" in answer.error for answer in answers] == [True, True]
     assert "a proxy that is no address" in generator.status()["detail"]
+
+
+# ---------------------------------------------------------------- a LoRA that is loaded while the server runs
+
+
+def loads(status="200 OK", says="Success"):
+    return Fault(status, "application/json", body=json.dumps({"message": says}).encode())
+
+
+@pytest.mark.parametrize("form", ["", "/v1", "/v1/chat/completions"])
+def test_a_lora_is_loaded_and_then_asked_for_by_name(tmp_path, form):
+    answers = {"v1": loads(), "/v1/chat/completions": FINE}
+    with faulty_server(answers) as server:
+        generator = LoraEndpoint(server.url + form, token=server.token, sleep=Pauses())
+        for name in ("one", "two"):
+            generator.use_lora(name, tmp_path)
+        assert outcome(generator).text == RED
+        asked = [(path.rsplit("/")[-1], body) for path, _, body in server.requests]
+        assert server.requests[0][1]["authorization"] == f"Bearer {server.token}"
+    assert [path for path, _ in asked] == [
+        *("load_lora_adapter", "load_lora_adapter", "unload_lora_adapter", "completions")
+    ]
+    assert asked[0][1] == {"lora_name": "one", "lora_path": str(tmp_path)}
+    assert asked[2][1] == {"lora_name": "one"}
+    assert asked[3][1]["model"] == generator.model == "two"
+
+
+def test_a_lora_that_is_there_already_is_used_and_one_that_is_refused_is_not(tmp_path):
+    there = loads("400 Bad Request", "The lora adapter 'one' has already been loaded.")
+    with faulty_server({"v1": [there, loads("404 Not Found", "No such route")]}) as server:
+        generator = LoraEndpoint(server.url)
+        generator.use_lora("one", tmp_path)
+        with pytest.raises(
+            GenerationError, match="two was not loaded.*No such route.*--enable-lora"
+        ):
+            generator.use_lora("two", tmp_path)
+    assert generator.model == "one"
+    with pytest.raises(GenerationError, match="connection was refused"):
+        generator.use_lora("two", tmp_path)

@@ -103,9 +103,10 @@ class OpenAI:
         self.listed, passed_over = chat_model(models)
         self._called = self._served.listed(models) if self._served else {}
         if passed_over and not self.listed and self.model is None:
+            more = f" and {len(passed_over) - 5} more" if len(passed_over) > 5 else ""
             raise Failure(
-                f"The endpoint {self._host} lists no model that chats (it has {', '.join(passed_over)}); "
-                "set PRO_ENDPOINT_MODEL."
+                f"The endpoint {self._host} lists no model that chats (it has {', '.join(passed_over[:5])}"
+                f"{more}); set PRO_ENDPOINT_MODEL."
             )
         return True
 

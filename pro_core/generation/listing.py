@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pro_core.data import clean_text
+
 _NOT_CHAT = re.compile(
     r"embed|rerank|rank(er|ing)\b|whisper|transcri|\btts\b|speech|\bstt\b|\basr\b|moderation|classif"
     r"|\b(bge|gte|e5|minilm|mpnet|colbert|clip|siglip|dall-?e|imagen|flux|sdxl|stable-diffusion)\b"
@@ -13,6 +15,8 @@ _NOT_CHAT = re.compile(
 )
 """In a model's kind, or in its name where it tells no kind."""
 _CHAT = re.compile(r"chat|llm|vlm|text-generation|completion|generate|language")
+LONGEST_NAME = 300
+"""Characters; what is longer is no name."""
 _KINDS = ("type", "model_type", "task", "pipeline_tag", "mode")
 
 
@@ -25,8 +29,9 @@ def chat_model(models: Sequence[Any]) -> tuple[str, list[str]]:
     passed_over: list[str] = []
     for model in models:
         name = model.get("id") or model.get("name") if isinstance(model, dict) else model
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
             continue
+        name = clean_text(name)
         if _chats(model, name):
             return name, passed_over
         passed_over.append(name)
