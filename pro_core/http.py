@@ -187,8 +187,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
             via = httpx2.Proxy(proxy) if proxy else None
-            if via is not None:
-                self.explain.proxy = via.url.netloc.decode("ascii")
+            self.explain.proxy = via.url.netloc.decode("ascii") if via else None
             tls = self.address.origin.startswith("https") or (via and via.url.scheme == "https")
             context = _system_tls(*map(os.environ.get, _TLS)) if tls else _no_tls()
             transport: dict[str, Any] = {"verify": context, "proxy": via, "trust_env": False}

@@ -61,6 +61,15 @@ def outcome(generator, n=1):
     return collect(generator, [HI] * n, TINY)[0]
 
 
+def news_of(generator):
+    """Every piece of one answer."""
+
+    async def watch():
+        return [piece async for piece in generator.stream_batch([HI], TINY)]
+
+    return asyncio.run(watch())
+
+
 # ---------------------------------------------------------------- faults, in both dialects
 
 
@@ -155,8 +164,9 @@ def test_a_busy_server_is_tried_again(dialect, name, pauses):
 
 def test_only_a_server_that_wakes_up_is_worth_a_note():
     with faulty_server() as faulty:
-        notes = [outcome(meet(faulty, name)).notes for name in ("429-once", "503-once")]
-    assert [len(one) for one in notes] == [0, 1]
+        for name, told in (("429-once", []), ("503-once", [True])):
+            pieces = news_of(meet(faulty, name))
+            assert [piece.progress for piece in pieces if piece.note] == told
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
@@ -167,7 +177,7 @@ def test_nothing_is_tried_again_once_text_is_there(dialect):
         generator = meet(server, "x", dialect)
         answer = outcome(generator)
         assert answer.text == "Well, here" and answer.error
-        assert (server.visits("x"), generator._sleep, answer.notes) == (1, [], [])
+        assert (server.visits("x"), generator._sleep) == (1, [])
 
 
 def test_trying_again_has_an_end(faulty):

@@ -90,6 +90,7 @@ class Piece:
         error: one sentence when this candidate failed; then ``done`` is set and the text stays.
         done: the last piece of this candidate.
         note: one sentence worth showing, such as that old turns were left out.
+        progress: the note is news of a wait, which the next piece makes stale: worth showing, not worth keeping.
         reasoning: what was written since the last piece of the thought before the answer.
         retract: the text of the earlier pieces was reasoning, as a tag says that only now came.
         finish: on the last piece, how the answer ended; None when it broke off.
@@ -101,6 +102,7 @@ class Piece:
     error: str | None = None
     done: bool = False
     note: str | None = None
+    progress: bool = False
     reasoning: str = ""
     retract: bool = False
     finish: Finish | None = None
@@ -211,7 +213,7 @@ class Written:
             self.reasoning, self.text = self.reasoning + self.text, ""
         self.reasoning += piece.reasoning
         self.text += piece.text
-        if piece.note:
+        if piece.note and not piece.progress:
             self.notes.append(piece.note)
         if piece.done:
             self.reasoning = self.reasoning.strip()

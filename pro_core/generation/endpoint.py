@@ -205,7 +205,7 @@ class EndpointGenerator(StreamingGenerator):
         def waiting(failure: Failure, waited: float) -> None:
             logger.info("candidate %d: %s Waited %.0f s.", index, failure.message, waited)
             if failure.again == "waking":
-                tell(Piece(index, note=self._waking(failure, waited)))
+                tell(Piece(index, note=self._waking(failure, waited), progress=True))
 
         async def ask() -> Piece:
             name = mixture.name if mixture else None
