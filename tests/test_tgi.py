@@ -282,18 +282,21 @@ def test_a_mixture_that_tgi_does_not_hold_is_not_asked(tgi, lattice):
     assert [body["parameters"]["adapter_id"] for body in asked(tgi)] == ["helpful-100"]
 
 
-def test_a_mixture_is_checked_once_and_again_later(tgi, lattice):
+@pytest.mark.parametrize("held", [True, False])
+def test_a_mixture_is_checked_once_and_again_later(tgi, lattice, held):
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
-    batch = [conditioned(soup, HI, [1, 0, 0, 0, 0], NAMES)] * 2
+    name, weights = ("helpful-100", [1, 0, 0, 0, 0]) if held else ("humor-100", [0, 0, 0, 0, 1])
+    batch = [conditioned(soup, HI, weights, NAMES)] * 2
 
     def checks():
         tgi.log.bodies.clear()
         settings = GenerationSettings(max_new_tokens=2)
-        assert not any(answer.error for answer in collect(soup, batch, settings))
+        assert all((not answer.error) == held for answer in collect(soup, batch, settings))
         return len(tgi.log.bodies) - len(asked(tgi))
 
     assert [checks(), checks()] == [2, 0]
-    soup._dialect._checks.when["helpful-100"] -= CHECKED_FOR
+    seen, when = soup._dialect._checks.seen[name]
+    soup._dialect._checks.seen[name] = seen, when - CHECKED_FOR[held]
     assert checks() == 2
 
 

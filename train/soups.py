@@ -43,6 +43,8 @@ OPTIONAL = {
     "licence": None,  # the soups' own, for their cards
 }
 
+TGI = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+
 
 def main(recipe_path: str) -> None:
     recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
@@ -120,7 +122,10 @@ def launching(folder: Path, config: PolicyConfig) -> Iterator[str]:
         f"python -m sglang.launch_server --model-path {base} --enable-lora --max-loras-per-batch 4 "
         f"--max-lora-rank {greatest} --lora-paths {here}"
     )
-    yield f"TGI, with -v {shlex.quote(str(folder.absolute()))}:/lattice: LORA_ADAPTERS={mounted}"
+    yield (
+        f"docker run --gpus all --shm-size 1g -p 8080:80 -v {shlex.quote(str(folder.absolute()))}:/lattice "
+        f"-e LORA_ADAPTERS={mounted} {TGI} --model-id {base}"
+    )
     yield f"The app: PRO_POLICY={shlex.quote(str(folder))} PRO_ENDPOINT_URL=... python app.py"
 
 

@@ -11,6 +11,7 @@ answer for a LoRA that they do not have with the base model, without a word:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ NOBODY = "pro-no-such-mixture"
 """A name that no server holds: under it TGI writes as the base model."""
 PROBE = "Human: Tell me something about the sea.\n\nAssistant:"
 PROBE_TOKENS = 8
-CHECKED_FOR = 600.0
-"""Seconds after which TGI is checked again: it may have been started anew, without the mixtures."""
+CHECKED_FOR = {True: 600.0, False: 10.0}
+"""Seconds after which TGI is checked again, where it held a mixture and where not: it may have been started anew."""
 
 
 class Mixture(NamedTuple):
@@ -95,10 +96,10 @@ class Served:
 
 
 class Checks:
-    """Which mixtures TGI was seen to hold, and when; each is looked at again after :data:`CHECKED_FOR` seconds."""
+    """Which mixtures TGI was seen to hold, or not, and when (:data:`CHECKED_FOR`)."""
 
     def __init__(self) -> None:
-        self.when: dict[str, float] = {}
+        self.seen: dict[str, tuple[bool, float]] = {}
 
     async def tgi(self, session: Session, path: str, served: Served, mixture: str) -> None:
         """Raise a GenerationError where TGI writes under the mixture exactly as under a name that nobody has.
@@ -113,15 +114,16 @@ class Checks:
             Failure: the server did not answer as TGI does.
         """
         async with session.lock:
-            if time.monotonic() - self.when.get(mixture, -CHECKED_FOR) < CHECKED_FOR:
-                return
-            wrote = [await _probabilities(session, path, name) for name in (mixture, NOBODY)]
-            if wrote[0] == wrote[1]:
-                raise GenerationError(
-                    f"The endpoint {served.host} writes under {mixture} exactly as without any mixture, so it does not "
-                    "hold it: start it with LORA_ADAPTERS, as train/soups.py says."
-                )
-            self.when[mixture] = time.monotonic()
+            held, when = self.seen.get(mixture, (False, -math.inf))
+            if time.monotonic() - when >= CHECKED_FOR[held]:
+                wrote = [await _probabilities(session, path, name) for name in (mixture, NOBODY)]
+                held = wrote[0] != wrote[1]
+                self.seen[mixture] = held, time.monotonic()
+        if not held:
+            raise GenerationError(
+                f"The endpoint {served.host} writes under {mixture} exactly as without any mixture, so it does not "
+                "hold it: start it with LORA_ADAPTERS, as train/soups.py says."
+            )
 
 
 async def _probabilities(session: Session, path: str, adapter: str) -> list[tuple[Any, Any]]:
