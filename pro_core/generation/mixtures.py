@@ -81,7 +81,7 @@ class Served:
         called = {}
         for entry in models:
             name = entry.get("id") if isinstance(entry, Mapping) else None
-            if name in self.policy.mixtures:
+            if isinstance(name, str) and name in self.policy.mixtures:
                 # SGLang takes a LoRA's name behind its model's, and the bare name for the model itself.
                 behind = entry.get("owned_by") == "sglang" and entry.get("parent")
                 called[name] = f"{entry['parent']}:{name}" if behind else name
