@@ -158,11 +158,13 @@ def test_what_a_proxy_does_wrong_is_said_of_the_proxy(monkeypatch):
     assert f"The proxy {host} does not let us through to gpu-box.invalid:8000" in tunnel.message
     assert "secret" not in tunnel.message
     assert tunnel.again is None
-    gone = failure_of(Client(ELSEWHERE))  # the server is closed: nobody listens at the proxy's port
+    gone = failure_of(client)  # the server is closed: nobody listens at the proxy's port
     assert (
         f"The proxy {host}, by which gpu-box.invalid:8000 is asked, cannot be reached"
         in gone.message
     )
+    monkeypatch.setenv("no_proxy", "*")
+    assert "The endpoint gpu-box.invalid:8000 cannot be found" in failure_of(client).message
 
 
 @pytest.mark.parametrize(
