@@ -150,7 +150,7 @@ def ranked(
     objective_names: Sequence[str],
     source: str,
 ) -> BestOfN:
-    """The candidates, best total first, failed ones last; the scores (N, K) are of the N that did not fail, in order."""
+    """The candidates, best total first, failed ones last; scores (N, K) are of the N that did not fail, in order."""
     scorable = [candidate for candidate in candidates if candidate.error is None]
     uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
     totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
