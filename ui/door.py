@@ -6,8 +6,8 @@
   is one sentence, as `detail` (which Gradio's page shows) and as `error`.
 * **Frames.** Only pages of the same origin may show the app in a frame; on a Space (`SPACE_ID` is set) also Hugging
   Face's, which show every Space so. A content policy for scripts is impossible: Gradio's page evaluates its templates.
-* **Other origins.** Scripts of any page may call the app, as any program may: it has no accounts, and all it holds of a
-  visitor is in the visitor's page. They get no cookie with it (`Access-Control-Allow-Origin: *`, never
+* **Other origins.** Scripts of any page may call the app, as any program may: it has no accounts, and what it holds of
+  a visitor needs that page's session number. They get no cookie with it (`Access-Control-Allow-Origin: *`, never
   `Allow-Credentials`), which matters on a private Space. An app on this machine's own address answers only pages of
   this machine: no website can reach it through the browser of somebody who runs it.
 * **Types and addresses.** `nosniff`: a text is never run as a script. `Referrer-Policy: same-origin`: no other site
@@ -29,9 +29,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from fastapi import FastAPI, HTTPException
 from gradio.routes import App
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -177,9 +177,9 @@ class Door:
 
 
 @asynccontextmanager
-async def with_door(app: FastAPI) -> AsyncIterator[None]:
+async def with_door(app: App) -> AsyncIterator[None]:
     """The lifespan of a Gradio app that puts a :class:`Door` around all its layers before the first request."""
-    assert isinstance(app, App) and app.middleware_stack is not None
+    assert app.middleware_stack is not None  # the lifespan runs in it
     app.middleware_stack = Door(app.middleware_stack, app.get_blocks())
     yield
 
