@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -607,6 +608,35 @@ def test_a_thought_is_behind_a_disclosure_and_a_cut_answer_says_so(visit) -> Non
         expect(card.locator(".reasoning")).to_have_text(thought)
         if folder := os.environ.get("PRO_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/thinking.png")
+        demo.close()
+
+
+def test_an_endpoint_that_wakes_up_says_how_long_it_takes(visit) -> None:
+    from tests.servers.scripted import refuses, says, scripted
+
+    awake = threading.Event()
+    asleep = refuses("Model m is currently loading", 503)
+    with scripted(
+        lambda body: (200, [says("Red."), says("", "stop")]) if awake.is_set() else asleep
+    ) as (
+        server,
+        _,
+    ):
+        models = Models({"PRO_ENDPOINT_URL": server, "PRO_ENDPOINT_MODEL": "m"})
+        models.load()
+        demo = app.build(models)
+        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+        page = visit(url=url)
+        ask(page, "Name three colours.")
+        expect(page.locator(".note")).to_contain_text(
+            "is waking up (Model m is currently loading); waited 1 s, at most 600."
+        )
+        if folder := os.environ.get("PRO_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/waking.png")
+        awake.set()
+        finished(page)
+        expect(page.locator(".card .text").first).to_have_text("Red.")
+        expect(page.locator(".note")).to_be_hidden()
         demo.close()
 
 

@@ -24,7 +24,6 @@ class Writing:
 
     Attributes:
         written: (N) what is there of each.
-        note: what the generator last had to say, such as that old turns were left out.
 
     Args:
         visitors: how many have answers written just now.
@@ -38,7 +37,7 @@ class Writing:
         visitors: Callable[[], int] = lambda: 1,
     ):
         self.written = [Written() for _ in batch]
-        self.note = ""
+        self._note, self._waits = "", dict[int, str]()
         self._visitors = visitors
         self._news = asyncio.Event()
         self._work = asyncio.create_task(self._write(generator, batch, settings))
@@ -50,10 +49,19 @@ class Writing:
             async with aclosing(generator.stream_batch(batch, settings)) as pieces:
                 async for piece in pieces:
                     self.written[piece.index].add(piece)
-                    self.note = piece.note or self.note
+                    if piece.note and piece.progress:
+                        self._waits[piece.index] = piece.note
+                    else:
+                        self._waits.pop(piece.index, None)
+                        self._note = piece.note or self._note
                     self._news.set()
         finally:
             self._news.set()
+
+    @property
+    def note(self) -> str:
+        """What the answers wait for, else what the generator last had to say, such as that old turns were left out."""
+        return next(iter(self._waits.values()), self._note)
 
     async def __aenter__(self) -> Writing:
         await asyncio.sleep(0)  # the request leaves before anything else is done
