@@ -162,6 +162,7 @@ def launch_settings() -> dict[str, Any]:
         "max_file_size": "1mb",
         "ssr_mode": False,
         "max_threads": MOST_EVENTS,
+        "state_session_capacity": 512,  # a copy of the page's inputs each, of which this app needs none
         "footer_links": ["api"],
         "app_kwargs": {"lifespan": with_door},
     }

@@ -4,7 +4,7 @@
 
 The kinds are in tests/hostile_requests.py. Afterwards the app's log must hold no traceback, no request may be without
 an answer, a page that was open all the time must still work, and the app's memory must have grown by less than a tenth
-since a warm-up of as many requests of another seed: caches and the allocator fill up once. Prints one table; exits
+since a warm-up of as many requests before: caches and the allocator fill up once. Prints one table; exits
 with 1 when something of this does not hold. Two minutes on two cores.
 """
 

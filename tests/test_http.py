@@ -12,10 +12,11 @@ import time
 import httpx2
 import pytest
 
-from pro_core.addresses import address_of, is_loopback, proxy_of
-from pro_core.error_bodies import MAX_SAID, code_of, kind_of, named_by, parsed, said_by
-from pro_core.failures import MAX_WORDS, Explainer, Failure, _retry_after, masked
-from pro_core.http import MAX_BODY, Client, Patience, persist
+from pro_core.http import Client, Patience, persist
+from pro_core.http.addresses import address_of, is_loopback, proxy_of
+from pro_core.http.client import MAX_BODY
+from pro_core.http.error_bodies import MAX_SAID, code_of, kind_of, named_by, parsed, said_by
+from pro_core.http.failures import MAX_WORDS, Explainer, Failure, _retry_after, masked
 from tests.servers.faulty import Fault, faulty_server
 from tests.servers.scripted import scripted
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pro_core.events import MAX_EVENT, EventReader, TooLong
-from pro_core.failures import Explainer, Failure
 from pro_core.generation import Written
 from pro_core.generation.answers import SLACK, THOUGHT_SLACK, AnswerPieces
 from pro_core.generation.dialect_openai import Chunks
 from pro_core.generation.dialect_tgi import Tokens
+from pro_core.http.events import MAX_EVENT, EventReader, TooLong
+from pro_core.http.failures import Explainer, Failure
 from tests.servers.scripted import says, token
 
 BOM = "\ufeff".encode()

@@ -81,7 +81,7 @@ class Page:
         try:
             earlier = follow_up(self._previous(old), pick)
         except ValueError as error:
-            yield _failed(old, sentence(error))
+            yield _failed(_kept(old), sentence(error))
             return
         answers = self._answer(earlier, prompt, n, tokens, styles, old, sliders, None)
         async with aclosing(answers) as runs:
@@ -102,7 +102,7 @@ class Page:
             if not messages:
                 raise ValueError("There is nothing to write again yet: ask something first.")
         except ValueError as error:
-            yield _failed(old, sentence(error))
+            yield _failed(_kept(old), sentence(error))
             return
         *earlier, last = messages
         answers = self._answer(earlier, last["content"], n, tokens, styles, old, sliders, None)
@@ -121,13 +121,13 @@ class Page:
         sliders: list[float] | None,
         seed: int | None,
     ) -> AsyncGenerator[Run, None]:
-        run, explaining = old, None
+        run, explaining = _kept(old), None
         try:
             n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
             content = text(prompt, "prompt")
             messages = to_messages([*earlier, {"role": "user", "content": content}])
             if not self.models.ready:
-                yield {**old, "note": "Loading the reward models…", "tone": "", "busy": True}
+                yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
             cycle = list(STYLES) if flag(styles, "different styles") else [None]
             given = [cycle[i % len(cycle)] for i in range(n)]
             run = await self._new_run(messages, [answer(style=style) for style in given])
@@ -162,9 +162,8 @@ class Page:
     async def _new_run(self, messages: list[Message], candidates: list[Answer]) -> Run:
         panel = await self.models.when_ready()
         predicted = await self.models.predict(messages)
-        if predicted is None:
-            found = dict.fromkeys(("predicted", "lower", "upper", "known"))
-        else:
+        found: Run = {"predicted": None, "lower": None, "upper": None, "known": None}
+        if predicted is not None:
             found = {
                 "predicted": predicted.weights.tolist(),
                 "lower": numbers(predicted.lower),
@@ -252,7 +251,7 @@ class Page:
         try:
             run = self._previous(old)
             if not run.get("busy"):
-                return old
+                return run
             if run.get("phase") != "writing":  # nothing of the new prompt was shown yet
                 return {**run, "busy": False, "note": "Stopped.", "tone": ""}
             written = any(c["text"].strip() for c in run["candidates"])
@@ -262,10 +261,10 @@ class Page:
             await self.models.when_ready()
             return await self._scored({**run, "phase": "stopped", "note": f"Stopped. {note}"})
         except (ValueError, GenerationError) as error:
-            return _failed(old, sentence(error))
+            return _failed(_kept(old), sentence(error))
         except Exception:
             log.exception("scoring after a stop failed")
-            return _failed(old, SORRY)
+            return _failed(_kept(old), SORRY)
 
     async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
         """Two to four answers of the visitor's own, scored."""
@@ -287,10 +286,10 @@ class Page:
             finally:
                 explaining.cancel()
         except (ValueError, GenerationError) as error:
-            return _failed(old, sentence(error))
+            return _failed(_kept(old), sentence(error))
         except Exception:
             log.exception("scoring pasted answers failed")
-            return _failed(old, SORRY)
+            return _failed(_kept(old), SORRY)
 
     async def watch_status(self) -> AsyncGenerator[str, None]:
         """The status line, until everything is loaded."""
@@ -305,10 +304,17 @@ class Page:
             await asyncio.sleep(0.2)
 
 
-def _failed(run: Any, note: str) -> Run:
-    """The run with one sentence on what went wrong. What is no run at all is left out."""
-    kept = run if isinstance(run, dict) else {}
-    return {**kept, "note": note, "tone": "error", "busy": False}  # type: ignore[return-value,typeddict-item]
+def _kept(old: Any) -> Run:
+    """What the browser sent, to be sent back: also a run of another panel, but nothing that no page has."""
+    try:
+        return previous_run(old)
+    except ValueError:
+        return {}
+
+
+def _failed(run: Run, note: str) -> Run:
+    """The run with one sentence on what went wrong."""
+    return {**run, "note": note, "tone": "error", "busy": False}
 
 
 def _line(ahead: int) -> str:

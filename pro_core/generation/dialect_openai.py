@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pro_core.failures import Failure
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
 from pro_core.generation.listing import chat_model
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Session
+from pro_core.http.failures import Failure
 from pro_core.objectives import Message
 from pro_core.turns import merged, plainest
 

@@ -12,13 +12,13 @@ from concurrent.futures import Future
 from typing import Any
 
 from pro_core.conditioned import load_tokenizer
-from pro_core.failures import Explainer
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
 from pro_core.generation.mixtures import Checks, Served
 from pro_core.http import Answer, Client, Session
+from pro_core.http.failures import Explainer
 from pro_core.objectives import Message
 from pro_core.turns import THOUGHTS, opened_thought, turn_end
 

@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from pro_core.events import Event
-from pro_core.failures import Explainer, Failure
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import Finish, GenerationSettings, Piece
 from pro_core.http import Answer, Session
+from pro_core.http.events import Event
+from pro_core.http.failures import Explainer, Failure
 from pro_core.objectives import Message
 
 Tell = Callable[[Piece], None]

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from pro_core.conditioned import PolicyConfig
-from pro_core.failures import Failure
 from pro_core.generation.base import (
     GenerationError,
     GenerationSettings,
@@ -29,6 +28,7 @@ from pro_core.generation.dialect_tgi import TGI
 from pro_core.generation.dialects import Dialect, Tell
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Patience, Session, persist
+from pro_core.http.failures import Failure
 from pro_core.objectives import Message
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.conditioned import PolicyConfig
-from pro_core.failures import Failure
 from pro_core.generation.base import GenerationError
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.http import Answer
+from pro_core.http.failures import Failure
 
 
 class LoraEndpoint(EndpointGenerator):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from pro_core.addresses import address_of
 from pro_core.conditioning import CONDITIONS
+from pro_core.http.addresses import address_of
 from pro_core.policies.online import GOALS, NEED_ADAPTER, RULES
 from pro_core.training import ConfigError, read_recipe
 

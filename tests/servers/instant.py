@@ -74,11 +74,9 @@ class Instant:
             for one in EVENTS:
                 writer.write(b"%x\r\n%s\r\n" % (len(one), one))
                 await writer.drain()
-                gone = asyncio.create_task(reader.read(1))  # nothing more comes but the end
-                done, _ = await asyncio.wait([gone], timeout=self.pause)
-                if done:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), self.pause)  # nothing comes but the end
                     raise ConnectionResetError
-                gone.cancel()
             writer.write(b"0\r\n\r\n")
         finally:
             self.open -= 1

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import httpx2
 
-from pro_core.error_bodies import code_of, kind_of, named_by, parsed, said_by
-from pro_core.events import TooLong
+from pro_core.http.error_bodies import code_of, kind_of, named_by, parsed, said_by
+from pro_core.http.events import TooLong
 
 MAX_WORDS = 200
 """Characters of a server's own words in a sentence."""

@@ -4,7 +4,7 @@
 - This machine's own addresses are never asked through a proxy; other hosts as the environment says (http_proxy,
   https_proxy, all_proxy, no_proxy).
 - Certificates are checked; SSL_CERT_FILE or SSL_CERT_DIR name other authorities than the system's.
-- Whatever goes wrong is a :class:`~pro_core.failures.Failure`: one sentence, and whether to ask again
+- Whatever goes wrong is a :class:`~pro_core.http.failures.Failure`: one sentence, and whether to ask again
   (:class:`Patience`).
 """
 
@@ -24,10 +24,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 
-from pro_core.addresses import address_of, proxy_of
-from pro_core.error_bodies import parsed
-from pro_core.events import Event, EventReader, TooLong
-from pro_core.failures import Explainer, Failure, Settings
+from pro_core.http.addresses import address_of, proxy_of
+from pro_core.http.error_bodies import parsed
+from pro_core.http.events import Event, EventReader, TooLong
+from pro_core.http.failures import Explainer, Failure, Settings
 
 T = TypeVar("T")
 
