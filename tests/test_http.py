@@ -567,6 +567,52 @@ def test_leaving_does_not_wait_for_the_address_of_a_host(monkeypatch):
     assert asyncio.run(leave()) < 0.5
 
 
+@pytest.mark.parametrize("outcome", ["models", Failure("no")])
+def test_what_several_requests_look_up_at_once_is_looked_up_once(outcome):
+    looks = []
+
+    async def look_up():
+        looks.append(1)
+        await asyncio.sleep(0)
+        if isinstance(outcome, Failure):
+            raise outcome
+        return outcome
+
+    async def run():
+        async with Client(ELSEWHERE).session() as session:
+            asks = [session.shared("models", look_up) for _ in range(3)]
+            found = await asyncio.gather(*asks, return_exceptions=True)
+            assert found == [outcome] * 3 and len(looks) == 1
+            await asyncio.gather(session.shared("models", look_up), return_exceptions=True)
+            assert len(looks) == 2  # one that comes later asks again
+
+    asyncio.run(run())
+
+
+def test_leaving_ends_what_was_looked_up_for_all():
+    ended = []
+
+    async def look_up():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(1)
+
+    async def leave():
+        async with Client(ELSEWHERE).session() as session:
+            waiting = [session.shared("models", look_up) for _ in range(3)]
+            task = asyncio.gather(*waiting)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0)
+            assert ended == [1]
+
+    asyncio.run(leave())
+
+
 def test_one_client_serves_many_event_loops():
     with faulty_server() as server:
         client = Client(server.url)

@@ -7,6 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
+from pro_core.conditioned import PolicyConfig
+from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
@@ -268,12 +270,19 @@ def test_many_models_of_other_kinds_are_not_all_named():
     assert "(it has embed-0, embed-1, embed-2, embed-3, embed-4 and 4 more)" in said
 
 
-def test_a_look_at_the_state_is_short(monkeypatch):
+@pytest.mark.parametrize(
+    ("silent", "says"),
+    [
+        (Fault(hold=True), "sent nothing for 0.2 seconds"),
+        (Fault(drip=(b" ", 0.02)), "gave no whole answer in 0.2 seconds"),
+    ],
+)
+def test_a_look_at_the_state_is_short(monkeypatch, silent, says):
     monkeypatch.setattr("pro_core.generation.endpoint.PROBE", 0.2)
-    with faulty_server({"v1": Fault(hold=True)}) as server:
+    with faulty_server({"v1": silent}) as server:
         status = endpoint(server.url, timeout=60.0).status()
     assert status["state"] == "unreachable"
-    assert "sent nothing for 0.2 seconds" in status["detail"]
+    assert says in status["detail"]
 
 
 @pytest.mark.parametrize("none", [NONE, error("501 Not Implemented", "no"), listing()])
@@ -283,6 +292,51 @@ def test_a_server_that_lists_nothing_is_asked_all_the_same(none):
         assert [outcome(generator).text for _ in range(2)] == [RED, RED]
         assert paths(server).count("/v1/models") == 1
         assert server.requests[-1][2]["model"] == "tgi"
+
+
+LISTS_NOT = [Fault(hold=True), Fault(drip=(b" ", 0.02)), Fault(cut=True, body=b'{"data"')]
+"""Ways in which a list of models never comes."""
+
+
+@pytest.mark.parametrize("silent", LISTS_NOT)
+def test_an_answer_waits_for_the_list_of_models_for_a_short_time_and_once(monkeypatch, silent):
+    monkeypatch.setattr("pro_core.generation.dialect_openai.PROBE", 0.2)
+    with faulty_server({"/v1/models": silent, "/v1/chat/completions": FINE}) as server:
+        generator = endpoint(server.url, model=None, timeout=60.0)
+        begun = time.monotonic()
+        assert [a.text for a in collect(generator, [HI] * 4, TINY)] == [RED] * 4
+        assert outcome(generator).text == RED
+        assert time.monotonic() - begun < 3
+        assert paths(server) == ["/v1/models", *["/v1/chat/completions"] * 5]
+        assert {body["model"] for _, _, body in server.requests[1:]} == {"tgi"}
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "404 Not Found"])
+def test_a_name_made_up_for_want_of_a_list_is_looked_up_again_once_it_is_refused(
+    monkeypatch, status
+):
+    monkeypatch.setattr("pro_core.generation.dialect_openai.PROBE", 0.2)
+    answers = {
+        "/v1/models": [Fault(hold=True), listing({"id": "qwen"})],
+        "/v1/chat/completions": [error(status, "No model tgi"), FINE],
+    }
+    with faulty_server(answers) as server:
+        generator = endpoint(server.url, model=None)
+        assert "(No model tgi)" in outcome(generator).error
+        assert outcome(generator).text == RED
+        assert server.requests[-1][2]["model"] == "qwen"
+
+
+@pytest.mark.parametrize("silent", LISTS_NOT[:2])
+def test_a_mixture_is_not_said_to_be_missing_by_a_server_that_said_nothing(monkeypatch, silent):
+    monkeypatch.setattr("pro_core.generation.dialect_openai.PROBE", 0.2)
+    policy = PolicyConfig(Condition("none", ("a", "b")), mixtures={"x": [1, 0], "y": [0, 1]})
+    with faulty_server({"/v1/models": silent}) as server:
+        generator = endpoint(server.url, policy=policy, timeout=60.0)
+        answers = collect(generator, [policy.messages(HI, [1, 0], ("a", "b"))] * 4, TINY)
+        assert paths(server) == ["/v1/models"]  # one look for all of them
+    for answer in answers:
+        assert answer.error.endswith("gave no whole answer in 0.2 seconds.")
 
 
 def test_a_server_that_has_another_model_since_is_looked_up_again():
@@ -327,6 +381,25 @@ def test_a_server_that_wakes_up_is_waited_for_and_says_so(dialect):
     )
     waited = [int(note.split("waited ")[1].split(" s")[0]) for note in notes]
     assert waited == sorted(waited) and 40 <= waited[-1] <= 50
+
+
+@pytest.mark.parametrize("dialect", ["openai", "tgi"])
+@pytest.mark.parametrize("breaks", [{"cut": True}, {"reset": True}])
+def test_a_status_counts_although_its_body_breaks_off(dialect, breaks):
+    asleep = Fault("503 Service Unavailable", "text/plain", body=b"starting", **breaks)
+    fine = Fault(body=whole(dialect == "tgi"))
+    with faulty_server({"x": [asleep, fine], "y": Fault("500 Oh", **breaks)}) as server:
+        answer, notes = with_notes(endpoint(f"{server.url}/x/v1", dialect=dialect))
+        failed = outcome(endpoint(f"{server.url}/y/v1", dialect=dialect))
+    assert (answer.text, answer.error) == (RED, None) and "is waking up" in notes[0]
+    assert "failed (500)" in failed.error
+
+
+def test_a_status_is_told_although_its_body_never_ends(monkeypatch):
+    monkeypatch.setattr("pro_core.http.client.ERROR_WAIT", 0.2)
+    for endless in (Fault("500 Oh", stall=True), Fault("500 Oh", drip=(b"x", 0.02))):
+        with faulty_server({"x": endless}) as server:
+            assert "failed (500)" in outcome(endpoint(f"{server.url}/x/v1", timeout=60.0)).error
 
 
 def test_patience_has_an_end():
@@ -445,6 +518,13 @@ def test_what_says_nothing_does_not_extend_the_time_out(dialect, begun, says_not
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
+def test_blanks_without_end_are_no_beginning(dialect):
+    with faulty_server({"x": Fault(drip=(b" " * 2**16, 0.0))}) as server:
+        answer = outcome(endpoint(f"{server.url}/x/v1", dialect=dialect))
+    assert "too long to be part of an answer" in answer.error
+
+
+@pytest.mark.parametrize("dialect", ["openai", "tgi"])
 def test_a_server_that_never_stops_is_cut_off(dialect):
     word = tgi_word("word " * 50) if dialect == "tgi" else openai_word("word " * 50)
     with faulty_server({"x": Fault(drip=(sse(word), 0.0))}) as server:
@@ -524,15 +604,51 @@ def test_a_lora_is_loaded_and_then_asked_for_by_name(tmp_path, form):
     assert asked[3][1]["model"] == generator.model == "two"
 
 
-def test_a_lora_that_is_there_already_is_used_and_one_that_is_refused_is_not(tmp_path):
-    there = loads("400 Bad Request", "The lora adapter 'one' has already been loaded.")
-    with faulty_server({"v1": [there, loads("404 Not Found", "No such route")]}) as server:
-        generator = LoraEndpoint(server.url)
+def lists(*models: dict) -> Fault:
+    return Fault(kind="application/json", body=json.dumps({"data": models}).encode())
+
+
+@pytest.mark.parametrize("says", ["The lora adapter 'one' has already been loaded.", "", "nein"])
+def test_a_lora_that_the_server_lists_is_used_whatever_it_says(tmp_path, says):
+    held = lists({"id": "base", "parent": None}, {"id": "one", "parent": "base"})
+    refused = loads("400 Bad Request", says)
+    with faulty_server({"v1": refused, "/v1/models": held}) as server:
+        generator = LoraEndpoint(server.url, token=server.token)
         generator.use_lora("one", tmp_path)
+        assert generator.model == "one"
+        for name in ("two", "base"):  # not there, and there as something else than a LoRA
+            with pytest.raises(GenerationError):
+                generator.use_lora(name, tmp_path)
+            assert generator.model == "one"
+        assert all(h["authorization"] == f"Bearer {server.token}" for _, h, _ in server.requests)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        loads("404 Not Found", "No such route"),
+        Fault(kind="text/html", body=b"<html>"),
+        Fault(kind="application/json", body=b'{"data": ["one", {"parent": "base"}, null]}'),
+        Fault(kind="application/json", body=b'{"data": 7}'),
+        Fault(reset=True),
+    ],
+    ids=["none", "page", "others", "number", "reset"],
+)
+def test_a_lora_that_is_refused_and_not_listed_is_an_error(tmp_path, listing):
+    says = loads("400 Bad Request", "The lora adapter 'one' has already been loaded.")
+    with faulty_server({"v1": says, "/v1/models": listing}) as server:
+        generator = LoraEndpoint(server.url)
+        with pytest.raises(GenerationError):
+            generator.use_lora("one", tmp_path)
+    assert generator.model is None
+
+
+def test_a_refused_lora_is_told_with_the_servers_words(tmp_path):
+    with faulty_server({"v1": loads("404 Not Found", "No such route")}) as server:
+        generator = LoraEndpoint(server.url)
         with pytest.raises(
             GenerationError, match="two was not loaded.*No such route.*--enable-lora"
         ):
             generator.use_lora("two", tmp_path)
-    assert generator.model == "one"
     with pytest.raises(GenerationError, match="connection was refused"):
         generator.use_lora("two", tmp_path)

@@ -247,13 +247,14 @@ def test_a_finish_reason_or_done_ends_an_answer_and_nothing_takes_it_back(end, n
     [
         *[("length", "length"), ("max_tokens", "length"), ("MAX_TOKENS", "length")],
         *[("content_filter", "filter"), ("SAFETY", "filter"), ("sensitive", "filter")],
+        *[("SPII", "filter"), ("refusal", "filter")],
     ],
 )
 def test_a_limit_and_a_filter_are_no_normal_end(reason, finish):
     assert text_of("openai", chunk("Red"), chunk("", reason)) == ("", "Red", finish, None)
 
 
-@pytest.mark.parametrize("reason", ["error", "abort"])
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
 def test_a_server_that_gives_up_does_not_end_the_answer(reason):
     assert "half-way" in text_of("openai", chunk("Red"), chunk("", reason))[3]
     choice = {"delta": {}, "finish_reason": "error", "error": {"message": "Provider is gone"}}
@@ -278,6 +279,51 @@ def test_a_stream_of_nothing_is_an_empty_answer(dialect, body):
 @pytest.mark.parametrize("body", [b"data: {not json\n\n", b"data: [1, 2]\n\n", b"data: 7\n\n"])
 def test_rubbish_is_said_to_be_none(dialect, body):
     assert "is no answer" in text_of(dialect, body)[3]
+
+
+@pytest.mark.parametrize(
+    "ping",
+    [
+        *(b"data: \n\n", b"data\n\n", b"data:\ndata:\n\n", b"data: : keepalive\n\n"),
+        *(b"data: null\n\n", b"event: ping\ndata: 12:30\n\n", b'data: {"type": "ping"}\n\n'),
+    ],
+)
+@pytest.mark.parametrize("stream", [openai_stream, tgi_stream])
+def test_what_keeps_a_stream_alive_is_no_part_of_an_answer(stream, ping):
+    dialect = "openai" if stream is openai_stream else "tgi"
+    parts = stream(False)
+    whole = answer_of(dialect, *parts)
+    assert whole[1] is None
+    assert answer_of(dialect, ping + ping.join(parts)) == whole
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"detail": "boom"}, "ended the answer half-way (boom)."),
+        ({"message": "boom"}, "ended the answer half-way (boom)."),
+        ({"message": "boom", "code": 500}, "failed (500) (boom)."),
+        ({"errors": [{"message": "boom", "status": 500}]}, "failed (500) (boom)."),
+        ({"type": "error", "message": "boom"}, "failed while it wrote (boom)."),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["openai", "tgi"])
+def test_an_error_of_another_shape_is_explained(dialect, data, says):
+    word = chunk("Red") if dialect == "openai" else f"data: {json.dumps(token('Red'))}\n\n".encode()
+    event = f"data: {json.dumps(data)}\n\n".encode()
+    found = text_of(dialect, word + event)
+    assert found[1] == "Red" and found[3].endswith(says)
+    assert "(boom)" in text_of(dialect, event)[3]
+
+
+def test_words_beside_an_answer_that_ends_change_nothing():
+    aside = b'data: {"message": "a hint", "usage": {}}\n\n'
+    assert text_of("openai", chunk("Red.") + aside + chunk("", "stop")) == (
+        "",
+        "Red.",
+        "stop",
+        None,
+    )
 
 
 # ---------------------------------------------------------------- shapes of an answer

@@ -394,6 +394,15 @@ def test_a_soup_waits_for_its_server_too(tgi, lattice):
     assert note.startswith("Written by the mixture")
 
 
+@pytest.mark.parametrize("dialect", ["tgi", "openai"])
+def test_a_full_house_is_asked_again(tgi, dialect):
+    """In a chat's stream TGI says so in its words alone."""
+    tgi.options.max_concurrent_requests, clock = 0, Clock()
+    [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [HI], GREEDY)
+    assert "is overloaded (Model is overloaded); try again in a while." in answer.error
+    assert clock == [0.5, 1.0, 2.0]
+
+
 def test_waking_has_an_end(tgi):
     tgi.options.asleep = 1000
     [answer] = collect(generator(tgi, patience=12, sleep=Clock()), [HI], GREEDY)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
-from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
+from pro_core.generation.dialects import PROBE, Reader, Tell, seed, top_p, written
 from pro_core.generation.listing import chat_model
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Session
@@ -79,6 +79,7 @@ class OpenAI:
         self._served = served
         self._called: dict[str, str] = {}  # what the server calls the mixtures that it lists
         self.listed: str | None = None
+        self._unheard: Failure | None = None  # why the last look at the models told nothing
         self._explain = client.explain
         self._host = client.host
         self._bases = bases(client.address.path)
@@ -117,29 +118,38 @@ class OpenAI:
 
     async def _name(self, session: Session) -> str:
         """What to call the model: as given, else the first that the server lists, else "tgi" as TGI does."""
-        async with session.lock:
-            if self.model is None and self.listed is None and not await self._look(session):
-                self.listed = ""
+        if self.model is None and self.listed is None:
+            await session.shared("models", lambda: self._look(session))
         return self.model or self.listed or "tgi"
 
     async def _mixture(self, session: Session, served: Served, mixture: str) -> str:
         """What to call a mixture: a server that does not list it might answer with another model."""
-        async with session.lock:
-            if mixture not in self._called:
-                await self._look(session)
         if mixture not in self._called:
-            raise served.missing(mixture, len(self._called))
+            await session.shared("models", lambda: self._look(session))
+        if mixture not in self._called:
+            raise self._unheard or served.missing(mixture, len(self._called))
         return self._called[mixture]
 
-    async def _look(self, session: Session) -> bool:
-        """Whether the server lists its models, which are taken note of."""
+    async def _look(self, session: Session) -> None:
+        """Take note of the models that the server lists, if it does: in front of an answer, so only for a short time.
+
+        Raises:
+            Failure: it will say later, or none of them chats.
+        """
+        self._unheard = None
         for path in self.probes[:-1]:
-            answer = await session.ask("GET", path)
-            if answer.status in (202, 429, 503):  # it will say later
-                raise self._explain.status(answer.status)
+            try:
+                answer = await session.ask("GET", path, timeout=PROBE)
+            except Failure as failure:
+                if failure.again:
+                    raise
+                self._unheard = failure
+                break
+            if answer.status in (202, 429, 503):
+                raise self._explain.answer(answer.status, answer.data)
             if self.learn(path, answer):
-                return True
-        return False
+                return
+        self.listed = self.listed or ""
 
     # ------------------------------------------------------------ asking
 
@@ -176,6 +186,7 @@ class OpenAI:
                 refused = self._refusal(refused, failure)
                 other = self._other(form, failure, body, full != plain)
                 if other is None:
+                    self._forget(failure)
                     raise refused from None
                 form = other
                 continue
@@ -215,12 +226,15 @@ class OpenAI:
             tell(Piece(index, note=f"The endpoint {self._host} takes no {names}: it has its own."))
         self._form = replace(form, plain=False)
 
+    def _forget(self, failure: Failure) -> None:
+        """After a refusal the models are looked up again: the server may have others since it listed them, and may mind
+        the name that was made up for want of a list."""
+        if failure.status in NO_SUCH or not self.listed:
+            self.listed, self._called = None, {}
+
     def _refusal(self, before: Failure | None, failure: Failure) -> Failure:
         """Of two refusals the one to show: what the server says of the request as it is, not of what we made of it;
         of two unknown paths the one that says more."""
-        if failure.status in NO_SUCH:
-            self.listed = None  # it may have another model since it listed one
-            self._called = {}
         if before is None or (before.status in NO_SUCH and failure.status in REFUSED):
             return failure
         if failure.status in NO_SUCH and len(failure.words) > len(before.words):
@@ -249,6 +263,8 @@ def request(
 
 class Chunks(Reader):
     """Reads ``choices``: the ``delta`` of a chunk, or the ``message`` of a whole answer."""
+
+    fields = ("choices",)
 
     def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
         choices = data.get("choices") or []  # none in chunks of usage, and in other servers' pings

@@ -132,6 +132,8 @@ def request(
 class Tokens(Reader):
     """Reads tokens one by one; the last event has the ``generated_text``. A whole answer has nothing else."""
 
+    fields = ("token", "generated_text")
+
     def __init__(self, pieces: AnswerPieces, explain: Explainer, stop: str | None):
         super().__init__(pieces, explain)
         self._stop = stop

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import Finish, GenerationSettings, Piece
 from pro_core.http import Answer, Session
+from pro_core.http.error_bodies import code_of
 from pro_core.http.events import Event
 from pro_core.http.failures import Explainer, Failure
 from pro_core.objectives import Message
@@ -25,11 +26,13 @@ Json = Mapping[str, Any]
 FINISHES: dict[str, Finish] = {
     **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
     **dict.fromkeys(("content_filter", "filter", "safety", "sensitive"), "filter"),
-    **dict.fromkeys(("recitation", "blocklist", "prohibited_content"), "filter"),
+    **dict.fromkeys(("recitation", "blocklist", "prohibited_content", "spii", "refusal"), "filter"),
 }
 """What a server's finish reason means; every other one is the model's own end."""
-BROKEN = ("error", "abort", "network_error")
+BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
 """Finish reasons with which a server says that it did not come to an end."""
+PROBE = 5.0
+"""Seconds that a look at the server's state or at its models may take."""
 
 
 class Dialect(Protocol):
@@ -78,7 +81,10 @@ class Reader(ABC):
 
     Attributes:
         over: the answer has its end, whatever else comes.
+        fields: what an object that is part of an answer has at least one of.
     """
+
+    fields: tuple[str, ...]
 
     def __init__(self, pieces: AnswerPieces, explain: Explainer):
         self.pieces = pieces
@@ -86,6 +92,7 @@ class Reader(ABC):
         self._finish: Finish | None = None
         self._understood = False  # something of an answer came
         self._done = False
+        self._aside = ""  # what an object that is no part of an answer says
 
     @property
     def over(self) -> bool:
@@ -101,12 +108,16 @@ class Reader(ABC):
         try:
             data = json.loads(event.data)
         except (ValueError, RecursionError):
-            if event.cut:  # half of an event
-                return
             if event.name == "error":
                 raise self._explain.in_stream(event.data) from None
+            if event.cut or _keeps_alive(event):  # cut: half of an event
+                return
             raise self._explain.no_answer() from None
+        if data is None:
+            return
         self._refuse(data, event.name)
+        if not any(field in data for field in self.fields):
+            self._aside = self._explain.words(data) or self._aside
         yield from self._news(data)
 
     def whole(self, data: Any) -> Iterator[Piece]:
@@ -122,15 +133,17 @@ class Reader(ABC):
     def end(self) -> list[Piece]:
         """What was held back, and the last piece. Raises Failure where the answer did not come to its end."""
         if not self._understood:
-            raise self._explain.nothing()
+            raise self._explain.nothing(self._aside)
         if not self.over:
-            raise self._explain.broke_off()
+            raise self._explain.broke_off(self._aside)
         return list(self.pieces.end("length" if self.pieces.full else self._finish or "stop"))
 
     def _refuse(self, data: Any, name: str = "") -> None:
         if not isinstance(data, dict):
             raise self._explain.no_answer()
-        if name == "error" or data.get("error") or data.get("object") == "error":
+        error = "error" in (name, data.get("object"), data.get("type")) or data.get("error")
+        part = any(field in data for field in self.fields)
+        if error or (not part and code_of(data) is not None):
             raise self._explain.in_stream(data)
 
     def _ends(self, reason: Any, data: Any) -> None:
@@ -145,6 +158,12 @@ class Reader(ABC):
     @abstractmethod
     def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
         """The pieces of one object; sets what it understood, and the end."""
+
+
+def _keeps_alive(event: Event) -> bool:
+    """Whether data that is no JSON only shows that the server is there: none, a comment, or a ping by its name."""
+    text = event.data.strip()
+    return not text or text.startswith(":") or event.name not in ("", "message")
 
 
 async def written(session: Session, path: str, body: Json, reader: Reader, tell: Tell) -> Piece:

@@ -25,7 +25,7 @@ from pro_core.generation.base import (
 )
 from pro_core.generation.dialect_openai import OpenAI
 from pro_core.generation.dialect_tgi import TGI
-from pro_core.generation.dialects import Dialect, Tell
+from pro_core.generation.dialects import PROBE, Dialect, Tell
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Patience, Session, persist
 from pro_core.http.failures import Failure
@@ -37,8 +37,6 @@ DIALECTS: dict[str, Callable[[Client, str | None, Served | None], Dialect]] = {
     "openai": OpenAI,
     "tgi": TGI,
 }
-PROBE = 3.0
-"""Seconds that a look at the server's state may take."""
 
 
 class EndpointGenerator(StreamingGenerator):
@@ -152,7 +150,7 @@ class EndpointGenerator(StreamingGenerator):
         if answer.success or answer.status in (404, 405, 429):
             # Not every server has these routes: one that answers like this is there.
             return "ready", self._dialect.detail()
-        raise self.client.explain.status(answer.status)
+        raise self.client.explain.answer(answer.status, answer.data)
 
     # ------------------------------------------------------------ answers
 

@@ -113,12 +113,15 @@ class Checks:
         Raises:
             Failure: the server did not answer as TGI does.
         """
-        async with session.lock:
-            held, when = self.seen.get(mixture, (False, -math.inf))
-            if time.monotonic() - when >= CHECKED_FOR[held]:
-                wrote = [await _probabilities(session, path, name) for name in (mixture, NOBODY)]
-                held = wrote[0] != wrote[1]
-                self.seen[mixture] = held, time.monotonic()
+
+        async def holds() -> bool:
+            wrote = [await _probabilities(session, path, name) for name in (mixture, NOBODY)]
+            self.seen[mixture] = wrote[0] != wrote[1], time.monotonic()
+            return self.seen[mixture][0]
+
+        held, when = self.seen.get(mixture, (False, -math.inf))
+        if time.monotonic() - when >= CHECKED_FOR[held]:
+            held = await session.shared(mixture, holds)
         if not held:
             raise GenerationError(
                 f"The endpoint {served.host} writes under {mixture} exactly as without any mixture, so it does not "

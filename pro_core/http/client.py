@@ -17,8 +17,8 @@ import os
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +35,8 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes that a JSON answer may have."""
 MAX_ERROR = 64 * 1024
 """Bytes of an error's body that are read."""
+ERROR_WAIT = 5.0
+"""Seconds that are waited for it: the status says enough."""
 CONNECT = 10.0
 """Seconds that connecting may take; less where the time-out is shorter."""
 
@@ -156,10 +158,11 @@ class Client:
         """One call outside of any event loop, on a connection of its own; ``path`` is the whole one.
 
         Raises:
-            Failure: no answer came. A status that is no success is an answer.
+            Failure: no whole answer came in time. A status that is no success is an answer.
         """
         url = self.address.origin + path
         seconds = timeout or self.timeout
+        begun = time.monotonic()
         try:
             with httpx2.Client(**self._options(seconds)) as client:
                 with client.stream(method, url, json=body) as response:
@@ -169,6 +172,8 @@ class Client:
                         size += len(part)
                         if size > MAX_BODY:
                             raise self.explain.no_answer("more than an answer can hold")
+                        if time.monotonic() > begun + seconds:  # a little at a time, for ever
+                            raise self.explain.unfinished(seconds)
         except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
             raise self.explain.exception(error, seconds) from error
         return Answer(response.status_code, parsed(b"".join(parts)), _kind(response))
@@ -233,18 +238,24 @@ def _no_tls() -> ssl.SSLContext:
 
 
 class Session:
-    """Requests side by side; see :meth:`Client.session`.
-
-    Attributes:
-        lock: for what one of the requests looks up for all of them.
-    """
+    """Requests side by side; see :meth:`Client.session`."""
 
     def __init__(self, client: Client, http: httpx2.AsyncClient):
         self.explain = client.explain
         self.timeout = client.timeout
-        self.lock = asyncio.Lock()
         self._origin = client.address.origin
         self._http = http
+        self._shared: dict[str, asyncio.Task[Any]] = {}
+
+    async def shared(self, what: str, look_up: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What ``look_up`` gives or raises, once for all the requests that want it at the same time.
+
+        They end together, so that one of them which is cancelled cancels it.
+        """
+        if what not in self._shared:
+            task = self._shared[what] = asyncio.create_task(look_up())
+            task.add_done_callback(lambda _: self._shared.pop(what))
+        return await self._shared[what]
 
     @asynccontextmanager
     async def request(self, method: str, path: str, body: Any = None) -> AsyncIterator[Reply]:
@@ -259,21 +270,26 @@ class Session:
         except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
             raise self.explain.exception(error) from error
 
-    async def ask(self, method: str, path: str, body: Any = None) -> Answer:
+    async def ask(
+        self, method: str, path: str, body: Any = None, timeout: float | None = None
+    ) -> Answer:
         """One call, as :meth:`Client.ask` makes it."""
-        async with self.request(method, path, body) as reply:
-            read = await reply.rest(MAX_BODY + 1)
-            if len(read) > MAX_BODY:
-                raise self.explain.no_answer("more than an answer can hold")
-            return Answer(reply.status, parsed(read), reply.kind)
+        seconds = timeout or self.timeout
+        try:
+            async with asyncio.timeout(seconds), self.request(method, path, body) as reply:
+                read = await reply.rest(MAX_BODY + 1)
+                if len(read) > MAX_BODY:
+                    raise self.explain.no_answer("more than an answer can hold")
+                return Answer(reply.status, parsed(read), reply.kind)
+        except TimeoutError:
+            raise self.explain.unfinished(seconds) from None
 
     @asynccontextmanager
     async def post(self, path: str, body: Any) -> AsyncIterator[Reply]:
         """One request whose answer is read as it comes. Raises Failure also for a status that is no success."""
         async with self.request("POST", path, body) as reply:
             if reply.status not in (200, 201):
-                error = await reply.rest(MAX_ERROR)
-                raise self.explain.status(reply.status, error, reply.headers)
+                raise self.explain.status(reply.status, await reply.error(), reply.headers)
             yield reply
 
 
@@ -296,8 +312,10 @@ class Reply:
 
     async def is_json(self) -> bool:
         """One whole JSON answer, and no stream of events. Raises Failure for a web page."""
-        while not (start := self._head.lstrip(b"\xef\xbb\xbf \t\r\n")) and not self._ended:
+        start = b""
+        while not start and not self._ended and len(self._head) < MAX_ERROR:
             self._head += await self._part()
+            start = self._head.lstrip(b"\xef\xbb\xbf \t\r\n")
         if start.startswith(b"<"):
             raise self._explain.no_answer("a web page")
         return start.startswith((b"{", b"["))
@@ -331,6 +349,16 @@ class Reply:
             parts.append(await self._part())
             size += len(parts[-1])
         return b"".join(parts)[:most]
+
+    async def error(self) -> bytes:
+        """The body of an error, or what of it came before the connection broke or the time was up."""
+        parts, size = [b""], 0
+        with suppress(TimeoutError, httpx2.HTTPError, httpx2.StreamError, ssl.SSLError):
+            async with asyncio.timeout(ERROR_WAIT):
+                while size < MAX_ERROR and (part := await self._part()):
+                    parts.append(part)
+                    size += len(part)
+        return b"".join(parts)[:MAX_ERROR]
 
     async def _part(self) -> bytes:
         part = await anext(self._parts, None)

@@ -28,7 +28,7 @@ MAX_WORDS = 200
 Again = Literal["busy", "waking"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Failure(Exception):
     """One sentence, and what asking again could do about it.
 
@@ -134,7 +134,7 @@ class Explainer:
         """An error inside an answer that began with status 200."""
         words, code, kind = self.words(data), code_of(data), kind_of(data)
         because = f" ({words})" if words else ""
-        if "overloaded" in kind or code in (429, 529):
+        if "overloaded" in kind or code in (429, 529) or words == TGI_FULL:
             busy = f"The endpoint {self._host} is overloaded{because}{_LATER}"
             return Failure(busy, "busy", status=code, words=words)
         if kind == "validation":
@@ -205,12 +205,18 @@ class Explainer:
         seconds = timeout or self._timeout
         return Failure(f"The endpoint {self._host} sent nothing for {seconds:g} seconds.")
 
-    def broke_off(self) -> Failure:
-        return Failure(f"The endpoint {self._host} ended the answer half-way.")
+    def unfinished(self, seconds: float) -> Failure:
+        return Failure(f"The endpoint {self._host} gave no whole answer in {seconds:g} seconds.")
 
-    def nothing(self) -> Failure:
+    def broke_off(self, words: str = "") -> Failure:
+        """``words``: what it said beside the answer, which may tell why."""
+        because = f" ({words})" if words else ""
+        return Failure(f"The endpoint {self._host} ended the answer half-way{because}.")
+
+    def nothing(self, words: str = "") -> Failure:
+        because = f" ({words})" if words else ""
         return Failure(
-            f"The endpoint {self._host} sent an empty answer; check {self._settings.check}."
+            f"The endpoint {self._host} sent an empty answer{because}; check {self._settings.check}."
         )
 
     def no_answer(self, what: str = "something that is no answer", data: Any = None) -> Failure:
@@ -231,6 +237,8 @@ class Explainer:
 
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _LATER = "; try again in a while."
+TGI_FULL = "Model is overloaded"
+"""In the stream of a chat TGI names no type beside it, and 422 as its status, as of every error."""
 _PART = 6
 _STARRED = re.compile(r"([\w-]*)(?:\*{2,}|\.{3,}|…|•{2,}|[xX]{4,})([\w-]*)")
 
