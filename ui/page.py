@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,8 @@ class Page:
         sliders: list[float] | None,
         seed: int | None,
     ) -> AsyncGenerator[Run, None]:
-        run, explaining = _kept(old), None
+        run: Run = _kept(old)
+        tasks: list[asyncio.Task[Any]] = []
         try:
             n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
             content = text(prompt, "prompt")
@@ -130,12 +131,13 @@ class Page:
                 yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
             cycle = list(STYLES) if flag(styles, "different styles") else [None]
             given = [cycle[i % len(cycle)] for i in range(n)]
-            run = await self._new_run(messages, [answer(style=style) for style in given])
-            run = await self._under_weights(run, sliders)
+            cards = [answer(style=style) for style in given]
+            weighed = asyncio.create_task(self._weighed(messages, cards, sliders))
             explaining = asyncio.create_task(self._words(messages))
+            tasks += [weighed, explaining]
             batch = [styled(messages, style) for style in given]
             settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
-            async with aclosing(self._written(run, batch, settings)) as runs:
+            async with aclosing(self._written(weighed, batch, settings)) as runs:
                 async for written in runs:
                     run = _explained(written, explaining)
                     yield run
@@ -144,16 +146,15 @@ class Page:
                 yield {**run, "busy": True}
                 await asyncio.wait([explaining], timeout=PATIENCE)
             yield _explained(run, explaining)
-        except Full as full:  # the weights are there all the same
-            yield _failed({**run, "candidates": []}, sentence(full))
         except (ValueError, GenerationError) as error:
             yield _failed(run, sentence(error))
         except Exception:
             log.exception("asking failed")
             yield _failed(run, SORRY)
         finally:
-            if explaining is not None:
-                explaining.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _previous(self, old: Any) -> Run:
         """What the browser sent back of the run before. Raises ValueError for what this page cannot have sent."""
@@ -203,8 +204,11 @@ class Page:
             for w, row in zip(why.words, why.effects.round(4), strict=True)
         ]
 
-    async def _under_weights(self, run: Run, sliders: list[float] | None) -> Run:
-        """The run with the visitor's weights, for a policy that reads them; with a stock model they only rank."""
+    async def _weighed(
+        self, messages: list[Message], cards: list[Answer], sliders: list[float] | None
+    ) -> Run:
+        """A new run with its weights; for a policy that reads them the visitor's too, which else only rank."""
+        run = await self._new_run(messages, cards)
         given = weights_or_none(sliders, run["objectives"])
         policy = await self.models.policy_in_use()
         if policy is None or not policy.reads:
@@ -218,24 +222,37 @@ class Page:
         return run.get("used") or run["predicted"] or self.models.uniform().tolist()
 
     async def _written(
-        self, run: Run, batch: list[list[Message]], settings: GenerationSettings
+        self, weighed: asyncio.Task[Run], batch: list[list[Message]], settings: GenerationSettings
     ) -> AsyncGenerator[Run, None]:
-        """The run again and again: at once, as its turn comes nearer, and while its answers grow."""
+        """The run again and again: at once, as its turn comes nearer, and while its answers grow.
+
+        A stock model is not told the weights: it is asked for answers before they are known. What keeps answers from
+        being written is raised after a run with the weights alone.
+        """
         models = self.models
-        batch = await models.conditioned(batch, np.array(self._in_force(run)))
-        run = {**run, "phase": "writing", "busy": True}
-        async with models.places.ask() as place:
+        told = await models.policy_in_use() is not None
+        async with AsyncExitStack() as held:
+            try:
+                place = await held.enter_async_context(models.places.ask())
+                if told:
+                    weights = np.array(self._in_force(await weighed))
+                    batch = await models.conditioned(batch, weights)
+            except (Full, ValueError):
+                yield {**await weighed, "candidates": []}
+                raise
             async for ahead in place.turns():
+                run: Run = {**await weighed, "phase": "writing", "busy": True}
                 yield {**run, "note": f"The weights are there; {_line(ahead)}"}
             begun = time.perf_counter()
-            async with models.writing(batch, settings) as writing:
-                loading = "The weights are there; the language model is still loading…"
-                yield {**run, "note": "" if models.finished else loading}
-                async for _ in writing.looks():
-                    models.note_first_token(writing.written, begun)
-                    note = writing.note or ("" if models.finished else loading)
-                    yield _with(run, writing.written, note)
-                yield _with(run, writing.written, writing.note)
+            writing = await held.enter_async_context(models.writing(batch, settings))
+            run = {**await weighed, "phase": "writing", "busy": True}
+            loading = "The weights are there; the language model is still loading…"
+            yield {**run, "note": "" if models.finished else loading}
+            async for _ in writing.looks():
+                models.note_first_token(writing.written, begun)
+                note = writing.note or ("" if models.finished else loading)
+                yield _with(run, writing.written, note)
+            yield _with(run, writing.written, writing.note)
 
     async def _scored(self, run: Run) -> Run:
         texts = ["" if c["error"] else c["text"] for c in run["candidates"]]  # failed: no score
