@@ -189,6 +189,7 @@ class Page:
     async def _words(self, messages: list[Message]) -> list[Moved] | None:
         """The words that moved the weights; None where there is no adapter or no time to ask it."""
         try:
+            await self.models.when_ready()
             found = await self.models.explain(messages)
         except GenerationError as error:
             log.info("no explanation: %s", error)
