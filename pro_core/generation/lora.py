@@ -30,21 +30,32 @@ class LoraEndpoint(EndpointGenerator):
             GenerationError: the server does not load it, and says why.
         """
         folder = Path(folder).resolve()
-        answer = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-        said = self.client.explain.words(answer.data)
-        if not answer.success and "already been loaded" not in said:
+        asked = {"lora_name": name, "lora_path": str(folder)}
+        answer = self._ask("POST", "/v1/load_lora_adapter", asked)
+        if not answer.success and name not in self._loras():
+            refusal = self.client.explain.answer(answer.status, answer.data)
             raise GenerationError(
-                f"The LoRA {name} was not loaded. {self.client.explain.answer(answer.status, answer.data).message} "
+                f"The LoRA {name} was not loaded. {refusal.message} "
                 "A vLLM server does that with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
             )
         if self._lora not in (None, name):
-            self._post("/v1/unload_lora_adapter", {"lora_name": self._lora})  # best effort
+            self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": self._lora})  # best effort
         self._lora = self._dialect.model = name
         self._policy = PolicyConfig.read(folder)
 
-    def _post(self, route: str, body: dict[str, Any]) -> Answer:
+    def _loras(self) -> set[str]:
+        """The names of the LoRAs that the server lists: models with a parent."""
+        listed = self._ask("GET", "/v1/models").data
+        models = listed.get("data") if isinstance(listed, dict) else None
+        return {
+            str(model.get("id"))
+            for model in (models if isinstance(models, list) else ())
+            if isinstance(model, dict) and model.get("parent")
+        }
+
+    def _ask(self, method: str, route: str, body: dict[str, Any] | None = None) -> Answer:
         path = self.client.address.path.removesuffix("/chat/completions").removesuffix("/v1")
         try:
-            return self.client.ask("POST", path + route, body)
+            return self.client.ask(method, path + route, body)
         except Failure as failure:
             raise GenerationError(failure.message) from None
