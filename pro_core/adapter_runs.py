@@ -28,10 +28,11 @@ from pro_core.adapter_training import (
 from pro_core.artefacts import MANIFEST, WORK, Artefact, copy_files, finished, once
 from pro_core.encoding import FEATURES_VERSION
 from pro_core.fingerprints import fingerprint
+from pro_core.processes import main_process
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import check_table, graded_rows, read_scores, table_hash, what_fits
 from pro_core.storage import read_config
-from pro_core.training import ConfigError, main_process, read_recipe
+from pro_core.training import ConfigError, read_recipe
 
 REQUIRED = ("scores", "panel", "output", "targets")
 OPTIONAL = {

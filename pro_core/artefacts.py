@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pro_core.processes import from_main, main_process, wait_for_all
 from pro_core.storage import (
     StorageError,
     content_hash,
@@ -30,7 +31,6 @@ from pro_core.storage import (
     remove_partial,
     write_config,
 )
-from pro_core.training import from_main, main_process, wait_for_all
 
 MANIFEST = "manifest.json"
 WORK = "work"

@@ -24,6 +24,7 @@ from pro_core.evaluation.classifier import (
     prediction_table,
 )
 from pro_core.fingerprints import fingerprint
+from pro_core.processes import from_main, main_process, process_device
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.classifier_training import (
@@ -39,9 +40,6 @@ from pro_core.storage import content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
-    from_main,
-    main_process,
-    process_device,
     read_recipe,
     train_resuming,
     training_arguments,

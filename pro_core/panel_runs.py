@@ -27,6 +27,7 @@ from pro_core.data import PreferencePair
 from pro_core.data_sources import data_sources, default_data_dir
 from pro_core.evaluation.cards import grade, write_panel_card
 from pro_core.fingerprints import fingerprint
+from pro_core.processes import from_main, main_process, process_device
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
@@ -43,9 +44,6 @@ from pro_core.storage import content_hash, replacing
 from pro_core.training import (
     Progress,
     cast_for_training,
-    from_main,
-    main_process,
-    process_device,
     read_recipe,
     train_resuming,
     training_arguments,

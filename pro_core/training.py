@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pro_core.data import DataError
+from pro_core.processes import (
+    WAIT,
+    from_main,
+    main_process,
+    processes,
+    return_freed_memory,
+    wait_for_all,
+)
 from pro_core.storage import StorageError, explained_disk, write_config
-
-T = TypeVar("T")
-WAIT = 7200
-"""Seconds that processes wait for one another: the main process scores while the others wait."""
 
 
 class ConfigError(ValueError):
@@ -68,12 +68,21 @@ class MasterAdamW(torch.optim.AdamW):
         super().load_state_dict(state)
 
 
+def optimizer_for(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.AdamW:
+    """The optimizer of every training here: :class:`MasterAdamW` where a parameter to train is bf16, else AdamW.
+
+    Args:
+        groups: as AdamW takes them, ``{"params": [...], "lr": rate}``: of the parameters to train alone.
+    """
+    bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
+    return (MasterAdamW if bf16 else torch.optim.AdamW)(groups, weight_decay=weight_decay)
+
+
 class OrderedTrainer(Trainer):
     """A Trainer that takes its rows in the order of the dataset, which fixes it for all epochs.
 
-    A run that is killed and resumed then sees exactly the rows it would have seen. A model whose parameters
-    are bf16 gets :class:`MasterAdamW`, any other AdamW; parameters whose names start with ``fresh`` (new heads) learn
-    at ten times the rate.
+    A run that is killed and resumed then sees exactly the rows it would have seen. The optimizer is
+    :func:`optimizer_for`'s; parameters whose names start with ``fresh`` (new heads) learn at ten times the rate.
     """
 
     fresh: tuple[str, ...] = ()
@@ -86,11 +95,10 @@ class OrderedTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     groups[name.startswith(self.fresh)].append(parameter)
-            kind = MasterAdamW if parameter.dtype == torch.bfloat16 else torch.optim.AdamW
             rates = {False: rate, True: 10 * rate}
-            self.optimizer = kind(
+            self.optimizer = optimizer_for(
                 [{"params": group, "lr": rates[new]} for new, group in groups.items() if group],
-                weight_decay=self.args.weight_decay,
+                self.args.weight_decay,
             )
         return self.optimizer
 
@@ -131,7 +139,7 @@ def training_arguments(
     ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so that
     one process or many take the same steps. ``kind`` is the trainer's own class of arguments.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = processes().num_processes
     if batch_size % (world * accumulation):
         raise ConfigError(
             f"batch_size {batch_size} cannot be shared evenly by {world} processes "
@@ -234,60 +242,11 @@ def _broken(checkpoint: Path) -> str | None:
 
 
 def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
-    """On a CPU, hold the model in bf16 (see :class:`MasterAdamW`) and keep freed memory for the next step.
-
-    Without the latter, glibc returns every large tensor to the system, and most of a step is page faults. Batches of
-    many lengths leave gaps, though: see :func:`return_freed_memory`.
-    """
+    """The model as it is trained: on a CPU held in bf16 (see :class:`MasterAdamW`), on a GPU as it is."""
     if torch.cuda.is_available():
         return model
-    return_freed_memory()
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is kept
-        libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD: and grows in large steps
+    return_freed_memory()  # what another model left
     return model.to(torch.bfloat16)
-
-
-def return_freed_memory() -> None:
-    """Return to the system what glibc keeps: at every checkpoint, and where another model goes in."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def process_device() -> str:
-    """This process's GPU of those that `accelerate launch` dealt out, or the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def join_processes() -> None:
-    """Let the processes that `accelerate launch` started find each other, before there is a trainer to do it."""
-    cuda = torch.cuda.is_available()
-    PartialState(
-        cpu=not cuda,
-        backend=None if cuda or int(os.environ.get("WORLD_SIZE", 1)) == 1 else "gloo",
-        timeout=timedelta(seconds=WAIT),
-    )
-
-
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def from_main(value: T) -> T:
-    """The main process's value, in every process."""
-    values = [value]
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def main_process() -> bool:
-    """Whether this process is the one that writes files and prints tables."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def read_recipe(

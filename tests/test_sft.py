@@ -7,13 +7,15 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_llama
 from transformers import AutoTokenizer
+from trl.kernels import chunked_logprob as kernels
+from trl.trainer import utils
 
 from pro_core.conditioned import PolicyConfig, load_language_model
 from pro_core.conditioning import Condition
 from pro_core.data import to_messages
 from pro_core.generation import GenerationSettings, LocalGenerator, conditioned
 from pro_core.generation.chat import fit
-from pro_core.policies.sft import fine_tune, tokenize_row, tokenize_rows
+from pro_core.policies.sft import fine_tune, score_only_labelled_tokens, tokenize_row, tokenize_rows
 from pro_core.training import ConfigError
 
 CONDITION = Condition.fit("weights", ("long", "short"), [[0, 0], [1, 1]], 1.0)
@@ -199,10 +201,9 @@ def test_what_was_learned_is_what_is_written(llama, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does so by itself")
-def test_on_a_cpu_only_tokens_with_a_label_are_scored(llama, monkeypatch):
+def test_where_a_script_asks_for_it_only_tokens_with_a_label_are_scored(llama, monkeypatch):
     """TRL's head scores all positions of a batch where Triton does not run: on a CPU most of a step for nothing."""
-    from trl.trainer import utils
-
+    monkeypatch.setattr(utils, "_use_triton", kernels._use_triton)  # as TRL is when imported
     model, _, _ = load_language_model(llama)
     ids = torch.randint(0, model.config.vocab_size, (3, 20))
     labels = ids.masked_fill(torch.arange(20) < 15, -100)
@@ -218,6 +219,16 @@ def test_on_a_cpu_only_tokens_with_a_label_are_scored(llama, monkeypatch):
             return real(hidden, *rest)
 
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Spy)
-    found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
-    torch.testing.assert_close(found, expected)
-    assert scored == [3 * 5]
+    for tokens in (3 * 19, 3 * 5):
+        found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+        torch.testing.assert_close(found, expected)
+        assert scored.pop() == tokens
+        score_only_labelled_tokens()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it does nothing beside a GPU")
+def test_a_trl_that_decides_it_elsewhere_is_an_error(monkeypatch):
+    monkeypatch.delattr(utils, "_use_triton")
+    with pytest.raises(RuntimeError):
+        score_only_labelled_tokens()
+    assert not hasattr(utils, "_use_triton")

@@ -17,8 +17,9 @@ import pandas as pd
 from pro_core.adapter_runs import AdapterRun, name_of
 from pro_core.evaluation.adapters import compare, control_weights
 from pro_core.evaluation.cards import write_adapter_card
+from pro_core.processes import from_main, join_processes, keep_freed_memory, main_process
 from pro_core.storage import replacing
-from pro_core.training import from_main, join_processes, main_process, run_script
+from pro_core.training import run_script
 from pro_core.weights import entropy
 
 CHOSEN = "validation accuracy"
@@ -28,6 +29,8 @@ FIRST = "no validation pairs to choose by: the first target of the recipe"
 def main(recipe_path: str) -> None:
     join_processes()
     run = AdapterRun(recipe_path)
+    if run.recipe["train_encoder"]:  # heads alone are small
+        keep_freed_memory()
     names, train, validation = run.objective_names, run.train, run.held_out("validation")
     table: list[dict[str, Any]] = []
     for target in run.targets:

@@ -12,11 +12,13 @@ again only when a setting, the data, the base model or the code has changed.
 from __future__ import annotations
 
 from pro_core.classifier_runs import ClassifierRun
-from pro_core.training import join_processes, main_process, run_script
+from pro_core.processes import join_processes, keep_freed_memory, main_process
+from pro_core.training import run_script
 
 
 def main(recipe_path: str) -> None:
     join_processes()
+    keep_freed_memory()
     run = ClassifierRun(recipe_path)
     if main_process():
         for note in run.data.notes:

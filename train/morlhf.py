@@ -21,7 +21,9 @@ from pro_core.policies.morlhf_recipe import read_morlhf
 from pro_core.policies.online_dpo import OnlineDpoRun
 from pro_core.policies.ppo import PpoRun
 from pro_core.policies.reward_data import RewardData
-from pro_core.training import chosen_seeds, join_processes, run_script
+from pro_core.policies.sft import score_only_labelled_tokens
+from pro_core.processes import join_processes, keep_freed_memory
+from pro_core.training import chosen_seeds, run_script
 
 RUNS: dict[str, type[MorlhfRun]] = {
     "grpo": MorlhfRun,
@@ -34,6 +36,8 @@ RUNS: dict[str, type[MorlhfRun]] = {
 def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_morlhf(recipe_path)
     join_processes()
+    keep_freed_memory()
+    score_only_labelled_tokens()
     recipe = next(iter(arms.values()))
     chosen = chosen_seeds(recipe, seeds)
     data = RewardData.load(recipe)

@@ -19,12 +19,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's clien
 
 from pro_core.policies.morlhf_recipe import read_moslim
 from pro_core.policies.moslim import RUNS, LevelData
-from pro_core.training import chosen_seeds, join_processes, run_script
+from pro_core.policies.sft import score_only_labelled_tokens
+from pro_core.processes import join_processes, keep_freed_memory
+from pro_core.training import chosen_seeds, run_script
 
 
 def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_moslim(recipe_path)
     join_processes()
+    keep_freed_memory()
+    score_only_labelled_tokens()
     recipe = next(iter(arms.values()))
     chosen = chosen_seeds(recipe, seeds)
     data = LevelData.load(recipe)

@@ -12,11 +12,13 @@ base model or the code has changed.
 from __future__ import annotations
 
 from pro_core.panel_runs import PanelRun
-from pro_core.training import join_processes, main_process, run_script
+from pro_core.processes import join_processes, keep_freed_memory, main_process
+from pro_core.training import run_script
 
 
 def main(recipe_path: str) -> None:
     join_processes()
+    keep_freed_memory()
     run = PanelRun(recipe_path)
     if main_process():
         for note in run.data.notes:

@@ -11,16 +11,16 @@ counted at the end. `pro_core.rewards.shards.read_rewards` reads the result.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pro_core.artefacts import MANIFEST
 from pro_core.data_sources import default_data_dir, load_texts
+from pro_core.processes import join_processes, main_process, process_device, processes
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
-from pro_core.training import ConfigError, process_device, read_recipe, run_script
+from pro_core.training import ConfigError, read_recipe, run_script
 
 REQUIRED = ("panel", "data", "output")
 OPTIONAL = {
@@ -63,11 +63,12 @@ def save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_length
 
 def main(recipe_path: str) -> None:
     recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
-    rank, world = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+    join_processes()
+    rank, world = processes().process_index, processes().num_processes
     output = Path(recipe["output"])
     notes: list[str] = []
     responses = load_texts(recipe["data"], recipe["data_dir"] or default_data_dir(), notes)
-    if rank == 0:
+    if main_process():
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
     shards = plan_shards(panel, responses, output, recipe["shard_size"])

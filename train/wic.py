@@ -20,13 +20,17 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's clien
 
 from pro_core.policies.recipe import read_arms
 from pro_core.policies.scored import ScoredData
+from pro_core.policies.sft import score_only_labelled_tokens
 from pro_core.policies.wic import RoundError, WicRun
-from pro_core.training import ConfigError, chosen_seeds, join_processes, main_process, run_script
+from pro_core.processes import join_processes, keep_freed_memory, main_process
+from pro_core.training import ConfigError, chosen_seeds, run_script
 
 
 def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
     arms = read_arms(recipe_path)
     join_processes()
+    keep_freed_memory()
+    score_only_labelled_tokens()
     recipe = next(iter(arms.values()))
     chosen = chosen_seeds(recipe, seeds)
     data = ScoredData.load(recipe)

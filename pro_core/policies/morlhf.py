@@ -9,7 +9,6 @@ states, so a killed run, started again, goes on to the same parameters.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -43,15 +42,9 @@ from pro_core.policies.stages import (
     publish,
     stage,
 )
+from pro_core.processes import from_main, main_process, processes
 from pro_core.storage import content_hash, first_line, write_jsonl
-from pro_core.training import (
-    ConfigError,
-    cast_for_training,
-    from_main,
-    main_process,
-    train_resuming,
-    training_arguments,
-)
+from pro_core.training import ConfigError, cast_for_training, train_resuming, training_arguments
 
 TRAINING_VERSION = 1
 """Of every algorithm here, from prompts to parameters: raised with every change that moves a parameter."""
@@ -199,7 +192,7 @@ class MorlhfRun:
         """TRL's trainer for this run, its checkpoints in ``work``."""
         s = self.settings
         P, G = s["prompts_per_step"], s["generations"]
-        world = int(os.environ.get("WORLD_SIZE", 1))
+        world = processes().num_processes
         if P % world:
             raise ConfigError(
                 f"prompts_per_step {P}: cannot be shared evenly by {world} processes, and a prompt's completions "

@@ -30,10 +30,11 @@ from pro_core.policies.ppo import PpoRun
 from pro_core.policies.reward_data import load_kinds
 from pro_core.policies.scored import check_objectives
 from pro_core.policies.stages import lora_base
+from pro_core.processes import process_device
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import DIVISORS, RewardClassifier, target_scores
 from pro_core.storage import content_hash
-from pro_core.training import ConfigError, process_device
+from pro_core.training import ConfigError
 
 Levels = NDArray[np.int64]
 

@@ -26,15 +26,9 @@ from pro_core.policies.morlhf import MorlhfRun, clean, explained
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
 from pro_core.policies.stages import POLICY, ROLLOUTS, stage
+from pro_core.processes import main_process, process_device
 from pro_core.storage import content_hash, write_jsonl
-from pro_core.training import (
-    ConfigError,
-    Progress,
-    cast_for_training,
-    main_process,
-    process_device,
-    train_resuming,
-)
+from pro_core.training import ConfigError, Progress, cast_for_training, train_resuming
 
 
 class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):

@@ -34,14 +34,13 @@ from pro_core.generation.chat import fit, whole_text
 from pro_core.generation.local import end_tokens
 from pro_core.policies.morlhf import MorlhfRun, explained
 from pro_core.policies.sft import load_to_train, save_policy
+from pro_core.processes import main_process, wait_for_all
 from pro_core.storage import content_hash, write_config
 from pro_core.training import (
     ConfigError,
-    MasterAdamW,
     cast_for_training,
     last_whole_checkpoint,
-    main_process,
-    wait_for_all,
+    optimizer_for,
     whole_checkpoint,
 )
 
@@ -156,9 +155,7 @@ class PpoLoop:
             model.enable_input_require_grads()
         self.policy = ValuePolicy(cast_for_training(model))
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        bf16 = any(p.dtype == torch.bfloat16 for p in parameters)
-        kind = MasterAdamW if bf16 else torch.optim.AdamW
-        optimizer = kind([{"params": parameters, "lr": s["learning_rate"]}], weight_decay=0.01)
+        optimizer = optimizer_for([{"params": parameters, "lr": s["learning_rate"]}], 0.01)
         self.ends = torch.tensor(sorted(end_tokens(model, self.tokenizer)))
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -7,7 +7,6 @@ then is listed, and the rest goes on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,9 @@ from pro_core.generation.base import (
     collect,
 )
 from pro_core.objectives import Message
+from pro_core.processes import main_process, processes, wait_for_all
 from pro_core.storage import content_hash, write_jsonl
-from pro_core.training import ConfigError, main_process, wait_for_all
+from pro_core.training import ConfigError
 
 TRIES = 3
 
@@ -66,7 +66,7 @@ def sample(
         ConfigError: not one response was written, or all are empty; the next run tries all of them again.
     """
     generator: Generator | None = None
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes().process_index, processes().num_processes
     wanted = [(p, g) for p in range(len(conversations)) for g in range(samples)]
     # Prompts of like length together: less padding.
     by_length = sorted(

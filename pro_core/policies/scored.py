@@ -5,7 +5,6 @@ All of it comes from the train split.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,13 +19,14 @@ from pro_core.conditioned import load_tokenizer
 from pro_core.data import LabelledResponse
 from pro_core.data_sources import default_data_dir, load_prompts, load_texts
 from pro_core.objectives import Message
+from pro_core.processes import main_process, process_device, processes, wait_for_all
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.formats import scored_text, thoughts_note
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
 from pro_core.storage import content_hash
-from pro_core.training import ConfigError, main_process, process_device, wait_for_all
+from pro_core.training import ConfigError
 
 Array = NDArray[np.float32]
 SHARD = 1000
@@ -121,7 +121,7 @@ class ScoredData:
 
 def score(panel: RewardPanel, responses: list[LabelledResponse], folder: Path) -> Array:
     """Raw rewards (N, P) by the panel's P objectives, NaN where there is none: shards, dealt among the processes."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes().process_index, processes().num_processes
     shards = plan_shards(panel, responses, folder, SHARD)
     score_shards(panel, shards[rank::world], progress(folder.name))
     wait_for_all()

@@ -7,7 +7,6 @@ and resumed sees the rows it would have seen.
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.loading import greatest_length
 from pro_core.objectives import Message
+from pro_core.processes import main_process, processes
 from pro_core.rewards.bradley_terry import grouped_by_length
 from pro_core.storage import first_line
 from pro_core.training import (
@@ -35,20 +35,34 @@ from pro_core.training import (
     OrderedTrainer,
     Progress,
     cast_for_training,
-    main_process,
     train_resuming,
     training_arguments,
 )
-
-if not torch.cuda.is_available():
-    # Where Triton does not run, TRL's fused head scores the prompt's tokens too, as new shapes would be compiled anew.
-    # Nothing is compiled on a CPU: as on a GPU, only tokens with a label are scored, which saves a third of a step.
-    trl.trainer.utils._use_triton = lambda device: True
 
 TRAINING_VERSION = 1
 """Of the way from rows to parameters: raised with every change of it that moves a parameter."""
 Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
+
+
+def score_only_labelled_tokens() -> None:
+    """On a CPU, have TRL's trainers score tokens with a label alone, for the rest of this process.
+
+    Where Triton does not run, TRL's fused head scores the prompt's tokens too, as new shapes would be compiled anew.
+    Nothing is compiled on a CPU: leaving them out, as TRL does on a GPU, saves a third of a step and changes a loss by
+    rounding at most. TRL has no setting for it, so this replaces a private function of TRL. Does nothing on a GPU.
+
+    Raises:
+        RuntimeError: this version of TRL decides it elsewhere.
+    """
+    if torch.cuda.is_available():
+        return
+    if not hasattr(trl.trainer.utils, "_use_triton"):
+        raise RuntimeError(
+            f"TRL {trl.__version__} has no trl.trainer.utils._use_triton, which decides what its fused head scores: "
+            "install the version of requirements.txt, or leave out score_only_labelled_tokens()"
+        )
+    trl.trainer.utils._use_triton = lambda device: True
 
 
 class PolicyTrainer(OrderedTrainer):
@@ -263,7 +277,7 @@ def load_to_train(
 
 
 def accumulation(batch_size: int, rows_per_device: int | None) -> int:
-    share = batch_size // int(os.environ.get("WORLD_SIZE", 1))
+    share = batch_size // processes().num_processes
     if rows_per_device is None or rows_per_device >= share:
         return 1
     if share % rows_per_device:

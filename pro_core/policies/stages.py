@@ -13,8 +13,8 @@ from typing import Any
 from pro_core.artefacts import MANIFEST, Artefact, copy_files, once
 from pro_core.conditioned import PolicyConfig, check_replaceable
 from pro_core.policies.recipe import folder_name
+from pro_core.processes import main_process
 from pro_core.storage import StorageError, write_config
-from pro_core.training import main_process
 
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 """The formats of what training leaves: two kinds of stages, and a run's own record."""

@@ -44,14 +44,10 @@ from pro_core.policies.stages import (
     publish,
     stage,
 )
+from pro_core.processes import from_main, main_process, process_device
 from pro_core.rewards.scores import progress
 from pro_core.storage import content_hash, write_jsonl
-from pro_core.training import (
-    ConfigError,
-    from_main,
-    main_process,
-    process_device,
-)
+from pro_core.training import ConfigError
 from pro_core.weights import weighted_sum
 
 ROUND_VERSION = 1

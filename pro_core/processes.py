@@ -1,0 +1,89 @@
+"""This process, and the others that `accelerate launch` started beside it.
+
+Which of how many a process is comes from accelerate, and from here alone. Importing the library changes nothing in a
+process; what training wants changed, a script asks for at the top of its ``main``, as those in ``train/`` do:
+
+- :func:`join_processes`: let the processes find each other before the first long piece of work;
+- :func:`keep_freed_memory`: on a CPU, spare a training step its page faults;
+- :func:`pro_core.policies.sft.score_only_labelled_tokens`: on a CPU, spare TRL the prompt's tokens.
+
+Without the last two, training gives the same result and takes longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+
+T = TypeVar("T")
+WAIT = 7200
+"""Seconds that processes wait for one another: the main process scores while the others wait."""
+
+# ---------------------------------------------------------------- which process, of how many
+
+
+def processes() -> PartialState:
+    """accelerate's record of this process: ``process_index`` of ``num_processes``, ``local_process_index``.
+
+    The first call joins the processes: it returns when all of them have called it.
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=WAIT))
+
+
+def join_processes() -> None:
+    """Let the processes find each other now, and not where the first one asks which it is."""
+    processes()
+
+
+def main_process() -> bool:
+    """Whether this process is the one that writes files and prints tables."""
+    return processes().is_main_process
+
+
+def process_device() -> str:
+    """This process's GPU of those that `accelerate launch` dealt out, or the CPU."""
+    cuda = torch.cuda.is_available()
+    return f"cuda:{processes().local_process_index}" if cuda else "cpu"
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    processes().wait_for_everyone()
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if processes().num_processes > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+# ---------------------------------------------------------------- memory of training on a CPU
+
+
+def keep_freed_memory() -> None:
+    """On a CPU, have glibc keep freed memory for the next step, for the rest of this process.
+
+    By itself glibc returns every large tensor to the system, and most of a training step is page faults. What is kept
+    leaves gaps between batches of many lengths, though: see :func:`return_freed_memory`. Does nothing where tensors
+    lie on a GPU, nor with another C library.
+    """
+    if torch.cuda.is_available():
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is kept
+        libc.mallopt(-2, 256 * 2**20)  # M_TOP_PAD: and grows in large steps
+
+
+def return_freed_memory() -> None:
+    """Return to the system what glibc keeps: at every checkpoint, and where another model goes in."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
