@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pro_core.extras import needs
+
 DIRECTIONS = 16
 FEWEST = 20
 FALL = 0.5
@@ -93,7 +95,8 @@ def _split(features: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:
-    from sklearn.decomposition import PCA  # a second at import, and only fitting needs it
+    with needs("train"):  # a second at import, and only fitting needs it
+        from sklearn.decomposition import PCA
 
     pca = PCA(min(DIRECTIONS, len(features) // 4), svd_solver="covariance_eigh").fit(features)
     # Identical prompts have no variance at all; then any other is far.

@@ -37,6 +37,7 @@ from pro_core.data_formats import (
     split_transcripts,
     ultrafeedback_rows,
 )
+from pro_core.extras import needs
 
 CONVERSION = 2
 """Counts up when a set's rows become other records; files that were prepared before are made again."""
@@ -289,8 +290,9 @@ def _counted(rows: SplitRows, counts: Counter[str]) -> Iterator[tuple[str, Row]]
 
 
 def _rows(public: PublicSet, source: str | Path | None) -> Iterator[tuple[str, Row]]:
-    from datasets import load_dataset  # seconds to import, and only this function needs it
-    from datasets.exceptions import DatasetsError
+    with needs("train"):  # seconds to import, and only this function needs it
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
 
     path, options = str(source or public.path), dict(public.options)
     with tempfile.TemporaryDirectory() as own_cache:

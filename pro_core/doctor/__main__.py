@@ -3,6 +3,8 @@
     python -m pro_core.doctor --panel checkpoints/demo/panel --data pairs.jsonl
     python -m pro_core.doctor --panel my/panel --data a.jsonl b.jsonl.gz nvidia/HelpSteer2 --split test
 
+`pro-doctor` is the same. Its plots and fits need `pip install 'pro-core[train]'`.
+
 The exit code is 0 whatever the verdict; 1 for input that cannot be used, with one line that says why.
 """
 
@@ -15,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pro_core.extras import MissingExtra
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -125,9 +129,12 @@ def progress(what: str):
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     say("loading the libraries")
-    from pro_core.doctor.page import render_html
-    from pro_core.doctor.text import render_text
-    from pro_core.doctor.verdict import examine
+    try:
+        from pro_core.doctor.page import render_html
+        from pro_core.doctor.text import render_text
+        from pro_core.doctor.verdict import examine
+    except MissingExtra as error:
+        sys.exit(f"doctor: {error}")
 
     try:
         found = scored(options)

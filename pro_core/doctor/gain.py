@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
-from threadpoolctl import threadpool_limits
 
 from pro_core.adapter_training import fit_global_weights
 from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
+from pro_core.extras import needs
+
+with needs("train"):
+    from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.floating]
 

@@ -10,15 +10,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from pro_core.doctor.contents import METHODS, label, share
 from pro_core.doctor.gain import Floats, Measured
 from pro_core.doctor.measure import TEMPERATURES
 from pro_core.doctor.verdict import Examination
+from pro_core.extras import needs
+
+with needs("train"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 # Colours that stand for the page's variables; replaced in the SVG text.
 INK, QUIET, GRID, A, B, C = (f"#01020{i}" for i in range(6))

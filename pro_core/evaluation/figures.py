@@ -10,6 +10,7 @@ import numpy as np
 
 from pro_core.evaluation.metrics import mean_interval
 from pro_core.evaluation.report import sweep
+from pro_core.extras import needs
 
 Rows = Sequence[dict[str, Any]]
 
@@ -44,7 +45,9 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
     Raises:
         ValueError: no rows of adapters on real rewards.
     """
-    import matplotlib
+    with needs("train"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     rows = [r for r in rows if r["experiment"] == "theorem"]
     adapters = [r for r in rows if "examples" in r["metrics"]]
@@ -54,8 +57,6 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
     fixed = [r for r in rows if "examples" not in r["metrics"] and r["metrics"]["beta"] == beta]
 
     with matplotlib.rc_context(SETTINGS):
-        from matplotlib.figure import Figure
-
         figure = Figure(figsize=(12, 5.2), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for method in dict.fromkeys(r["method"] for r in fixed):
@@ -99,7 +100,9 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
     Raises:
         ValueError: no rows of the experiment.
     """
-    import matplotlib
+    with needs("train"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
@@ -107,8 +110,6 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
     curves = [key.split("@") for key in rows[0]["metrics"] if "@" in key]
     sources = [s for s in dict.fromkeys(name for name, _ in curves) if s != "kl"]
     with matplotlib.rc_context(SETTINGS):
-        from matplotlib.figure import Figure
-
         figure = Figure(figsize=(6 * (len(sources) + 1), 4.6), layout="constrained")
         *left, right = figure.subplots(1, len(sources) + 1)
         for axes, source in zip(left, sources, strict=True):

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from math import comb
 
 import numpy as np
-from moocore import eaf
 from numpy.typing import ArrayLike, NDArray
 
 from pro_core.evaluation.metrics import is_nondominated
+from pro_core.extras import needs
+
+with needs("train"):
+    from moocore import eaf
 
 Floats = NDArray[np.float64]
 

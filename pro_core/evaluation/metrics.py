@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from moocore import hypervolume as _hypervolume
-from moocore import igd_plus as _igd_plus
-from moocore import is_nondominated as _is_nondominated
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
+
+from pro_core.extras import needs
+
+with needs("train"):
+    from moocore import hypervolume as _hypervolume
+    from moocore import igd_plus as _igd_plus
+    from moocore import is_nondominated as _is_nondominated
 
 RESAMPLES = 2000
 

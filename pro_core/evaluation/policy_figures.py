@@ -10,16 +10,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pro_core.evaluation.fronts import attainment
 from pro_core.evaluation.levels import LEVEL_POINTS
 from pro_core.evaluation.paper_tables import method_of
 from pro_core.evaluation.policy_reports import POINTS
+from pro_core.extras import needs
+
+with needs("train"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]

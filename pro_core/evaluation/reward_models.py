@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pro_core.data import DataError, PreferencePair, first_user_turn
 from pro_core.evaluation.metrics import accuracy_with_interval
+from pro_core.extras import needs
 from pro_core.rewards.batching import encode
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
@@ -34,8 +35,9 @@ def bag_of_words(
     The prompt is the same on both sides and cancels, as it does in any linear model of counts. None where there is
     nothing to learn from: a single pair, or no word that stands in three training texts.
     """
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
+    with needs("train"):
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
 
     words = CountVectorizer(ngram_range=(1, 2), binary=True)
     words_of = words.build_analyzer()
