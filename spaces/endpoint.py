@@ -24,7 +24,11 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, InferenceEndpoint, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, InferenceEndpointTimeoutError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    InferenceEndpointError,
+    InferenceEndpointTimeoutError,
+)
 
 IMAGES = {
     "vllm": "vllm/vllm-openai:v0.32.0",
@@ -147,7 +151,7 @@ def wait(endpoint: InferenceEndpoint, seconds: float) -> None:
     """Wait until the endpoint answers, for some seconds at most, and say how it goes.
 
     Raises:
-        ValueError: it failed, or somebody paused it.
+        ValueError, InferenceEndpointError: it failed, or somebody paused it.
         InferenceEndpointTimeoutError: the time is up.
     """
     start, said = time.monotonic(), ""
@@ -172,6 +176,22 @@ def wait(endpoint: InferenceEndpoint, seconds: float) -> None:
             raise InferenceEndpointTimeoutError(f"{endpoint.name} did not start in {seconds:.0f} s")
         time.sleep(EVERY)
         endpoint.fetch()
+
+
+def wait_or_warn(endpoint: InferenceEndpoint, options: argparse.Namespace) -> None:
+    """As :func:`wait`; where the wait ends and the start does not, that it goes on to cost is said."""
+    try:
+        wait(endpoint, options.wait)
+    except (
+        KeyboardInterrupt,
+        InferenceEndpointTimeoutError,
+        HfHubHTTPError,
+        httpx2.TransportError,
+    ) as error:
+        print(f"it goes on starting, and costs: python spaces/endpoint.py pause {options.name}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit("error: stopped waiting")
+        raise
 
 
 def settings(endpoint: InferenceEndpoint, options: argparse.Namespace) -> list[str]:
@@ -203,11 +223,7 @@ def deploy(api: HfApi, options: argparse.Namespace) -> None:
         f"hour while it starts and runs, nothing while it sleeps or is paused ({PRICES})"
     )
     endpoint = api.create_inference_endpoint(**payload(options), token=api.token)
-    try:
-        wait(endpoint, options.wait)
-    except (KeyboardInterrupt, InferenceEndpointTimeoutError) as error:
-        print(f"it goes on starting, and costs: python spaces/endpoint.py pause {options.name}")
-        raise SystemExit(f"error: {str(error) or 'stopped waiting'}") from None
+    wait_or_warn(endpoint, options)
     print("It runs. For the app:\n  " + "\n  ".join(settings(endpoint, options)))
     print(f"When you are done: python spaces/endpoint.py pause {options.name}")
 
@@ -234,7 +250,7 @@ def change(api: HfApi, options: argparse.Namespace) -> None:
         f"{endpoint.name}: {endpoint.status}, {endpoint.repository}, {endpoint.url or 'no address'}"
     )
     if options.command == "resume":
-        wait(endpoint, options.wait)
+        wait_or_warn(endpoint, options)
         print("It runs.")
 
 
@@ -305,9 +321,9 @@ def main(given: list[str] | None = None) -> None:
         deploy(api, options) if options.command == "deploy" else change(api, options)
     except HfHubHTTPError as error:
         sys.exit(f"error: {explained(error, options, token)}")
-    except (httpx2.TransportError, InferenceEndpointTimeoutError) as error:
+    except httpx2.TransportError as error:
         sys.exit(f"error: the hub was not reached: {type(error).__name__}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, InferenceEndpointError) as error:
         sys.exit(f"error: {error}")
 
 

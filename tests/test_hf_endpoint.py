@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -253,6 +254,35 @@ def test_waiting_has_an_end_and_says_that_it_goes_on_to_cost(hub, run):
     hub.states = [("initializing", "loading")]
     said = run(*DEPLOY, "--wait", "0", code=1)
     assert "did not start in 0 s" in said and "pause my-policy" in said
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), httpx2.ReadError("gone")])
+@pytest.mark.parametrize("command", ["deploy", "resume"])
+def test_a_wait_that_ends_early_says_what_goes_on_to_cost(hub, run, monkeypatch, command, ending):
+    run(*DEPLOY)
+    run("pause" if command == "resume" else "delete", "my-policy")
+
+    def fetch(endpoint):
+        raise ending
+
+    hub.states = [("initializing", "loading")]
+    monkeypatch.setattr("huggingface_hub.InferenceEndpoint.fetch", fetch)
+    said = run(*(DEPLOY if command == "deploy" else ("resume", "my-policy")), code=1)
+    assert "goes on starting, and costs: python spaces/endpoint.py pause my-policy" in said
+    assert ("stopped waiting" if isinstance(ending, KeyboardInterrupt) else "not reached") in said
+
+
+def test_resuming_has_an_end_too(hub, run):
+    run(*DEPLOY)
+    run("pause", "my-policy")
+    said = run("resume", "my-policy", "--wait", "0", code=1)
+    assert "did not start in 0 s" in said and "pause my-policy" in said
+    assert "not reached" not in said
+
+
+def test_one_that_fails_once_it_runs_is_a_sentence_too(hub, run):
+    hub.states, hub.unhealthy = [("running", ""), ("failed", "out of memory")], 9
+    assert "failed to deploy" in run(*DEPLOY, code=1)
 
 
 @pytest.mark.parametrize(

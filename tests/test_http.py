@@ -212,7 +212,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_one_that_is_named_
     tls, certificate, monkeypatch
 ):
     refused = failure_of(Client(tls.url))
-    assert "cannot be trusted: its TLS certificate does not hold" in refused.message
+    assert "cannot be trusted: its TLS certificate is not valid" in refused.message
     assert refused.again is None
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     assert Client(tls.url).ask("GET", "/fine").success

@@ -240,6 +240,7 @@ def test_names_of_mixtures():
         (NAMES, 0, "a whole number from 1"),
         (NAMES, True, "a whole number from 1"),
         (NAMES, 2.5, "a whole number from 1"),
+        (NAMES[:2], 150, "a whole number from 1 to 100"),
         (NAMES[:1], 2, "at least two"),
         ([f"o{i}" for i in range(9)], 9, "more than 200 mixtures"),
     ):

@@ -90,7 +90,8 @@ def running(smollm2, lattice):
 def tgi(running):
     fresh = Options(api_key="the-key", model_id=SMOLLM2)
     running.options.__dict__.update(fresh.__dict__)
-    running.log.__dict__.update(Log().__dict__)
+    # Of those that still run each will count itself out.
+    running.log.__dict__.update(Log(running=running.log.running).__dict__)
     return running
 
 
@@ -305,6 +306,16 @@ def test_a_check_that_fails_is_told_as_any_failure(tgi, lattice):
     [answer] = collect(soup, [conditioned(soup, HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
     assert "refuses our token" in answer.error
     assert not asked(tgi)
+
+
+def test_a_tokenizer_that_does_not_load_is_told_to_the_reader(tgi, tmp_path):
+    folder = tmp_path / "no-tokenizer"
+    folder.mkdir()
+    [answer] = collect(generator(tgi, model=str(folder)), [HI], GREEDY)
+    assert answer.text and not answer.error
+    [note] = answer.notes
+    assert note.startswith("The tokenizer no-tokenizer did not load: the model reads plain Human")
+    assert asked(tgi)[-1]["inputs"].startswith("Human: ")
 
 
 def test_a_soup_without_weights_is_not_asked(tgi, lattice):

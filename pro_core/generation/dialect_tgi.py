@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeGuard
 
 from pro_core.conditioned import load_tokenizer
 from pro_core.generation.answers import AnswerPieces
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ROUTES = ("/generate_stream", "/generate", "/chat/completions", "/completions", "/v1")
 TOKENIZER_WAIT = 15.0
 """Seconds that an answer waits for the tokenizer; the hub may be out of reach."""
+NO_TEMPLATE = "The tokenizer {} did not load: the model reads plain Human/Assistant turns, not its chat template."
 
 
 class TGI:
@@ -70,27 +71,22 @@ class TGI:
     ) -> Piece:
         if self._served and mixture:
             await self._checks.tgi(session, f"{self._root}/generate", self._served, mixture)
-        prompt, stop, opened = await self._render(messages)
+        tokenizer = await self._tokenizer_in_time()
+        if tokenizer is None and _is_tokenizer(self.model):
+            tell(Piece(index, note=NO_TEMPLATE.format(os.path.basename(self.model))))
+        prompt, stop, opened = rendered(tokenizer, messages)
         pieces = AnswerPieces(index, settings.max_new_tokens)
         pieces.open(opened)
         body = request(prompt, stop, settings, index, mixture)
         reader = Tokens(pieces, self._explain, stop)
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)
 
-    async def _render(self, messages: Sequence[Message]) -> tuple[str, str | None, str | None]:
-        """The prompt, the text to stop at, and the thought's tag that the prompt ends with."""
+    async def _tokenizer_in_time(self) -> Any:
+        """The tokenizer; None where it does not load, or not in :data:`TOKENIZER_WAIT`."""
         loading = asyncio.wrap_future(self._load_tokenizer())
         # Not cancelled when the time is up: it may be there for the next answer.
         await asyncio.wait([loading], timeout=TOKENIZER_WAIT)
-        tokenizer = loading.result() if loading.done() else None
-        if tokenizer is None or not has_template(tokenizer):
-            return plain_prompt(messages), PLAIN_STOP, None
-        prompt = chat_prompt(tokenizer, messages)
-        # TGI adds the opening token itself; a template that writes it too would double it.
-        bos = tokenizer.bos_token
-        if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
-            prompt = prompt.removeprefix(bos)
-        return prompt, turn_end(tokenizer), opened_thought(tokenizer)
+        return loading.result() if loading.done() else None
 
     def _load_tokenizer(self) -> Future[Any]:
         """The model's tokenizer, or None, as it comes; loaded once, in a thread of its own."""
@@ -104,6 +100,18 @@ class TGI:
                     daemon=True,  # a hub out of reach must not keep the program from ending
                 ).start()
             return self._tokenizer
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str | None, str | None]:
+    """The prompt, the text to stop at, and the thought's tag that the prompt ends with."""
+    if tokenizer is None or not has_template(tokenizer):
+        return plain_prompt(messages), PLAIN_STOP, None
+    prompt = chat_prompt(tokenizer, messages)
+    # TGI adds the opening token itself; a template that writes it too would double it.
+    bos = tokenizer.bos_token
+    if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        prompt = prompt.removeprefix(bos)
+    return prompt, turn_end(tokenizer), opened_thought(tokenizer)
 
 
 def request(
@@ -175,9 +183,14 @@ def _token_text(token: dict[str, Any], stop: str | None) -> str:
     return text if not token.get("special") or text.strip() in tags else ""
 
 
+def _is_tokenizer(model: str | None) -> TypeGuard[str]:
+    """Whether a name is one of a tokenizer: a folder or a hub id."""
+    return model is not None and (os.path.isdir(model) or model.count("/") == 1)
+
+
 def _read_tokenizer(model: str | None) -> Any:
     """The tokenizer of a folder or hub id; None for other names, or when it does not load."""
-    if model is None or not (os.path.isdir(model) or model.count("/") == 1):
+    if not _is_tokenizer(model):
         return None
     try:
         return load_tokenizer(model)

@@ -174,7 +174,7 @@ class Explainer:
             )
         if has(ssl.SSLCertVerificationError):
             return Failure(
-                f"{where} cannot be trusted: its TLS certificate does not hold (self-signed, run out, or another "
+                f"{where} cannot be trusted: its TLS certificate is not valid (self-signed, run out, or another "
                 "host's); name the file of its certificate authority in SSL_CERT_FILE."
             )
         if has(ssl.SSLError):

@@ -138,8 +138,9 @@ def lattice(names: Sequence[str], steps: int) -> dict[str, list[float]]:
     """
     if len(names) < 2:
         raise ValueError(f"got the objectives {list(names)}, expected at least two to mix")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"got a lattice of {steps!r} steps, expected a whole number from 1")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 100:
+        # Names hold hundredths: smaller steps would give one name to two mixtures.
+        raise ValueError(f"got a lattice of {steps!r} steps, expected a whole number from 1 to 100")
     points = list(itertools.islice(_points(len(names), steps), MOST_MIXTURES + 1))
     if len(points) > MOST_MIXTURES:
         raise ValueError(
