@@ -65,10 +65,11 @@ SETTINGS = {
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # What the browser adds to a request: a line while it waits, the weights that a visitor set, and the answer that a
 # follow-up continues from.
-SAY = "const board = window.proBoard; board.say('Asking…')"
+SAY = "const board = window.proBoard; board.stopped = false; board.say('Asking…')"
 ASK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), board.weights()]; }}"
+SAID_STOP = "() => { window.proBoard.stopped = true; }"
 LOST = (
-    "() => window.proBoard.fail('The server did not take this: too many visitors, or it is gone. "
+    "window.proBoard.fail('The server did not take this: too many visitors, or it is gone. "
     "Please try again in a minute.')"
 )
 MOST_EVENTS = 1024
@@ -135,10 +136,15 @@ def build(models: Models) -> gr.Blocks:
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
             runs.append(filled.then(page.ask, inputs, view, js=ASK, **free))
-        events = [*runs, stop.click(page.stop, view, view, cancels=runs, **free)]
-        events.append(score_own.click(page.paste, [prompt, view, *own], view, **free))
-        for event in events:
-            event.failure(None, None, None, js=LOST, **QUIET)
+        # Gradio does what one click starts one after the other, each to its end: the cancelling goes first.
+        stop.click(None, None, None, js=SAID_STOP, cancels=runs, **QUIET)
+        others = [stop.click(page.stop, view, view, **free)]
+        others.append(score_own.click(page.paste, [prompt, view, *own], view, **free))
+        for run in runs:  # to Gradio's page an event that was cancelled has failed
+            lost = f"() => {{ if (!window.proBoard.stopped) {LOST}; }}"
+            run.failure(None, None, None, js=lost, **QUIET)
+        for event in others:
+            event.failure(None, None, None, js=f"() => {LOST}", **QUIET)
         demo.load(page.watch_status, None, status, **free)
         for name, function in Api(models).endpoints().items():
             gr.api(function, api_name=name, concurrency_limit=None)

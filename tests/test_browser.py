@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import app
+import ui.values as values_module
 from pro_core.generation.base import run_sync
 from tests.servers.instant import instant
 from ui.models import Models
 from ui.places import Places
+from ui.values import STALE
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
@@ -351,8 +353,17 @@ def test_asking_shows_weights_first_then_streams_then_scores(visit, served) -> N
         expect(page.locator(f".badge.{scheme}")).to_have_count(1)
 
 
+KEEP_NOTES = """() => {
+  const note = document.querySelector(".board .note");
+  window.notes = [];
+  new MutationObserver(() => window.notes.push(note.textContent))
+    .observe(note, { childList: true, characterData: true, subtree: true });
+}"""
+
+
 def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     page = visit()
+    page.evaluate(KEEP_NOTES)
     ask(page, "Write a long story about the sea.", tokens=512)
     expect(page.locator(".card .text").first).not_to_be_empty()
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
@@ -366,6 +377,8 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     expect(page.locator(".card .text").first).not_to_be_empty()
     page.locator("#stop").click()
     expect(page.locator(".note")).to_contain_text("Stopped")
+    # To Gradio's page what was cancelled has failed; the visitor is not told so.
+    assert not any("did not take this" in text for text in page.evaluate("window.notes"))
 
 
 def test_a_follow_up_keeps_the_conversation(visit) -> None:
@@ -684,6 +697,38 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, busy) -> None:
     for page in (waiter, late):
         page.get_by_role("button", name="Stop").click()
         expect(page.locator('.board[data-busy="false"]')).to_be_visible()
+
+
+def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, busy) -> None:
+    page = visit(url=busy[0])
+    page.evaluate(
+        """() => { const board = document.querySelector(".board"); window.runs = [];
+        const look = () => { if (window.runs.at(-1) !== board.dataset.run) window.runs.push(board.dataset.run); };
+        new MutationObserver(look).observe(board, { attributes: true, attributeFilter: ["data-run"] }); }"""
+    )
+    page.locator("#examples button").first.click()
+    expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
+    page.locator("#prompt textarea").fill("Name three cats.")
+    page.locator("#prompt textarea").press("Enter")
+    expect(page.locator(".note")).to_contain_text("you are next for the answers")
+    expect(page.locator(".board")).to_have_attribute("data-busy", "true")
+    with page.expect_request("**/queue/join*") as sent:
+        page.locator("#stop").click()
+    assert len(page.evaluate("window.runs")) == 2  # the first one never came back
+    [run] = [v for v in sent.value.post_data_json["data"] if isinstance(v, dict)]
+    assert run["messages"][-1]["content"] == "Name three cats."
+    expect(page.locator(".note")).to_contain_text("Stopped")
+
+
+def test_a_page_that_is_too_old_for_the_server_says_so(visit, monkeypatch) -> None:
+    def refuse(value: dict) -> None:
+        raise ValueError("no run of this server")
+
+    page = visit()
+    monkeypatch.setattr(values_module, "_run", refuse)
+    page.locator("#follow").click()
+    expect(page.locator(".note.error")).to_have_text(STALE)
+    expect(page.locator(".card").first).to_be_visible()
 
 
 def test_a_request_that_the_server_refuses_leaves_a_usable_page(browser, served) -> None:

@@ -7,14 +7,15 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import httpx2
 import pytest
 
 import app
-from pro_core.generation import GenerationError
+from pro_core.generation import GenerationError, GenerationSettings
 from tests.servers.instant import WORDS, instant
 from ui import batching
 from ui.api import Api
@@ -22,6 +23,7 @@ from ui.batching import Batcher, Kind
 from ui.models import Models
 from ui.page import Page
 from ui.places import Full, Places
+from ui.writing import Writing
 
 # ---------------------------------------------------------------- one thread for the small models
 
@@ -139,6 +141,74 @@ def test_one_who_waits_hears_where_he_stands(monkeypatch) -> None:
     assert asyncio.run(story()) == [1, 0]
 
 
+# ---------------------------------------------------------------- whenever a cancellation comes
+
+
+async def cancelled_after(ticks: int, work: Callable[[], Awaitable]) -> None:
+    """Run until the work has given the loop up so many times, and cancel it; it must not go on."""
+    task = asyncio.ensure_future(work())
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_no_place_is_kept_by_one_who_is_cancelled_as_his_turn_comes(ticks: int) -> None:
+    async def story() -> None:
+        line = Places(1, 1)
+        first, second = line.ask(), line.ask()
+
+        async def wait() -> None:
+            async with second:
+                async for _ in second.turns():
+                    pass
+                await asyncio.sleep(30)  # he writes
+
+        task = asyncio.ensure_future(cancelled_after(3 + ticks, wait))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        line.leave(first)
+        await task
+        assert line.held == 0
+
+    asyncio.run(story())
+
+
+class Endless:
+    """A generator that says nothing, and how many of its streams are open."""
+
+    open = 0
+
+    async def stream_batch(self, batch, settings):
+        self.open += 1
+        try:
+            await asyncio.sleep(30)
+            yield
+        finally:
+            self.open -= 1
+
+
+@pytest.mark.parametrize("ticks", range(6))
+def test_no_answer_is_written_on_for_one_who_is_cancelled(ticks: int) -> None:
+    async def story() -> None:
+        generator = Endless()
+
+        async def look() -> None:
+            writing = Writing(generator, [[]], GenerationSettings())
+            async with writing:
+                async for _ in writing.looks():
+                    pass
+
+        await cancelled_after(ticks + 1, look)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert generator.open == 0
+
+    asyncio.run(story())
+
+
 # ---------------------------------------------------------------- the app before a slow endpoint
 
 PROMPT = "How do I get a red wine stain out of a white tablecloth?"
@@ -209,6 +279,42 @@ def test_weights_and_scores_never_wait_for_answers(slow, endpoint) -> None:
 
     asyncio.run(story())
     assert endpoint.idle.wait(5)
+
+
+def test_weights_wait_for_no_thread(slow) -> None:
+    """Each of asyncio's threads may be looking up the endpoint's address."""
+    page, done = Page(slow[1]), threading.Event()
+
+    async def story() -> dict:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        asyncio.get_running_loop().run_in_executor(None, done.wait)
+        try:
+            async with asyncio.timeout(60), aclosing(page.ask(PROMPT, 2, 8, False, {})) as runs:
+                return await anext(runs)
+        finally:
+            done.set()
+
+    assert asyncio.run(story())["predicted"]
+
+
+def test_a_follow_up_that_found_no_place_is_asked_again(slow, monkeypatch) -> None:
+    _, models, _ = slow
+    page = Page(models)
+    card = {"text": "Use salt.", "reasoning": "", "finish": "stop", "style": None, "error": None}
+    monkeypatch.setattr(models, "places", Places(0, 0))
+
+    async def story() -> None:
+        old = [run async for run in page.ask(PROMPT, 1, 8, False, {})][-1]
+        old = {**old, "candidates": [{**card, "z": None, "raw": None}]}
+        full = [run async for run in page.follow("Why?", 1, 8, False, old, None, 0)][-1]
+        assert "Too many visitors" in full["note"] and full["candidates"] == []
+        again = [run async for run in page.follow("And how?", 1, 8, False, full, None, -1)][-1]
+        assert [m["content"] for m in again["messages"]] == [PROMPT, "Use salt.", "And how?"]
+        alone = {**full, "messages": full["messages"][-1:]}  # nothing went before
+        [none] = [run async for run in page.follow("And how?", 1, 8, False, alone, None, -1)]
+        assert "ask something first" in none["note"]
+
+    asyncio.run(story())
 
 
 BODIES = {

@@ -371,10 +371,19 @@ function mountBoard(element, props, watch) {
   }
   const receive = () => receiveRun(props.value);
   function receiveRun(run) {
-    if (!run || typeof run !== "object" || !Array.isArray(run.objectives)) return;
     const old = state.run;
-    // A piece that was under way when the visitor pressed Stop comes too late.
-    if (old?.phase === "stopped" && run.phase === "writing" && run.id === old.id) return;
+    if (!Array.isArray(run?.objectives)) {
+      // No run but a sentence on why there is none, such as that this page is too old for the server.
+      if (old && run?.note) window.proBoard.fail(run.note);
+      return;
+    }
+    // Too late comes a piece that was under way when the visitor pressed Stop, and of two runs at once (Enter while an
+    // example's answers are written) the earlier one: ids are times. What is shown is also what the next request sends.
+    const stopped = old?.phase === "stopped" && run.phase === "writing" && run.id === old.id;
+    if (stopped || Number(run.id) < Number(old?.id)) {
+      props.value = old;
+      return;
+    }
     state.run = run;
     if (!old || old.objectives.join("\n") !== run.objectives.join("\n")) {
       Object.assign(state, { locked: run.objectives.map(() => false), values: run.objectives.map(() => 0), floors: run.objectives.map(() => 0) });

@@ -60,7 +60,7 @@ class Run(TypedDict, total=False):
     """One prompt with its weights and answers: all that the board draws."""
 
     id: str  # a new id moves the unlocked sliders to the new predicted weights
-    phase: str  # recorded | writing | scoring | done | stopped
+    phase: str  # recorded | writing | done | stopped
     busy: bool  # answers are still being written or scored
     note: str  # one sentence above the board
     tone: str  # "" | "error"
@@ -113,10 +113,16 @@ def scored(answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray) -> l
 
 
 def follow_up(run: Run, pick: Any) -> list[dict[str, str]]:
-    """The conversation of a run, closed by its answer number `pick`. Raises ValueError without such an answer."""
+    """The conversation of a run, closed by its answer number `pick`.
+
+    A turn that got no text at all (no place was free, Stop came first, the endpoint failed) is left out: the next one
+    takes its place. Raises ValueError without a conversation or such an answer.
+    """
     candidates, messages = run.get("candidates"), run.get("messages")
     if not isinstance(candidates, list) or not isinstance(messages, list):
         raise ValueError("There is no conversation to continue yet: ask something first.")
+    if len(messages) > 1 and not any(one["text"].strip() for one in candidates):
+        return messages[:-1]
     if not isinstance(pick, int) or not 0 <= pick < len(candidates):
         raise ValueError("There is no answer to continue from yet: ask something first.")
     text = candidates[pick].get("text")

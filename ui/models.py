@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ PROMPTS, TEXTS = 32, 24
 """Prompts and answers that are read in one batch: more at once takes longer than a visitor's weights should wait."""
 log = logging.getLogger("pro.app")
 
+T = TypeVar("T")
 Scores = tuple[np.ndarray, np.ndarray]
 """Raw and standardized, each (N, K); a row of NaN for a text that is empty."""
 
@@ -149,7 +150,7 @@ class Models:
 
     async def policy_in_use(self) -> PolicyConfig | None:
         """What the generator was trained to read beside the prompt; asks its files while it is still loading."""
-        return await asyncio.to_thread(lambda: self.generator.policy)
+        return await self._at_hand(lambda: self.generator.policy)
 
     async def conditioned(
         self, batch: Sequence[Sequence[Message]], weights: np.ndarray
@@ -161,7 +162,15 @@ class Models:
         def told() -> list[list[Message]]:
             return [conditioned(self.generator, messages, weights, names) for messages in batch]
 
-        return await asyncio.to_thread(told)
+        return await self._at_hand(told)
+
+    async def _at_hand(self, ask: Callable[[], T]) -> T:
+        """What needs the generator's policy. Only a model in this process that is not loaded reads files for it: in a
+        thread. Else not, since threads may all be looking up the endpoint's address, and weights do not wait for that.
+        """
+        if self.local and self.generator_status["state"] != "ready":
+            return await asyncio.to_thread(ask)
+        return ask()
 
     def writing(self, batch: Sequence[Sequence[Message]], settings: GenerationSettings) -> Writing:
         """The answers to a batch, under way from here on; for one who holds a place."""

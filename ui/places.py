@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -85,10 +86,10 @@ class Place:
         """How many are ahead, every second or more seldom, until it is this one's turn; nothing where it already is."""
         while not self.turn.is_set():
             yield self._places.ahead_of(self)
-            try:
-                await asyncio.wait_for(self.turn.wait(), self._places.news())
-            except TimeoutError:
-                continue
+            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the turn.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._places.news()):
+                    await self.turn.wait()
 
     async def __aenter__(self) -> Place:
         return self

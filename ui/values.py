@@ -22,7 +22,7 @@ from ui.board import Answer, Moved, Run
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 """The most answers of one request, tokens of one answer, and characters of a text that is not a prompt."""
 SHORT, MAX_WORDS, MAX_OBJECTIVES = 1_000, 512, 40
-PHASES = ("recorded", "waiting", "writing", "scoring", "done", "stopped")
+PHASES = ("recorded", "writing", "done", "stopped")
 STALE = "This page is out of date: reload it."
 
 # ---------------------------------------------------------------- single values
@@ -255,8 +255,3 @@ def number(value: Any) -> float | None:
 def numbers(values: np.ndarray) -> list[float] | None:
     """Numbers as JSON can carry them: None where they are NaN, which an adapter of one member gives for all."""
     return values.tolist() if np.isfinite(values).all() else None
-
-
-def clean(value: Any) -> str:
-    """Text that can be sent back: half a surrogate pair, which JSON can carry, is replaced."""
-    return clean_text(str(value or ""))

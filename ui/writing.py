@@ -64,7 +64,11 @@ class Writing:
         return next(iter(self._waits.values()), self._note)
 
     async def __aenter__(self) -> Writing:
-        await asyncio.sleep(0)  # the request leaves before anything else is done
+        try:
+            await asyncio.sleep(0)  # the request leaves before anything else is done
+        except BaseException:  # a block that is not entered is not left either
+            self._work.cancel()
+            raise
         return self
 
     async def __aexit__(
@@ -74,8 +78,7 @@ class Writing:
         trace: TracebackType | None,
     ) -> None:
         self._work.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._work
+        await asyncio.gather(self._work, return_exceptions=True)
 
     async def looks(self) -> AsyncIterator[None]:
         """Comes back with news, and without at times, until all is written; the last news come after its end.
@@ -84,8 +87,10 @@ class Writing:
         """
         shown = 0.0
         while not self._work.done():
+            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the news.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), SELDOM)
+                async with asyncio.timeout(SELDOM):
+                    await self._news.wait()
             self._news.clear()
             pause = max(0.1, OFTEN * self._visitors())
             await asyncio.sleep(max(0.0, shown + pause - time.perf_counter()))
