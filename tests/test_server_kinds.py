@@ -180,7 +180,9 @@ def test_parameters_that_a_server_refuses_are_left_out_and_the_visitor_told_once
         [first, again] = [outcome(generator) for _ in range(2)]
         assert (first.text, again.text) == (RED, RED)
         [note] = first.notes
-        assert note.endswith("takes no seed and temperature and top_p: it has its own.")
+        assert note.endswith(
+            "does not take seed and temperature 0.8 and top_p 0.95: it has its own."
+        )
         assert again.notes == []
         bodies = [body for _, _, body in server.requests]
     assert len(bodies) == 6
@@ -192,6 +194,22 @@ def test_candidates_side_by_side_tell_of_a_refused_parameter_once():
         answers = collect(endpoint(server.url), [HI] * 4, TINY)
     assert [answer.text for answer in answers] == [RED] * 4
     assert sum(len(answer.notes) for answer in answers) == 1
+
+
+def test_a_temperature_that_is_too_high_does_not_cost_the_next_visitor_his():
+    def answer(body):
+        if body.get("temperature", 0) <= 1:
+            return FINE
+        says = {"error": {"message": "must be at most 1", "param": "temperature"}}
+        return Fault("400 Bad Request", "application/json", body=json.dumps(says).encode())
+
+    with faulty_server(choose=answer) as server:
+        generator = endpoint(server.url)
+        high, low = (GenerationSettings(max_new_tokens=6, temperature=t) for t in (1.5, 0.7))
+        notes = [outcome(generator, settings).notes for settings in (high, low, high)]
+        assert [len(note) for note in notes] == [1, 0, 0] and "temperature 1.5" in notes[0][0]
+        asked = [body.get("temperature") for _, _, body in server.requests]
+    assert asked == [1.5, None, 0.7, None]
 
 
 def test_a_refusal_that_stays_is_shown_as_it_was_first_said():

@@ -46,13 +46,13 @@ class Form:
     Attributes:
         base: which of :func:`bases` is asked.
         renamed: the limit is called ``max_completion_tokens``.
-        dropped: the parameters that are left to the server.
+        dropped: the parameters that are left to the server, each with the value that it refused (:func:`_refusable`).
         plain: the conversation has its plainest form.
     """
 
     base: int = 0
     renamed: bool = False
-    dropped: frozenset[str] = frozenset()
+    dropped: frozenset[tuple[str, float | None]] = frozenset()
     plain: bool = False
 
 
@@ -211,7 +211,7 @@ class OpenAI:
         if named == "max_tokens" and not form.renamed:
             return replace(form, renamed=True)
         if named in OPTIONAL and named in body:
-            return replace(form, dropped=form.dropped | {named})
+            return replace(form, dropped=form.dropped | {_refusable(named, body[named])})
         return replace(form, plain=True) if can_be_plain and not form.plain else None
 
     def _remember(self, form: Form, system: bool, index: int, tell: Tell) -> None:
@@ -222,9 +222,14 @@ class OpenAI:
                 "%s takes no system turns: they stand in the user's from now on", self._host
             )
         if lost := sorted(form.dropped - self._form.dropped):
-            names = " and ".join(lost)
-            tell(Piece(index, note=f"The endpoint {self._host} takes no {names}: it has its own."))
-        self._form = replace(form, plain=False)
+            said = " and ".join(name if at is None else f"{name} {at:g}" for name, at in lost)
+            tell(
+                Piece(
+                    index, note=f"The endpoint {self._host} does not take {said}: it has its own."
+                )
+            )
+        dropped = form.dropped | self._form.dropped  # others may have learned more meanwhile
+        self._form = replace(form, plain=False, dropped=dropped)
 
     def _forget(self, failure: Failure) -> None:
         """After a refusal the models are looked up again: the server may have others since it listed them, and may mind
@@ -257,8 +262,18 @@ def request(
         "top_p": top_p(settings),
         "seed": seed(settings, index),
     }
-    asked = {k: v for k, v in parameters.items() if v is not None and k not in form.dropped}
+    asked = {
+        k: v
+        for k, v in parameters.items()
+        if v is not None and _refusable(k, v) not in form.dropped
+    }
     return {"model": model, "messages": list(messages), "stream": True, **asked}
+
+
+def _refusable(name: str, value: float) -> tuple[str, float | None]:
+    """What a refusal of a parameter is remembered by: one temperature may be too high and another not; every seed is
+    another number."""
+    return name, None if name == "seed" else value
 
 
 class Chunks(Reader):
