@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pro_core.artefacts import Artefact
 from pro_core.conditioned import PolicyConfig, load_tokenizer
 from pro_core.conditioning import Condition
+from pro_core.extras import needs
 from pro_core.fingerprints import fingerprint
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, readable
@@ -45,6 +43,11 @@ from pro_core.policies.stages import (
 from pro_core.processes import from_main, main_process, processes
 from pro_core.storage import content_hash, first_line, write_jsonl
 from pro_core.training import ConfigError, cast_for_training, train_resuming, training_arguments
+
+with needs("train"):
+    import requests
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 TRAINING_VERSION = 1
 """Of every algorithm here, from prompts to parameters: raised with every change that moves a parameter."""

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import DPOConfig, DPOTrainer
 
 from pro_core.artefacts import Artefact
 from pro_core.data import read_jsonl
+from pro_core.extras import needs
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.generation.sampling import WRITING_VERSION
 from pro_core.policies.morlhf import MorlhfRun, clean, explained
@@ -29,6 +28,10 @@ from pro_core.policies.stages import POLICY, ROLLOUTS, stage
 from pro_core.processes import main_process, process_device
 from pro_core.storage import content_hash, write_jsonl
 from pro_core.training import ConfigError, Progress, cast_for_training, train_resuming
+
+with needs("train"):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
 
 
 class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.utils
-from datasets import Dataset
 from peft import LoraConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import SFTConfig, SFTTrainer
 
 from pro_core.conditioned import PolicyConfig, load_language_model
 from pro_core.data import clean_text
+from pro_core.extras import needs
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.loading import greatest_length
@@ -38,6 +36,11 @@ from pro_core.training import (
     train_resuming,
     training_arguments,
 )
+
+with needs("train"):
+    import trl.trainer.utils
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
 TRAINING_VERSION = 1
 """Of the way from rows to parameters: raised with every change of it that moves a parameter."""
