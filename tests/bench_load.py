@@ -135,7 +135,7 @@ async def visitor(
         begun = tally.asked[word] = time.time()
         seen = False
         inputs = page.data(prompt, run)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(240):
                 async for value, last in event(web, base, session, page.ask["id"], inputs, tally):
                     whole = isinstance(value, dict) and value.get("predicted")
@@ -147,6 +147,8 @@ async def visitor(
                         scored = any(c["z"] for c in run["candidates"])
                         tally.answers.append(time.time() - begun) if scored else None
                         tally.full += not scored
+        except TimeoutError:
+            tally.failed += 1
 
 
 def memory(pid: int) -> float:

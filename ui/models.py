@@ -86,8 +86,8 @@ class Models:
         self.problem = self.warning = ""
         self.ready = self.finished = False
         self._said_first_token = False
-        many = 2 if self.local else 16
-        self.places = Places(many, 16 * many)
+        # The model in this process writes for one at a time: a second who held a place would not hear that he waits.
+        self.places = Places(1, 32) if self.local else Places(16, 256)
         self._looking: asyncio.Task[dict[str, Any]] | None = None
         self._batcher = Batcher(
             {
