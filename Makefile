@@ -15,10 +15,11 @@ SERVERS := .venv-servers
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+FAST := not slow and not browser and not servers
 SOURCES := $(wildcard app.py ui pro_core train spaces tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv app test test-servers lint format space-check judges clean
+.PHONY: help venv app test test-fast test-servers lint format space-check judges clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
@@ -42,6 +43,10 @@ app: $(STAMP)  ## the web app on http://127.0.0.1:7860 (settings: make app ARGS=
 
 test: lint  ## the lints, the types and all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-fast: $(STAMP)  ## the quick tests, in under two minutes: no training, no servers, no app, no browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)" $(PYTEST_ARGS)
+	@echo "Deselected, and left to make test: what trains, or starts servers, the app or a browser."
 
 test-servers: $(STAMP) $(SERVERS)/.installed  ## what needs a real vLLM, in an environment of its own (a GB, minutes)
 	$(BIN)/python -m pytest -m servers tests/test_real_servers.py $(PYTEST_ARGS)

@@ -124,6 +124,7 @@ def test_a_strange_prompt_gets_the_average_weights_and_a_wide_interval(fitted):
     assert between.all()
 
 
+@pytest.mark.slow
 def test_intervals_hold_most_planted_weights(tmp_path):
     """Nominal: 90%. People choose by chance, as the pairwise loss assumes, or the weights' size could not be told."""
     table = planted(1500, by_chance=True)
@@ -298,6 +299,7 @@ def test_load_balance_by_hand():
     assert both == pytest.approx(np.log(2) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_load_balance_keeps_objectives_alive(tmp_path):
     table = planted(240)
     table["z_chosen_humor"] = 5.0  # humor alone explains every choice

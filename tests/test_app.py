@@ -30,6 +30,8 @@ from ui.api import Api
 from ui.models import Models
 from ui.page import Page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PROMPT = "How do I get a red wine stain out of a white tablecloth?"
 

@@ -26,6 +26,8 @@ from pro_core.training import last_whole_checkpoint, whole_checkpoint
 from train import adapter as train_adapter
 from train import reward_models
 
+pytestmark = pytest.mark.slow
+
 KIND = "test-kind"
 
 
@@ -371,7 +373,6 @@ def changed(before, after) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-@pytest.mark.slow
 def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_path, capsys):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)
@@ -436,7 +437,6 @@ def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_pa
     assert "run python train/reward_models.py" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
     """A run that was cut off leaves checkpoints; another recipe does not go on from them."""
     output, changed_rate = tmp_path / "out", 1e-3
@@ -462,7 +462,6 @@ def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.slow
 def test_negated_scores_give_new_heads(tmp_path):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)

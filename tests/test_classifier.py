@@ -508,6 +508,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_planted_levels_are_learned_under_both_losses(recipe, tmp_path):
     path = recipe("planted")
     script().main(str(path))
@@ -574,6 +575,7 @@ def tiny_causal(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_trains_a_small_model_of_its_architecture(tmp_path):
     """Chat format, accumulation, checkpointing, no fast heads: all its settings but the model and the data."""
     recipe = yaml.safe_load((ROOT / "recipes/moslim_type4.yaml").read_text())

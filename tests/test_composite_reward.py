@@ -13,6 +13,8 @@ from pro_core.policies.composite_reward import CompositeReward, normalize_groups
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("long", "vowels")
 PROMPTS = ("tell me a joke about cats", "where is Paris?", "why did it rain on Sunday?")
 

@@ -43,6 +43,8 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import score_pairs
 from pro_core.weights import AdapterWeights, FixedWeights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -26,6 +26,8 @@ from pro_core.doctor.verdict import ENOUGH_PROMPTS, examine
 from pro_core.fingerprints import fingerprint
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("helpful", "harmless", "truthful")
 
 

@@ -17,6 +17,8 @@ import app
 import ui.door
 from ui.door import LONGEST_BODY, Door
 
+pytestmark = pytest.mark.slow
+
 API = "/gradio_api"
 EVIL = {"Origin": "https://evil.example"}
 ASKED = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
@@ -303,7 +305,6 @@ def test_a_header_cannot_name_another_address_as_the_apps(web, url) -> None:
 # ---------------------------------------------------------------- all of it
 
 
-@pytest.mark.slow
 def test_hostile_requests_leave_no_traceback_and_no_stuck_page(tmp_path, chromium) -> None:
     # The whole trial: python tests/hostile.py --requests 1000
     found = trial(requests=60, seed=1, folder=tmp_path, chromium=chromium)

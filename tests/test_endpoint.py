@@ -25,6 +25,8 @@ from pro_core.packaged import SMOLLM2, resolve_policy
 from tests.servers.faulty import WORDS, Fault, beginning, faulty_server, sse
 from tests.servers.tgi_dialect import Log, Options, build, serving
 
+pytestmark = pytest.mark.slow
+
 HI = [{"role": "user", "content": "Name three colours."}]
 TINY = GenerationSettings(max_new_tokens=6, seed=1)
 HF_TOKEN = "hf_this_is_the_machines_own_token"

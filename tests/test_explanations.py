@@ -142,6 +142,7 @@ def drop(adapter, prompt: str, found: Explanation, k: int, chosen: list[int]) ->
     return float(found.weights[k] - adapter.predict([text])[0, k])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", [False, True])
 def test_deleting_the_top_words_lowers_a_weight_more_than_random_words(adapter, long) -> None:
     # `tests/bench_explanations.py` measures the same on people's prompts, with an interval.

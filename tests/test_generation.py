@@ -34,6 +34,8 @@ from pro_core.generation.chat import (
 from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.weights import FixedWeights
 
+pytestmark = pytest.mark.slow
+
 HI = [{"role": "user", "content": "Name three colours."}]
 TINY = GenerationSettings(max_new_tokens=6, seed=1)
 DEMO_PANEL = Path(__file__).parent.parent / "checkpoints" / "demo" / "panel"

@@ -17,6 +17,8 @@ from huggingface_hub import constants
 from pro_core.policies.soups import interpolate_lattice
 from tests.servers.tgi_dialect import serving
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_the-owners-token-0123456789"
 WHEN = "2026-11-27T18:00:00Z"

@@ -18,6 +18,8 @@ from pro_core.training import ConfigError
 from train import adapter, reward_models
 from ui.models import Models
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("helpful", "harmless")
 

@@ -475,6 +475,7 @@ for load in (
 """
 
 
+@pytest.mark.slow
 def test_a_models_own_code_is_not_run_whatever_is_answered(tmp_path):
     """transformers asks on the terminal whether to run it; here the answer is always yes."""
     base, marker = tmp_path / "base", tmp_path / "marker"
@@ -607,6 +608,7 @@ def test_every_from_pretrained_refuses_code_and_pickles():
     assert found > 8
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled():
     for file, tree in sources():
         for node in ast.walk(tree):

@@ -42,6 +42,8 @@ from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import morlhf as script
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("long", "plain")
 ASKED = ("the capital", "rain on Sunday", "a joke", "France", "why not", "Paris")

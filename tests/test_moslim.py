@@ -37,6 +37,8 @@ from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import moslim as script
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = (
     IntensityScale("helpful", 1, 5, (2, 3, 4, 5)),

@@ -26,6 +26,8 @@ from pro_core.evaluation.planted import (
 from pro_core.packaged import MINILM
 from pro_core.rewards.scores import columns, margins
 
+pytestmark = pytest.mark.slow
+
 TAU = 0.1  # the paper's
 
 

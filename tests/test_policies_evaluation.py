@@ -46,6 +46,8 @@ from pro_core.policies.recipe import folder_name, read_arms
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.training import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("helpful", "harmless")
 
@@ -441,7 +443,6 @@ def test_a_point_without_a_score_is_not_drawn():
 # ---------------------------------------------------------------- the real small model
 
 
-@pytest.mark.slow
 def test_the_stock_model_best_of_two(tmp_path, data_dir):
     """SmolLM2 and the demo panel on three held-out prompts: the whole way, nothing tiny."""
     if resolve_policy(SMOLLM2) == SMOLLM2:

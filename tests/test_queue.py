@@ -25,6 +25,8 @@ from ui.page import Page
 from ui.places import Full, Places
 from ui.writing import Writing
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------- one thread for the small models
 
 

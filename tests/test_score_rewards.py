@@ -22,6 +22,8 @@ from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, wri
 from pro_core.storage import StorageError
 from train import score_rewards
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("helpful", "harmless", "short")
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -8,9 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own
@@ -19,6 +23,7 @@ REQUIREMENTS = sorted(
 )
 IMPORT_NAMES = {"yaml": "pyyaml", "sklearn": "scikit_learn"}
 OURS = {"pro_core", "ui", "app"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -50,14 +55,72 @@ def test_every_import_is_pinned():
     files += [f for folder in ("pro_core", "ui", "train") for f in (ROOT / folder).rglob("*.py")]
     beside = {path.stem for path in (ROOT / "train").glob("*.py")}
     for file in files:
-        names: set[str] = set()
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names.add(str(node.module).split(".")[0])
-        for name in names - set(sys.stdlib_module_names) - OURS - beside:
-            assert IMPORT_NAMES.get(name, name).lower() in pinned, f"{file.name} imports {name}"
+        for name, _ in imports(file):
+            if name not in OURS | beside:
+                assert distribution(name) in pinned, f"{file.name} imports {name}"
+
+
+def declared(*extras: str) -> dict[str, Requirement]:
+    """What pyproject.toml asks for: the base dependencies and those of `extras`."""
+    lines = list(PROJECT["dependencies"])
+    for extra in extras:
+        lines += PROJECT["optional-dependencies"][extra]
+    found = map(Requirement, lines)
+    return {r.name.lower().replace("-", "_"): r for r in found if r.name != PROJECT["name"]}
+
+
+def test_each_pin_lies_within_its_declared_range():
+    """What `pip install .` may choose has been tested at one point at least: the pins."""
+    everything = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-dev.txt")
+    for name, requirement in declared("train", "app", "dev").items():
+        assert name in everything, f"{name} is declared and not pinned"
+        assert requirement.specifier, f"{name} has no range"
+        assert everything[name] in requirement.specifier, f"{requirement} without the pin"
+    space = pins(ROOT / "spaces" / "requirements.txt")
+    ranges = declared("app")
+    assert all(version in ranges[name].specifier for name, version in space.items()), space
+
+
+def test_the_librarys_imports_are_base_or_name_the_extra():
+    """An import of more than the base dependencies says what to install when it fails."""
+    base, train = declared(), declared("train")
+    for file in (ROOT / "pro_core").rglob("*.py"):
+        for name, guarded in imports(file):
+            if name == "pro_core":
+                continue
+            where = f"{file.relative_to(ROOT)} imports {name}"
+            assert distribution(name) in (train if guarded else base), where
+
+
+def test_the_version_stands_in_one_place_and_its_copies_agree():
+    version = PROJECT["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    released = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == version and released[-1] == "0.1.0"
+
+
+def distribution(module: str) -> str:
+    return IMPORT_NAMES.get(module, module).lower()
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """(top-level module, whether inside `with needs("train"):`) of each import that is not the standard library's."""
+
+    def walk(node: ast.AST, guarded: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.With):
+            guarded |= any(ast.unparse(i.context_expr) == "needs('train')" for i in node.items)
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [str(node.module)]
+        for name in names:
+            if (top := name.split(".")[0]) not in sys.stdlib_module_names:
+                yield top, guarded
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, guarded)
+
+    yield from walk(ast.parse(file.read_text()), False)
 
 
 def test_the_library_never_imports_gradio_nor_the_app_a_trainer():
@@ -83,6 +146,6 @@ def test_library_is_importable_from_anywhere(tmp_path):
 def test_entry_points():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("app", "test", "lint"):
+    for target in ("app", "test", "test-fast", "lint"):
         assert f"make {target} " in helped.stdout
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]

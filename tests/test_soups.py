@@ -33,6 +33,8 @@ from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import soups as script
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("helpful", "harmless", "humor")
 ATTENTION = ["q_proj", "v_proj"]
 

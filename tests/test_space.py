@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "spaces" / "deploy.py"
 
@@ -380,7 +382,6 @@ def wait_for(url: str, process: subprocess.Popen[str], log: Path, seconds: float
     raise AssertionError(f"no answer in {seconds} s:\n{log.read_text()}")
 
 
-@pytest.mark.slow
 def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
     from pro_core.packaged import SMOLLM2, resolve_policy
 

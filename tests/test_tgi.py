@@ -29,6 +29,8 @@ from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.policies.soups import interpolate_lattice
 from tests.servers.tgi_dialect import Log, Options, build, serving
 
+pytestmark = pytest.mark.slow
+
 SOUP = Path(__file__).parent.parent / "checkpoints/demo/policy"
 NAMES = ("helpful", "harmless", "truthful", "informative", "humor")
 HI = [{"role": "user", "content": "How do I clean a cat?"}]

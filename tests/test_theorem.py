@@ -42,6 +42,8 @@ from pro_core.packaged import MINILM
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import columns
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

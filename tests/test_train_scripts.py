@@ -22,6 +22,8 @@ from pro_core.adapter import PreferenceAdapter
 from pro_core.rewards.bradley_terry import BradleyTerryTrainer
 from pro_core.rewards.panel import RewardPanel
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 NICE = ("thank you", "of course", "gladly", "happy to help")

@@ -52,6 +52,8 @@ from pro_core.rewards.classifier_training import classifier_loss
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.storage import content_hash
 
+pytestmark = pytest.mark.slow
+
 RAISE = "what this code makes has changed: raise the version beside it, and put the new value here"
 TALK = [
     {"role": "system", "content": "Be brief."},

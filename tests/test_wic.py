@@ -30,6 +30,8 @@ from pro_core.storage import StorageError
 from pro_core.training import ConfigError
 from train import wic as script
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 NAMES = ("long", "plain")
