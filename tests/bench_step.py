@@ -32,6 +32,8 @@ from pro_core.policies.composite_reward import text_of
 from pro_core.policies.morlhf import MorlhfRun, RewardProgress
 from pro_core.policies.morlhf_recipe import read_morlhf
 from pro_core.policies.reward_data import RewardData
+from pro_core.policies.sft import score_only_labelled_tokens
+from pro_core.processes import keep_freed_memory
 
 METHODS = {
     "_generate": "rollout",
@@ -167,6 +169,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     disable_progress_bar()
+    keep_freed_memory()  # as train/morlhf.py does
+    score_only_labelled_tokens()
     measured: dict[str, list[dict]] = {name: [] for name in (ONE, FIXED, ADAPTER, TRL)}
     lengths: dict[str, list[float]] = {name: [] for name in measured}
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -22,8 +23,11 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it does nothing b
 
 
 def in_a_process(code: str) -> str:
-    """What a fresh Python prints that runs the code; fails when it does."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    """What a fresh Python prints that runs the code, in an environment that no import has changed; fails when it does."""
+    named = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environ = named | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -43,30 +47,36 @@ def test_one_process_is_the_main_one_and_waits_for_nobody():
 
 
 TOLD = """
-import sys
+import os, sys
 from pathlib import Path
 from pro_core.processes import from_main, main_process, processes, wait_for_all
 from pro_core.training import training_arguments
 
 rank, world = processes().process_index, processes().num_processes
-said = Path(sys.argv[1])
-if not main_process():  # the main one reads this after waiting for it
-    said.with_suffix(".other").write_text(f"{rank} of {world}")
+folder = Path(sys.argv[1])
+waits, late = folder / "waits", folder / "late"
+if main_process():
+    waits.touch()
+else:  # writes when the main one waits already, or goes on without waiting
+    while not waits.exists():
+        os.sched_yield()
+    for number in range(1000):
+        late.write_text(f"{number}, {rank} of {world}")
 wait_for_all()
-seen = from_main([rank, said.with_suffix(".other").read_text()] if main_process() else None)
-share = training_arguments(said.with_suffix(".run"), 8, 4, 1e-3, 0).per_device_train_batch_size
+seen = from_main([rank, late.read_text() if late.exists() else ""] if main_process() else None)
+share = training_arguments(folder / "run", 8, 4, 1e-3, 0).per_device_train_batch_size
 again = processes().process_index, processes().num_processes  # also after a trainer's arguments
 print(f"{rank} of {world}, {again}, {seen}, {share} rows\\n", end="")
 """
 
 
-def test_two_processes_know_each_other(tmp_path):
-    """The script joins them by its first question; nothing that it asks reads the launcher's variables itself."""
+def test_two_processes_know_each_other_and_wait(tmp_path):
+    """The first question joins them."""
     script = tmp_path / "told.py"
     script.write_text(TOLD)
-    done = in_two_processes(str(script), str(tmp_path / "said"))
+    done = in_two_processes(str(script), str(tmp_path))
     told = sorted(line for line in done.stdout.splitlines() if " of 2, " in line)
-    assert told == [f"{i} of 2, ({i}, 2), [0, '1 of 2'], 2 rows" for i in (0, 1)]
+    assert told == [f"{i} of 2, ({i}, 2), [0, '999, 1 of 2'], 2 rows" for i in (0, 1)]
 
 
 # ---------------------------------------------------------------- imports
@@ -124,6 +134,7 @@ def faults(steps=8, megabytes=64):
 
 faults()
 cast = cast_for_training(torch.nn.Linear(2, 2)).weight.dtype
+faults()
 by_itself = faults()
 keep_freed_memory()
 faults()
