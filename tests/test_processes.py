@@ -23,7 +23,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it does nothing b
 
 
 def in_a_process(code: str) -> str:
-    """What a fresh Python prints that runs the code, in an environment that no import has changed; fails when it does."""
+    """What a fresh Python prints that runs the code, in an environment that no import changed; fails when it does."""
     named = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environ = named | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
