@@ -70,6 +70,7 @@ print(f"{rank} of {world}, {again}, {seen}, {share} rows\\n", end="")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_know_each_other_and_wait(tmp_path):
     """The first question joins them."""
     script = tmp_path / "told.py"
@@ -112,6 +113,7 @@ assert "libc.so.6" not in calls, calls
 """
 
 
+@pytest.mark.slow
 def test_no_import_changes_the_process():
     """Not its environment, its threads, its memory, nor another library."""
     in_a_process(IMPORTED)
@@ -142,6 +144,7 @@ print(cast, by_itself, faults())
 """
 
 
+@pytest.mark.slow
 @no_gpu
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about glibc")
 def test_freed_memory_is_kept_where_a_script_asks_for_it_and_only_there():
