@@ -148,10 +148,16 @@ def strict(refused, shape="openai"):
         hint = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
         shapes = {
             "openai": {
-                "error": {"message": says + hint, "param": name, "code": "unsupported_value"}
+                "error": {
+                    "message": says + hint,
+                    "param": name,
+                    "code": "unsupported_parameter",
+                }
             },
             "fastapi": {
-                "detail": [{"loc": ["body", name], "msg": "Extra inputs", "type": "extra"}]
+                "detail": [
+                    {"loc": ["body", name], "msg": "Extra inputs", "type": "extra_forbidden"}
+                ]
             },
             "words": {"error": {"message": says + hint}},
         }
@@ -170,6 +176,17 @@ def test_max_tokens_is_asked_in_the_servers_words_and_remembered(shape):
         bodies = [body for _, _, body in server.requests]
     assert ["max_tokens" in body for body in bodies] == [True, False, False]
     assert [body.get("max_completion_tokens") for body in bodies] == [None, 6, 6]
+
+
+def test_a_limit_that_is_too_high_is_a_refusal_and_no_other_name():
+    """Asked under another name, which it does not know, this server would write without a limit."""
+    told = {"message": "max_tokens is too large", "param": "max_tokens", "code": "invalid_value"}
+    body = json.dumps({"error": told}).encode()
+    refusal = Fault("400 Bad Request", "application/json", body=body)
+    with faulty_server(choose=lambda sent: refusal if "max_tokens" in sent else FINE) as server:
+        generator = endpoint(server.url)
+        assert "max_tokens is too large" in outcome(generator).error
+        assert "max_tokens is too large" in outcome(generator).error
 
 
 @pytest.mark.parametrize("shape", ["openai", "fastapi", "words"])

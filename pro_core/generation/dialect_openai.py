@@ -34,6 +34,8 @@ NO_SUCH = (404, 405)
 """What servers answer on a path that they do not have, as they do for a model."""
 REFUSED = (400, 422)
 """What servers answer to a request that they do not take: its turns, its parameters, or its length."""
+RENAMED = "max_completion_tokens"
+"""What newer models call ``max_tokens``."""
 OPTIONAL = ("temperature", "top_p", "seed")
 """Parameters that a request can do without."""
 _QUOTED = re.compile(r"[`'\"](max_tokens|temperature|top_p|seed)[`'\"]")
@@ -209,7 +211,9 @@ class OpenAI:
         quoted = None if failure.named else _QUOTED.search(failure.words)
         named = quoted[1] if quoted else failure.named
         if named == "max_tokens" and not form.renamed:
-            return replace(form, renamed=True)
+            # A server that minds the number may not know the other name, and would write without a limit.
+            unknown = failure.unsupported or RENAMED in failure.words
+            return replace(form, renamed=True) if unknown else None
         if named in OPTIONAL and named in body:
             return replace(form, dropped=form.dropped | {_refusable(named, body[named])})
         return replace(form, plain=True) if can_be_plain and not form.plain else None
@@ -255,7 +259,7 @@ def request(
     form: Form,
 ) -> dict[str, Any]:
     """The body of one request."""
-    limit = "max_completion_tokens" if form.renamed else "max_tokens"
+    limit = RENAMED if form.renamed else "max_tokens"
     parameters = {
         limit: settings.max_new_tokens,
         "temperature": settings.temperature,

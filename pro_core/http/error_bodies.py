@@ -104,3 +104,16 @@ def named_by(data: Any) -> str:
         if isinstance(loc, list) and len(loc) > 1 and isinstance(loc[1], str):
             return loc[1]
     return ""
+
+
+_UNSUPPORTED = (
+    "unsupported_parameter",
+    "unknown_parameter",
+    "extra_forbidden",
+    "unexpected_keyword",
+)
+
+
+def unsupported_by(data: Any) -> bool:
+    """Whether an error object says that the server does not know the parameter, rather than minds its value."""
+    return any(one.get(key) in _UNSUPPORTED for one in _objects(data) for key in ("code", "type"))

@@ -19,7 +19,14 @@ from typing import Any, Literal
 
 import httpx2
 
-from pro_core.http.error_bodies import code_of, kind_of, named_by, parsed, said_by
+from pro_core.http.error_bodies import (
+    code_of,
+    kind_of,
+    named_by,
+    parsed,
+    said_by,
+    unsupported_by,
+)
 from pro_core.http.events import TooLong
 
 MAX_WORDS = 200
@@ -38,6 +45,7 @@ class Failure(Exception):
         wait: the seconds that the server asks to wait, if it does.
         status: the HTTP status, if there was one.
         named: the parameter of the request that the server's error object names as the culprit; empty without one.
+        unsupported: that object says that the server does not know the parameter, whatever its value.
         words: what the server said, cleaned.
     """
 
@@ -47,6 +55,7 @@ class Failure(Exception):
     status: int | None = None
     named: str = ""
     words: str = ""
+    unsupported: bool = False
 
     def __str__(self) -> str:
         return self.message
@@ -92,7 +101,9 @@ class Explainer:
 
     def answer(self, code: int, data: Any, headers: Mapping[str, str] = {}) -> Failure:
         """As :meth:`status`, of a body that is read already."""
-        return self._status(code, self.words(data), named_by(data), _retry_after(headers))
+        failure = self._status(code, self.words(data), named_by(data), _retry_after(headers))
+        failure.unsupported = unsupported_by(data)
+        return failure
 
     def _status(
         self, code: int, words: str = "", named: str = "", wait: float | None = None
