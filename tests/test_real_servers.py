@@ -20,12 +20,14 @@ from pro_core.conditioned import PolicyConfig
 from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
+    GenerationError,
     GenerationSettings,
     LocalGenerator,
     collect,
     conditioned,
     generator_from_env,
 )
+from pro_core.generation.lora import LoraEndpoint
 from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.policies.soups import greatest_rank, interpolate_lattice
 
@@ -249,6 +251,22 @@ def test_a_mixture_that_comes_and_goes(vllm, lattice):
     assert vllm.post("/v1/unload_lora_adapter", lora_name=LATE).is_success
     assert "(404)" in answer().error  # vLLM itself says so
     assert f"and not {LATE}" in answer().error
+
+
+def test_a_lora_of_a_run_is_loaded_found_again_and_refused(vllm, lattice, tmp_path):
+    """A killed run that starts again meets a server that holds its LoRA, and refuses to load it twice."""
+    here = LocalGenerator(str(lattice / LATE)).generate([HI], GREEDY)[0]
+    try:
+        for _ in range(2):
+            policy = LoraEndpoint(vllm.url)
+            policy.use_lora(LATE, lattice / LATE)
+            assert alike(policy.generate([HI], GREEDY)[0], here)
+        for name, folder in (("empty", tmp_path), (SMOLLM2, lattice / LATE)):
+            with pytest.raises(GenerationError):
+                policy.use_lora(name, folder)
+            assert policy.model == LATE
+    finally:
+        vllm.post("/v1/unload_lora_adapter", lora_name=LATE)
 
 
 def test_one_mixture_is_a_model_like_any_other(vllm, lattice):
