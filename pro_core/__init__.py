@@ -6,6 +6,7 @@ Every public name imports from here; heavy libraries load when a name that needs
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 _HOMES = {
     "objectives": ("check_objective_names",),
@@ -51,7 +52,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 __all__ = sorted(_MODULE_OF)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'pro_core' has no attribute {name!r}")
     return getattr(importlib.import_module(f"pro_core.{_MODULE_OF[name]}"), name)

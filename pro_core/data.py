@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.data_formats import LeftOut, Row, message_of, parse_turns, schema_rows
-from pro_core.jsonl import DataError, read_jsonl
+from pro_core.jsonl import DataError as DataError  # `as`: whoever reads data takes these from here
+from pro_core.jsonl import read_jsonl as read_jsonl
 from pro_core.objectives import Message, Prompt
 
 MAX_PROMPT_CHARS = 200_000

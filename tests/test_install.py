@@ -1,0 +1,158 @@
+"""`pip install .` in a clean environment, with what it declares and nothing else: the library scores, predicts, writes.
+
+Needs the package index that the project itself was installed from; where torch is a build of another index, name it as
+for make: TORCH_INDEX.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from tiny import ROOT, tiny_classifier, tiny_encoder, vivid_adapter
+
+from pro_core import PreferenceAdapter, RewardModelSpec, RewardPanel
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("helpful", "harmless")
+PROMPTS = ["How do I kill a Python process?", "Tell me a joke about cats."]
+COMPLETIONS = ["Press Ctrl-C.", "I would rather not."]
+LEFT_OUT = ("gradio", "trl", "datasets", "moocore", "matplotlib", "sklearn", "pytest")
+NEED_TRAIN = ["hypervolume", "igd_plus", "is_nondominated"]
+"""Public names that say which extra they need; all others import."""
+
+USE = """
+import importlib.util, json, sys
+import pro_core
+from pro_core import GenerationSettings, PreferenceAdapter, RewardPanel, to_messages
+from pro_core.extras import MissingExtra
+from pro_core.generation.local import LocalGenerator
+
+panel, adapter, policy, prompts, completions, modules = json.load(sys.stdin)
+missing = {}
+for name in pro_core.__all__:
+    try:
+        getattr(pro_core, name)
+    except MissingExtra as error:
+        missing[name] = [error.name, error.extra]
+settings = GenerationSettings(max_new_tokens=4, seed=0)
+print(json.dumps({
+    "where": pro_core.__file__,
+    "present": [name for name in modules if importlib.util.find_spec(name)],
+    "missing": missing,
+    "scores": RewardPanel.from_pretrained(panel).score(prompts, completions).tolist(),
+    "weights": PreferenceAdapter.from_pretrained(adapter).predict(prompts).tolist(),
+    "answers": LocalGenerator(policy).generate([to_messages(p) for p in prompts], settings),
+}))
+"""
+
+
+class Clean(NamedTuple):
+    """An environment in which only the wheel and what it asked for is installed."""
+
+    bin: Path
+    wheel: Path
+
+    def run(self, *command: str, **options) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": "/usr/bin:/bin", "HOME": str(self.wheel.parent), "HF_HUB_OFFLINE": "1"}
+        environ["OMP_NUM_THREADS"] = "1"
+        return subprocess.run(
+            [self.bin / command[0], *command[1:]],
+            cwd=self.wheel.parent, env=environ, capture_output=True, text=True, **options,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Iterator[Clean]:
+    # From a copy: setuptools keeps a build/ beside the sources, and what was deleted would stay in the next wheel.
+    folder = tmp_path_factory.mktemp("install")
+    source = folder / "source"
+    shutil.copytree(ROOT / "pro_core", source / "pro_core", ignore=shutil.ignore_patterns("*.pyc"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", folder, source)
+    (wheel,) = folder.glob("*.whl")
+
+    # At the versions of this environment: the packages lie in pip's cache, and scores can be compared.
+    constraints = folder / "constraints.txt"
+    found = {d.name: d.version for d in importlib.metadata.distributions()}
+    ours = found.pop("pro-core", None)
+    assert ours, "the project is not installed here; make venv"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in found.items()))
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    index = os.environ.get("TORCH_INDEX")
+    extra = ["--extra-index-url", index] if index else []
+    pip(python, "install", "--no-compile", "--constraint", constraints, *extra, wheel)
+    yield Clean(python.parent, wheel)
+    shutil.rmtree(folder / "venv")  # a GB, and pytest keeps the folders of three runs
+
+
+def pip(python: str | Path, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [python, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(clean):
+    with zipfile.ZipFile(clean.wheel) as wheel:
+        names = wheel.namelist()
+        (metadata,) = [n for n in names if n.endswith(".dist-info/METADATA")]
+        text = wheel.read(metadata).decode()
+    info = metadata.split("/")[0]
+    assert {name.split("/")[0] for name in names} == {"pro_core", info}
+    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "pro_core").rglob("*.py")}
+    assert expected | {"pro_core/py.typed"} == {n for n in names if n.startswith("pro_core/")}
+    assert f"{info}/licenses/LICENSE" in names
+    assert "Author: PRO contributors" in text and "License-Expression: Apache-2.0" in text
+
+
+def test_with_base_dependencies_alone_it_scores_predicts_and_writes(clean, qwen, tmp_path):
+    for k, name in enumerate(NAMES):
+        tiny_classifier(tmp_path / "panel" / name, 1, seed=k)
+    specs = [RewardModelSpec(name, name, max_length=64) for name in NAMES]
+    panel = RewardPanel.build(specs, tmp_path / "panel")
+    panel.save_pretrained(tmp_path / "panel")
+    adapter = tmp_path / "adapter"
+    vivid_adapter(tiny_encoder(tmp_path / "encoder"), NAMES, members=3).save_pretrained(adapter)
+
+    given = [str(tmp_path / "panel"), str(adapter), qwen, PROMPTS, COMPLETIONS, LEFT_OUT]
+    done = clean.run("python", "-c", USE, input=json.dumps(given))
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert Path(said["where"]).is_relative_to(clean.bin.parent)
+    assert said["present"] == []
+    assert said["missing"] == {name: ["moocore", "train"] for name in NEED_TRAIN}
+    scores = panel.score(PROMPTS, COMPLETIONS)
+    assert scores.std() > 0.01  # else equal scores would say nothing
+    np.testing.assert_allclose(said["scores"], scores, rtol=0.01)  # bf16
+    weights = PreferenceAdapter.from_pretrained(adapter).predict(PROMPTS)
+    assert weights.std() > 0.01
+    np.testing.assert_allclose(said["weights"], weights, atol=1e-4)
+    assert len(said["answers"]) == 2 and all(said["answers"])
+
+
+def test_pip_finds_nothing_missing(clean):
+    done = clean.run("python", "-m", "pip", "check")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_doctor_is_a_command_and_names_the_extra_that_it_needs(clean):
+    helped = clean.run("pro-doctor", "--help")
+    assert helped.returncode == 0 and "--panel" in helped.stdout, helped.stderr
+    done = clean.run("pro-doctor", "--panel", "p", "--data", "d.jsonl")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "'pro-core[train]'" in done.stderr.splitlines()[-1]
