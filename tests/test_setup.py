@@ -16,6 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from pro_core.extras import MissingExtra, needs
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own
 REQUIREMENTS = sorted(
@@ -90,6 +92,18 @@ def test_the_librarys_imports_are_base_or_name_the_extra():
                 continue
             where = f"{file.relative_to(ROOT)} imports {name}"
             assert distribution(name) in (train if guarded else base), where
+
+
+def test_a_missing_package_names_its_extra_and_what_is_there_is_imported():
+    with pytest.raises(MissingExtra) as raised:
+        with needs("app"):
+            with needs("train"):
+                import not_installed.deep  # noqa: F401
+    assert (raised.value.name, raised.value.extra) == ("not_installed", "train")
+    with pytest.raises(ImportError) as other:  # an extra that is there, but another version
+        with needs("train"):
+            from json import not_there  # noqa: F401
+    assert not isinstance(other.value, MissingExtra)
 
 
 def test_the_version_stands_in_one_place_and_its_copies_agree():
