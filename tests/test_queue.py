@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import httpx2
 import pytest
 
-import app
 from pro_core.generation import GenerationError, GenerationSettings
 from tests.servers.instant import WORDS, instant
 from ui import batching
@@ -216,26 +214,12 @@ def test_no_answer_is_written_on_for_one_who_is_cancelled(ticks: int) -> None:
 PROMPT = "How do I get a red wine stain out of a white tablecloth?"
 
 
-@pytest.fixture(scope="module")
-def slow() -> Iterator[tuple[str, Models, object]]:
-    """(url, models, endpoint) of an app whose endpoint says nothing for an hour, with one place and one in line."""
-    with instant(pause=3600.0) as endpoint:
-        settings = {"PRO_ENDPOINT_URL": endpoint.url, "PRO_ENDPOINT_MODEL": "m"}
-        models = Models({k: v for k, v in os.environ.items() if k != "PRO_POLICY"} | settings)
-        models.places = Places(1, 1)
-        models.load()
-        demo = app.build(models)
-        _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
-        yield url, models, endpoint
-        demo.close()
-
-
 @pytest.fixture
-def endpoint(slow):
+def endpoint(crowded):
     """The endpoint, idle."""
-    slow[2].begun.clear()
-    slow[2].idle.clear()
-    return slow[2]
+    crowded[2].begun.clear()
+    crowded[2].idle.clear()
+    return crowded[2]
 
 
 def first_run(page: Page, until) -> asyncio.Task:
@@ -253,8 +237,8 @@ def first_run(page: Page, until) -> asyncio.Task:
     return task
 
 
-def test_weights_and_scores_never_wait_for_answers(slow, endpoint) -> None:
-    _, models, _ = slow
+def test_weights_and_scores_never_wait_for_answers(crowded, endpoint) -> None:
+    _, models, _ = crowded
     page = Page(models)
 
     async def story() -> None:
@@ -283,9 +267,9 @@ def test_weights_and_scores_never_wait_for_answers(slow, endpoint) -> None:
     assert endpoint.idle.wait(5)
 
 
-def test_weights_wait_for_no_thread(slow) -> None:
+def test_weights_wait_for_no_thread(crowded) -> None:
     """Each of asyncio's threads may be looking up the endpoint's address."""
-    page, done = Page(slow[1]), threading.Event()
+    page, done = Page(crowded[1]), threading.Event()
 
     async def story() -> dict:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
@@ -299,8 +283,8 @@ def test_weights_wait_for_no_thread(slow) -> None:
     assert asyncio.run(story())["predicted"]
 
 
-def test_a_follow_up_that_found_no_place_is_asked_again(slow, monkeypatch) -> None:
-    _, models, _ = slow
+def test_a_follow_up_that_found_no_place_is_asked_again(crowded, monkeypatch) -> None:
+    _, models, _ = crowded
     page = Page(models)
     card = {"text": "Use salt.", "reasoning": "", "finish": "stop", "style": None, "error": None}
     monkeypatch.setattr(models, "places", Places(0, 0))
@@ -326,8 +310,8 @@ BODIES = {
 
 
 @pytest.mark.parametrize("by", ["queue", "call"])
-def test_a_caller_who_leaves_frees_the_endpoint(slow, endpoint, by: str) -> None:
-    url, models, _ = slow
+def test_a_caller_who_leaves_frees_the_endpoint(crowded, endpoint, by: str) -> None:
+    url, models, _ = crowded
     with httpx2.Client(base_url=url, trust_env=False, timeout=60) as web:
         if by == "call":
             found = web.post("/gradio_api/call/generate", json={"data": BODIES["/generate"]})
@@ -367,23 +351,24 @@ def test_the_api_shows_answers_while_they_are_written() -> None:
     json.dumps(last)
 
 
-def test_the_request_leaves_before_the_words_are_explained(monkeypatch) -> None:
-    """The explanation is the slowest of the small models' work: the endpoint must not wait for it."""
+@pytest.mark.parametrize("kind", ["explain", "predict"])
+def test_the_request_leaves_before_the_small_models_are_asked(kind: str) -> None:
+    """Explanations are the slowest of their work, and a stock model is told no weights: neither is waited for."""
     with instant() as quick:
         models = Models({"PRO_ENDPOINT_URL": quick.url, "PRO_ENDPOINT_MODEL": "m"})
         models.load()
-        explained, original = threading.Event(), models._batcher._kinds["explain"].run
+        ran, original = threading.Event(), models._batcher._kinds[kind].run
 
         def wait_for_the_request(prompts):
             assert quick.begun.wait(30), "the endpoint was never asked"
-            explained.set()
+            ran.set()
             return original(prompts)
 
-        models._batcher._kinds["explain"].run = wait_for_the_request
+        models._batcher._kinds[kind].run = wait_for_the_request
 
         async def story() -> list[dict]:
             return [run async for run in Page(models).ask(PROMPT, 2, 99, False, {})]
 
         runs = asyncio.run(story())
-    assert explained.is_set() and runs[-1]["words"] and not runs[-1]["busy"]
+    assert ran.is_set() and runs[-1]["words"] and not runs[-1]["busy"]
     assert "words" not in runs[0] and runs[0]["predicted"]

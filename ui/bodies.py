@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import gradio as gr
 
+from ui.values import is_number, kind
+
 MAX_DEPTH, MAX_PARTS = 32, 50_000
 """How deep a body nests, and how many values it holds: a run of 8 answers with the words of its prompt has 4,000."""
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -41,7 +43,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
     except ValueError:  # no JSON, no UTF-8, or a number of thousands of digits
         raise Refusal("got a body that is not JSON, expected a JSON object") from None
     if not isinstance(body, dict):
-        raise Refusal(f"got a body that is {_kind(body)}, expected a JSON object")
+        raise Refusal(f"got a body that is {kind(body)}, expected a JSON object")
     level, depth, parts = [body], 0, 0
     while level:
         below: list[Any] = []
@@ -93,9 +95,9 @@ def event(body: Mapping[str, Any], blocks: gr.Blocks, direct: bool = False) -> N
     if body.get("event_id") is not None:
         _session(body["event_id"])
     if body.get("trigger_id") is not None and not _is_index(body["trigger_id"]):
-        raise Refusal(f"got {_kind(body['trigger_id'])} as trigger_id, expected a whole number")
+        raise Refusal(f"got {kind(body['trigger_id'])} as trigger_id, expected a whole number")
     if not isinstance(body.get("event_data"), (dict, type(None))):
-        raise Refusal(f"got {_kind(body['event_data'])} as event_data, expected an object")
+        raise Refusal(f"got {kind(body['event_data'])} as event_data, expected an object")
     _values(body, function)
 
 
@@ -126,7 +128,7 @@ def cancel(body: Mapping[str, Any], blocks: gr.Blocks) -> None:
     if "session_hash" in body or "fn_index" in body:
         _session(body.get("session_hash"))
         if not _is_index(body.get("fn_index")):
-            raise Refusal(f"got {_kind(body.get('fn_index'))} as fn_index, expected a whole number")
+            raise Refusal(f"got {kind(body.get('fn_index'))} as fn_index, expected a whole number")
 
 
 # ---------------------------------------------------------------- parts of them
@@ -150,32 +152,32 @@ def _keys(body: Mapping[str, Any], *known: str) -> None:
 
 def _session(value: Any) -> None:
     if not isinstance(value, str) or not SESSION.fullmatch(value):
-        got = _kind(value) if not isinstance(value, str) else "another text"
+        got = kind(value) if not isinstance(value, str) else "another text"
         raise Refusal(f"got {got} as a session or event, expected 1 to 64 letters and digits")
 
 
 def _values(body: Mapping[str, Any], function: Any) -> None:
     data, inputs = body.get("data"), function.inputs
     if not isinstance(data, list) or len(data) != len(inputs):
-        got = f"{len(data)} values" if isinstance(data, list) else _kind(data)
+        got = f"{len(data)} values" if isinstance(data, list) else kind(data)
         raise Refusal(f"got {got} as data, expected a list of {len(inputs)} values")
     for component, value in zip(inputs, data, strict=True):
-        for kind, check in KINDS.items():
-            if isinstance(component, kind):
+        for part, check in KINDS.items():
+            if isinstance(component, part):
                 check(component, value)
 
 
 def _text(component: gr.Textbox, value: Any) -> None:
     if not isinstance(value, (str, type(None))):
-        raise Refusal(f"got {_kind(value)} as {_name(component)}, expected a text")
+        raise Refusal(f"got {kind(value)} as {_name(component)}, expected a text")
 
 
 def _number(component: gr.Slider | gr.Number, value: Any) -> None:
     if value is None and isinstance(component, gr.Number):
         return
     # Gradio rounds it; no integer of hundreds of digits is a float, nor is NaN rounded.
-    if not _is_number(value):
-        raise Refusal(f"got {_kind(value)} as {_name(component)}, expected a number")
+    if not is_number(value):
+        raise Refusal(f"got {kind(value)} as {_name(component)}, expected a number")
     low = -math.inf if component.minimum is None else component.minimum
     high = math.inf if component.maximum is None else component.maximum
     if not low <= value <= high:
@@ -184,7 +186,7 @@ def _number(component: gr.Slider | gr.Number, value: Any) -> None:
 
 def _flag(component: gr.Checkbox, value: Any) -> None:
     if not isinstance(value, (bool, type(None))):
-        raise Refusal(f"got {_kind(value)} as {_name(component)}, expected true or false")
+        raise Refusal(f"got {kind(value)} as {_name(component)}, expected true or false")
 
 
 KINDS: dict[type, Callable[[Any, Any], None]] = {
@@ -202,15 +204,3 @@ def _name(component: Any) -> str:
 
 def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return real and abs(value) < 1e12 and math.isfinite(value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    if value is None:
-        return "nothing"
-    return names.get(type(value), "a number")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -62,7 +62,7 @@ class Page:
 
         A policy that reads weights is told those of the sliders, once a visitor has moved them; else the predicted.
         """
-        answers = self._answer([], prompt, n, tokens, styles, old, sliders, seed)
+        answers = self._answer(lambda: ([], prompt), n, tokens, styles, old, sliders, seed)
         async with aclosing(answers) as runs:
             async for run in runs:
                 yield run
@@ -78,12 +78,11 @@ class Page:
         pick: int,
     ) -> AsyncGenerator[Run, None]:
         """The next turn of the conversation, after answer `pick` of the run before."""
-        try:
-            earlier = follow_up(self._previous(old), pick)
-        except ValueError as error:
-            yield _failed(_kept(old), sentence(error))
-            return
-        answers = self._answer(earlier, prompt, n, tokens, styles, old, sliders, None)
+
+        def turn() -> tuple[list[Message], str]:
+            return follow_up(self._previous(old), pick), prompt
+
+        answers = self._answer(turn, n, tokens, styles, old, sliders, None)
         async with aclosing(answers) as runs:
             async for run in runs:
                 yield run
@@ -97,23 +96,21 @@ class Page:
         sliders: list[float] | None,
     ) -> AsyncGenerator[Run, None]:
         """The same turn once more, for a policy that reads weights: answers written under those of the sliders."""
-        try:
+
+        def turn() -> tuple[list[Message], str]:
             messages = self._previous(old).get("messages")
             if not messages:
                 raise ValueError("There is nothing to write again yet: ask something first.")
-        except ValueError as error:
-            yield _failed(_kept(old), sentence(error))
-            return
-        *earlier, last = messages
-        answers = self._answer(earlier, last["content"], n, tokens, styles, old, sliders, None)
+            return messages[:-1], messages[-1]["content"]
+
+        answers = self._answer(turn, n, tokens, styles, old, sliders, None)
         async with aclosing(answers) as runs:
             async for run in runs:
                 yield run
 
     async def _answer(
         self,
-        earlier: list[Message],
-        prompt: str,
+        turn: Callable[[], tuple[list[Message], str]],
         n: int,
         tokens: int,
         styles: bool,
@@ -121,9 +118,11 @@ class Page:
         sliders: list[float] | None,
         seed: int | None,
     ) -> AsyncGenerator[Run, None]:
+        """`turn` gives the earlier messages and the prompt, or raises a ValueError that says why there are none."""
         run: Run = _kept(old)
         tasks: list[asyncio.Task[Any]] = []
         try:
+            earlier, prompt = turn()
             n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
             content = text(prompt, "prompt")
             messages = to_messages([*earlier, {"role": "user", "content": content}])

@@ -31,7 +31,7 @@ STALE = "This page is out of date: reload it."
 def text(value: Any, what: str) -> str:
     """A text, clean (see :func:`pro_core.data.clean_text`). Raises ValueError for anything else, None included."""
     if not isinstance(value, str):
-        raise ValueError(f"got {_kind(value)} as {what}, expected a text")
+        raise ValueError(f"got {kind(value)} as {what}, expected a text")
     return clean_text(value)
 
 
@@ -39,7 +39,7 @@ def whole(value: Any, low: int, high: int, what: str) -> int:
     """A whole number from low to high; JSON and sliders may send it as 4.0. Raises ValueError for anything else."""
     wanted = f"expected a whole number from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"got {_kind(value)} as the number of {what}, {wanted}")
+        raise ValueError(f"got {kind(value)} as the number of {what}, {wanted}")
     if not low <= value <= high or value != int(value):  # NaN is not between them either
         raise ValueError(f"got {reprlib.repr(value)} {what}, {wanted}")
     return int(value)
@@ -48,16 +48,14 @@ def whole(value: Any, low: int, high: int, what: str) -> int:
 def flag(value: Any, what: str) -> bool:
     """True or False; a 1 is neither. Raises ValueError."""
     if not isinstance(value, bool):
-        raise ValueError(f"got {_kind(value)} as {what}, expected true or false")
+        raise ValueError(f"got {kind(value)} as {what}, expected true or false")
     return value
 
 
 def conversation(prompt: Any) -> list[Message]:
     """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
     if not isinstance(prompt, (str, list)):
-        raise ValueError(
-            f"got {_kind(prompt)} as the prompt, expected a text or a list of messages"
-        )
+        raise ValueError(f"got {kind(prompt)} as the prompt, expected a text or a list of messages")
     return to_messages(prompt)
 
 
@@ -69,19 +67,21 @@ def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float] | None
     """
     if value is None:
         return None
-    if not isinstance(value, list) or not all(_is_number(x) for x in value):
-        raise ValueError(f"got {_kind(value)} as weights, expected {len(objectives)} numbers")
+    if not isinstance(value, list) or not all(is_number(x) for x in value):
+        raise ValueError(f"got {kind(value)} as weights, expected {len(objectives)} numbers")
     as_weights(value, objectives)
     return [float(x) for x in value]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A finite number of a size that floats hold; true and false are none."""
     # A float takes no integer over 1e308; JSON may hold one.
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     return real and abs(value) < 1e12 and math.isfinite(value)
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value of JSON is, in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     if value is None:
         return "nothing"
@@ -181,7 +181,7 @@ def _plain(value: Any, deep: int = 4) -> Any:
     if not isinstance(value, (dict, list)):
         return _number(value)
     if deep == 0 or len(value) > 100:
-        raise ValueError(f"got {_kind(value)} of {len(value)}, expected fewer and not so deep")
+        raise ValueError(f"got {kind(value)} of {len(value)}, expected fewer and not so deep")
     if isinstance(value, list):
         return [_plain(part, deep - 1) for part in value]
     return {_short(key): _plain(part, deep - 1) for key, part in value.items()}
@@ -189,7 +189,7 @@ def _plain(value: Any, deep: int = 4) -> Any:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"got {_kind(value)}, expected an object")
+        raise ValueError(f"got {kind(value)}, expected an object")
     return value
 
 
@@ -205,8 +205,8 @@ def _short(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if not _is_number(value):
-        raise ValueError(f"got {_kind(value)}, expected a number")
+    if not is_number(value):
+        raise ValueError(f"got {kind(value)}, expected a number")
     return value
 
 
@@ -222,7 +222,7 @@ def _row(K: int) -> Callable[[Any], list[float]]:
 
 def _list_of(check: Callable[[Any], Any], value: Any, most: int) -> list[Any]:
     if not isinstance(value, list) or len(value) > most:
-        raise ValueError(f"got {_kind(value)}, expected a list of at most {most}")
+        raise ValueError(f"got {kind(value)}, expected a list of at most {most}")
     return [check(part) for part in value]
 
 
