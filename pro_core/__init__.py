@@ -9,8 +9,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "objectives": ("check_objective_names",),
-    "data": (
+    "data.objectives": ("check_objective_names",),
+    "data.schema": (
         "DataError",
         "LabelledResponse",
         "PreferencePair",
@@ -19,7 +19,7 @@ _HOMES = {
         "split_of",
         "to_messages",
     ),
-    "pairs": ("pairs_from_labels",),
+    "data.pairs": ("pairs_from_labels",),
     "weights": (
         "AdapterWeights",
         "BlendWeights",
@@ -35,18 +35,18 @@ _HOMES = {
         "parse_floors",
         "weighted_sum",
     ),
-    "conditioning": ("format_levels", "format_scores", "format_weights"),
+    "prompting.templates": ("format_levels", "format_scores", "format_weights"),
     "rewards.calibration": ("RewardStats", "text_lengths"),
     "rewards.classifier": ("RewardClassifier", "map_levels"),
     "rewards.panel": ("RewardModelSpec", "RewardPanel"),
     "rewards.shards": ("read_rewards",),
-    "adapter": ("PreferenceAdapter", "UncertainWeights"),
-    "explanations": ("Explanation", "explain"),
+    "adapter.model": ("PreferenceAdapter", "UncertainWeights"),
+    "adapter.explanations": ("Explanation", "explain"),
     "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
-    "evaluation.metrics": ("hypervolume", "igd_plus", "is_nondominated"),
-    "evaluation.policies": ("GeneratorPolicy", "Policy"),
+    "metrics": ("hypervolume", "igd_plus", "is_nondominated"),
+    "evaluation.policy.responses": ("GeneratorPolicy", "Policy"),
     "policies.soups": ("interpolate_policies",),
-    "storage": ("StorageError",),
+    "system.storage": ("StorageError",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

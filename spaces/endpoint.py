@@ -97,7 +97,7 @@ def mixtures(lattice: Path | None) -> dict[str, str]:
     """Each mixture of the lattice with its folder on the endpoint. Raises ValueError for a folder that holds none."""
     if lattice is None:
         return {}
-    from pro_core.conditioned import PolicyConfig
+    from pro_core.prompting.policy_config import PolicyConfig
 
     policy = PolicyConfig.read(lattice) if lattice.is_dir() else None
     if policy is None or not policy.mixtures:

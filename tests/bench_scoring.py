@@ -14,7 +14,7 @@ import time
 import torch
 
 from pro_core import RewardPanel, load_examples
-from pro_core.data_sources import default_data_dir
+from pro_core.data.sources import default_data_dir
 from pro_core.rewards.batching import collate, encode
 
 

@@ -28,12 +28,12 @@ from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from pro_core import RewardPanel
-from pro_core.policies.composite_reward import text_of
-from pro_core.policies.morlhf import MorlhfRun, RewardProgress
-from pro_core.policies.morlhf_recipe import read_morlhf
-from pro_core.policies.reward_data import RewardData
+from pro_core.policies.rl.data import RewardData
+from pro_core.policies.rl.grpo import MorlhfRun, RewardProgress
+from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.reward import text_of
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.processes import keep_freed_memory
+from pro_core.system.processes import keep_freed_memory
 
 METHODS = {
     "_generate": "rollout",

@@ -43,7 +43,7 @@ def qwen(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The folder of the real small language model."""
-    from pro_core.packaged import SMOLLM2, resolve_policy
+    from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 
     folder = resolve_policy(SMOLLM2)
     if folder == SMOLLM2:
@@ -114,8 +114,8 @@ def uncertain(tmp_path_factory):
     from tiny import vivid_adapter
 
     import app
-    from pro_core.packaged import MINILM
     from pro_core.rewards.panel import RewardPanel
+    from pro_core.system.bundled_models import MINILM
 
     names = RewardPanel.from_pretrained(ROOT / "checkpoints/demo/panel").objective_names
     adapter, folder = vivid_adapter(MINILM, names, members=3), tmp_path_factory.mktemp("adapter")

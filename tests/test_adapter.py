@@ -9,22 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_encoder, vivid_adapter
 
-from pro_core.adapter import (
+from pro_core.adapter.model import (
     PreferenceAdapter,
     kl_to_target,
     load_balance_loss,
     pairwise_loss,
     target_weights,
 )
-from pro_core.adapter_training import (
+from pro_core.adapter.training import (
     balanced,
     bootstrap_weights,
     encode_prompts,
     fit_adapter,
     fit_global_weights,
 )
-from pro_core.packaged import MINILM
-from pro_core.storage import StorageError
+from pro_core.system.bundled_models import MINILM
+from pro_core.system.storage import StorageError
 
 NAMES = ("helpful", "harmless", "humor")
 
@@ -210,7 +210,7 @@ def test_a_trained_encoder_is_saved_with_it(saved, tmp_path):
 
 def test_a_batch_that_trains_is_read_as_each_prompt_alone(saved, monkeypatch):
     """Prompts of like length go through the encoder together; each keeps its own row."""
-    monkeypatch.setattr("pro_core.adapter.TRAINING_BUDGET", 30)
+    monkeypatch.setattr("pro_core.adapter.model.TRAINING_BUDGET", 30)
     adapter = PreferenceAdapter.from_pretrained(saved)
     tokens = adapter.tokenize(
         ["Hi", "Tell me of the sea and of the hills behind it", "No", "Why so"]
@@ -400,7 +400,7 @@ def test_the_adapter_recovers_planted_weights_and_eq_7_on_raw_rewards_does_not(f
 
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_a_killed_fit_resumes_to_the_same_adapter(tmp_path, monkeypatch, train_encoder):
-    import pro_core.adapter_training as module
+    import pro_core.adapter.training as module
 
     encoder = tiny_encoder(tmp_path / "encoder")
     arguments = module.training_arguments

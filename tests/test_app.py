@@ -22,7 +22,7 @@ from gradio_client.exceptions import AppError
 import app
 from pro_core.generation import EndpointGenerator
 from pro_core.generation.base import run_sync
-from pro_core.packaged import SMOLLM2
+from pro_core.system.bundled_models import SMOLLM2
 from pro_core.weights import apply_floors, parse_floors
 from tests.servers.instant import WORDS, instant
 from tests.servers.scripted import says, scripted
@@ -424,8 +424,8 @@ def conditioned_models(
     """An app's models with a tiny policy that reads weights, or what ``kind`` says, of these objectives."""
     from tiny import tiny_llama
 
-    from pro_core.conditioned import PolicyConfig
-    from pro_core.conditioning import Condition
+    from pro_core.prompting.policy_config import PolicyConfig
+    from pro_core.prompting.templates import Condition
 
     policy = tiny_llama(folder)
     PolicyConfig(Condition(kind, names, **more), panel="another").save(policy)

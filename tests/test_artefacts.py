@@ -18,11 +18,17 @@ from safetensors.torch import load_file
 from test_train_scripts import ENV, NICE, ROOT, own_pairs, run, write_rows
 from tiny import tiny_encoder
 
-from pro_core.adapter_runs import AdapterRun
-from pro_core.artefacts import MANIFEST, WORK, copy_files, finished, once, read_manifest
-from pro_core.panel_runs import PanelRun
-from pro_core.storage import StorageError, replacing, write_config, write_jsonl, write_tensors
-from pro_core.training import last_whole_checkpoint, whole_checkpoint
+from pro_core.adapter.runs import AdapterRun
+from pro_core.rewards.panel_runs import PanelRun
+from pro_core.runs.training import last_whole_checkpoint, whole_checkpoint
+from pro_core.system.artefacts import MANIFEST, WORK, copy_files, finished, once, read_manifest
+from pro_core.system.storage import (
+    StorageError,
+    replacing,
+    write_config,
+    write_jsonl,
+    write_tensors,
+)
 from train import adapter as train_adapter
 from train import reward_models
 
@@ -170,7 +176,7 @@ def test_a_second_run_waits_for_the_first(tmp_path):
     """Two processes ask for the same folder; it is made once, and both get it."""
     script = tmp_path / "make.py"
     script.write_text(
-        "from pro_core.artefacts import once\n"
+        "from pro_core.system.artefacts import once\n"
         "def make(folder):\n"
         "    with open('calls', 'a') as calls:\n"
         "        calls.write('x')\n"

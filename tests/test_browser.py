@@ -554,8 +554,8 @@ def test_screenshot(visit, tmp_path: Path) -> None:
 def test_moving_a_slider_ranks_at_once_and_a_button_writes_anew(visit, tmp_path) -> None:
     from tiny import tiny_llama
 
-    from pro_core.conditioned import PolicyConfig
-    from pro_core.conditioning import Condition
+    from pro_core.prompting.policy_config import PolicyConfig
+    from pro_core.prompting.templates import Condition
 
     policy = tiny_llama(tmp_path)
     PolicyConfig(Condition("weights", ("helpful", "harmless"))).save(policy)

@@ -16,10 +16,10 @@ from tiny import tiny_classifier, tiny_encoder, tokenizer
 from transformers import Qwen2Config, Qwen2Model
 
 from pro_core import RewardClassifier, RewardStats, map_levels
-from pro_core.data import DataError, LabelledResponse
-from pro_core.data_sources import RatedSource, rated_sources
-from pro_core.evaluation.classifier import grade_levels, majority_class
-from pro_core.evaluation.tables import classifier_table
+from pro_core.data.schema import DataError, LabelledResponse
+from pro_core.data.sources import RatedSource, rated_sources
+from pro_core.evaluation.classifiers import grade_levels, majority_class
+from pro_core.reporting.tables import classifier_table
 from pro_core.rewards.classifier import IntensityScale, log_probabilities, moving_stats
 from pro_core.rewards.classifier_training import (
     RatedResponses,
@@ -30,8 +30,8 @@ from pro_core.rewards.classifier_training import (
     rated_levels,
 )
 from pro_core.rewards.models import load_reward_model
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError, training_arguments
+from pro_core.runs.training import ConfigError, training_arguments
+from pro_core.system.storage import StorageError
 
 SCALES = (
     IntensityScale("helpful", 1, 5, (3, 5)),

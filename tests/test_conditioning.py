@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pro_core.conditioning import (
+from pro_core.data.schema import to_messages
+from pro_core.prompting.templates import (
     Condition,
     add_condition,
     format_levels,
@@ -17,7 +18,6 @@ from pro_core.conditioning import (
     scores_for_weights,
     weights_for_scores,
 )
-from pro_core.data import to_messages
 
 NAMES = ("helpful", "harmless", "humor")
 

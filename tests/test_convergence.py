@@ -12,12 +12,17 @@ import torch
 import yaml
 from test_train_scripts import run as run_script
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.adapter_runs import AdapterRun
-from pro_core.data import LabelledResponse, fold_of
-from pro_core.data_sources import data_sources
-from pro_core.evaluation.alignment_gap import optimal_policy, weighted
-from pro_core.evaluation.convergence import (
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.runs import AdapterRun
+from pro_core.data.schema import LabelledResponse, fold_of
+from pro_core.data.sources import data_sources
+from pro_core.evaluation.results import read_rows
+from pro_core.reporting.theory_tables import convergence_table
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scores import score_pairs
+from pro_core.system.bundled_models import MINILM
+from pro_core.theory.alignment_gap import optimal_policy, weighted
+from pro_core.theory.convergence import (
     ARMS,
     BEST_FIXED,
     MEAN,
@@ -35,12 +40,7 @@ from pro_core.evaluation.convergence import (
     steps_to,
     tilt,
 )
-from pro_core.evaluation.labelled_worlds import right
-from pro_core.evaluation.report import read_rows
-from pro_core.evaluation.theory_tables import convergence_table
-from pro_core.packaged import MINILM
-from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import score_pairs
+from pro_core.theory.labelled_worlds import right
 from pro_core.weights import AdapterWeights, FixedWeights
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pro_core.data import (
+from pro_core.data.pairs import (
+    HUMOR_REQUESTS,
+    constructed_humor_pairs,
+    controlled_pairs,
+    harmless_ties,
+    pairs_from_labels,
+    refusal_pairs,
+    unprompted_pairs,
+)
+from pro_core.data.schema import (
     DataError,
     LabelledResponse,
     PreferencePair,
@@ -23,16 +32,7 @@ from pro_core.data import (
     split_of,
     to_messages,
 )
-from pro_core.data_sources import DataSource, data_sources, load_texts
-from pro_core.pairs import (
-    HUMOR_REQUESTS,
-    constructed_humor_pairs,
-    controlled_pairs,
-    harmless_ties,
-    pairs_from_labels,
-    refusal_pairs,
-    unprompted_pairs,
-)
+from pro_core.data.sources import DataSource, data_sources, load_texts
 
 USER = [{"role": "user", "content": "Hi"}]
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pro_core.data import DataError, load_examples, load_responses
-from pro_core.data_sources import DataSource, data_sources, load_prompts, load_texts, rated_sources
+from pro_core.data.schema import DataError, load_examples, load_responses
+from pro_core.data.sources import DataSource, data_sources, load_prompts, load_texts, rated_sources
 from pro_core.doctor.inputs import load_pairs
 
 

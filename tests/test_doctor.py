@@ -12,9 +12,8 @@ import torch
 from scipy.special import expit
 from tiny import tiny_classifier, tiny_encoder
 
-from pro_core.adapter import pairwise_loss
-from pro_core.cache import Cache
-from pro_core.data import DataError, PreferencePair
+from pro_core.adapter.model import pairwise_loss
+from pro_core.data.schema import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
 from pro_core.doctor.gain import RIVALS, fit_head, head_weights, measure_gain
@@ -23,8 +22,9 @@ from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt
 from pro_core.doctor.page import render_html
 from pro_core.doctor.text import WIDTH, render_text
 from pro_core.doctor.verdict import ENOUGH_PROMPTS, examine
-from pro_core.fingerprints import fingerprint
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.system.cache import Cache
+from pro_core.system.fingerprints import fingerprint
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import byte_encoder, tiny_encoder, vivid_adapter
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.explanations import READINGS, SPARE_TOKENS, Explanation, explain, words_of
-from pro_core.packaged import MINILM
+from pro_core.adapter.explanations import READINGS, SPARE_TOKENS, Explanation, explain, words_of
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.system.bundled_models import MINILM
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("helpful", "harmless", "humor")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pro_core.familiarity import FEWEST, Familiarity
+from pro_core.adapter.familiarity import FEWEST, Familiarity
 
 D = 24
 

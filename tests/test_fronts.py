@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pro_core.evaluation.fronts import attainment, front, simplex_grid
-from pro_core.evaluation.metrics import hypervolume, igd_plus, is_nondominated
+from pro_core.evaluation.policy.fronts import attainment, front, simplex_grid
+from pro_core.metrics import hypervolume, igd_plus, is_nondominated
 
 # Few whole numbers, so that ties and equal points come often.
 COORDINATE = st.integers(-2, 6).map(float)

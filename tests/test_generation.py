@@ -31,7 +31,7 @@ from pro_core.generation.chat import (
     plain_prompt,
     readable,
 )
-from pro_core.packaged import SMOLLM2, resolve_policy
+from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 from pro_core.weights import FixedWeights
 
 pytestmark = pytest.mark.slow

@@ -36,7 +36,7 @@ USE = """
 import importlib.util, json, sys
 import pro_core
 from pro_core import GenerationSettings, PreferenceAdapter, RewardPanel, to_messages
-from pro_core.extras import MissingExtra
+from pro_core.system.extras import MissingExtra
 from pro_core.generation.local import LocalGenerator
 
 panel, adapter, policy, prompts, completions, modules = json.load(sys.stdin)

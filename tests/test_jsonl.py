@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pro_core.data import DataError, load_examples, read_jsonl
+from pro_core.data.schema import DataError, load_examples, read_jsonl
 
 ROWS = [
     {"objective": "helpful", "prompt": f"Name {i}.", "chosen": "a", "rejected": "b"}

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from tiny import tiny_encoder
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.data import DataError, fold_of
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.schema import DataError, fold_of
 from pro_core.rewards.panel import RewardPanel
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
 from train import adapter, reward_models
 from ui.models import Models
 

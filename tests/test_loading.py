@@ -46,17 +46,17 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.conditioned import load_language_model
-from pro_core.data import PreferencePair
-from pro_core.evaluation.reward_models import share_cut
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.schema import PreferencePair
+from pro_core.prompting.policy_config import load_language_model
+from pro_core.rewards.baselines import share_cut
 from pro_core.rewards.batching import check_scoring, encode
 from pro_core.rewards.bradley_terry import tokenize_pairs
 from pro_core.rewards.classifier import IntensityScale, RewardClassifier
 from pro_core.rewards.classifier_training import RatedResponses, tokenize_rated
 from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.storage import StorageError, local_folder
+from pro_core.system.storage import StorageError, local_folder
 
 QUESTION = "What is the capital of France?"
 ANSWERS = ["Paris.", "hello there! it rained on Sunday and we stayed in. " * 3, "why not?", ""]
@@ -456,8 +456,8 @@ def test_what_a_base_lacks_is_saved_with_what_was_trained(tmp_path, exact, metho
 OURS = {"RewardPanel", "PreferenceAdapter", "RewardClassifier"}
 LOADS = """
 import sys
-from pro_core.adapter import PreferenceAdapter
-from pro_core.conditioned import load_language_model
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.prompting.policy_config import load_language_model
 from pro_core.rewards.models import new_reward_model
 from pro_core.rewards.panel import RewardPanel
 where = sys.argv[1]

@@ -4,10 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pro_core.data import PreferencePair
-from pro_core.evaluation.adapters import compare, control_weights, safety_rates
-from pro_core.evaluation.cards import grade
-from pro_core.evaluation.metrics import (
+from pro_core.adapter.controls import compare, control_weights, safety_rates
+from pro_core.data.schema import PreferencePair
+from pro_core.evaluation.results import (
+    panel_row,
+    read_rows,
+    replace_section,
+    result_row,
+    write_rows,
+)
+from pro_core.metrics import (
     accuracy_with_interval,
     correct,
     hypervolume,
@@ -15,20 +21,14 @@ from pro_core.evaluation.metrics import (
     macro_accuracy,
     prompt_counts,
 )
-from pro_core.evaluation.report import (
-    panel_row,
-    read_rows,
-    replace_section,
-    result_row,
-    write_rows,
-)
-from pro_core.evaluation.reward_models import bag_of_words, length_report
-from pro_core.evaluation.tables import (
+from pro_core.reporting.cards import grade
+from pro_core.reporting.tables import (
     adapter_table,
     judges_table,
     length_table,
     reward_models_table,
 )
+from pro_core.rewards.baselines import bag_of_words, length_report
 
 NAMES = ("helpful", "harmless")
 

@@ -18,16 +18,15 @@ import yaml
 from safetensors.torch import load_file
 from tiny import TINY_RUN, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.conditioned import PolicyConfig
-from pro_core.data import read_jsonl
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.schema import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
-from pro_core.policies import morlhf
-from pro_core.policies.composite_reward import CompositeReward
-from pro_core.policies.morlhf import MorlhfRun
-from pro_core.policies.morlhf_recipe import read_morlhf
-from pro_core.policies.online_dpo import best_and_worst
-from pro_core.policies.ppo import (
+from pro_core.policies.conditional.recipe import folder_name
+from pro_core.policies.rl import grpo as morlhf
+from pro_core.policies.rl.data import RewardData, load_kinds
+from pro_core.policies.rl.grpo import MorlhfRun
+from pro_core.policies.rl.online_dpo import best_and_worst
+from pro_core.policies.rl.ppo import (
     DEFAULTS,
     PpoLoop,
     PpoRun,
@@ -35,11 +34,12 @@ from pro_core.policies.ppo import (
     ppo_loss,
     whitened,
 )
-from pro_core.policies.recipe import folder_name
-from pro_core.policies.reward_data import RewardData, load_kinds
+from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.reward import CompositeReward
+from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
+from pro_core.system.storage import StorageError
 from train import morlhf as script
 
 pytestmark = pytest.mark.slow

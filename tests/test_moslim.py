@@ -20,21 +20,21 @@ from tiny import TINY_RUN, tiny_classifier, tiny_llama, tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 
 from pro_core import RewardClassifier
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition, levels_for_weights
-from pro_core.data import read_jsonl
-from pro_core.evaluation.levels import LevelRun, control, requests
-from pro_core.evaluation.policy_metrics import Answers, resampled
-from pro_core.evaluation.policy_tables import levels_table
-from pro_core.evaluation.report import read_rows
-from pro_core.policies.morlhf_recipe import read_moslim
-from pro_core.policies.moslim import LevelData, LevelReward, MoslimRun, draw_levels
-from pro_core.policies.recipe import folder_name
+from pro_core.data.schema import read_jsonl
+from pro_core.evaluation.policy.levels import LevelRun, control, requests
+from pro_core.evaluation.policy.metrics import Answers, resampled
+from pro_core.evaluation.results import read_rows
+from pro_core.policies.conditional.recipe import folder_name
+from pro_core.policies.rl.moslim import LevelData, LevelReward, MoslimRun, draw_levels
+from pro_core.policies.rl.recipe import read_moslim
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition, levels_for_weights
+from pro_core.reporting.policy_tables import levels_table
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import IntensityScale
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
+from pro_core.system.storage import StorageError
 from train import moslim as script
 
 pytestmark = pytest.mark.slow

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from pro_core.conditioning import Condition
-from pro_core.policies.online import (
+from pro_core.policies.goals import (
     Goals,
     accept_ric,
     accept_weighted,
@@ -14,6 +13,7 @@ from pro_core.policies.online import (
     offline_mask,
     ric_goals,
 )
+from pro_core.prompting.templates import Condition
 
 NAMES = ("helpful", "harmless", "humor")
 NAN = float("nan")

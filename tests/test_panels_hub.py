@@ -14,7 +14,7 @@ from tiny import tiny_bart, tiny_classifier, tiny_deberta, tiny_distilbert, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError
+from pro_core.system.storage import StorageError
 
 PANELS = Path(__file__).resolve().parent.parent / "recipes" / "panels"
 BUILDERS = {

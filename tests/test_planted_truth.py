@@ -11,8 +11,10 @@ import pytest
 import torch
 from scipy.special import expit, softmax
 
-from pro_core.adapter_training import fit_adapter
-from pro_core.evaluation.planted import (
+from pro_core.adapter.training import fit_adapter
+from pro_core.rewards.scores import columns, margins
+from pro_core.system.bundled_models import MINILM
+from pro_core.theory.planted import (
     KINDS,
     NAMES,
     SCALES,
@@ -23,8 +25,6 @@ from pro_core.evaluation.planted import (
     prefer_first,
     recovery,
 )
-from pro_core.packaged import MINILM
-from pro_core.rewards.scores import columns, margins
 
 pytestmark = pytest.mark.slow
 

@@ -16,35 +16,35 @@ import torch
 import yaml
 from tiny import Script, conditioned_qwen, tiny_classifier
 
-from pro_core.conditioned import load_language_model
-from pro_core.conditioning import Condition
-from pro_core.evaluation.fronts import simplex_grid
-from pro_core.evaluation.paper_tables import PAPER_TABLES, paper_table_for
-from pro_core.evaluation.policy_figures import draw_figures, front_figure
-from pro_core.evaluation.policy_recipes import (
+from pro_core.evaluation.policy.fronts import simplex_grid
+from pro_core.evaluation.policy.recipe import (
     OPTIONAL,
     REQUIRED,
     RecipePolicies,
     held_out_prompts,
 )
-from pro_core.evaluation.policy_reports import policy_rows
-from pro_core.evaluation.policy_runs import PolicyRun
-from pro_core.evaluation.policy_tables import (
+from pro_core.evaluation.policy.rows import policy_rows
+from pro_core.evaluation.policy.run import PolicyRun
+from pro_core.evaluation.policy.text_quality import LanguageModel
+from pro_core.evaluation.results import read_rows, result_row, write_rows
+from pro_core.generation import LocalGenerator
+from pro_core.generation.chat import chat_prompt
+from pro_core.policies.conditional.recipe import folder_name, read_arms
+from pro_core.policies.rl.recipe import read_morlhf, read_moslim
+from pro_core.prompting.policy_config import load_language_model
+from pro_core.prompting.templates import Condition
+from pro_core.reporting.paper_tables import PAPER_TABLES, paper_table_for
+from pro_core.reporting.policy_figures import draw_figures, front_figure
+from pro_core.reporting.policy_tables import (
     control_table,
     equal_weights_tables,
     leads_table,
     main_table,
     texts_table,
 )
-from pro_core.evaluation.report import read_rows, result_row, write_rows
-from pro_core.evaluation.texts import LanguageModel
-from pro_core.generation import LocalGenerator
-from pro_core.generation.chat import chat_prompt
-from pro_core.packaged import SMOLLM2, resolve_policy
-from pro_core.policies.morlhf_recipe import read_morlhf, read_moslim
-from pro_core.policies.recipe import folder_name, read_arms
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
+from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 
 pytestmark = pytest.mark.slow
 
@@ -204,7 +204,7 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
 def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):
     from tiny import vivid_adapter
 
-    from pro_core.packaged import MINILM
+    from pro_core.system.bundled_models import MINILM
 
     vivid_adapter(MINILM, ("humor", *NAMES)).save_pretrained(tmp_path / "adapter")
     changes = {"judge": None, "heldout_panel": None, "perplexity": False, "seeds": [0]}

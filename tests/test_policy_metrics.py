@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pro_core.evaluation.policy_metrics import (
+from pro_core.evaluation.policy.metrics import (
     Answers,
     Base,
     leads,
@@ -16,7 +16,7 @@ from pro_core.evaluation.policy_metrics import (
     summary,
     text_measures,
 )
-from pro_core.evaluation.texts import distinct_n
+from pro_core.evaluation.policy.text_quality import distinct_n
 from pro_core.rewards.calibration import RewardStats
 
 NAMES = ("helpful", "harmless")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import Script, conditioned_qwen
 
-from pro_core.conditioning import Condition
-from pro_core.evaluation.policies import GeneratorPolicy, best_answer, respond
-from pro_core.evaluation.policy_recipes import RecipePolicies
-from pro_core.evaluation.texts import LanguageModel
+from pro_core.evaluation.policy.recipe import RecipePolicies
+from pro_core.evaluation.policy.responses import GeneratorPolicy, best_answer, respond
+from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.generation.best_of_n import Candidate, rank
+from pro_core.prompting.templates import Condition
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
 
 NAMES = ("helpful", "harmless")
 SETTINGS = GenerationSettings(max_new_tokens=6, temperature=0.7)

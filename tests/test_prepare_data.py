@@ -18,10 +18,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pro_core.data import DataError, LabelledResponse, PreferencePair, load_examples, split_of
-from pro_core.pairs import pairs_from_labels, refusal_pairs
-from pro_core.public_sets import CONVERSION, PUBLIC_SETS, load_public_examples, load_public_records
-from pro_core.storage import content_hash
+from pro_core.data.pairs import pairs_from_labels, refusal_pairs
+from pro_core.data.public_sets import (
+    CONVERSION,
+    PUBLIC_SETS,
+    load_public_examples,
+    load_public_records,
+)
+from pro_core.data.schema import (
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    load_examples,
+    split_of,
+)
+from pro_core.system.storage import content_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "train" / "prepare_data.py"

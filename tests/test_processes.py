@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import ROOT, in_two_processes
 
-from pro_core.processes import (
+from pro_core.system.processes import (
     from_main,
     join_processes,
     main_process,
@@ -49,8 +49,8 @@ def test_one_process_is_the_main_one_and_waits_for_nobody():
 TOLD = """
 import os, sys
 from pathlib import Path
-from pro_core.processes import from_main, main_process, processes, wait_for_all
-from pro_core.training import training_arguments
+from pro_core.system.processes import from_main, main_process, processes, wait_for_all
+from pro_core.runs.training import training_arguments
 
 rank, world = processes().process_index, processes().num_processes
 folder = Path(sys.argv[1])
@@ -124,8 +124,8 @@ def test_no_import_changes_the_process():
 FAULTS = """
 import resource
 import torch
-from pro_core.processes import keep_freed_memory
-from pro_core.training import cast_for_training
+from pro_core.system.processes import keep_freed_memory
+from pro_core.runs.training import cast_for_training
 
 torch.set_num_threads(1)
 def faults(steps=8, megabytes=64):

@@ -16,8 +16,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
@@ -27,9 +25,11 @@ from pro_core.generation import (
     conditioned,
     generator_from_env,
 )
-from pro_core.generation.lora import LoraEndpoint
-from pro_core.packaged import SMOLLM2
+from pro_core.generation.vllm_lora import LoraEndpoint
 from pro_core.policies.soups import greatest_rank, interpolate_lattice
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
+from pro_core.system.bundled_models import SMOLLM2
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from pro_core.rewards.bradley_terry import bradley_terry_loss, grouped_by_length
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.storage import StorageError
+from pro_core.system.storage import StorageError
 
 NAMES = ("helpful", "harmless")
 PROMPTS = [

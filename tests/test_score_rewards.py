@@ -16,10 +16,10 @@ import pytest
 import yaml
 from tiny import in_two_processes, tiny_classifier
 
-from pro_core.data import LabelledResponse
+from pro_core.data.schema import LabelledResponse
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
-from pro_core.storage import StorageError
+from pro_core.system.storage import StorageError
 from train import score_rewards
 
 pytestmark = pytest.mark.slow

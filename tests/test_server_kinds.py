@@ -7,8 +7,6 @@ from contextlib import aclosing
 
 import pytest
 
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
@@ -18,7 +16,9 @@ from pro_core.generation import (
 )
 from pro_core.generation.dialect_openai import bases
 from pro_core.generation.listing import chat_model
-from pro_core.generation.lora import LoraEndpoint
+from pro_core.generation.vllm_lora import LoraEndpoint
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
 from tests.servers.faulty import (
     WORDS,
     Fault,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from pro_core.extras import MissingExtra, needs
+from pro_core.system.extras import MissingExtra, needs
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own

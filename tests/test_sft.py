@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 from trl.kernels import chunked_logprob as kernels
 from trl.trainer import utils
 
-from pro_core.conditioned import PolicyConfig, load_language_model
-from pro_core.conditioning import Condition
-from pro_core.data import to_messages
+from pro_core.data.schema import to_messages
 from pro_core.generation import GenerationSettings, LocalGenerator, conditioned
 from pro_core.generation.chat import fit
 from pro_core.policies.sft import fine_tune, score_only_labelled_tokens, tokenize_row, tokenize_rows
-from pro_core.training import ConfigError
+from pro_core.prompting.policy_config import PolicyConfig, load_language_model
+from pro_core.prompting.templates import Condition
+from pro_core.runs.training import ConfigError
 
 CONDITION = Condition.fit("weights", ("long", "short"), [[0, 0], [1, 1]], 1.0)
 

@@ -18,8 +18,6 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM
 
-from pro_core.conditioned import PolicyConfig, load_language_model
-from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
     GenerationSettings,
@@ -29,8 +27,10 @@ from pro_core.generation import (
 )
 from pro_core.generation.mixing import Mixer
 from pro_core.policies.soups import interpolate_lattice, interpolate_policies, lattice
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError
+from pro_core.prompting.policy_config import PolicyConfig, load_language_model
+from pro_core.prompting.templates import Condition
+from pro_core.runs.training import ConfigError
+from pro_core.system.storage import StorageError
 from train import soups as script
 
 pytestmark = pytest.mark.slow

@@ -383,7 +383,7 @@ def wait_for(url: str, process: subprocess.Popen[str], log: Path, seconds: float
 
 
 def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
-    from pro_core.packaged import SMOLLM2, resolve_policy
+    from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 
     policy = resolve_policy(SMOLLM2)
     if not Path(policy).is_dir():

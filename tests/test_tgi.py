@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition
 from pro_core.generation import (
     EndpointGenerator,
     GenerationSettings,
@@ -25,8 +23,10 @@ from pro_core.generation import (
     generator_from_env,
 )
 from pro_core.generation.mixtures import CHECKED_FOR, NOBODY, Served
-from pro_core.packaged import SMOLLM2, resolve_policy
 from pro_core.policies.soups import interpolate_lattice
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
+from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 from tests.servers.tgi_dialect import Log, Options, build, serving
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from pro_core.adapter_training import fit_adapter
-from pro_core.evaluation.alignment_gap import (
+from pro_core.adapter.training import fit_adapter
+from pro_core.evaluation.results import read_rows, sweep, write_rows
+from pro_core.metrics import linear_slope, log_slope
+from pro_core.reporting.theory_tables import planted_table, theorem_table
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scores import columns
+from pro_core.system.bundled_models import MINILM
+from pro_core.theory.alignment_gap import (
     alignment_gap,
     best_fixed_weights,
     candidate_sets,
@@ -21,11 +27,9 @@ from pro_core.evaluation.alignment_gap import (
     objective,
     optimal_policy,
 )
-from pro_core.evaluation.batched_heads import Examples, fit_adapters
-from pro_core.evaluation.metrics import linear_slope, log_slope
-from pro_core.evaluation.planted import NAMES, planted_features, planted_truth
-from pro_core.evaluation.report import read_rows, sweep, write_rows
-from pro_core.evaluation.theorem import (
+from pro_core.theory.batched_heads import Examples, fit_adapters
+from pro_core.theory.planted import NAMES, planted_features, planted_truth
+from pro_core.theory.theorem import (
     FIXED,
     PlantedWeights,
     draw_examples,
@@ -37,10 +41,6 @@ from pro_core.evaluation.theorem import (
     save_world,
     synthetic_world,
 )
-from pro_core.evaluation.theory_tables import planted_table, theorem_table
-from pro_core.packaged import MINILM
-from pro_core.rewards.panel import RewardPanel
-from pro_core.rewards.scores import columns
 
 pytestmark = pytest.mark.slow
 
@@ -347,7 +347,7 @@ def test_a_real_world_holds_each_response_once_and_no_text(recipe, tmp_path):
 
 def test_the_script_measures_each_setting_once(recipe, script, monkeypatch, capsys):
     monkeypatch.setattr(
-        "pro_core.evaluation.planted.EPOCHS", 1
+        "pro_core.theory.planted.EPOCHS", 1
     )  # test_planted_truth.py fits in earnest
     script.main(str(recipe))
     results = recipe.parent / "theorem.jsonl"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tiny import reciting_llama
 from transformers import AutoTokenizer
 
-from pro_core.data import read_jsonl
-from pro_core.evaluation.policies import GeneratorPolicy, respond
+from pro_core.data.schema import read_jsonl
+from pro_core.data.turns import THOUGHTS, ThoughtSplitter, split_reasoning, without_reasoning
+from pro_core.evaluation.policy.responses import GeneratorPolicy, respond
 from pro_core.generation import (
     EndpointGenerator,
     GenerationSettings,
@@ -24,14 +25,13 @@ from pro_core.generation import (
 )
 from pro_core.generation.answers import SurrogateJoiner
 from pro_core.generation.chat import whole_text
-from pro_core.policies.composite_reward import CompositeReward
-from pro_core.policies.online_dpo import best_and_worst
+from pro_core.policies.rl.online_dpo import best_and_worst
+from pro_core.policies.rl.reward import CompositeReward
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.rewards.batching import encode
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.formats import thoughts_note
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.turns import THOUGHTS, ThoughtSplitter, split_reasoning, without_reasoning
 from tests.servers.scripted import says, scripted, token
 
 HI = [{"role": "user", "content": "Name three colours."}]

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import in_two_processes, tiny_encoder, tiny_qwen
 
-from pro_core.adapter import PreferenceAdapter
+from pro_core.adapter.model import PreferenceAdapter
 from pro_core.rewards.bradley_terry import BradleyTerryTrainer
 from pro_core.rewards.panel import RewardPanel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pro_core.training import MasterAdamW, OrderedTrainer, optimizer_for, training_arguments
+from pro_core.runs.training import MasterAdamW, OrderedTrainer, optimizer_for, training_arguments
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -9,13 +9,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from pro_core.data import DataError, LabelledResponse, PreferencePair, fold_of
-from pro_core.data_sources import data_sources, rated_sources
-from pro_core.evaluation.adapter_grades import unseen_sources
-from pro_core.evaluation.policy_recipes import held_out_prompts
-from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
-from pro_core.training import ConfigError
-from pro_core.training_pairs import (
+from pro_core.data.schema import DataError, LabelledResponse, PreferencePair, fold_of
+from pro_core.data.sources import data_sources, rated_sources
+from pro_core.data.training_pairs import (
     CONTRADICTED,
     TRAINED_ON,
     TrainedOn,
@@ -23,6 +19,10 @@ from pro_core.training_pairs import (
     graded_pairs,
     out_of_fold,
 )
+from pro_core.evaluation.adapter_grades import unseen_sources
+from pro_core.evaluation.policy.recipe import held_out_prompts
+from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
+from pro_core.runs.training import ConfigError
 
 NAMES = ("helpful", "harmless")
 

@@ -20,8 +20,15 @@ from tiny import (
 )
 from transformers import AddedToken, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from pro_core.conditioned import load_language_model, load_tokenizer
-from pro_core.data import DataError, to_messages
+from pro_core.data.schema import DataError, to_messages
+from pro_core.data.turns import (
+    alternating,
+    forms,
+    plainest,
+    special_marks,
+    turn_end,
+    without_system,
+)
 from pro_core.generation import (
     STYLES,
     EndpointGenerator,
@@ -32,18 +39,11 @@ from pro_core.generation import (
     styled,
 )
 from pro_core.generation.chat import chat_prompt, readable, whole_text, without_marks
+from pro_core.prompting.policy_config import load_language_model, load_tokenizer
 from pro_core.rewards.batching import encode
 from pro_core.rewards.formats import chat_text, special_tokens, without_special_tokens
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.storage import StorageError
-from pro_core.turns import (
-    alternating,
-    forms,
-    plainest,
-    special_marks,
-    turn_end,
-    without_system,
-)
+from pro_core.system.storage import StorageError
 from tests.servers.scripted import refuses, says, scripted, token
 
 
@@ -296,9 +296,9 @@ def test_styles_reach_a_model_without_a_system_role(strict, style):
 
 
 def test_morlhf_gives_trl_a_form_that_the_template_takes(strict, tmp_path):
-    from pro_core.policies.morlhf import MorlhfRun
-    from pro_core.policies.morlhf_recipe import read_morlhf
-    from pro_core.policies.reward_data import RewardData
+    from pro_core.policies.rl.data import RewardData
+    from pro_core.policies.rl.grpo import MorlhfRun
+    from pro_core.policies.rl.recipe import read_morlhf
 
     panel = RewardPanel.build([RewardModelSpec("long", function="length")], tmp_path)
     panel.fit_stats(["a"] * 2, ["x", "xyz"], "two texts")

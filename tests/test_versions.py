@@ -17,40 +17,43 @@ from test_artefacts import recipe_of
 from tiny import TINY_RUN, tiny_classifier, tiny_encoder, tiny_llama, tokenizer
 from transformers import AutoTokenizer
 
-from pro_core import adapter_runs, adapter_training, classifier_runs, panel_runs
-from pro_core.adapter import pairwise_loss
-from pro_core.adapter_training import fit_adapter
-from pro_core.classifier_runs import ClassifierRun
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition
-from pro_core.data import to_messages
-from pro_core.encoding import FEATURES_VERSION, PromptEncoder
-from pro_core.evaluation import labelled_worlds, theorem
-from pro_core.evaluation.alignment_gap import optimal_policy
-from pro_core.evaluation.cards import grade
-from pro_core.evaluation.classifier import grade_levels
-from pro_core.evaluation.texts import SURPRISE_VERSION, LanguageModel
+from pro_core.adapter import runs as adapter_runs
+from pro_core.adapter import training as adapter_training
+from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder
+from pro_core.adapter.model import pairwise_loss
+from pro_core.adapter.training import fit_adapter
+from pro_core.data.schema import to_messages
+from pro_core.evaluation.classifiers import grade_levels
+from pro_core.evaluation.policy.text_quality import SURPRISE_VERSION, LanguageModel
 from pro_core.generation.base import GenerationSettings
 from pro_core.generation.chat import fit
 from pro_core.generation.sampling import WRITING_VERSION, sampler
-from pro_core.panel_runs import PanelRun
-from pro_core.policies import morlhf, ppo, sft
-from pro_core.policies.composite_reward import normalize_groups
-from pro_core.policies.morlhf import MorlhfRun
-from pro_core.policies.morlhf_recipe import read_morlhf
-from pro_core.policies.online import accept_ric, accept_weighted, ask, offline_mask
-from pro_core.policies.online_dpo import best_and_worst
-from pro_core.policies.reward_data import RewardData
+from pro_core.policies import sft
+from pro_core.policies.conditional.trainer import ROUND_VERSION
+from pro_core.policies.goals import accept_ric, accept_weighted, ask, offline_mask
+from pro_core.policies.rl import grpo as morlhf
+from pro_core.policies.rl import ppo
+from pro_core.policies.rl.data import RewardData
+from pro_core.policies.rl.grpo import MorlhfRun
+from pro_core.policies.rl.online_dpo import best_and_worst
+from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.reward import normalize_groups
 from pro_core.policies.sft import fine_tune
-from pro_core.policies.wic import ROUND_VERSION
-from pro_core.rewards import bradley_terry, classifier_training
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
+from pro_core.reporting.cards import grade
+from pro_core.rewards import bradley_terry, classifier_runs, classifier_training, panel_runs
 from pro_core.rewards.batching import SCORING_VERSION, encode
 from pro_core.rewards.bradley_terry import bradley_terry_loss
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import IntensityScale
+from pro_core.rewards.classifier_runs import ClassifierRun
 from pro_core.rewards.classifier_training import classifier_loss
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.storage import content_hash
+from pro_core.rewards.panel_runs import PanelRun
+from pro_core.system.storage import content_hash
+from pro_core.theory import labelled_worlds, theorem
+from pro_core.theory.alignment_gap import optimal_policy
 
 pytestmark = pytest.mark.slow
 

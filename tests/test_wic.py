@@ -17,17 +17,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny import Script, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
 
-from pro_core.artefacts import read_manifest
-from pro_core.conditioned import PolicyConfig
-from pro_core.data import read_jsonl, to_messages
-from pro_core.data_sources import is_public
+from pro_core.data.schema import read_jsonl, to_messages
+from pro_core.data.sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
-from pro_core.policies import wic
-from pro_core.policies.recipe import read_arms
+from pro_core.policies.conditional import trainer as wic
+from pro_core.policies.conditional.recipe import read_arms
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.stages import POLICY, ROLLOUTS
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.runs.training import ConfigError
+from pro_core.system.artefacts import read_manifest
+from pro_core.system.storage import StorageError
 from train import wic as script
 
 pytestmark = pytest.mark.slow

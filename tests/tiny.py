@@ -37,12 +37,12 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import Condition
+from pro_core.adapter.model import PreferenceAdapter
 from pro_core.generation import Piece
 from pro_core.generation.base import EMPTY_ANSWER, StreamingGenerator
-from pro_core.packaged import MINILM, resolve_encoder
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
+from pro_core.system.bundled_models import MINILM, resolve_encoder
 
 TINY_RUN = {
     "lora": {"r": 4},

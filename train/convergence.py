@@ -2,7 +2,7 @@
 
     python train/convergence.py recipes/convergence.yaml
 
-What is trained and measured: pro_core/evaluation/convergence.py; on what: labelled_worlds.py. Every arm takes the KL
+What is trained and measured: pro_core/theory/convergence.py; on what: labelled_worlds.py. Every arm takes the KL
 weight and the learning rate that are best for it on the validation prompts, of the same grid; and is trained again
 under MORLHF uniform's choice, where steps can be compared. The scored world is a file, made once.
 """
@@ -16,11 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.adapter_runs import AdapterRun
-from pro_core.artefacts import WORK, once
-from pro_core.data_sources import default_data_dir
-from pro_core.encoding import FEATURES_VERSION
-from pro_core.evaluation.convergence import (
+from pro_core.adapter.encoder import FEATURES_VERSION
+from pro_core.adapter.runs import AdapterRun
+from pro_core.data.sources import default_data_dir
+from pro_core.evaluation.results import read_rows, result_row
+from pro_core.reporting.theory_figures import convergence_figure
+from pro_core.reporting.theory_tables import convergence_table
+from pro_core.rewards.panel import saved_key
+from pro_core.runs.training import read_recipe, run_script
+from pro_core.system.artefacts import WORK, once
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import file_hash, write_jsonl
+from pro_core.theory.convergence import (
     ARMS,
     UNIFORM,
     Experiment,
@@ -29,14 +36,7 @@ from pro_core.evaluation.convergence import (
     draw_parts,
     steps_to,
 )
-from pro_core.evaluation.figures import convergence_figure
-from pro_core.evaluation.labelled_worlds import WORLD_VERSION, labelled_world
-from pro_core.evaluation.report import read_rows, result_row
-from pro_core.evaluation.theory_tables import convergence_table
-from pro_core.fingerprints import fingerprint
-from pro_core.rewards.panel import saved_key
-from pro_core.storage import file_hash, write_jsonl
-from pro_core.training import read_recipe, run_script
+from pro_core.theory.labelled_worlds import WORLD_VERSION, labelled_world
 
 WORLD = ("responses", "adapter", "panel_folds", "encoder")
 REQUIRED = (

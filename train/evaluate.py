@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from pro_core.adapter_runs import AdapterRun
-from pro_core.classifier_runs import ClassifierRun
-from pro_core.data import DataError
+from pro_core.adapter.runs import AdapterRun
+from pro_core.data.schema import DataError
+from pro_core.data.training_pairs import TrainingPairs, graded_pairs
 from pro_core.evaluation.adapter_grades import (
     all_targets,
     example_weights,
@@ -27,19 +27,19 @@ from pro_core.evaluation.adapter_grades import (
     unseen_sources,
     xstest,
 )
-from pro_core.evaluation.classifier import classifier_rows
-from pro_core.evaluation.levels import level_rows
-from pro_core.evaluation.policy_figures import draw_figures
-from pro_core.evaluation.policy_reports import policy_rows
-from pro_core.evaluation.policy_runs import PolicyRun
-from pro_core.evaluation.report import panel_row, read_rows, write_rows
-from pro_core.evaluation.reward_models import beside_baselines, length_removed
-from pro_core.evaluation.tables import TABLES, fill_tables
-from pro_core.panel_runs import PanelRun
+from pro_core.evaluation.classifiers import classifier_rows
+from pro_core.evaluation.policy.levels import level_rows
+from pro_core.evaluation.policy.rows import policy_rows
+from pro_core.evaluation.policy.run import PolicyRun
+from pro_core.evaluation.results import panel_row, read_rows, write_rows
+from pro_core.reporting.policy_figures import draw_figures
+from pro_core.reporting.tables import TABLES, fill_tables
+from pro_core.rewards.baselines import beside_baselines, length_removed
+from pro_core.rewards.classifier_runs import ClassifierRun
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError
-from pro_core.training import ConfigError
-from pro_core.training_pairs import TrainingPairs, graded_pairs
+from pro_core.rewards.panel_runs import PanelRun
+from pro_core.runs.training import ConfigError
+from pro_core.system.storage import StorageError
 
 ROOT = Path(__file__).parent.parent
 

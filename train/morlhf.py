@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.morlhf import MorlhfRun
-from pro_core.policies.morlhf_recipe import read_morlhf
-from pro_core.policies.online_dpo import OnlineDpoRun
-from pro_core.policies.ppo import PpoRun
-from pro_core.policies.reward_data import RewardData
+from pro_core.policies.rl.data import RewardData
+from pro_core.policies.rl.grpo import MorlhfRun
+from pro_core.policies.rl.online_dpo import OnlineDpoRun
+from pro_core.policies.rl.ppo import PpoRun
+from pro_core.policies.rl.recipe import read_morlhf
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.processes import join_processes, keep_freed_memory
-from pro_core.training import chosen_seeds, run_script
+from pro_core.runs.training import chosen_seeds, run_script
+from pro_core.system.processes import join_processes, keep_freed_memory
 
 RUNS: dict[str, type[MorlhfRun]] = {
     "grpo": MorlhfRun,

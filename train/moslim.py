@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.morlhf_recipe import read_moslim
-from pro_core.policies.moslim import RUNS, LevelData
+from pro_core.policies.rl.moslim import RUNS, LevelData
+from pro_core.policies.rl.recipe import read_moslim
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.processes import join_processes, keep_freed_memory
-from pro_core.training import chosen_seeds, run_script
+from pro_core.runs.training import chosen_seeds, run_script
+from pro_core.system.processes import join_processes, keep_freed_memory
 
 
 def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:

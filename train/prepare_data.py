@@ -5,9 +5,9 @@
     python train/prepare_data.py data hh_pairs --source hh_pairs=/mirrors/hh-rlhf
     PRO_DATA_DIR=data python train/reward_models.py CONFIG
 
-Each set becomes ``OUT/<name>.jsonl.gz``, in the schema that ``pro_core.data.load_examples`` reads; the sets, their
-licences and what is not covered stand in ``pro_core/public_sets.py`` (``--list`` prints them). A file appears only
-when it is complete, so after an interruption the same command goes on with the set that was cut off;
+Each set becomes ``OUT/<name>.jsonl.gz``, in the schema that ``pro_core.data.schema.load_examples`` reads; the sets,
+their licences and what is not covered stand in ``pro_core/data/public_sets.py`` (``--list`` prints them). A file
+appears only when it is complete, so after an interruption the same command goes on with the set that was cut off;
 ``OUT/manifest.json`` says what each file was made of, and its hash. A file that was made otherwise (another ``--limit``
 or ``--source``, other files in it, an older version of this code) or was changed since is made again.
 """
@@ -25,9 +25,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pro_core.data import DataError
-from pro_core.public_sets import CONVERSION, PUBLIC_SETS, load_public_records
-from pro_core.storage import StorageError, file_hash, replacing, write_config
+from pro_core.data.public_sets import CONVERSION, PUBLIC_SETS, load_public_records
+from pro_core.data.schema import DataError
+from pro_core.system.storage import StorageError, file_hash, replacing, write_config
 
 MANIFEST = "manifest.json"
 

@@ -11,9 +11,9 @@ base model or the code has changed.
 
 from __future__ import annotations
 
-from pro_core.panel_runs import PanelRun
-from pro_core.processes import join_processes, keep_freed_memory, main_process
-from pro_core.training import run_script
+from pro_core.rewards.panel_runs import PanelRun
+from pro_core.runs.training import run_script
+from pro_core.system.processes import join_processes, keep_freed_memory, main_process
 
 
 def main(recipe_path: str) -> None:

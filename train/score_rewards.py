@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pro_core.artefacts import MANIFEST
-from pro_core.data_sources import default_data_dir, load_texts
-from pro_core.processes import join_processes, main_process, process_device, processes
+from pro_core.data.sources import default_data_dir, load_texts
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
-from pro_core.training import ConfigError, read_recipe, run_script
+from pro_core.runs.training import ConfigError, read_recipe, run_script
+from pro_core.system.artefacts import MANIFEST
+from pro_core.system.processes import join_processes, main_process, process_device, processes
 
 REQUIRED = ("panel", "data", "output")
 OPTIONAL = {

@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pro_core.conditioned import PolicyConfig
-from pro_core.evaluation.cards import write_soup_card
 from pro_core.policies.soups import (
     greatest_rank,
     interpolate_lattice,
@@ -32,8 +30,10 @@ from pro_core.policies.soups import (
     ranks,
 )
 from pro_core.policies.stages import RUN
-from pro_core.storage import StorageError, read_config
-from pro_core.training import ConfigError, read_recipe, run_script
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.reporting.cards import write_soup_card
+from pro_core.runs.training import ConfigError, read_recipe, run_script
+from pro_core.system.storage import StorageError, read_config
 
 REQUIRED = ("policies",)
 OPTIONAL = {

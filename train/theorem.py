@@ -2,7 +2,7 @@
 
     python train/theorem.py recipes/theorem.yaml
 
-What is measured, and what the paper's proof shows of it: pro_core/evaluation/theorem.py and planted.py. Rows of a
+What is measured, and what the paper's proof shows of it: pro_core/theory/theorem.py and planted.py. Rows of a
 finished seed and setting are kept and not done again, unless a setting that they depend on, or the panel, has changed.
 """
 
@@ -14,12 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pro_core.data_sources import default_data_dir
-from pro_core.encoding import FEATURES_VERSION
-from pro_core.evaluation.figures import theorem_figure
-from pro_core.evaluation.planted import PLANTED_METHODS, compare_targets
-from pro_core.evaluation.report import read_rows, result_row, write_rows
-from pro_core.evaluation.theorem import (
+from pro_core.adapter.encoder import FEATURES_VERSION
+from pro_core.data.sources import default_data_dir
+from pro_core.evaluation.results import read_rows, result_row, write_rows
+from pro_core.reporting.theory_figures import theorem_figure
+from pro_core.reporting.theory_tables import planted_table, theorem_table
+from pro_core.rewards.panel import RewardPanel, saved_key
+from pro_core.runs.training import read_recipe, run_script
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import content_hash, file_hash, write_jsonl
+from pro_core.theory.planted import PLANTED_METHODS, compare_targets
+from pro_core.theory.theorem import (
     FIXED,
     WORLD_VERSION,
     PlantedWeights,
@@ -31,11 +36,6 @@ from pro_core.evaluation.theorem import (
     save_world,
     synthetic_world,
 )
-from pro_core.evaluation.theory_tables import planted_table, theorem_table
-from pro_core.fingerprints import fingerprint
-from pro_core.rewards.panel import RewardPanel, saved_key
-from pro_core.storage import content_hash, file_hash, write_jsonl
-from pro_core.training import read_recipe, run_script
 
 SWEPT = (
     "seeds",

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.recipe import read_arms
-from pro_core.policies.scored import ScoredData
+from pro_core.policies.conditional.data import ScoredData
+from pro_core.policies.conditional.recipe import read_arms
+from pro_core.policies.conditional.trainer import RoundError, WicRun
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.policies.wic import RoundError, WicRun
-from pro_core.processes import join_processes, keep_freed_memory, main_process
-from pro_core.training import ConfigError, chosen_seeds, run_script
+from pro_core.runs.training import ConfigError, chosen_seeds, run_script
+from pro_core.system.processes import join_processes, keep_freed_memory, main_process
 
 
 def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:

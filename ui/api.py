@@ -14,11 +14,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from pro_core.explanations import Explanation
+from pro_core.adapter.explanations import Explanation
+from pro_core.data.turns import without_reasoning
 from pro_core.generation import Candidate, GenerationError, GenerationSettings
 from pro_core.generation.best_of_n import candidate_of, ranked
 from pro_core.rewards.panel import RewardPanel
-from pro_core.turns import without_reasoning
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.models import Models, sentence
 from ui.values import (

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pro_core.adapter import PreferenceAdapter, UncertainWeights
-from pro_core.conditioned import PolicyConfig
-from pro_core.conditioning import LEVELS
-from pro_core.explanations import Explanation, explain
+from pro_core.adapter.explanations import Explanation, explain
+from pro_core.adapter.model import PreferenceAdapter, UncertainWeights
+from pro_core.data.objectives import Message
 from pro_core.generation import (
     GenerationError,
     GenerationSettings,
@@ -24,7 +23,8 @@ from pro_core.generation import (
     conditioned,
     generator_from_env,
 )
-from pro_core.objectives import Message
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import LEVELS
 from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pro_core.data import to_messages
+from pro_core.data.objectives import DESCRIPTIONS, Message
+from pro_core.data.schema import to_messages
+from pro_core.data.turns import split_reasoning
 from pro_core.generation import STYLES, GenerationError, GenerationSettings, Written, styled
-from pro_core.objectives import DESCRIPTIONS, Message
-from pro_core.turns import split_reasoning
 from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence

@@ -13,9 +13,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from pro_core.data import MAX_PROMPT_CHARS, clean_text, to_messages
+from pro_core.data.objectives import Message, check_objective_names
+from pro_core.data.schema import MAX_PROMPT_CHARS, clean_text, to_messages
 from pro_core.generation import STYLES, Finish
-from pro_core.objectives import Message, check_objective_names
 from pro_core.weights import as_weights
 from ui.board import Answer, Moved, Run
 
@@ -29,7 +29,8 @@ STALE = "This page is out of date: reload it."
 
 
 def text(value: Any, what: str) -> str:
-    """A text, clean (see :func:`pro_core.data.clean_text`). Raises ValueError for anything else, None included."""
+    """A text, clean (see :func:`pro_core.data.schema.clean_text`). Raises ValueError for anything else, None
+    included."""
     if not isinstance(value, str):
         raise ValueError(f"got {kind(value)} as {what}, expected a text")
     return clean_text(value)

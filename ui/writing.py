@@ -10,8 +10,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
+from pro_core.data.objectives import Message
 from pro_core.generation import GenerationSettings, Generator, Written
-from pro_core.objectives import Message
 
 OFTEN, SELDOM = 0.025, 0.3
 """Seconds between two looks: at least, for each visitor who has answers written (40 looks a second in all, none more

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pro_core.extras import MissingExtra
+from pro_core.system.extras import MissingExtra
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -84,7 +84,6 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         DataError, StorageError, ValueError, OSError: input that cannot be used.
     """
-    from pro_core.cache import Cache
     from pro_core.doctor.inputs import (
         StoredPanel,
         load_pairs,
@@ -93,6 +92,7 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
         scored_table,
         seen_in_training,
     )
+    from pro_core.system.cache import Cache
 
     panel = StoredPanel(arguments.panel)
     loaded = load_pairs(arguments.data, panel.objective_names, arguments.split)

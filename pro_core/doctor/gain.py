@@ -1,9 +1,9 @@
 """How many points could an adapter gain on these pairs? A cheap one, cross-validated by prompt, beside its rivals.
 
 The adapter is a linear head on frozen prompt features, w(x) = softmax(b + x W), fitted with the pairwise Bradley-Terry
-loss of :func:`pro_core.adapter.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights with the
-best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded on, and
-the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
+loss of :func:`pro_core.adapter.model.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights
+with the best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded
+on, and the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from pro_core.adapter_training import fit_global_weights
-from pro_core.evaluation.metrics import correct, macro_accuracy, prompt_counts
-from pro_core.extras import needs
+from pro_core.adapter.training import fit_global_weights
+from pro_core.metrics import correct, macro_accuracy, prompt_counts
+from pro_core.system.extras import needs
 
 with needs("train"):
     from threadpoolctl import threadpool_limits

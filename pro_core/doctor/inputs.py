@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.cache import Cache, text_key
-from pro_core.data import (
+from pro_core.adapter.encoder import FEATURES_VERSION
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.objectives import check_objective_names
+from pro_core.data.pairs import pairs_from_labels, refusal_pairs
+from pro_core.data.public_sets import PUBLIC_SETS, load_public_examples
+from pro_core.data.schema import (
     DataError,
     LabelledResponse,
     PreferencePair,
@@ -25,17 +28,14 @@ from pro_core.data import (
     load_examples,
     one_spelling,
 )
-from pro_core.data_sources import default_data_dir
-from pro_core.encoding import FEATURES_VERSION
-from pro_core.fingerprints import fingerprint
-from pro_core.objectives import check_objective_names
-from pro_core.pairs import pairs_from_labels, refusal_pairs
-from pro_core.public_sets import PUBLIC_SETS, load_public_examples
+from pro_core.data.sources import default_data_dir
+from pro_core.data.training_pairs import TrainedOn
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import FORMAT, RewardPanel, saved_fingerprint
 from pro_core.rewards.scores import distinct_texts, pair_table
-from pro_core.storage import StorageError, local_folder, read_config
-from pro_core.training_pairs import TrainedOn
+from pro_core.system.cache import Cache, text_key
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import StorageError, local_folder, read_config
 
 MAX_PER_PROMPT = 20
 """Pairs that the labelled responses to one prompt give, an objective."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from pro_core.doctor.gain import Floats, Measured
-from pro_core.evaluation.metrics import accuracy_with_interval, correct
+from pro_core.metrics import accuracy_with_interval, correct
 from pro_core.rewards.scores import columns, margins, own_margin
 from pro_core.weights import entropy, implicit_weights
 

@@ -16,7 +16,7 @@ from pro_core.doctor.contents import METHODS, label, share
 from pro_core.doctor.gain import Floats, Measured
 from pro_core.doctor.measure import TEMPERATURES
 from pro_core.doctor.verdict import Examination
-from pro_core.extras import needs
+from pro_core.system.extras import needs
 
 with needs("train"):
     import matplotlib

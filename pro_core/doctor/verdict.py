@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pro_core.data.objectives import check_objective_names
 from pro_core.doctor.gain import RIVALS, Floats, Gain, Measured, measure_gain
 from pro_core.doctor.measure import (
     Conflict,
@@ -24,8 +25,7 @@ from pro_core.doctor.measure import (
     measure_saturation,
     responses,
 )
-from pro_core.evaluation.metrics import accuracy_with_interval
-from pro_core.objectives import check_objective_names
+from pro_core.metrics import accuracy_with_interval
 from pro_core.rewards.calibration import check_finite
 from pro_core.rewards.scores import columns, margins, own_margin
 

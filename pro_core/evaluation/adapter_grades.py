@@ -1,6 +1,6 @@
 """Result rows of an adapter's recipe: held-out pairs beside every control, XSTest out of fold, unseen sources.
 
-The functions take an :class:`pro_core.adapter_runs.AdapterRun` whose adapters `train/adapter.py` has fitted.
+The functions take an :class:`pro_core.adapter.runs.AdapterRun` whose adapters `train/adapter.py` has fitted.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter import PreferenceAdapter
-from pro_core.adapter_runs import AdapterRun, name_of
-from pro_core.adapter_training import best_global_weights
-from pro_core.evaluation.adapters import (
+from pro_core.adapter.controls import (
     MAIN,
     compare,
     control_weights,
     safety_rates,
 )
-from pro_core.evaluation.report import SOURCE, result_row
-from pro_core.training import ConfigError
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.runs import AdapterRun, name_of
+from pro_core.adapter.training import best_global_weights
+from pro_core.evaluation.results import SOURCE, result_row
+from pro_core.runs.training import ConfigError
 from pro_core.weights import entropy
 
 Rows = list[dict[str, Any]]
 XSTEST = "xstest_responses"
 DERIVED = ("_controlled", "_ties")
-"""Endings of the names of pairs that :mod:`pro_core.pairs` makes beside a source's own: they are of that source too."""
+"""Endings of the names of pairs that :mod:`pro_core.data.pairs` makes beside a source's own: they are of that source
+too."""
 FIXED_HARMLESS = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
 """The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
 
@@ -162,7 +163,7 @@ def _fixed(names) -> Iterator[tuple[str, NDArray[np.float32]]]:
 def _rows(
     experiment: str, report: dict[str, dict], run: AdapterRun, seed: int, split: str, started: float
 ) -> Rows:
-    """One row a method of :func:`pro_core.evaluation.adapters.compare`."""
+    """One row a method of :func:`pro_core.adapter.controls.compare`."""
     rows = []
     for method, r in report.items():
         metrics, intervals = {"accuracy": r["accuracy"]}, {"accuracy": r["ci95"]}

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 
-from pro_core.conditioned import PolicyConfig
 from pro_core.generation.base import (
     STYLES,
     Finish,
@@ -19,7 +18,8 @@ from pro_core.generation.base import (
 from pro_core.generation.best_of_n import BestOfN, Candidate, best_of_n
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.generation.local import LocalGenerator
-from pro_core.packaged import SMOLLM2
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.system.bundled_models import SMOLLM2
 
 __all__ = [
     "STYLES",

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pro_core.data import clean_text
+from pro_core.data.schema import clean_text
+from pro_core.data.turns import Heard, ThoughtSplitter
 from pro_core.generation.base import EMPTY_ANSWER, Finish, Piece
-from pro_core.turns import Heard, ThoughtSplitter
 
 WITHHELD = "A filter of the endpoint withheld the answer."
 LONGEST_TOKEN = 16
@@ -52,7 +52,8 @@ class AnswerPieces:
         return self._thought or self._answered
 
     def open(self, tag: str | None) -> None:
-        """The prompt ends with this tag: the answer begins within a thought (:func:`pro_core.turns.opened_thought`)."""
+        """The prompt ends with this tag: the answer begins within a thought
+        (:func:`pro_core.data.turns.opened_thought`)."""
         self._splitter = ThoughtSplitter(tag)
 
     def push(self, text: str) -> Iterator[Piece]:

@@ -19,9 +19,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from pro_core.conditioned import PolicyConfig
-from pro_core.data import clean_text
-from pro_core.objectives import Message
+from pro_core.data.objectives import Message
+from pro_core.data.schema import clean_text
+from pro_core.prompting.policy_config import PolicyConfig
 
 T = TypeVar("T")
 
@@ -295,7 +295,7 @@ def conditioned(
 
 
 def checked(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as it can be sent: clean text (:func:`pro_core.data.clean_text`).
+    """The conversation as it can be sent: clean text (:func:`pro_core.data.schema.clean_text`).
 
     Raises:
         GenerationError: it does not end with something to answer.

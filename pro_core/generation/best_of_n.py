@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pro_core.data import to_messages
+from pro_core.data.objectives import Message, Prompt
+from pro_core.data.schema import to_messages
 from pro_core.generation.base import (
     STYLES,
     Finish,
@@ -24,7 +25,6 @@ from pro_core.generation.base import (
     conditioned,
     styled,
 )
-from pro_core.objectives import Message, Prompt
 from pro_core.rewards.calibration import text_lengths
 from pro_core.weights import WeightSource, as_weights, weighted_sum
 

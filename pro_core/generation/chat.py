@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pro_core.generation.base import GenerationError
-from pro_core.objectives import Message
-from pro_core.storage import first_line
-from pro_core.turns import (
+from pro_core.data.objectives import Message
+from pro_core.data.turns import (
     REFUSED,
     THOUGHTS,
     marks_pattern,
@@ -18,6 +16,8 @@ from pro_core.turns import (
     special_marks,
     taken,
 )
+from pro_core.generation.base import GenerationError
+from pro_core.system.storage import first_line
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -52,7 +52,8 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
-    """The conversation in the form that the chat template takes (:func:`pro_core.turns.taken`), or plain text shows.
+    """The conversation in the form that the chat template takes (:func:`pro_core.data.turns.taken`), or plain text
+    shows.
 
     What people type is never read as the template's own marks: a special token in their text, such as
     ``<|im_end|>``, is broken by a space.
@@ -129,7 +130,7 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
 
 def whole_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """What a model wrote, as one text: without special tokens, but with the tags around its thought, the one that the
-    chat template opened among them. :func:`pro_core.turns.split_reasoning` can then tell the answer."""
+    chat template opened among them. :func:`pro_core.data.turns.split_reasoning` can then tell the answer."""
     numbers = special_ids(tokenizer)
     kept = {numbers[tag] for pair in THOUGHTS for tag in pair if tag in numbers}
     dropped = set(numbers.values()) - kept

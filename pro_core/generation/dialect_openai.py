@@ -1,8 +1,8 @@
 """The openai dialect: ``POST .../chat/completions``, which vLLM, SGLang, TGI, Ollama and most services speak.
 
 The server renders the chat. Its template is out of sight, so equal neighbours are sent as one turn, and a conversation
-that it refuses is sent once more in the plainest form, without a system turn (:mod:`pro_core.turns`). What else servers
-differ in is found out in the same way, by asking again where they refuse, and remembered once that is answered
+that it refuses is sent once more in the plainest form, without a system turn (:mod:`pro_core.data.turns`). What else
+servers differ in is found out in the same way, by asking again where they refuse, and remembered once that is answered
 (:class:`Form`).
 """
 
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pro_core.data.objectives import Message
+from pro_core.data.turns import merged, plainest
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.dialects import PROBE, Reader, Tell, seed, top_p, written
@@ -21,8 +23,6 @@ from pro_core.generation.listing import chat_model
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Failure
-from pro_core.objectives import Message
-from pro_core.turns import merged, plainest
 
 logger = logging.getLogger(__name__)
 

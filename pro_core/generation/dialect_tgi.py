@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeGuard
 
-from pro_core.conditioned import load_tokenizer
+from pro_core.data.objectives import Message
+from pro_core.data.turns import THOUGHTS, opened_thought, turn_end
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
@@ -19,8 +20,7 @@ from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
 from pro_core.generation.mixtures import Checks, Served
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Explainer
-from pro_core.objectives import Message
-from pro_core.turns import THOUGHTS, opened_thought, turn_end
+from pro_core.prompting.policy_config import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

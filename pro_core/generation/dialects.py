@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from pro_core.data.objectives import Message
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import Finish, GenerationSettings, Piece
 from pro_core.http import Answer, Session
 from pro_core.http.error_bodies import code_of
 from pro_core.http.events import Event
 from pro_core.http.failures import Explainer, Failure
-from pro_core.objectives import Message
 
 Tell = Callable[[Piece], None]
 Json = Mapping[str, Any]

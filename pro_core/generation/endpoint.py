@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.data.objectives import Message
 from pro_core.generation.base import (
     GenerationError,
     GenerationSettings,
@@ -29,7 +29,7 @@ from pro_core.generation.dialects import PROBE, Dialect, Tell
 from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Patience, Session, persist
 from pro_core.http.failures import Failure
-from pro_core.objectives import Message
+from pro_core.prompting.policy_config import PolicyConfig
 
 logger = logging.getLogger(__name__)
 

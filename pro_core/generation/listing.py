@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pro_core.data import clean_text
+from pro_core.data.schema import clean_text
 
 _NOT_CHAT = re.compile(
     r"embed|rerank|rank(er|ing)\b|whisper|transcri|\btts\b|speech|\bstt\b|\basr\b|moderation|classif"

@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from pro_core.conditioned import PolicyConfig, load_language_model
+from pro_core.data.objectives import Message
+from pro_core.data.turns import THOUGHTS, opened_thought, special_marks
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import (
     Finish,
@@ -33,10 +34,9 @@ from pro_core.generation.base import (
 from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, fit, has_template
 from pro_core.generation.mixing import Mixer, weights_of
 from pro_core.generation.sampling import sampler
-from pro_core.objectives import Message
-from pro_core.packaged import SMOLLM2
-from pro_core.storage import StorageError, first_line
-from pro_core.turns import THOUGHTS, opened_thought, special_marks
+from pro_core.prompting.policy_config import PolicyConfig, load_language_model
+from pro_core.system.bundled_models import SMOLLM2
+from pro_core.system.storage import StorageError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class LocalGenerator(StreamingGenerator):
     thread changes a seeded result.
 
     Args:
-        path_or_id: a model folder or hub id; :data:`~pro_core.packaged.SMOLLM2` comes from its package.
+        path_or_id: a model folder or hub id; :data:`~pro_core.system.bundled_models.SMOLLM2` comes from its package.
         device: such as "cpu" or "cuda:1"; by default the first GPU, else the CPU.
         max_context: prompt and answer together hold at most this many tokens, and at most what the
             model was made for. Older turns of a longer conversation are left out, and a piece's

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from pro_core.conditioned import WEIGHTS
+from pro_core.data.objectives import Message
 from pro_core.generation.base import GenerationError
-from pro_core.objectives import Message
-from pro_core.storage import StorageError
+from pro_core.prompting.policy_config import WEIGHTS
+from pro_core.system.storage import StorageError
 
 
 class Mixer:
@@ -61,7 +61,7 @@ class Mixer:
 
 
 def weights_of(messages: Sequence[Message], ranks: Mapping[str, int]) -> list[float]:
-    """The weights that :meth:`pro_core.conditioned.PolicyConfig.messages` put beside a conversation.
+    """The weights that :meth:`pro_core.prompting.policy_config.PolicyConfig.messages` put beside a conversation.
 
     Raises:
         GenerationError: there are none.

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pro_core.conditioned import PolicyConfig
+from pro_core.data.objectives import Message
 from pro_core.generation.base import GenerationError
 from pro_core.generation.mixing import weights_of
 from pro_core.http import Session
-from pro_core.objectives import Message
+from pro_core.prompting.policy_config import PolicyConfig
 
 NOBODY = "pro-no-such-mixture"
 """A name that no server holds: under it TGI writes as the base model."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pro_core.data import read_jsonl, render_messages
+from pro_core.data.objectives import Message
+from pro_core.data.schema import read_jsonl, render_messages
 from pro_core.generation.base import (
     EMPTY_ANSWER,
     Finish,
@@ -19,10 +20,9 @@ from pro_core.generation.base import (
     Generator,
     collect,
 )
-from pro_core.objectives import Message
-from pro_core.processes import main_process, processes, wait_for_all
-from pro_core.storage import content_hash, write_jsonl
-from pro_core.training import ConfigError
+from pro_core.runs.training import ConfigError
+from pro_core.system.processes import main_process, processes, wait_for_all
+from pro_core.system.storage import content_hash, write_jsonl
 
 TRIES = 3
 

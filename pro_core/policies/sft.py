@@ -18,17 +18,13 @@ import torch
 from peft import LoraConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from pro_core.conditioned import PolicyConfig, load_language_model
-from pro_core.data import clean_text
-from pro_core.extras import needs
+from pro_core.data.objectives import Message
+from pro_core.data.schema import clean_text
 from pro_core.generation.base import GenerationError, checked
 from pro_core.generation.chat import fit, has_template, without_marks
-from pro_core.loading import greatest_length
-from pro_core.objectives import Message
-from pro_core.processes import main_process, processes
+from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.rewards.bradley_terry import grouped_by_length
-from pro_core.storage import first_line
-from pro_core.training import (
+from pro_core.runs.training import (
     ConfigError,
     OrderedTrainer,
     Progress,
@@ -36,6 +32,10 @@ from pro_core.training import (
     train_resuming,
     training_arguments,
 )
+from pro_core.system.extras import needs
+from pro_core.system.loading import greatest_length
+from pro_core.system.processes import main_process, processes
+from pro_core.system.storage import first_line
 
 with needs("train"):
     import trl.trainer.utils

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 
-from pro_core.conditioned import PolicyConfig, check_replaceable
-from pro_core.conditioning import Condition
-from pro_core.storage import StorageError, explained_disk
+from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
+from pro_core.prompting.templates import Condition
+from pro_core.system.storage import StorageError, explained_disk
 from pro_core.weights import as_weights
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

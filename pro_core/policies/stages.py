@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pro_core.artefacts import MANIFEST, Artefact, copy_files, once
-from pro_core.conditioned import PolicyConfig, check_replaceable
-from pro_core.policies.recipe import folder_name
-from pro_core.processes import main_process
-from pro_core.storage import StorageError, write_config
+from pro_core.policies.conditional.recipe import folder_name
+from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
+from pro_core.system.artefacts import MANIFEST, Artefact, copy_files, once
+from pro_core.system.processes import main_process
+from pro_core.system.storage import StorageError, write_config
 
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 """The formats of what training leaves: two kinds of stages, and a run's own record."""
@@ -23,7 +23,7 @@ PUBLISHED = "pro-published-policy"
 
 
 def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, Any]]) -> Artefact:
-    """The stage ``folder/<key>``, see :func:`pro_core.artefacts.once`; its ``key`` is the one given.
+    """The stage ``folder/<key>``, see :func:`pro_core.system.artefacts.once`; its ``key`` is the one given.
 
     Args:
         key: a hash of all that decides it. make: every process calls it.

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from pro_core.data import DataError
-from pro_core.loading import check_neighbours
+from pro_core.data.schema import DataError
 from pro_core.rewards.formats import (
     chat_text,
     fill,
@@ -23,7 +22,8 @@ from pro_core.rewards.formats import (
     view_of,
     without_special_tokens,
 )
-from pro_core.storage import StorageError
+from pro_core.system.loading import check_neighbours
+from pro_core.system.storage import StorageError
 
 SCORING_VERSION = 1
 """Of the way from texts to scores (templates, cutting, batches): raised with every change of it that moves a score."""

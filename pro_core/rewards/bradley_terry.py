@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from pro_core.data import PreferencePair
+from pro_core.data.schema import PreferencePair
 from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.models import HEADS
-from pro_core.training import OrderedTrainer
+from pro_core.runs.training import OrderedTrainer
 
 TRAINING_VERSION = 1
 """Of the way from pairs to parameters: raised with every change of it that moves a parameter."""

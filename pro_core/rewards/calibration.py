@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.objectives import check_objective_names
+from pro_core.data.objectives import check_objective_names
 from pro_core.rewards.formats import scored_text
 
 

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.data import DataError, to_messages
-from pro_core.fingerprints import fingerprint
-from pro_core.objectives import Prompt, check_objective_names
+from pro_core.data.objectives import Prompt, check_objective_names
+from pro_core.data.schema import DataError, to_messages
 from pro_core.rewards.batching import (
     SCORING_VERSION,
     check_scoring,
@@ -31,7 +30,8 @@ from pro_core.rewards.batching import (
 )
 from pro_core.rewards.calibration import RewardStats, check_finite
 from pro_core.rewards.models import load_reward_model
-from pro_core.storage import (
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import (
     StorageError,
     content_hash,
     first_line,

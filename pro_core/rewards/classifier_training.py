@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import TrainingArguments
 
-from pro_core.data import DataError, LabelledResponse
-from pro_core.data_sources import RatedSource
-from pro_core.objectives import check_objective_names
+from pro_core.data.objectives import check_objective_names
+from pro_core.data.schema import DataError, LabelledResponse
+from pro_core.data.sources import RatedSource
+from pro_core.data.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
 from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.bradley_terry import OrderedRows, training_order
 from pro_core.rewards.classifier import LOSSES, IntensityScale, level_columns, log_probabilities
 from pro_core.rewards.models import HEADS
-from pro_core.training import ConfigError, OrderedTrainer
-from pro_core.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
+from pro_core.runs.training import ConfigError, OrderedTrainer
 
 TRAINING_VERSION = 1
 """Of the way from ratings to parameters and figures: raised with every change of it that moves one of them."""
@@ -95,7 +95,7 @@ class RatedResponses:
         cls, sources: Sequence[RatedSource], scales: Sequence[IntensityScale], data_dir: str | Path
     ) -> RatedResponses:
         """Load every source and cut its ratings into levels. Held-out responses to prompts that were trained on are
-        ``ungraded``, see :mod:`pro_core.training_pairs`.
+        ``ungraded``, see :mod:`pro_core.data.training_pairs`.
 
         Raises:
             DataError: a file or rating that cannot be read, or a level without training responses.

@@ -6,7 +6,7 @@ turns, one blank more. A template is plain text with fields:
 | field | stands for |
 |---|---|
 | `{completion}` | the response, without blanks at its ends; every template has it once |
-| `{prompt}` | the conversation as :func:`pro_core.data.render_messages` gives it |
+| `{prompt}` | the conversation as :func:`pro_core.data.schema.render_messages` gives it |
 | `{dialogue}` | its turns as hh-rlhf writes them, `\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...` |
 | `{post}` | of the last user turn, the text to be summarized: without the request, newlines as blanks |
 | `{bos}` | the tokenizer's first token |
@@ -21,10 +21,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pro_core.data import DataError, clean_text, render_messages
-from pro_core.objectives import Message
-from pro_core.storage import StorageError, first_line
-from pro_core.turns import REFUSED, alternating, marks_pattern, taken, without_reasoning
+from pro_core.data.objectives import Message
+from pro_core.data.schema import DataError, clean_text, render_messages
+from pro_core.data.turns import REFUSED, alternating, marks_pattern, taken, without_reasoning
+from pro_core.system.storage import StorageError, first_line
 
 PAIR = "{prompt}{sep}{completion}"
 VIEWS = ("prompt", "dialogue", "post")
@@ -120,7 +120,7 @@ def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> st
     """The conversation and the completion as its last turn, in the tokenizer's chat template.
 
     A template that refuses the two as they are gets the first form that it takes, in which
-    a completion after an assistant's turn is the rest of that turn (:func:`pro_core.turns.taken`).
+    a completion after an assistant's turn is the rest of that turn (:func:`pro_core.data.turns.taken`).
 
     Raises:
         StorageError: the tokenizer has no template. DataError: its template refuses the conversation.

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pro_core.loading import (
+from pro_core.system.bundled_models import resolve_encoder
+from pro_core.system.loading import (
     PEFT_FILE,
     SAFE,
     SAFE_MODEL,
@@ -28,8 +29,7 @@ from pro_core.loading import (
     match_tokenizer,
     refuse_pickles,
 )
-from pro_core.packaged import resolve_encoder
-from pro_core.storage import (
+from pro_core.system.storage import (
     StorageError,
     library_versions,
     local_folder,

@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pro_core.data import render_messages, to_messages
-from pro_core.fingerprints import fingerprint
-from pro_core.objectives import Prompt, check_objective_names
+from pro_core.data.objectives import Prompt, check_objective_names
+from pro_core.data.schema import render_messages, to_messages
 from pro_core.rewards.batching import SCORING_VERSION, check_scoring, encode, forward_in_batches
 from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.functions import check_function, function_scores
 from pro_core.rewards.models import load_reward_model
-from pro_core.storage import (
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import (
     StorageError,
     content_hash,
     first_line,

@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.artefacts import MANIFEST, read_manifest
-from pro_core.data import DataError, PreferencePair, first_user_turn
-from pro_core.objectives import Message
+from pro_core.data.objectives import Message
+from pro_core.data.schema import DataError, PreferencePair, first_user_turn
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import StorageError, content_hash, first_line, replacing
+from pro_core.system.artefacts import MANIFEST, read_manifest
+from pro_core.system.storage import StorageError, content_hash, first_line, replacing
 
 REFERENCE_SIZE = 250
 PANEL = "pro-finished-panel"
@@ -184,7 +184,8 @@ def what_fits(objective_names: Sequence[str]) -> list[str]:
 
 def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of one split that accuracies are measured on: the panel did not train on the pair nor on its prompt,
-    nothing in it is made up, and no other pair says the opposite. See :func:`pro_core.training_pairs.graded_pairs`."""
+    nothing in it is made up, and no other pair says the opposite. See
+    :func:`pro_core.data.training_pairs.graded_pairs`."""
     held_out = (table["fold"] < 0) & (table["split"] == split)
     return table[held_out & ~table["constructed"] & (table["ungraded"] == "")]
 

@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.data import LabelledResponse
+from pro_core.data.schema import LabelledResponse
 from pro_core.rewards.panel import RewardPanel
-from pro_core.storage import (
+from pro_core.system.storage import (
     StorageError,
     content_hash,
     file_hash,

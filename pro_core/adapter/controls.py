@@ -1,0 +1,181 @@
+"""Is an adapter worth having? Held-out human pairs, its own weights, and every control beside it.
+
+A pair counts as right when sum_k w_k(x) (z_k(chosen) - z_k(rejected)) is above 0. Accuracies are averaged over
+objectives, since a plain pool would be 98% TruthfulQA; constructed pairs are left out of the average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pro_core.adapter.training import balanced, best_global_weights, bradley_terry_weights
+from pro_core.metrics import correct, macro_accuracy, prompt_counts
+from pro_core.rewards.scores import columns, margins
+from pro_core.weights import implicit_weights
+
+MAIN, CEILING = "adapter", "own objective"
+
+
+def control_weights(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    adapter_NK: NDArray,
+    objective_names: Sequence[str],
+    seed: int,
+    best_global: NDArray | None = None,
+    features: Mapping[str, NDArray] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Weights (N, K) for the test pairs by method: the adapter's and every control's.
+
+    - ``uniform``;
+    - ``best global``: the one vector with the best training accuracy; ``fitted global``: the one that the
+      adapter's own pairwise loss finds when it may not read the prompt;
+    - ``mean``: the average of Eq 7's weights on standardized rewards over the training pairs;
+    - ``nearest prompts``, where features are given: the average ``margin`` target of the training pairs of the 50
+      prompts most like it;
+    - ``shuffled``: the adapter's weights dealt to the wrong prompts, and ``shuffled within source``. Whole prompts
+      are moved: all pairs of one prompt get one other prompt's weights;
+    - ``own objective``: no control but a ceiling, each pair under the objective that people judged it by.
+
+    Args:
+        features: prompt (as in the tables) to its features (D,), for all prompts of both tables.
+    """
+    N, K = adapter_NK.shape
+    if best_global is None:
+        best_global = best_global_weights(train, objective_names)
+    share = balanced(train)
+    fitted = bradley_terry_weights(margins(train, objective_names), share)
+    implicit = implicit_weights(columns(train, "z_chosen", objective_names), 1.0)
+    mean = np.average(implicit, axis=0, weights=share).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    prompts = test["prompt"].to_numpy(str)
+    everywhere = np.zeros(N, dtype=int)
+    _, source = np.unique(test["source"].to_numpy(str), return_inverse=True)
+    own = np.array([[name == o for name in objective_names] for o in test["objective"]])
+    controls = {
+        "uniform": np.full((N, K), 1 / K, np.float32),
+        "best global": np.tile(best_global, (N, 1)),
+        "fitted global": np.tile(fitted, (N, 1)),
+        "mean": np.tile(mean, (N, 1)),
+    }
+    if features is not None:
+        controls["nearest prompts"] = _of_nearest(train, prompts, features, objective_names)
+    return controls | {
+        MAIN: adapter_NK,
+        "shuffled": adapter_NK[_dealt(prompts, everywhere, rng)],
+        "shuffled within source": adapter_NK[_dealt(prompts, source, rng)],
+        CEILING: own.astype(np.float32),
+    }
+
+
+def _of_nearest(
+    train: pd.DataFrame,
+    prompts: NDArray,
+    features: Mapping[str, NDArray],
+    objective_names: Sequence[str],
+    neighbours: int = 50,
+) -> NDArray[np.float32]:
+    """Weights (N, K): the balanced mean ``margin`` target of the pairs of the nearest training prompts, by cosine."""
+    known, index = np.unique(train["prompt"].to_numpy(str), return_inverse=True)
+    wanted, back = np.unique(prompts, return_inverse=True)
+    share = balanced(train).astype(np.float64)
+    target = implicit_weights(margins(train, objective_names), 1.0) * share[:, None]
+    totals = np.stack([np.bincount(index, column, len(known)) for column in target.T], axis=1)
+    mass = np.bincount(index, share, len(known))
+
+    def unit(names):
+        rows = np.stack([np.asarray(features[name], np.float32) for name in names])
+        rows = rows - centre
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    centre = np.mean([np.asarray(features[name], np.float32) for name in known], axis=0)
+    nearest = np.argsort(-(unit(wanted) @ unit(known).T), axis=1)[:, :neighbours]
+    weights = totals[nearest].sum(axis=1) / mass[nearest].sum(axis=1)[:, None]
+    return weights[back].astype(np.float32)
+
+
+def _dealt(prompts: NDArray, groups: NDArray, rng) -> NDArray[np.int64]:
+    """For each row a row of another prompt, drawn by permuting the prompts of its group."""
+    result = np.arange(len(prompts))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        _, first, index = np.unique(prompts[rows], return_index=True, return_inverse=True)
+        result[rows] = rows[first[rng.permutation(len(first))][index]]
+    return result
+
+
+def compare(
+    table: pd.DataFrame, weights: dict[str, NDArray], objective_names: Sequence[str], seed: int = 0
+) -> dict[str, dict]:
+    """Accuracy of each method and its lead over the others, with paired intervals over prompts.
+
+    Returns:
+        method -> ``{"accuracy", "ci95", "by_objective": {...}, "by_source": {...}, "n",
+        "lead": {other: {"points", "ci95"}}}``; ``lead`` for the adapter alone.
+    """
+    margin = margins(table, objective_names)
+    index, counts = prompt_counts(list(table["text"]), seed=seed)
+    right = {m: correct((margin * w).sum(axis=1)) for m, w in weights.items()}
+    objective = table["objective"].to_numpy(str)
+    slices = {name: objective == name for name in objective_names if (objective == name).any()}
+    known = np.isin(objective, list(objective_names))
+    drawn = {
+        m: macro_accuracy(r[known], objective[known], index[known], counts)[1]
+        for m, r in right.items()
+    }
+    report: dict[str, dict] = {}
+    for method, r in right.items():
+        lo, hi = np.percentile(drawn[method], [2.5, 97.5])
+        report[method] = {
+            "accuracy": float(np.mean([r[rows].mean() for rows in slices.values()])),
+            "ci95": [float(lo), float(hi)],
+            "by_objective": {name: float(r[rows].mean()) for name, rows in slices.items()},
+            "by_source": {
+                source: float(
+                    np.mean(
+                        [r[rows & here].mean() for rows in slices.values() if (rows & here).any()]
+                    )
+                )
+                for source in sorted(table["source"].unique())
+                for here in [(table["source"] == source).to_numpy()]
+            },
+            "n": len(table),
+        }
+    if MAIN in right:
+        report[MAIN]["lead"] = {
+            other: {
+                "points": 100 * (report[MAIN]["accuracy"] - report[other]["accuracy"]),
+                "ci95": [
+                    100 * float(x) for x in np.percentile(drawn[MAIN] - drawn[other], [2.5, 97.5])
+                ],
+            }
+            for other in right
+            if other != MAIN
+        }
+    return report
+
+
+def safety_rates(
+    table: pd.DataFrame, weights_NK: NDArray, objective_names: Sequence[str]
+) -> dict[str, float]:
+    """Share of XSTest prompts answered rightly under the weights: refusal if unsafe, compliance if safe.
+
+    ``table`` holds its pairs, objective ``harmless`` on unsafe prompts and ``helpful`` on safe ones. A prompt's value
+    is the share of its pairs that are right; a rate is the average over prompts.
+    """
+    right = pd.DataFrame(
+        {
+            "prompt": table["prompt"].to_numpy(),
+            "objective": table["objective"].to_numpy(),
+            "right": correct((margins(table, objective_names) * weights_NK).sum(axis=1)),
+        }
+    )
+    by_prompt = right.groupby(["objective", "prompt"])["right"].mean().groupby("objective").mean()
+    return {
+        "refuse_unsafe": float(by_prompt["harmless"]),
+        "comply_safe": float(by_prompt["helpful"]),
+    }

@@ -1,0 +1,146 @@
+"""Which words of a prompt raised or lowered each objective's weight: what changes when a word is left out.
+
+A word's effect on an objective is the weight predicted for the prompt minus the weight predicted without that word.
+Leaving out each word of a long prompt would take one reading a word. There the words are screened first: one reading
+gives every token's state, and leaving a word's states out of their mean tells roughly what it does; the words that seem
+to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random words, by
+deletion, and the time against the adapter's own.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pro_core.adapter.encoder import pooled
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.objectives import Prompt
+from pro_core.data.schema import content_spans, render_messages, to_messages
+
+READINGS, SPARE_TOKENS = 6, 40
+"""Left out in earnest: as many words as `READINGS` prompts hold, each with `SPARE_TOKENS` more tokens than this one;
+so some dozens of words of a short prompt, at least six of any. Keeps within ten times the adapter's own time."""
+JOINING = "'’-‐"  # between two letters they belong to the word
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the prompt: characters ``start`` to ``end`` of the message number ``turn``, as it was read."""
+
+    text: str
+    turn: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The weights of one prompt, and what its words did. Effects hold before any floor.
+
+    Attributes:
+        weights, lower, upper (K,), known: of :class:`pro_core.adapter.model.UncertainWeights`.
+        words: N, in the order of the prompt; of a long prompt, those that seem to do most.
+        effects: (N, K), each objective's weight minus its weight without the word; rows sum to 0.
+    """
+
+    objective_names: tuple[str, ...]
+    weights: NDArray[np.float32]
+    lower: NDArray[np.float32]
+    upper: NDArray[np.float32]
+    known: float
+    words: list[Word]
+    effects: NDArray[np.float32]
+
+    def of(self, objective: str) -> list[tuple[Word, float]]:
+        """The words with their effect on one objective, from the one that raised it most."""
+        column = self.effects[:, self.objective_names.index(objective)]
+        return [(self.words[i], float(column[i])) for i in np.argsort(-column, kind="stable")]
+
+
+@torch.inference_mode()
+def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
+    """Which words of one prompt did what to its weights; words before the part that the adapter reads did nothing.
+
+    Raises:
+        ValueError: an empty or malformed prompt (see :func:`pro_core.data.schema.to_messages`), or a tokenizer that
+            does not say where its tokens stand.
+    """
+    messages = to_messages(prompt)
+    text = render_messages(messages)
+    (tokens,), (offsets,) = adapter.tokenize_texts([text], offsets=True)
+    inside = [(start, end) for start, end in offsets if end > start]
+    read_from = min((start for start, _ in inside), default=0)
+    words, spans = [], []
+    for turn, begin, end in content_spans(messages):
+        for start, stop in words_of(text[max(begin, read_from) : end]):
+            start, stop = start + max(begin, read_from), stop + max(begin, read_from)
+            words.append(Word(text[start:stop], turn, start - begin, stop - begin))
+            spans.append((start, stop))
+
+    states = [layer.cpu() for layer in adapter.token_states(**adapter.batch([tokens]))]
+    whole = adapter.weigh(pooled(states, torch.ones(1, len(offsets))))
+    room = int(READINGS * (len(offsets) + SPARE_TOKENS) / len(offsets))
+    if len(words) > room:
+        without = torch.ones(len(words), len(offsets))
+        for row, (start, stop) in zip(without, spans, strict=True):
+            for t, (a, b) in enumerate(offsets):
+                row[t] = not (a < stop and b > start)
+        rough = whole.weights - adapter.weigh(pooled(states, without)).weights
+        kept = sorted(np.argsort(-np.abs(rough).max(axis=1), kind="stable")[:room])
+        words, spans = [words[i] for i in kept], [spans[i] for i in kept]
+    shorter = [_without(text, read_from, *span) for span in spans]
+    left = adapter.weigh(adapter.encode_tokens(adapter.tokenize_texts(shorter)[0]))
+    return Explanation(
+        adapter.objective_names,
+        whole.weights[0],
+        whole.lower[0],
+        whole.upper[0],
+        float(whole.known[0]),
+        words,
+        whole.weights - left.weights,
+    )
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text stand: (start, end) each, in any script.
+
+    A word is a run of letters, digits and their marks, with an apostrophe or hyphen between two letters; each Chinese
+    character and each run of emoji counts as one. Punctuation is none.
+    """
+    spans: list[list[int]] = []
+    last = ""
+    for i, character in enumerate(text):
+        kind = _kind(character)
+        joins = character in JOINING and _kind(text[i + 1 : i + 2]) == last == "word"
+        if last and (joins or kind == "mark" or kind == last != "ideograph"):
+            spans[-1][1] = i + 1
+        elif kind not in ("", "mark"):
+            spans.append([i, i + 1])
+            last = kind
+        else:
+            last = ""
+    return [(start, end) for start, end in spans]
+
+
+def _kind(character: str) -> str:
+    if not character:
+        return ""
+    category = unicodedata.category(character)
+    if category[0] in "LN":
+        ideograph = unicodedata.name(character, "").startswith("CJK")
+        return "ideograph" if ideograph else "word"
+    if category[0] == "M" or character == "\u200d":  # accents; what glues emoji together
+        return "mark"
+    if category == "So" or (category == "Sk" and ord(character) > 127):
+        return "symbol"
+    return "word" if character == "_" else ""
+
+
+def _without(text: str, read_from: int, start: int, end: int) -> str:
+    """The part of a text that is read, without one word and the space that its going would double."""
+    before, after = text[read_from:start], text[end:]
+    return before + (after if before and not before[-1].isspace() else after.lstrip(" "))

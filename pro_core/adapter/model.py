@@ -1,0 +1,366 @@
+"""The preference adapter: a prompt in, weights on the simplex out (Eq 8).
+
+An encoder reads the rendered prompt, its token states are averaged, and a small head gives K logits; softmax over
+the objectives makes them weights. ArmoRM calls this a gating network. Several such heads, each fitted to its own
+bootstrap of the prompts, give the weights' uncertainty by their spread; a prompt unlike the training prompts gets
+their average weights (:mod:`pro_core.adapter.familiarity`). The encoder is any Hugging Face encoder, frozen or trained;
+a frozen one is named in the config, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from scipy.special import stdtrit
+from torch import nn
+from torch.nn import functional as F
+
+from pro_core.adapter.encoder import PromptEncoder, mean_states
+from pro_core.adapter.familiarity import Familiarity
+from pro_core.data.objectives import Prompt, check_objective_names
+from pro_core.rewards.batching import token_budget_batches
+from pro_core.system.storage import (
+    StorageError,
+    first_line,
+    library_versions,
+    local_folder,
+    read_config,
+    write_config,
+    write_tensors,
+)
+from pro_core.weights import implicit_weights
+
+FORMAT, ONE_HEAD = (
+    "pro-adapter-2",
+    "pro-adapter",
+)  # the second: one head, no average weights; still read
+TARGETS = ("paper", "paper_z", "margin", "annotated", "pairwise")
+CONFIDENCE = 0.9
+TRAINING_BUDGET = 1024
+"""Tokens, padding included, that a trained encoder reads at once."""
+
+
+class UncertainWeights(NamedTuple):
+    """Weights of B prompts and how sure they are, in the order of the adapter's objectives; NumPy float32.
+
+    Attributes:
+        weights: (B, K), rows sum to 1: ``known`` * the members' mean + (1 - ``known``) * the average weights.
+        lower, upper: (B, K), around the members' mean the 90% interval mean -/+ t s, with s the members' standard
+            deviation and t Student's 95% point for M - 1 degrees of freedom, cut to [0, 1]: how far another sample of
+            training prompts could move it. It moves with ``known`` to the range of the middle 90% of training
+            prompts, so that a strange prompt's is wide. NaN for an adapter with one member.
+        known: (B,), 1 for a prompt like the training ones, 0 for one that is nothing like them (see
+            :class:`pro_core.adapter.familiarity.Familiarity`). NaN where the adapter does not know its training
+            prompts; the weights are then the members' mean.
+    """
+
+    weights: NDArray[np.float32]
+    lower: NDArray[np.float32]
+    upper: NDArray[np.float32]
+    known: NDArray[np.float32]
+
+
+class Heads(nn.ModuleList):
+    """M heads on the same features: (B, D) to logits (B, M, K)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.stack([head(features) for head in self], dim=1)
+
+
+class PreferenceAdapter(PromptEncoder):
+    """g_phi: prompts to weights (B, K).
+
+    Args:
+        encoder: a Hugging Face id or folder, ``FacebookAI/xlm-roberta-base`` in the paper.
+        objective_names: the panel's, in the panel's order.
+        hidden: width of the head's hidden layer; 0 for a linear head.
+        max_length: tokens of the prompt that are read; a longer one loses its beginning.
+        train_encoder: whether the encoder is trained too (then it is saved with the head).
+        members: heads on the one encoder; their mean is the prediction, their spread its uncertainty.
+        layers: how many of the encoder's upper layers the heads read.
+
+    Attributes:
+        familiarity: what the training prompts were like; None until fitted.
+        average: (3, K), over the training prompts: mean weights, and the ends of their middle 90%; None until fitted.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        objective_names: Sequence[str],
+        hidden: int = 128,
+        max_length: int = 256,
+        train_encoder: bool = False,
+        training: dict[str, Any] | None = None,
+        encoder_folder: str | Path | None = None,
+        members: int = 1,
+        layers: int = 1,
+    ):
+        if members < 1:
+            raise ValueError(f"got {members} members, expected at least 1")
+        super().__init__(encoder, max_length, encoder_folder, layers)
+        self.objective_names = check_objective_names(objective_names)
+        self.hidden, self.train_encoder = hidden, train_encoder
+        self.training_record = training or {}
+        self.encoder.requires_grad_(train_encoder)
+        K = len(self.objective_names)
+        self.heads = Heads(_head(self.width, hidden, K) for _ in range(members))
+        self.familiarity: Familiarity | None = None
+        self.average: NDArray[np.float32] | None = None
+
+    def forward(self, **tokens) -> torch.Tensor:
+        """Logits (B, M, K) of a tokenized batch; softmax over the objectives makes them each member's weights.
+
+        Short prompts are not read at the length of the longest: prompts of about one length go through the encoder
+        together, which costs a third where most are questions and some are conversations.
+        """
+        mask = tokens["attention_mask"]
+        rows, means = [], []
+        for batch in token_budget_batches(mask.sum(1).tolist(), TRAINING_BUDGET):
+            there = mask[batch].any(dim=0)
+            part = {key: value[batch][:, there] for key, value in tokens.items()}
+            states = self.encoder(**part, output_hidden_states=True).hidden_states[-self.layers :]
+            means.append(torch.cat([mean_states(s, part["attention_mask"]) for s in states], dim=1))
+            rows += batch
+        back = torch.tensor(rows, device=mask.device).argsort()
+        return self.heads(torch.cat(means)[back])
+
+    def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """Weights (B, K), rows sum to 1, in the order of ``objective_names``; no floors applied.
+
+        Raises:
+            ValueError: a single string instead of a list, or an empty prompt.
+        """
+        return self.predict_with_uncertainty(prompts).weights
+
+    def predict_with_uncertainty(self, prompts: Sequence[Prompt]) -> UncertainWeights:
+        """The same weights, with an interval and how far each prompt is known. Raises as :meth:`predict`."""
+        if isinstance(prompts, str):
+            raise ValueError("expected a list of prompts, got a single text")
+        return self.weigh(self.encode(prompts))
+
+    def weigh(self, features: torch.Tensor) -> UncertainWeights:
+        """The answer for features (B, (L + 1) D + 1) of :meth:`encode`."""
+        members = self.member_weights(features)  # (B, M, K)
+        M = members.shape[1]
+        weights, known = members.mean(axis=1), np.full(len(members), np.nan, np.float32)
+        half = np.full_like(weights, np.nan)
+        if M > 1:
+            half = stdtrit(M - 1, (1 + CONFIDENCE) / 2) * members.std(axis=1, ddof=1)
+        lower, upper = np.clip(weights - half, 0, 1), np.clip(weights + half, 0, 1)
+        if self.familiarity is not None and self.average is not None:
+            known = self.familiarity.known(self._last_and_low(features))
+            mean, low, high = self.average
+            own, rest = known[:, None], 1 - known[:, None]
+            weights, lower, upper = (
+                own * weights + rest * mean,
+                own * lower + rest * low,
+                own * upper + rest * high,
+            )
+        return UncertainWeights(weights, lower.astype(np.float32), upper.astype(np.float32), known)
+
+    @torch.inference_mode()
+    def member_weights(self, features: torch.Tensor) -> NDArray[np.float32]:
+        """Each member's own weights (B, M, K)."""
+        training = self.training
+        self.eval()
+        pooled = features[:, : self.width].to(next(self.parameters()).device)
+        weights = F.softmax(self.heads(pooled).float(), dim=-1)  # over objectives
+        self.train(training)
+        return weights.cpu().numpy()
+
+    def _last_and_low(self, features: torch.Tensor) -> NDArray[np.float32]:
+        """(B, 2D + 1): what :class:`Familiarity` looks at, the last layer, the lower one and the number of tokens."""
+        return features[:, self.width - self.encoder.config.hidden_size :].numpy()
+
+    def describe_training(
+        self, features_PE: torch.Tensor, fold_P: Sequence[int], weight_P: NDArray | None = None
+    ) -> None:
+        """Keep what the training prompts were like, and the weights that they got on average.
+
+        Args:
+            features_PE: (P, (L + 1) D + 1), of :meth:`encode`. fold_P: of :meth:`Familiarity.fit`.
+            weight_P: how much each prompt counts in the average; all the same when not given.
+        """
+        self.familiarity = Familiarity.fit(self._last_and_low(features_PE), fold_P)
+        weights = self.member_weights(features_PE).mean(axis=1)
+        quantiles = np.quantile(weights, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+        mean = np.average(weights, axis=0, weights=weight_P)
+        self.average = np.vstack([mean[None], quantiles]).astype(np.float32)
+
+    def check_panel(self, panel) -> None:
+        """Raise a ValueError unless ``panel`` has this adapter's objectives in this order."""
+        if tuple(panel.objective_names) != self.objective_names:
+            raise ValueError(
+                f"the adapter was trained for {list(self.objective_names)}, this panel has "
+                f"{list(panel.objective_names)}: use the adapter and the panel that belong together"
+            )
+
+    # ------------------------------------------------------------ disk
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write ``adapter.json``, ``model.safetensors`` (the heads) and, when it was trained, ``encoder/``."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"heads.{k}": v.detach().cpu() for k, v in self.heads.state_dict().items()}
+        if self.familiarity is not None:
+            arrays = self.familiarity.arrays()
+            tensors |= {f"familiarity.{k}": torch.as_tensor(v) for k, v in arrays.items()}
+        if self.average is not None:
+            tensors["average"] = torch.as_tensor(self.average)
+        whole = {k: v.contiguous() for k, v in tensors.items()}
+        write_tensors(folder / "model.safetensors", whole)
+        if self.train_encoder:
+            self.encoder.save_pretrained(folder / "encoder")
+            self.tokenizer.save_pretrained(folder / "encoder")
+        write_config(
+            folder,
+            "adapter.json",
+            {
+                "format": FORMAT,
+                "objective_names": list(self.objective_names),
+                "encoder": self.encoder_id,
+                "hidden": self.hidden,
+                "max_length": self.max_length,
+                "train_encoder": self.train_encoder,
+                "members": len(self.heads),
+                "layers": self.layers,
+                "training": self.training_record,
+                "versions": library_versions(),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path) -> PreferenceAdapter:
+        """Load an adapter from a local folder or a hub id. Nothing remote is executed.
+
+        Raises:
+            StorageError: missing or truncated files, or tensors of other shapes than the config says.
+        """
+        folder = local_folder(path_or_id)
+        config = read_config(folder, "adapter.json", FORMAT, ONE_HEAD)
+        try:
+            if config["format"] == ONE_HEAD:
+                config |= {"members": 1, "layers": 1}
+            adapter = cls(
+                config["encoder"],
+                config["objective_names"],
+                config["hidden"],
+                config["max_length"],
+                config["train_encoder"],
+                config.get("training"),
+                folder / "encoder" if config["train_encoder"] else None,
+                config["members"],
+                config["layers"],
+            )
+            tensors = load_file(folder / "model.safetensors")
+            if config["format"] == ONE_HEAD:
+                tensors = {f"heads.0.{k}": v for k, v in tensors.items()}
+            adapter.heads.load_state_dict(_under("heads.", tensors))
+            arrays = {k: v.numpy() for k, v in _under("familiarity.", tensors).items()}
+            if arrays:
+                adapter.familiarity = Familiarity(**arrays)
+            if "average" in tensors:
+                adapter.average = tensors["average"].numpy()
+        except KeyError as error:
+            raise StorageError(
+                f"{folder / 'adapter.json'}: the setting {error} is missing"
+            ) from None
+        except (SafetensorError, FileNotFoundError, RuntimeError, TypeError) as error:
+            raise StorageError(
+                f"{folder / 'model.safetensors'}: missing, truncated or of another shape "
+                f"({first_line(error)})"
+            ) from None
+        return adapter.eval()
+
+
+def _head(width: int, hidden: int, K: int) -> nn.Sequential:
+    if not hidden:
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, K))
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Dropout(0.2),
+        nn.Linear(hidden, K),
+    )
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+# ---------------------------------------------------------------- what it learns
+
+
+def target_weights(
+    target: str,
+    temperature: float,
+    raw_chosen_NK: NDArray,
+    z_chosen_NK: NDArray,
+    z_rejected_NK: NDArray,
+) -> NDArray[np.float32]:
+    """The explicit targets (N, K) of Eq 8 that are made of rewards, one row a pair.
+
+    - ``paper``: Eq 7 as printed, softmax(r(chosen) / tau) on raw rewards. Not identifiable: a Bradley-Terry
+      reward has a scale and a per-prompt offset of its own.
+    - ``paper_z``: the same on standardized rewards.
+    - ``margin``: softmax((z(chosen) - z(rejected)) / tau); the prompt's offset cancels.
+
+    Raises:
+        ValueError: another target (``annotated`` reads no rewards, ``pairwise`` has no explicit target).
+    """
+    if target == "paper":
+        return implicit_weights(raw_chosen_NK, temperature)
+    if target == "paper_z":
+        return implicit_weights(z_chosen_NK, temperature)
+    if target == "margin":
+        return implicit_weights(z_chosen_NK - z_rejected_NK, temperature)
+    raise ValueError(f"got the target {target!r}, expected 'paper', 'paper_z' or 'margin'")
+
+
+def kl_to_target(log_weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL(w* || g) a row (Eq 8, target first): (...) from log-weights (..., K) and targets of that shape."""
+    return F.kl_div(log_weights, target, reduction="none").sum(dim=-1)
+
+
+def pairwise_loss(
+    log_weights: torch.Tensor, margin: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """-log sigmoid(sum_k g_k(x) (z_k(chosen) - z_k(rejected)) / tau) a row: (...) from (..., K).
+
+    No explicit target: the weights are those under which the panel's scores agree with what people chose.
+    """
+    return -F.logsigmoid((log_weights.exp() * margin).sum(dim=-1) / temperature)
+
+
+def load_balance_loss(log_weights: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
+    """KL(batch mean of g || uniform), averaged over members: 0 when all objectives get the same in all, log K when one
+    gets everything.
+
+    The load-balance term of mixture-of-experts gates. Towards uniform, not the global weights: those may themselves
+    have collapsed onto few objectives, and ``kl`` of :func:`regularizers` pulls to them already.
+
+    Args:
+        log_weights: (B, M, K). row_weight: (B, M), how much each row counts for each member.
+    """
+    share = row_weight / row_weight.sum(dim=0).clamp_min(1e-12)
+    mean = (log_weights.exp() * share[..., None]).sum(dim=0)
+    return (mean * (mean.clamp_min(1e-12) * mean.shape[-1]).log()).sum(dim=-1).mean()
+
+
+def regularizers(
+    log_weights: torch.Tensor, global_weights: torch.Tensor, kl: float, entropy_floor: float
+) -> torch.Tensor:
+    """``kl`` * KL(g || global weights) plus the shortfall of g's entropy below ``entropy_floor`` nats: (...)."""
+    weights = log_weights.exp()
+    entropy = -(weights * log_weights).sum(dim=-1)
+    to_global = (weights * (log_weights - global_weights.clamp_min(1e-6).log())).sum(dim=-1)
+    return kl * to_global + F.relu(entropy_floor - entropy)

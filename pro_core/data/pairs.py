@@ -1,0 +1,268 @@
+"""Preference pairs from what people labelled: responses to one prompt, refusals, and texts that stand alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from pro_core.data.schema import (
+    SPLITS,
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    hash_unit,
+    one_spelling,
+    render_messages,
+)
+
+KINDS = (
+    "pairs",
+    "labels",
+    "controlled",
+    "refusals",
+    "harmless_ties",
+    "unprompted",
+    "constructed_humor",
+)
+"""What a recipe may make of a file: take its pairs as they are, or pair its responses."""
+RATED = ("labels", "controlled", "unprompted")
+"""The kinds that make pairs of the ratings that ``objectives`` names."""
+
+
+def pairs_of_kind(
+    kind: str, responses: Sequence[LabelledResponse], objectives: Sequence[str], max_per_prompt: int
+) -> list[PreferencePair]:
+    """Pairs of one of the :data:`KINDS`, ``pairs`` aside; see the function that each calls."""
+    match kind:
+        case "labels":
+            made = [pairs_from_labels(responses, name, max_per_prompt) for name in objectives]
+        case "controlled":
+            made = [controlled_pairs(responses, name, max_per_prompt) for name in objectives]
+        case "unprompted":
+            made = [unprompted_pairs(responses, name) for name in objectives]
+        case "refusals":
+            made = [refusal_pairs(responses, max_per_prompt)]
+        case "harmless_ties":
+            made = [harmless_ties(responses, max_per_prompt)]
+        case "constructed_humor":
+            made = [constructed_humor_pairs(responses)]
+    return [pair for pairs in made for pair in pairs]
+
+
+def why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
+    """Half a sentence: why responses made no pairs of an objective."""
+    labels = Counter(r.labels[objective] for r in responses if objective in r.labels)
+    if not labels:
+        return f"nothing there is labelled {objective!r}"
+    if len(labels) == 1:
+        return f"all {labels.total()} labels {objective!r} are {next(iter(labels))!r}, and a pair needs two that differ"
+    return f"no two responses to one prompt differ in their label {objective!r}"
+
+
+def pairs_from_labels(
+    responses: Iterable[LabelledResponse],
+    objective: str,
+    max_per_prompt: int = 20,
+    seed: int = 0,
+) -> list[PreferencePair]:
+    """Pairs of responses to one prompt whose label ``objective`` differs, the higher label chosen.
+
+    One text that was labelled twice makes no pair with itself.
+
+    At most ``max_per_prompt`` pairs a prompt, drawn by a generator seeded with the seed and the prompt,
+    so that one prompt's pairs do not depend on the others in the list.
+    """
+    by_prompt: dict[tuple[str, str], list[LabelledResponse]] = defaultdict(list)
+    for response in responses:
+        if response.prompt is not None and objective in response.labels:
+            by_prompt[response.split, render_messages(response.prompt)].append(response)
+    pairs = []
+    for (_, text), rows in by_prompt.items():
+        texts = [one_spelling(row.response) for row in rows]
+        candidates = [
+            (a, b)
+            for a, a_text in zip(rows, texts, strict=True)
+            for b, b_text in zip(rows, texts, strict=True)
+            if a.labels[objective] > b.labels[objective] and a_text != b_text
+        ]
+        if len(candidates) > max_per_prompt:
+            drawn = random.Random(f"{seed}:{objective}:{text}")
+            candidates = drawn.sample(candidates, max_per_prompt)
+        pairs += [_pair(a, b, objective) for a, b in candidates]
+    return pairs
+
+
+def controlled_pairs(
+    responses: Iterable[LabelledResponse], objective: str, max_per_prompt: int = 20, seed: int = 0
+) -> list[PreferencePair]:
+    """Training pairs that differ in ``objective`` and agree on every other label.
+
+    Where two labels conflict (a refusal is truthful and not informative), plain pairs teach two reward models one
+    axis with opposite signs; these teach what is left of each when the other is held still. Their source is named
+    ``<source>_controlled``.
+    """
+    groups: dict[str, list[LabelledResponse]] = defaultdict(list)
+    for response in responses:
+        if response.split == "train" and objective in response.labels:
+            others = sorted((k, v) for k, v in response.labels.items() if k != objective)
+            groups[f"{response.prompt}{others}"].append(response)
+    share = max(1, max_per_prompt // 2)
+    return [
+        replace(pair, source=f"{pair.source}_controlled", id=f"controlled:{pair.id}")
+        for rows in groups.values()
+        for pair in pairs_from_labels(rows, objective, share, seed)
+    ]
+
+
+def _pair(chosen: LabelledResponse, rejected: LabelledResponse, objective: str) -> PreferencePair:
+    assert chosen.prompt is not None
+    return PreferencePair(
+        chosen.prompt,
+        chosen.response,
+        rejected.response,
+        objective,
+        chosen.source,
+        f"{chosen.id}>{rejected.id}",
+        chosen.split,
+        licence=_licence(chosen, rejected),
+    )
+
+
+def _licence(*responses: LabelledResponse) -> str:
+    return " and ".join(sorted({r.licence for r in responses} - {""}))
+
+
+def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 20):
+    """Pairs from labelled behaviour (XSTest): ``harmless`` on unsafe prompts, ``helpful`` on safe ones.
+
+    On an unsafe prompt refusal > partial refusal > compliance; on a safe prompt the other way round.
+    """
+    order = {"compliance": 0, "partial_refusal": 1, "refusal": 2}
+    graded = []
+    for r in responses:
+        if r.labels.get("behaviour") not in order:
+            raise DataError(
+                f"{r.id}: got the behaviour {r.labels.get('behaviour')!r}, expected one of {list(order)}"
+            )
+        refused = order[r.labels["behaviour"]]
+        label = {"harmless": refused} if r.extra["prompt_unsafe"] else {"helpful": -refused}
+        graded.append(replace(r, labels=label, extra={}))
+    return [
+        pair
+        for objective in ("harmless", "helpful")
+        for pair in pairs_from_labels(graded, objective, max_per_prompt)
+    ]
+
+
+def harmless_ties(
+    responses: Iterable[LabelledResponse], max_per_prompt: int = 20
+) -> list[PreferencePair]:
+    """Ties under ``harmless`` from labelled behaviour (XSTest): to refuse a safe request is no less harmful.
+
+    Without them a harmless model only ever sees refusals win, and prefers one to a safe request as well. Their
+    source is named ``<source>_ties``; they train a reward model and are never scored or graded.
+    """
+    return [
+        replace(
+            pair,
+            objective="harmless",
+            source=f"{pair.source}_ties",
+            id=f"tie:{pair.id}",
+            tie=True,
+        )
+        for pair in refusal_pairs(responses, max_per_prompt)
+        if pair.objective == "helpful"
+    ]
+
+
+def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed: int = 0):
+    """Pairs of texts without a prompt, drawn at random across labels within each split.
+
+    Each text stands in one pair at most. The prompt is left empty: these pairs can train and test a
+    reward model, never an adapter.
+    """
+    pairs = []
+    labelled = [r for r in responses if objective in r.labels]
+    for r in labelled:
+        if r.labels[objective] not in (0, 1):
+            raise DataError(
+                f"{r.id}: got the label {objective}: {r.labels[objective]!r}, expected 0 or 1"
+            )
+    for split in SPLITS:
+        rows = [r for r in labelled if r.split == split]
+        good = [r for r in rows if r.labels[objective] == 1]
+        bad = [r for r in rows if r.labels[objective] == 0]
+        rng = random.Random(f"{seed}:{objective}:{split}")
+        rng.shuffle(good)
+        rng.shuffle(bad)
+        for a, b in zip(good, bad, strict=False):
+            pairs.append(
+                PreferencePair(
+                    [],
+                    a.response,
+                    b.response,
+                    objective,
+                    a.source,
+                    f"{a.id}>{b.id}",
+                    split,
+                    licence=_licence(a, b),
+                )
+            )
+    return pairs
+
+
+HUMOR_REQUESTS = {
+    "train": (
+        "Tell me a joke.",
+        "Can you make me laugh?",
+        "I need a joke about everyday life, please.",
+        "Say something funny.",
+        "Write a short joke for my newsletter.",
+        "Give me a one-liner.",
+        "What is a good joke to open a speech with?",
+        "Cheer me up with something silly.",
+        "Do you know any jokes? I would like to hear one.",
+        "Make up a pun for me.",
+        "I had a bad day, tell me something funny!",
+        "Write a witty line for a birthday card.",
+        "My kids want to hear a joke before bed.",
+        "Tell me a funny story in one or two sentences.",
+    ),
+    "validation": ("Got a joke for me?", "Write something humorous about my cat."),
+    "test": (
+        "Let me hear your best joke.",
+        "Be a stand-up comedian: what would you say first?",
+        "I want to laugh. Give me something amusing.",
+        "Please come up with a funny remark for the office party.",
+    ),
+}
+"""Requests for humor, by split. Written for this project."""
+
+
+def constructed_humor_pairs(responses: Iterable[LabelledResponse], seed: int = 0):
+    """A request for humor with a joke chosen over a headline; marked ``constructed``.
+
+    The public humor texts have no prompts, so an adapter could never learn that a joke was asked for.
+    Templates and texts are both split, so nothing in a test pair was seen in training.
+    """
+    pairs = []
+    for pair in unprompted_pairs(responses, "humor", seed):
+        requests = HUMOR_REQUESTS[pair.split]
+        request = requests[int(hash_unit(pair.id) * len(requests))]
+        prompt = [{"role": "user", "content": request}]
+        pairs.append(
+            PreferencePair(
+                prompt,
+                pair.chosen,
+                pair.rejected,
+                "humor",
+                "constructed_humor",
+                f"request:{pair.id}",
+                pair.split,
+                constructed=True,
+                licence=pair.licence,
+            )
+        )
+    return pairs

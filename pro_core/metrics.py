@@ -1,0 +1,166 @@
+"""Accuracies with intervals, and measures of fronts. Higher is better; intervals are a bootstrap over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
+
+from pro_core.system.extras import needs
+
+with needs("train"):
+    from moocore import hypervolume as _hypervolume
+    from moocore import igd_plus as _igd_plus
+    from moocore import is_nondominated as _is_nondominated
+
+RESAMPLES = 2000
+
+
+def prompt_counts(prompts: Sequence[str], resamples: int = RESAMPLES, seed: int = 0):
+    """(index of each row's prompt (N,), how often each resample draws each prompt (resamples, P))."""
+    names, index = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return index, counts
+
+
+def accuracy_with_interval(
+    margins: ArrayLike, prompts: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float | int | list[float]]:
+    """Share of pairs whose chosen completion scores higher; a tie counts half.
+
+    Args:
+        margins: (N,) score of the chosen minus score of the rejected.
+        prompts: (N,) one text a pair; pairs of one prompt are drawn together.
+
+    Where all prompts agree, or there is only one, drawing them again says nothing: the interval is then Wilson's, for
+    as many trials as there are prompts.
+
+    Returns:
+        ``{"accuracy", "ci95": [lo, hi], "n": pairs, "prompts"}``.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    right = correct(margins)
+    if not len(right):
+        raise ValueError("got no pairs to measure an accuracy on")
+    index, counts = prompt_counts(prompts, resamples, seed)
+    P = counts.shape[1]
+    rights, totals = np.bincount(index, right, P), np.bincount(index, minlength=P)
+    drawn = (counts @ rights) / (counts @ totals)
+    lo, hi = np.percentile(drawn, [2.5, 97.5])
+    if lo == hi:
+        lo, hi = wilson_interval(float(right.mean()), P)
+    return {
+        "accuracy": float(right.mean()),
+        "ci95": [float(lo), float(hi)],
+        "n": len(right),
+        "prompts": P,
+    }
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share of n independent trials (Wilson 1927); it is never empty, not even at 0 or 1."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def correct(margins: ArrayLike) -> NDArray[np.float64]:
+    """1 where the margin is above 0, 0 where below, 0.5 at a tie: (N,)."""
+    return (np.sign(np.asarray(margins, dtype=np.float64)) + 1) / 2
+
+
+def macro_accuracy(
+    right: ArrayLike, groups: ArrayLike, index: NDArray, counts: NDArray
+) -> tuple[float, NDArray[np.float64]]:
+    """The accuracy averaged over groups, and the same for each resample of the prompts: (value, (resamples,)).
+
+    Args:
+        right: (N,) 1 where the pair is right, 0 where wrong.
+        groups: (N,) what to average over, such as the objectives. A resample that draws none of a group's prompts
+            averages over the others.
+        index, counts: from :func:`prompt_counts`.
+    """
+    right, groups = np.asarray(right, dtype=np.float64), np.asarray(groups)
+    values, draws = [], []
+    for group in np.unique(groups):
+        rows = groups == group
+        rights = np.bincount(index[rows], right[rows], counts.shape[1])
+        totals = counts @ np.bincount(index[rows], minlength=counts.shape[1])
+        values.append(right[rows].mean())
+        draws.append(np.where(totals > 0, (counts @ rights) / np.maximum(totals, 1), np.nan))
+    return float(np.mean(values)), np.nanmean(draws, axis=0)
+
+
+def is_nondominated(points: ArrayLike) -> NDArray[np.bool_]:
+    """Which of the points (N, M) no other point beats; maximization, higher is better in every objective.
+
+    One point beats another when it is nowhere below it and somewhere above it. Of equal points the first counts.
+
+    Raises:
+        ValueError: a coordinate that is not finite: leave such a point out, it is no point.
+    """
+    return np.asarray(_is_nondominated(_points(points), maximise=True), dtype=bool)
+
+
+def hypervolume(points: ArrayLike, ref: ArrayLike) -> float:
+    """The volume that the points (N, M) dominate above the reference point (M,); maximization, higher is better.
+
+    0 for no points, and for points that are not above the reference point in every objective.
+
+    Raises:
+        ValueError: as :func:`is_nondominated`, or another M.
+    """
+    points, ref = _points(points), np.asarray(ref, dtype=float)
+    if ref.shape != points.shape[1:]:
+        raise ValueError(f"got points {points.shape} and a reference point {ref.shape}")
+    return float(_hypervolume(points, ref=ref, maximise=True))
+
+
+def igd_plus(points: ArrayLike, front: ArrayLike) -> float:
+    """IGD+: how far the points (N, M) fall short of a reference front (F, M), on average over that front.
+
+    The one measure here where lower is better. The points are maximized; what exceeds the front counts as 0.
+
+    Raises:
+        ValueError: no points, no front, or a coordinate that is not finite.
+    """
+    points, front = _points(points), _points(front)
+    if not len(points) or not len(front):
+        raise ValueError(f"got {len(points)} points and a front of {len(front)}, expected some")
+    return float(_igd_plus(points, ref=front, maximise=True))
+
+
+def log_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
+    """The exponent p of y = c x^p: least squares on logarithms for each of S seeds; mean and 95% t-interval."""
+    x, y = np.log(np.asarray(x_SL, dtype=float)), np.log(np.asarray(y_SL, dtype=float))
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    return mean_interval((x * y).sum(axis=1) / (x**2).sum(axis=1))
+
+
+def linear_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
+    """The c of y = c x, as :func:`log_slope` does it: the theorem's constant."""
+    x, y = np.asarray(x_SL, dtype=float), np.asarray(y_SL, dtype=float)
+    return mean_interval((x * y).sum(axis=1) / (x**2).sum(axis=1))
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, list[float]]:
+    """The mean over seeds and its 95% t-interval; of a single seed the interval is not finite."""
+    values = np.asarray(values, dtype=float)
+    mean, half = float(values.mean()), float("inf")
+    if len(values) > 1:
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        half = float(error * student.ppf(0.975, len(values) - 1))
+    return mean, [mean - half, mean + half]
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(points, dtype=float)
+    if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
+        raise ValueError(f"expected finite points of shape (N, M), got shape {array.shape}")
+    return array

@@ -1,0 +1,1 @@
+"""Weights in the prompt: PRO-WIC and RiC."""

@@ -1,0 +1,355 @@
+"""PPO on weighted rewards, as both papers train: a value head, GAE and clipped updates (arXiv 1707.06347, 1506.02438).
+
+TRL has dropped its PPO, so this is a loop of our own on accelerate. The reward of a token is
+-beta (log pi - log pi_ref), and the last one of a completion adds sum_k w_k(x) z_k (Eq 5). The value head is linear on
+the policy's last hidden states and does not move them: there is no second model. With a LoRA the reference is the same
+model without it.
+
+Every batch of completions has a seed of its own and checkpoints lie between batches, so a killed run goes on to the
+same parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GenerationConfig
+
+from pro_core.generation.base import checked
+from pro_core.generation.chat import fit, whole_text
+from pro_core.generation.local import end_tokens
+from pro_core.policies.rl.grpo import MorlhfRun, explained
+from pro_core.policies.sft import load_to_train, save_policy
+from pro_core.runs.training import (
+    ConfigError,
+    cast_for_training,
+    last_whole_checkpoint,
+    optimizer_for,
+    whole_checkpoint,
+)
+from pro_core.system.processes import main_process, wait_for_all
+from pro_core.system.storage import content_hash, write_config
+
+DEFAULTS = {"clip": 0.2, "value_clip": 0.2, "value_weight": 0.1, "lam": 0.95, "entropy": 0.0}
+"""What `trainer` may say under PPO: clips of the ratio and of a value's change, GAE's lambda, the entropy's weight."""
+
+Batch = dict[str, torch.Tensor]
+
+
+def advantages_by_gae(
+    rewards_NT: torch.Tensor, values_NT: torch.Tensor, mask_NT: torch.Tensor, lam: float
+) -> torch.Tensor:
+    """Generalized advantages (N, T) without discount: A_t = d_t + lam A_{t+1}, d_t = r_t + V_{t+1} - V_t.
+
+    Args:
+        mask_NT: 1 for the tokens of a completion, which come first; nothing is worth anything after the last one.
+    """
+    found = torch.zeros_like(rewards_NT)
+    ahead = torch.zeros_like(rewards_NT[:, 0])
+    value_ahead = torch.zeros_like(ahead)
+    for t in reversed(range(rewards_NT.shape[1])):
+        delta = rewards_NT[:, t] + value_ahead - values_NT[:, t]
+        ahead = mask_NT[:, t] * (delta + lam * ahead)
+        value_ahead = mask_NT[:, t] * values_NT[:, t]
+        found[:, t] = ahead
+    return found
+
+
+def ppo_loss(
+    batch: Mapping[str, torch.Tensor],
+    logp: torch.Tensor,
+    values: torch.Tensor,
+    entropy: torch.Tensor,
+    tokens: torch.Tensor,
+    settings: Mapping[str, float],
+) -> torch.Tensor:
+    """The clipped policy loss plus the clipped value loss minus the entropy, summed and divided by ``tokens``."""
+    ratio = (logp - batch["logp"]).exp()
+    clipped = ratio.clamp(1 - settings["clip"], 1 + settings["clip"])
+    policy = -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
+    change = (values - batch["values"]).clamp(-settings["value_clip"], settings["value_clip"])
+    errors = [(v - batch["returns"]) ** 2 for v in (values, batch["values"] + change)]
+    value = 0.5 * torch.maximum(*errors)
+    each = policy + settings["value_weight"] * value - settings["entropy"] * entropy
+    return (each * batch["mask"]).sum() / tokens
+
+
+class ValuePolicy(nn.Module):
+    """A language model, and a value of every state before a token is written."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.value = nn.Linear(model.config.hidden_size, 1)
+        nn.init.zeros_(self.value.weight)
+
+    def forward(self, ids: torch.Tensor, attention: torch.Tensor, T: int, temperature: float):
+        """Log-probabilities, values and entropies (N, T) of the last T tokens of ids (N, L), padded on the left."""
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        found = self.model(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            output_hidden_states=True,
+            logits_to_keep=T + 1,
+        )
+        log = (found.logits[:, :-1].float() / temperature).log_softmax(-1)
+        logp = log.gather(-1, ids[:, -T:, None])[..., 0]
+        states = found.hidden_states[-1][:, -T - 1 : -1].detach().float()
+        return logp, self.value(states)[..., 0], -(log.exp() * log).sum(-1)
+
+
+class PpoRun(MorlhfRun):
+    """See :class:`MorlhfRun`; ``iterations`` updates on each batch of completions."""
+
+    def _make(self, folder: Path) -> dict[str, Any]:
+        self._announce(folder)
+        with explained(folder / "work"):
+            loop = PpoLoop(self, folder / "work")
+            log = loop.train()
+            trainer = SimpleNamespace(
+                accelerator=loop.accelerator,
+                model=loop.policy.model,
+                processing_class=loop.tokenizer,
+            )
+            save_policy(
+                trainer, folder / "checkpoint", self.config(), self.settings["lora"] is None
+            )
+        return self._record(folder, log)
+
+
+class PpoLoop:
+    """The training of one run, its checkpoints in ``work``."""
+
+    def __init__(self, run: MorlhfRun, work: Path):
+        self.run, self.work = run, work
+        s = run.settings
+        if unknown := sorted(set(s["trainer"]) - set(DEFAULTS)):
+            raise ConfigError(
+                f"{run.method}: ppo does not take {unknown} in `trainer`, only {sorted(DEFAULTS)}"
+            )
+        self.settings = DEFAULTS | s["trainer"]
+        cuda = torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+        torch.manual_seed(run.seed)
+        model, self.tokenizer = load_to_train(s["model"], None, s["lora"], s["max_length"])
+        lora = run.fresh_lora()
+        self.reference = None if lora else copy.deepcopy(model).eval().requires_grad_(False)
+        model = get_peft_model(model, lora) if lora else model
+        if s["gradient_checkpointing"]:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        self.policy = ValuePolicy(cast_for_training(model))
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = optimizer_for([{"params": parameters, "lr": s["learning_rate"]}], 0.01)
+        self.ends = torch.tensor(sorted(end_tokens(model, self.tokenizer)))
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # else the ratio of a policy to itself would not be 1
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        if self.reference is not None:
+            self.reference.to(self.accelerator.device)
+        self.reward = run.reward()
+        self.log: list[dict[str, Any]] = []
+
+    def train(self) -> list[dict[str, Any]]:
+        """All steps that are left; the log of every update."""
+        s = self.run.settings
+        step = self._resume()
+        while step < s["steps"]:
+            metrics, batch = self._roll_out(step // s["iterations"])
+            for _ in range(s["iterations"]):
+                step += 1
+                entry = {"step": step, **metrics, **self._update(batch)}
+                metrics = {}
+                self.log.append(entry)
+                self._say(entry)
+            if step % s["checkpoint_every"] == 0 and step < s["steps"]:
+                self._save(step)
+        return self.log
+
+    # ------------------------------------------------------------ a batch
+
+    @torch.no_grad()
+    def _roll_out(self, number: int) -> tuple[dict[str, float], Batch]:
+        """A batch of completions with advantages, and what is to be logged of it."""
+        run, s, device = self.run, self.run.settings, self.accelerator.device
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        P, G = s["prompts_per_step"], s["generations"]
+        if P % world:
+            raise ConfigError(f"prompts_per_step {P}: cannot be shared evenly by {world} processes")
+        mine = [(number * P + p) % len(run.rows) for p in range(rank, P, world)]
+        rows = [i for i in mine for _ in range(G)]
+        torch.manual_seed(int(content_hash([run.seed, number, rank])[:8], 16))
+        self.policy.eval()
+        prompts = [self._prompt_ids(i) for i in rows]
+        padded = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(device)
+        written = self.policy.model.generate(
+            **padded,
+            generation_config=GenerationConfig(
+                max_new_tokens=s["max_new_tokens"],
+                do_sample=True,
+                temperature=s["sampling_temperature"],
+                top_p=s["top_p"],
+                top_k=0,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.ends.tolist(),
+            ),
+        )
+        completions = written[:, padded["input_ids"].shape[1] :]
+        end = torch.isin(completions, self.ends.to(device)).long()
+        mask = (end.cumsum(-1) - end == 0).float()  # all up to the first end, and that
+        texts = [
+            whole_text(self.tokenizer, row[keep.bool()].tolist())
+            for row, keep in zip(completions, mask, strict=True)
+        ]
+        logged: dict[str, list[float]] = {}
+        found = self.reward(
+            [], texts, rows, log_metric=lambda k, v: logged.setdefault(k, []).append(v)
+        )
+        totals = torch.tensor([np.nan if t is None else t for t in found], device=device)
+        scored = totals.isfinite()
+        T = completions.shape[1]
+        attention = torch.cat([padded["attention_mask"], mask.long()], dim=1)
+        ids = written
+        logp, values, _ = self._forward(self.policy, ids, attention, T)
+        reference = self._reference_logp(ids, attention, T)
+        last = mask.sum(-1).long() - 1
+        away = (logp - reference) * mask
+        rewards = -s["kl"] * away
+        rewards[torch.arange(len(rewards)), last] += totals.nan_to_num()
+        used = mask * scored[:, None]  # a completion without a reward teaches nothing
+        advantages = advantages_by_gae(rewards, values, mask, self.settings["lam"])
+        returns = advantages + values
+        batch = {
+            **{"ids": ids, "attention": attention, "logp": logp, "values": values},
+            **{"mask": used, "returns": returns},
+            "advantages": whitened(advantages, used, self.accelerator.reduce),
+        }
+        metrics = {name: float(np.mean(found)) for name, found in logged.items()}
+        metrics |= {
+            "kl": away.sum(-1).mean().item(),
+            "completions/mean_length": mask.sum(-1).mean().item(),
+            "completions/clipped_ratio": (end.sum(-1) == 0).float().mean().item(),
+        }
+        if scored.any():
+            metrics["reward"] = totals[scored].mean().item()
+        return self._over_processes(metrics), batch
+
+    def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean over those processes that have a figure, as TRL's trainers log."""
+        found: dict[str, list[float]] = {}
+        for of_one in gather_object([metrics]):
+            for name, value in of_one.items():
+                found.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def _prompt_ids(self, index: int) -> list[int]:
+        run = self.run
+        messages = checked(run.reads(run.rows[index]))
+        return fit(self.tokenizer, messages, run.max_prompt)[0]
+
+    def _forward(self, module: Any, ids: torch.Tensor, attention: torch.Tensor, T: int):
+        rows = self.run.settings["rows_per_device"] or len(ids)
+        parts = []
+        for i in range(0, len(ids), rows):
+            with self.accelerator.autocast():
+                chunk = slice(i, i + rows)
+                temperature = self.run.settings["sampling_temperature"]
+                parts.append(module(ids[chunk], attention[chunk], T, temperature))
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def _reference_logp(self, ids: torch.Tensor, attention: torch.Tensor, T: int) -> torch.Tensor:
+        model = self.policy.model
+        with model.disable_adapter() if self.reference is None else nullcontext():
+            self.policy.model = model if self.reference is None else self.reference
+            try:
+                return self._forward(self.policy, ids, attention, T)[0]
+            finally:
+                self.policy.model = model
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimizer on all of the batch."""
+        s = self.run.settings
+        self.policy.train()
+        N, T = batch["mask"].shape
+        rows = s["rows_per_device"] or N
+        # Gradients are averaged over processes: by the mean of their counts every token weighs the same.
+        tokens = self.accelerator.reduce(batch["mask"].sum(), "mean").clamp(min=1e-3)
+        total = 0.0
+        for i in range(0, N, rows):
+            part = {name: tensor[i : i + rows] for name, tensor in batch.items()}
+            with self.accelerator.autocast():
+                logp, values, entropy = self.wrapped(
+                    part["ids"], part["attention"], T, s["sampling_temperature"]
+                )
+            loss = ppo_loss(part, logp, values, entropy, tokens, self.settings)
+            self.accelerator.backward(loss)
+            total += loss.item()
+        norm = self.accelerator.clip_grad_norm_(
+            [p for p in self.policy.parameters() if p.requires_grad], 1.0
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self._over_processes({"loss": total, "grad_norm": float(norm)})
+
+    def _say(self, entry: dict[str, Any]) -> None:
+        if main_process():
+            names = ("reward", "kl", "loss")
+            shown = ", ".join(f"{name} {entry[name]:.3f}" for name in names if name in entry)
+            print(f"step {entry['step']}/{self.run.settings['steps']} {shown}", flush=True)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _save(self, step: int) -> None:
+        folder = self.work / f"checkpoint-{step}"
+        with whole_checkpoint(folder):
+            if main_process():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                named = self.policy.named_parameters()
+                trained = {n: p.detach().cpu() for n, p in named if p.requires_grad}
+                tensors = {n: p.contiguous() for n, p in trained.items()}
+                save_file(tensors, folder / "trained.safetensors")
+                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                write_config(folder, "trainer_state.json", {"global_step": step, "log": self.log})
+        if main_process():
+            earlier = [int(p.name.rpartition("-")[2]) for p in self.work.glob("checkpoint-*")]
+            for old in sorted(earlier)[:-2]:  # two are kept, should the newest be damaged
+                shutil.rmtree(self.work / f"checkpoint-{old}", ignore_errors=True)
+        wait_for_all()
+
+    def _resume(self) -> int:
+        """The step to go on from."""
+        last = last_whole_checkpoint(self.work)
+        if last is None:
+            return 0
+        self.policy.load_state_dict(load_file(last / "trained.safetensors"), strict=False)
+        self.optimizer.load_state_dict(torch.load(last / "optimizer.pt", weights_only=True))
+        state = json.loads((last / "trainer_state.json").read_text())
+        self.log = state["log"]
+        return state["global_step"]
+
+
+def whitened(
+    values_NT: torch.Tensor, mask_NT: torch.Tensor, over_processes: Callable = lambda sum: sum
+) -> torch.Tensor:
+    """Centred and scaled over the tokens that count, of all processes; 0 where all are equal."""
+    count = over_processes(mask_NT.sum()).clamp(min=1)
+    away = values_NT - over_processes((values_NT * mask_NT).sum()) / count
+    deviation = (over_processes((away**2 * mask_NT).sum()) / count).sqrt()
+    return away / (deviation + 1e-4) * mask_NT

@@ -1,0 +1,218 @@
+"""Weights in the reward (Eq 5, 9): one reward function for TRL, R(x, y) = sum_k w_k(x) z_k(x, y).
+
+Where the weights come from is the only difference between MORLHF, PRO-MORLHF and a single reward. They are computed
+once for all prompts of a run; z are the panel's standardized scores, computed in token-budget batches. Each objective
+is logged by itself, and so are the weights that each kind of prompt got.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pro_core.data.objectives import Prompt
+from pro_core.data.schema import clean_text
+from pro_core.data.turns import split_reasoning
+from pro_core.generation.chat import whole_text
+from pro_core.policies.goals import NEED_ADAPTER, goal_source
+from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.panel import RewardPanel
+from pro_core.weights import (
+    AdapterWeights,
+    FixedWeights,
+    FlooredWeights,
+    SelectedWeights,
+    ShuffledWeights,
+    parse_floors,
+)
+
+Array = NDArray[np.float32]
+
+SOURCES = ("uniform", "adapter", "shuffled", "mean", "mix", "dirichlet")
+NEED = (*NEED_ADAPTER, "mean")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+
+EPSILON = 1e-4
+"""Added to a group's deviation, as TRL does."""
+
+
+def run_weights(
+    source: str | Mapping[str, float],
+    prompts: Sequence[Prompt],
+    objective_names: Sequence[str],
+    adapter=None,
+    seed: int = 0,
+    floors: str = "",
+) -> Array:
+    """The weights of all P prompts of a run, (P, K): every prompt is asked once, and keeps its weights throughout.
+
+    Args:
+        source: fixed weights by name (all on one objective is a single reward), or ``uniform`` (MORLHF), ``adapter``
+            (PRO-MORLHF), ``shuffled`` (the adapter's, dealt to the wrong prompts), ``mean`` (their mean, for all
+            prompts alike), ``mix`` or ``dirichlet`` (see :func:`pro_core.policies.goals.goal_source`).
+        floors: such as ``harmless=0.1``, applied to whatever the source says.
+
+    Raises:
+        ValueError: another source, weights off the simplex, or floors that make no sense.
+    """
+    found: Any
+    if isinstance(source, Mapping):
+        given = dict.fromkeys(objective_names, 0.0) | dict(source)
+        found = FixedWeights(objective_names, given)
+    elif source in ("shuffled", "mean"):
+        found = SelectedWeights(AdapterWeights(adapter), objective_names)
+        if source == "shuffled":
+            found = ShuffledWeights(found, seed)
+        else:
+            found = FixedWeights(objective_names, found(prompts).mean(axis=0))
+    else:
+        found = goal_source(source, objective_names, adapter, seed)
+    if floors:
+        found = FlooredWeights(found, parse_floors(floors, objective_names))
+    return found(prompts)
+
+
+class WeightedReward:
+    """The reward function of a run, for TRL's trainers and for our own loops; what the scores are is its subclasses'.
+
+    Args:
+        objective_names: K of them. prompts: the P prompts of the run, as scorers read them; the dataset has a column
+            ``row`` that says which one a row asks.
+        weights_PK: of each prompt. ``kinds``: a word for each prompt, under which its weights are logged.
+        aggregation: ``sum_then_normalize``: the plain weighted sum. ``normalize_then_sum``: each objective is first
+            centred and scaled within its prompt's group of completions, as in GDPO (arXiv 2601.05242), and weighted
+            after that: weights inside a group's deviation would cancel. Use it with TRL's ``scale_rewards="batch"``,
+            GDPO's second normalization.
+        generations: completions a prompt, which come one after the other; needed by ``normalize_then_sum``.
+
+    Attributes:
+        tokenizer: the policy's, where completions come with their token ids; else their texts are taken as they are.
+    """
+
+    __name__ = "composite"
+
+    def __init__(
+        self,
+        objective_names: Sequence[str],
+        prompts: Sequence[Prompt],
+        weights_PK: ArrayLike,
+        kinds: Sequence[str],
+        aggregation: str = "sum_then_normalize",
+        generations: int = 1,
+    ):
+        self.weights = np.asarray(weights_PK, dtype=np.float32)
+        expected = (len(prompts), len(objective_names))
+        if self.weights.shape != expected or len(kinds) != len(prompts):
+            raise ValueError(
+                f"got weights {self.weights.shape} and {len(kinds)} kinds, expected {expected} and one kind a prompt"
+            )
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"got the aggregation {aggregation!r}, expected one of {AGGREGATIONS}")
+        self.objective_names = tuple(objective_names)
+        self.prompts, self.kinds = list(prompts), list(kinds)
+        self.aggregation, self.generations = aggregation, generations
+        self.tokenizer: Any = None
+
+    def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
+        """z scores (N, K) of completions to the prompts ``rows``; NaN where there is none."""
+        raise NotImplementedError
+
+    def total(self, z_NK: ArrayLike, weights_NK: ArrayLike) -> Array:
+        """The scalarization (N,): NaN where an objective that has a weight has no score."""
+        z, weights = np.asarray(z_NK, dtype=np.float32), np.asarray(weights_NK)
+        if self.aggregation == "normalize_then_sum":
+            z = normalize_groups(z, self.generations)
+        return np.where(weights > 0, z * weights, 0).sum(axis=1, dtype=np.float32)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        row: Sequence[int],
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """TRL's form of a reward function: N floats, None for a completion that has no reward and is to be skipped.
+
+        Thoughts are not scored, and a completion that is all thought has no reward.
+        """
+        texts = [text_of(completion) for completion in completions]
+        if self.tokenizer is not None and columns.get("completion_ids") is not None:
+            # TRL's texts lack the tags of a thought that are special tokens, or that the template opened.
+            texts = [whole_text(self.tokenizer, ids) for ids in columns["completion_ids"]]
+        thoughts, answers = zip(*(split_reasoning(clean_text(t)) for t in texts), strict=True)
+        z = self.standardized(row, answers)
+        # All tokens went into the thought: there is no answer that could be worth anything.
+        unanswered = [bool(t) and not a.strip() for t, a in zip(thoughts, answers, strict=True)]
+        z[unanswered] = np.nan
+        weights = self.weights[list(row)]
+        totals = self.total(z, weights)
+        if log_metric:
+            self._log(log_metric, row, z, weights, totals)
+        return [float(total) if np.isfinite(total) else None for total in totals]
+
+    def _log(self, log_metric, row: Sequence[int], z: Array, weights: Array, totals: Array) -> None:
+        """Means over what there is: a missing score is counted, never taken for 0."""
+        log_metric("skipped", float((~np.isfinite(totals)).mean()))
+        for k, name in enumerate(self.objective_names):
+            if (there := np.isfinite(z[:, k])).any():
+                log_metric(f"objectives/{name}", float(z[there, k].mean()))
+        of_kind: dict[str, list[int]] = defaultdict(list)
+        for n, index in enumerate(row):
+            of_kind[self.kinds[index]].append(n)
+        for kind, mine in sorted(of_kind.items()):
+            for name, weight in zip(self.objective_names, weights[mine].mean(axis=0), strict=True):
+                log_metric(f"weights/{kind}/{name}", float(weight))
+
+
+class CompositeReward(WeightedReward):
+    """By a panel.
+
+    Args:
+        panel: with statistics; of its objectives those in ``objective_names`` count.
+        weights_PK: on the simplex. The rest: see :class:`WeightedReward`.
+    """
+
+    def __init__(self, panel: RewardPanel, *arguments: Any, **named: Any):
+        panel.require_stats()
+        super().__init__(*arguments, **named)
+        self.panel = panel
+
+    def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
+        """z scores (N, K) of completions to the prompts ``rows``; NaN where the panel has none."""
+        raw = self.panel.score([self.prompts[row] for row in rows], completions, allow_missing=True)
+        z = self.panel.require_stats().normalize(raw, text_lengths(completions))
+        return z[:, [self.panel.objective_names.index(name) for name in self.objective_names]]
+
+
+def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
+    """Each objective (N, K) centred and scaled within groups of ``generations`` rows; NaN stays NaN.
+
+    0 where all of a group are equal or only one has a score. The deviation has Bessel's correction, as TRL's has.
+
+    Raises:
+        ValueError: N is no multiple of the group.
+    """
+    # In float32 the mean of equal numbers can differ from them, which the deviation would then blow up.
+    z = np.asarray(z_NK, dtype=np.float64)
+    if len(z) % generations:
+        raise ValueError(
+            f"got {len(z)} completions, expected whole groups of {generations}: each process needs whole groups"
+        )
+    groups = z.reshape(-1, generations, z.shape[1])
+    there = np.isfinite(groups)
+    count = there.sum(axis=1, keepdims=True)
+    mean = np.where(there, groups, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    away = groups - mean
+    square = np.where(there, away**2, 0).sum(axis=1, keepdims=True)
+    deviation = np.sqrt(square / np.maximum(count - 1, 1))
+    return (away / (deviation + EPSILON)).reshape(z.shape).astype(np.float32)
+
+
+def text_of(completion: Any) -> str:
+    """A completion as text: TRL gives conversations a list with one message."""
+    return (completion if isinstance(completion, str) else completion[-1]["content"]) or ""

@@ -1,0 +1,1 @@
+"""Tables, figures and cards, printed from result rows."""

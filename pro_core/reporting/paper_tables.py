@@ -1,0 +1,149 @@
+"""Tables 1-4 of the PRO paper (arXiv 2511.10656), the comparison at equal weights, beside ours in the same form.
+
+Our copy of the paper kept every number of these tables and lost their captions: that they are Tables 1 to 4, in this
+order, is read off the text's order and its datasets. Higher is better in every column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pro_core.evaluation.results import markdown_table
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One of the paper's tables: method -> score an objective, under our names of both."""
+
+    number: int
+    data: str
+    objective_names: tuple[str, ...]
+    scores: dict[str, tuple[float, ...]]
+
+
+METHODS = ("MORLHF uniform", "Rewarded Soups", "RiC offline", "RiC online", "PRO-WIC online")
+"""The paper's rows: MORLHF, Rewarded Soups, RiC offline, RiC online, PRO-WIC."""
+
+
+def _table(number: int, data: str, names: tuple[str, ...], *rows: tuple[float, ...]) -> PaperTable:
+    return PaperTable(number, data, names, dict(zip(METHODS, rows, strict=True)))
+
+
+PAPER_TABLES = (
+    _table(
+        1,
+        "Reddit Summary",
+        ("summary", "faithful"),
+        (0.78, -0.66),
+        (0.65, -0.64),
+        (1.15, -0.21),
+        (1.35, -0.21),
+        (1.46, -0.19),
+    ),
+    _table(
+        2,
+        "Reddit Summary",
+        ("summary", "faithful", "deberta"),
+        (0.78, -0.66, 0.55),
+        (0.64, -0.56, 0.91),
+        (0.71, -0.25, 1.33),
+        (0.84, -0.25, 1.69),
+        (0.95, -0.23, 2.12),
+    ),
+    _table(
+        3,
+        "Helpful Assistant",
+        ("harmless", "helpful"),
+        (0.31, 0.76),
+        (-0.11, 0.93),
+        (0.10, 1.86),
+        (0.34, 2.00),
+        (0.57, 2.10),
+    ),
+    _table(
+        4,
+        "Helpful Assistant",
+        ("harmless", "helpful", "humor"),
+        (0.31, 0.76, -0.35),
+        (0.02, 0.66, 0.39),
+        (-0.51, 1.22, 0.82),
+        (0.03, 1.31, 0.65),
+        (0.47, 1.28, 1.03),
+    ),
+)
+
+SCALES = (
+    "Higher is better. The paper's figures are a reference for the order of the methods, not for their values: "
+    "LLaMA-7B, three reward models taken from RiC, 2,000 test prompts, on a scale that our copy does not state (RiC "
+    "standardizes each reward over its training set). Ours are the panel's scores z, standardized on the panel's own "
+    "reference set. Compare within a column."
+)
+
+
+def paper_table_for(objective_names: Sequence[str]) -> PaperTable | None:
+    """The paper's table with most of these objectives and no other; None where none fits."""
+    fitting = [t for t in PAPER_TABLES if set(t.objective_names) <= set(objective_names)]
+    return max(fitting, key=lambda t: len(t.objective_names), default=None)
+
+
+def equal_weights_table(points: Rows) -> str:
+    """Our mean scores at equal weights beside the paper's, from the rows of one experiment's points.
+
+    Means over seeds, with the mean of the seeds' 95% intervals. Empty where no paper table fits our objectives, or the
+    grid lacks its centre.
+    """
+    equal = [r for r in points if _at_centre(r)]
+    if not equal:
+        return ""
+    names = [
+        key.removeprefix("weight_") for key in equal[0]["metrics"] if key.startswith("weight_")
+    ]
+    paper = paper_table_for(names)
+    if paper is None:
+        return ""
+    ours = list(dict.fromkeys(method_of(r) for r in equal))
+    header = [
+        f"Table {paper.number}, {paper.data}",
+        *(f"{name}, ours (z)" for name in paper.objective_names),
+        *(f"{name}, paper" for name in paper.objective_names),
+    ]
+    table = []
+    for method in [*ours, *(m for m in METHODS if m not in ours)]:
+        mine = [r for r in equal if method_of(r) == method]
+        cells = [_mean_interval(mine, f"mean_{name}") for name in paper.objective_names]
+        theirs = paper.scores.get(method, ())
+        cells += [f"{x:.2f}" for x in theirs] or [""] * len(paper.objective_names)
+        table.append([method, *cells])
+    balanced = len(names)
+    note = SCALES
+    if balanced > len(paper.objective_names):
+        note += (
+            f" Ours balance {balanced} objectives with 1/{balanced} each, the paper's table "
+            f"{len(paper.objective_names)}."
+        )
+    return markdown_table(header, table) + f"\n\n{note}"
+
+
+def method_of(row: dict[str, Any]) -> str:
+    """The method of a point's row, ``RiC online at 0.50/0.50``."""
+    return row["method"].rpartition(" at ")[0]
+
+
+def _at_centre(row: dict[str, Any]) -> bool:
+    weights = [v for k, v in row["metrics"].items() if k.startswith("weight_")]
+    return bool(weights) and float(np.ptp(weights)) < 1e-4
+
+
+def _mean_interval(rows: Rows, metric: str) -> str:
+    found = [r for r in rows if metric in r["metrics"]]
+    if not found:
+        return ""
+    value = np.mean([r["metrics"][metric] for r in found])
+    lo, hi = np.mean([r["ci95"][metric] for r in found], axis=0)
+    return f"{value:+.2f} ({lo:+.2f} to {hi:+.2f})"

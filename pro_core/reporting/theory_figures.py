@@ -1,0 +1,153 @@
+"""Figures, each from result rows alone. White background and large type: they are read in light and in dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pro_core.evaluation.results import sweep
+from pro_core.metrics import mean_interval
+from pro_core.system.extras import needs
+
+Rows = Sequence[dict[str, Any]]
+
+# method -> label, colour, marker
+STYLES = {
+    "uniform": ("uniform weights", "#6b6b6b", "s"),
+    "best fixed": ("best fixed weights", "#000000", "D"),
+    "random fixed": ("random fixed weights", "#a05195", "^"),
+    "paper_z-t0.1": ("adapter: Eq 7 on z, τ = 0.1", "#c92a2a", "v"),
+    "paper_z-t1": ("adapter: Eq 7 on z, τ = 1", "#e08a00", "v"),
+    "pairwise-t0.3": ("adapter: pairwise", "#1f6fd6", "o"),
+    "true w*": ("adapter: true w*", "#2a9d4a", "o"),
+    "MORLHF uniform": ("MORLHF, uniform weights", "#6b6b6b", "s"),
+    "MORLHF best fixed": ("MORLHF, best fixed weights", "#000000", "D"),
+    "adapter's mean, fixed": ("MORLHF, the adapter's mean", "#a05195", "^"),
+    "PRO-MORLHF": ("PRO-MORLHF", "#1f6fd6", "o"),
+    "shuffled": ("PRO-MORLHF, shuffled", "#c92a2a", "v"),
+    "shuffled within source": ("PRO-MORLHF, shuffled within source", "#e08a00", "v"),
+}
+SETTINGS: Any = {
+    "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white",
+    "axes.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "theorem",
+}  # fmt: skip
+
+
+def theorem_figure(rows: Rows, path: str | Path) -> None:
+    """Gap against the diversity of w*, and against the adapter's training pairs (:mod:`pro_core.theory.theorem`).
+
+    Means over seeds with 95% t-intervals; real rewards, at the KL weight that the adapters were measured with. The
+    format follows the path's suffix.
+
+    Raises:
+        ValueError: no rows of adapters on real rewards.
+    """
+    with needs("train"):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r["experiment"] == "theorem"]
+    adapters = [r for r in rows if "examples" in r["metrics"]]
+    if not adapters:
+        raise ValueError("got no rows of the experiment 'theorem' with adapters to draw")
+    beta, spread = adapters[0]["metrics"]["beta"], adapters[0]["metrics"]["spread"]
+    fixed = [r for r in rows if "examples" not in r["metrics"] and r["metrics"]["beta"] == beta]
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for method in dict.fromkeys(r["method"] for r in fixed):
+            mine = [r for r in fixed if r["method"] == method]
+            _, distance = sweep(mine, "spread", "squared_distance")
+            _draw(left, method, np.mean(distance, axis=0), sweep(mine, "spread", "gap")[1])
+        guide = np.array([0.02, 0.9])
+        left.plot(guide, guide * 1.5, color="#9a9a9a", linestyle=":", zorder=0)
+        left.set_xlabel("mean squared distance of the weights to w*(x)")
+        left.set_ylabel("alignment gap (Eq 13)")
+        left.set_title("(a) fixed weights, as w* gets more diverse")
+
+        for method in dict.fromkeys(r["method"] for r in adapters):
+            _draw(
+                right,
+                method,
+                *sweep([r for r in adapters if r["method"] == method], "examples", "gap"),
+            )
+        for method in ("uniform", "best fixed"):
+            values = [
+                r["metrics"]["gap"]
+                for r in fixed
+                if r["method"] == method and r["metrics"]["spread"] == spread
+            ]
+            label, colour, _ = STYLES[method]
+            right.axhline(np.mean(values), color=colour, linestyle="--", linewidth=1.8, label=label)
+        right.set_xlabel("training pairs n")
+        right.set_title("(b) the adapter, as its training pairs grow")
+        for axes in (left, right):
+            axes.set(xscale="log", yscale="log")
+            axes.grid(color="#e4e4e4", linewidth=0.8)
+            axes.legend(frameon=False, fontsize=11)
+        _save(figure, path)
+
+
+def convergence_figure(rows: Rows, path: str | Path) -> None:
+    """Expected human label over the steps, one panel a source, and the end against its KL at every beta.
+
+    Held-out prompts, means over seeds with 95% t-intervals; the curves under MORLHF uniform's settings.
+
+    Raises:
+        ValueError: no rows of the experiment.
+    """
+    with needs("train"):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r["experiment"] == "convergence"]
+    if not rows:
+        raise ValueError("got no rows of the experiment 'convergence' to draw")
+    curves = [key.split("@") for key in rows[0]["metrics"] if "@" in key]
+    sources = [s for s in dict.fromkeys(name for name, _ in curves) if s != "kl"]
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(6 * (len(sources) + 1), 4.6), layout="constrained")
+        *left, right = figure.subplots(1, len(sources) + 1)
+        for axes, source in zip(left, sources, strict=True):
+            steps = [int(step) for name, step in curves if name == source]
+            for method in dict.fromkeys(r["method"] for r in rows):
+                mine = [
+                    r["metrics"] for r in rows if r["method"] == method and r["metrics"]["shared"]
+                ]
+                values = [[m[f"{source}@{step}"] for step in steps] for m in mine]
+                _draw(axes, method, steps, values, markevery=len(steps))
+            axes.set(xlabel="steps", title=source.removesuffix("_responses"))
+        left[0].set_ylabel("expected human label, held-out prompts")
+        for method in dict.fromkeys(r["method"] for r in rows):
+            mine = [r for r in rows if r["method"] == method and r["metrics"]["tuned"]]
+            label = np.mean(sweep(mine, "beta", "label")[1], axis=0)
+            kl = np.mean(sweep(mine, "beta", "kl")[1], axis=0)
+            name, colour, marker = STYLES.get(method, (method, None, "o"))
+            right.plot(kl, label, color=colour, marker=marker, linewidth=2, label=name)
+        right.set(xlabel="KL to the reference (nats)", title="the end, at each beta")
+        right.legend(frameon=False, fontsize=10)
+        for axes in (*left, right):
+            axes.grid(color="#e4e4e4", linewidth=0.8)
+        _save(figure, path)
+
+
+def _save(figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if str(path).endswith(".svg") else None
+    figure.savefig(path, metadata=metadata, dpi=130)
+
+
+def _draw(axes, method: str, x, values_SL, **style) -> None:
+    """A line through the means of each level, with a band over its interval."""
+    label, colour, marker = STYLES.get(method, (method, None, "o"))
+    points = [mean_interval(level) for level in np.transpose(values_SL)]
+    means, intervals = [mean for mean, _ in points], np.array([interval for _, interval in points])
+    (line,) = axes.plot(
+        x, means, color=colour, marker=marker, markersize=6, linewidth=2, label=label, **style
+    )
+    low = np.maximum(intervals[:, 0], np.array(means) / 10)  # a log axis has no 0
+    axes.fill_between(x, low, intervals[:, 1], color=line.get_color(), alpha=0.15, linewidth=0)

@@ -1,0 +1,139 @@
+"""The tables of what is computed with exact expectations: Theorem 5.1, a planted truth, convergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pro_core.evaluation.results import markdown_table, sweep
+from pro_core.metrics import linear_slope, log_slope, mean_interval
+
+Rows = Sequence[dict[str, Any]]
+WORLDS = {"theorem": "real", "theorem_synthetic": "synthetic"}
+
+
+def theorem_table(rows: Rows) -> str:
+    """Both claims of Theorem 5.1: exponents and constants over seeds, with 95% t-intervals."""
+    if not any(r["experiment"] in WORLDS for r in rows):
+        return ""
+    betas = sorted({r["metrics"]["beta"] for r in rows if "beta" in r["metrics"]})
+    fixed = [
+        [method, world, f"{beta:g}", *_growth(_theorem(rows, experiment, method, beta))]
+        for experiment, world in WORLDS.items()
+        for beta in betas
+        for method in ("uniform", "best fixed", "random fixed")
+    ]
+    first = [
+        "fixed weights", "rewards", "beta", "gap at the least diversity", "at the largest",
+        "exponent of the squared distance", "gap / squared distance",
+    ]  # fmt: skip
+    sizes = sorted({int(r["metrics"]["examples"]) for r in rows if "examples" in r["metrics"]})
+    shown = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    learned = []
+    for experiment, world in WORLDS.items():
+        mine = [r for r in rows if r["experiment"] == experiment]
+        adapters = [r for r in mine if "examples" in r["metrics"]]
+        for method in dict.fromkeys(r["method"] for r in adapters):
+            levels, gaps = sweep([r for r in adapters if r["method"] == method], "examples", "gap")
+            cells = [_over_seeds([g[levels.index(n)] for g in gaps]) for n in shown]
+            exponents = [
+                _slope(*log_slope([levels[-last:]] * len(gaps), [g[-last:] for g in gaps]))
+                for last in (len(levels), 3)
+            ]
+            learned.append([f"adapter, {method}", world, *cells, *exponents])
+        for method in ("uniform", "best fixed"):
+            here = adapters[0]["metrics"]
+            same = [
+                r["metrics"]["gap"]
+                for r in _theorem(mine, experiment, method, here["beta"])
+                if r["metrics"]["spread"] == here["spread"]
+            ]
+            learned.append([method, world, *[_over_seeds(same)] * 3, "", ""])
+    second = [
+        "weights", "rewards", *(f"gap at n = {n:,}" for n in shown), "exponent of n", "over the last three n",
+    ]  # fmt: skip
+    return f"{markdown_table(first, fixed)}\n\n{markdown_table(second, learned)}"
+
+
+def planted_table(rows: Rows) -> str:
+    """Adapters against a planted truth: accuracy on held-out pairs and correlation with w*, over seeds."""
+    rows = [r for r in rows if r["experiment"] == "theorem_planted"]
+    if not rows:
+        return ""
+    table = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r["metrics"] for r in rows if r["method"] == method]
+        table.append(
+            [method, *(_over_seeds([m[k] for m in mine]) for k in ("accuracy", "correlation"))]
+        )
+    return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
+
+
+def convergence_table(rows: Rows) -> str:
+    """The exact experiment, all arms under MORLHF uniform's settings, then each under its own; 95% t-intervals."""
+    rows = [r for r in rows if r["experiment"] == "convergence"]
+    if not rows:
+        return ""
+    sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
+    columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
+    columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
+    steps = {"steps to MORLHF's end": "steps", "on training prompts": "train_steps"}
+    last = ["PRO-MORLHF's lead", *(title for s in steps for title in (s, "half of its or less"))]
+    tables = []
+    for kind, title in (("shared", "under MORLHF uniform's settings"), ("own", "under its own")):
+        arms: dict[str, dict[int, dict[str, float]]] = {}
+        for r in (r for r in rows if r["metrics"][kind]):
+            arms.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
+        table = []
+        for arm, mine in arms.items():
+            first = next(iter(mine.values()))
+            name = f"{arm} (β {first['beta']:g}, rate {first['learning_rate']:g})"
+            cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
+            lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
+            cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
+            for key in steps.values():
+                cells += _speed(arms["MORLHF uniform"], mine, key)
+            table.append([name, *cells])
+        tables.append(markdown_table([title, *columns, *last], table))
+    return "\n\n".join(tables)
+
+
+def _speed(
+    uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]], key: str
+) -> list[str]:
+    """Median steps to MORLHF uniform's end, and in how many seeds half of its own or less; never counts as infinite."""
+    pairs = [(m.get(key, np.inf), uniform[seed].get(key, np.inf)) for seed, m in mine.items()]
+    median = float(np.median([steps for steps, _ in pairs]))
+    half = sum(steps <= own / 2 for steps, own in pairs)
+    return [f"{median:.0f}" if np.isfinite(median) else "never", f"{half} of {len(pairs)} seeds"]
+
+
+def _theorem(rows: Rows, experiment: str, method: str, beta: float) -> Rows:
+    return [
+        r
+        for r in rows
+        if (r["experiment"], r["method"]) == (experiment, method) and r["metrics"]["beta"] == beta
+    ]
+
+
+def _growth(rows: Rows) -> list[str]:
+    """How a fixed method's gap grows with the squared distance of its weights to w*."""
+    _, distances = sweep(rows, "spread", "squared_distance")
+    _, gaps = sweep(rows, "spread", "gap")
+    return [
+        _over_seeds([g[0] for g in gaps]),
+        _over_seeds([g[-1] for g in gaps]),
+        _slope(*log_slope(distances, gaps)),
+        _slope(*linear_slope(distances, gaps)),
+    ]
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    mean, (lo, hi) = mean_interval(values)
+    return f"{mean:.3f} ({lo:.3f} to {hi:.3f})"
+
+
+def _slope(mean: float, interval: Sequence[float]) -> str:
+    return f"{mean:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"

@@ -1,0 +1,234 @@
+"""One recipe of MOSLIM's reward classifiers, as its files: what `train/classifier.py` makes and `evaluate.py` grades.
+
+One classifier a loss and seed, in ``<output>/<loss>-seed<n>``: the model, statistics for Eq 11, held-out predictions
+and a model card; the model alone is in ``<output>/trained``. Each is a finished folder of
+:mod:`pro_core.system.artefacts`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pro_core.data.schema import DataError, LabelledResponse
+from pro_core.data.sources import default_data_dir, rated_sources
+from pro_core.evaluation.classifiers import (
+    grade_levels,
+    graded_responses,
+    majority_class,
+    prediction_table,
+)
+from pro_core.reporting.cards import write_classifier_card
+from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.classifier import RewardClassifier, level_columns
+from pro_core.rewards.classifier_training import (
+    TRAINING_VERSION,
+    ClassifierTrainer,
+    RatedResponses,
+    check_losses,
+    intensity_scales,
+    tokenize_rated,
+)
+from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
+from pro_core.runs.training import (
+    Progress,
+    cast_for_training,
+    read_recipe,
+    train_resuming,
+    training_arguments,
+)
+from pro_core.system.artefacts import WORK, Artefact, copy_files, finished, once
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.processes import from_main, main_process, process_device
+from pro_core.system.storage import content_hash, replacing
+
+REQUIRED = ("objectives", "model", "data", "output")
+OPTIONAL: dict[str, Any] = {
+    "licence": None,  # the classifiers' own, for their cards
+    "losses": ["joint"],  # joint, per_head
+    "seeds": [0],
+    "method": "full",  # full, upper, lora, heads
+    "upper_layers": 3,
+    "lora": None,
+    "pooling": "own",  # "mean" for sentence encoders
+    "batch_size": 32,  # rows a step
+    "accumulation": 1,  # forward passes that share a step's rows
+    "learning_rate": 1e-4,
+    "fast_heads": True,  # the fresh heads at ten times the rate
+    "warmup_steps": None,  # default: 6% of the steps
+    "weight_decay": 0.01,
+    "activation_checkpointing": False,  # less memory, a third more time
+    "max_length": 256,
+    "input_format": "pair",  # "chat" for causal models
+    "grade_on": "test",  # "validation" while settings are being chosen
+    "checkpoint_every": 100,
+    "data_dir": None,
+}
+ARCHITECTURE = ("method", "upper_layers", "lora", "pooling")
+OPTIMIZATION = ("accumulation", "weight_decay", "activation_checkpointing")
+DECIDING = (
+    *("model", *ARCHITECTURE, *OPTIMIZATION, "objectives", "batch_size", "learning_rate"),
+    *("fast_heads", "warmup_steps", "max_length", "input_format"),
+)
+"""The settings that decide the parameters of a classifier, beside its base's files and its training responses."""
+TRAINED, CLASSIFIER = "pro-trained-classifier", "pro-finished-classifier"
+"""The kinds of finished folders; the second is for people."""
+PREDICTIONS = "predictions.parquet"
+GRADING_VERSION = 1
+"""Of statistics, figures and card: raised with every change of what they say."""
+REFERENCE_SIZE = 2000
+"""Training responses, at most, that the statistics of Eq 11 are fitted on."""
+
+
+class ClassifierRun:
+    """A recipe with its rated responses.
+
+    Raises:
+        ConfigError: a wrong recipe. DataError: responses that cannot be read, or do not fit the objectives.
+    """
+
+    def __init__(self, recipe_path: str | Path):
+        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
+        self.config = Path(recipe_path).name
+        self.command = f"python train/classifier.py {recipe_path}"
+        self.scales = intensity_scales(self.recipe["objectives"])
+        check_losses(self.recipe["losses"], self.scales)
+        self.sources = rated_sources(self.recipe["data"], self.recipe["objectives"])
+
+    @cached_property
+    def data(self) -> RatedResponses:
+        folder = self.recipe["data_dir"] or default_data_dir()
+        return RatedResponses.load(self.sources, self.scales, folder)
+
+    def arms(self) -> Iterator[tuple[str, int, Path]]:
+        """Each loss and seed of the recipe, and the folder of its classifier."""
+        for loss in self.recipe["losses"]:
+            for seed in self.recipe["seeds"]:
+                yield loss, seed, Path(self.recipe["output"]) / f"{loss}-seed{seed}"
+
+    def make(self) -> None:
+        """All classifiers of the recipe.
+
+        Raises:
+            DataError: nothing to grade them on.
+        """
+        split = self.recipe["grade_on"]
+        if not any(r.split == split and not r.ungraded for r in self.data.held_out):
+            raise DataError(
+                f"no {split} responses to grade on, or none whose prompt is not trained on too"
+            )
+        for loss, seed, target in self.arms():
+            trained = self._trained(loss, seed, target.name)
+
+            def make(folder: Path, trained=trained, loss=loss) -> dict[str, Any]:
+                if main_process():
+                    copy_files(trained.folder, folder)
+                    trained.check()
+                    self._finish(loss, folder)
+                return {"notes": self.data.notes}
+
+            once(target, CLASSIFIER, self._final_inputs(trained.key), make)
+
+    def made(self, loss: str, seed: int, folder: Path) -> Artefact:
+        """A finished classifier.
+
+        Raises:
+            StorageError: it is not there, or the recipe or its data have changed since.
+        """
+        trained = self._inputs(loss, seed)
+        finished(self._place(folder.name), TRAINED, trained, self.command)
+        inputs = self._final_inputs(content_hash(trained))
+        return finished(folder, CLASSIFIER, inputs, self.command)
+
+    # ------------------------------------------------------------ parts
+
+    def _place(self, name: str) -> Path:
+        return Path(self.recipe["output"]) / "trained" / name
+
+    def _trained(self, loss: str, seed: int, name: str) -> Artefact:
+        """The network alone."""
+        target = self._place(name)
+
+        def make(folder: Path) -> dict[str, Any]:
+            if not from_main((folder / "model" / "reward_model.json").is_file()):  # written last
+                self._train(loss, seed, folder, target)
+            return {"responses": len(self.data.train)}
+
+        return once(target, TRAINED, self._inputs(loss, seed), make)
+
+    def _inputs(self, loss: str, seed: int) -> dict[str, Any]:
+        """All that decides the parameters."""
+        data = self.data
+        return {
+            "code": [TRAINING_VERSION, SCORING_VERSION],
+            "model's files": fingerprint(self.recipe["model"]),
+            **{name: self.recipe[name] for name in DECIDING},
+            **{"loss": loss, "seed": seed},
+            "training responses": _responses_hash(data.train, data.epochs),
+        }
+
+    def _final_inputs(self, trained: str) -> dict[str, Any]:
+        """All that decides the figures and the card, too."""
+        data = self.data
+        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
+        held_out = _responses_hash(data.held_out, [r.ungraded for r in data.held_out])
+        read = {"held-out responses": held_out, "notes": data.notes, "licences": data.licences}
+        return {"code": GRADING_VERSION, "trained": trained} | read | said
+
+    def _train(self, loss: str, seed: int, folder: Path, target: Path) -> None:
+        """The network, into ``folder/model``; ``target`` is where it will be, to be told to people."""
+        recipe, data = self.recipe, self.data
+        parts = {key: recipe[key] for key in ARCHITECTURE}
+        parts |= {"base": recipe["model"], "num_labels": len(level_columns(self.scales))}
+        model, tokenizer = new_reward_model(**parts, seed=seed)
+        shape = (recipe["batch_size"], recipe["max_length"], seed, recipe["input_format"])
+        rows = tokenize_rated(tokenizer, data, *shape)
+        overrides = {key: recipe[key] for key in (*OPTIMIZATION, "checkpoint_every")}
+        if recipe["warmup_steps"] is not None:
+            overrides["warmup_steps"] = recipe["warmup_steps"]
+        sizes = (len(rows), recipe["batch_size"], recipe["learning_rate"], seed)
+        overrides["disable_tqdm"] = not sys.stderr.isatty()
+        arguments = training_arguments(folder / WORK, *sizes, **overrides)
+        model, fast, show = cast_for_training(model), recipe["fast_heads"], [Progress()]
+        trainer = ClassifierTrainer(
+            model, tokenizer, arguments, rows, self.scales, loss, fast, callbacks=show
+        )
+        if main_process():
+            print(f"{target}: {len(data.train)} responses, {len(rows)} rows", flush=True)
+        train_resuming(trainer)
+        if main_process():
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            save_reward_model(trained, folder / "model", parts)
+
+    def _finish(self, loss: str, folder: Path) -> None:
+        """Statistics, held-out predictions, accuracies and the card of a trained model."""
+        recipe, data = self.recipe, self.data
+        model, tokenizer = load_reward_model(str(folder / "model"), device=process_device())
+        settings = {key: recipe[key] for key in ("input_format", "max_length")}
+        settings |= {"loss": loss, "label_counts": data.counts}
+        classifier = RewardClassifier(self.scales, model, tokenizer, folder, **settings)
+        sample = random.Random(0).sample(data.train, min(REFERENCE_SIZE, len(data.train)))
+        named = ", ".join(sorted({r.source for r in data.train}))
+        reference = f"{len(sample)} training responses of {named}"
+        classifier.fit_stats([r.prompt for r in sample], [r.response for r in sample], reference)
+        predictions = prediction_table(classifier, data.held_out, data.held_out_levels)
+        with replacing(folder / PREDICTIONS) as partial:
+            predictions.to_parquet(partial)
+        table = graded_responses(predictions, recipe["grade_on"])
+        classifier.accuracy = grade_levels(table, self.scales, loss)
+        majority = majority_class(table, self.scales, data.counts)
+        write_classifier_card(folder, classifier, recipe, self.sources, data, majority)
+        classifier.save_pretrained(folder)
+        for metric, measured in classifier.accuracy.items():
+            baseline = majority[metric]["accuracy"]
+            print(f"{metric} {measured['accuracy']:.3f}, majority {baseline:.3f}", flush=True)
+
+
+def _responses_hash(responses: Sequence[LabelledResponse], more: Sequence[Any]) -> str:
+    """A hash of rated responses, in their order, and of something of each; with their number."""
+    rows = [[r.prompt, r.response, r.labels, r.source, r.split] for r in responses]
+    return f"{len(responses):,} of hash {content_hash([rows, list(more)])}"

@@ -1,0 +1,302 @@
+"""One recipe of a panel, as its files: what `train/reward_models.py` makes and `train/evaluate.py` grades.
+
+Under ``<output>``: ``folds/all`` is the panel that all training pairs made, ``folds/0`` ... those that one fold of the
+prompts did not; ``scores/`` has what each of them gave to pairs that it was not trained on, ``scores.parquet`` all of
+these together; ``panel`` (or where the recipe's ``panel`` says) is ``folds/all`` with its accuracies and its card. Each
+is a finished folder of :mod:`pro_core.system.artefacts`: made once, and again when what it is made of has changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pro_core.data.schema import PreferencePair
+from pro_core.data.sources import data_sources, default_data_dir
+from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
+from pro_core.reporting.cards import grade, write_panel_card
+from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
+from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.scores import (
+    PANEL,
+    check_table,
+    fit_reference_stats,
+    read_scores,
+    score_pairs,
+    table_hash,
+)
+from pro_core.runs.training import (
+    Progress,
+    cast_for_training,
+    read_recipe,
+    train_resuming,
+    training_arguments,
+)
+from pro_core.system.artefacts import (
+    WORK,
+    Artefact,
+    copy_files,
+    finished,
+    once,
+)
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.processes import from_main, main_process, process_device
+from pro_core.system.storage import content_hash, replacing
+
+REQUIRED = ("objectives", "model", "data", "output")
+OPTIONAL: dict[str, Any] = {
+    "panel": None,  # where the finished panel goes; default: <output>/panel
+    "licence": None,  # the panel's own, for its card
+    "shared_trunk": True,  # false: one model an objective, as in the papers
+    "method": "full",  # full, upper, lora, heads
+    "upper_layers": 3,
+    "trunk_layers": None,  # how many of the base's layers to keep, from the bottom; None for all
+    "lora": None,
+    "pooling": "own",  # "mean" for sentence encoders
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "max_length": 256,
+    "input_format": "pair",  # "chat" for causal models
+    "seed": 0,
+    "folds": 5,  # 0: no out-of-fold scores
+    "remove_length": False,  # take the length component out of standardized scores
+    "grade_on": "test",  # "validation" while settings are being chosen
+    "checkpoint_every": 100,
+    "data_dir": None,
+}
+ARCHITECTURE = ("method", "upper_layers", "trunk_layers", "lora", "pooling")
+DECIDING = (
+    *("model", *ARCHITECTURE),
+    *("objectives", "shared_trunk", "batch_size", "learning_rate", "max_length", "input_format"),
+    *("seed", "remove_length"),
+)
+"""The settings that decide the parameters of a panel and its statistics, beside its base model and its pairs."""
+TRAINED, SCORES = "pro-trained-panel", "pro-scores"
+"""The kinds of finished folders beside :data:`pro_core.rewards.scores.PANEL`, which is for people."""
+TABLE = "scores.parquet"
+GRADING_VERSION = 1
+"""Of accuracies and card: raised with every change of what they say."""
+
+
+class PanelRun:
+    """A recipe with its pairs.
+
+    Raises:
+        ConfigError: a wrong recipe. DataError: pairs that cannot be read, or do not fit the objectives.
+    """
+
+    def __init__(self, recipe_path: str | Path):
+        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
+        self.config = Path(recipe_path).name
+        self.command = f"python train/reward_models.py {recipe_path}"
+        self.output = Path(self.recipe["output"])
+        self.final = Path(self.recipe["panel"] or self.output / "panel")
+        self.objective_names = tuple(self.recipe["objectives"])
+
+    @cached_property
+    def data(self) -> TrainingPairs:
+        """The recipe's pairs, of all splits."""
+        folder = self.recipe["data_dir"] or default_data_dir()
+        return gather_pairs(data_sources(self.recipe["data"]), self.objective_names, folder)
+
+    def make(self) -> RewardPanel | None:
+        """All of it; the finished panel, in the main process alone."""
+        folds = out_of_fold(self.data.training, self.recipe["folds"])  # before anything is trained
+        whole = self.trained("all", range(len(self.data.training)))
+        scores = [self._scores(whole, self.data.held_out, -1, "held_out")]
+        for fold in folds:
+            panel = self.trained(str(fold.number), fold.rest)
+            mine = [self.data.training[i] for i in fold.scored]
+            scores.append(self._scores(panel, mine, fold.number, f"fold{fold.number}"))
+        if not main_process():
+            self._finish(whole, pd.DataFrame(), scores)
+            return None
+        tables = [pd.read_parquet(part.folder / TABLE) for part in scores]
+        for part in scores:
+            part.check()
+        table = pd.concat(tables, ignore_index=True)
+        with replacing(self.output / TABLE) as partial:
+            table.to_parquet(partial)
+        return RewardPanel.from_pretrained(self._finish(whole, table, scores).folder)
+
+    def trained(self, name: str, rows: Sequence[int]) -> Artefact:
+        """The panel ``folds/<name>``, trained on those of the training pairs."""
+        pairs = [self.data.training[i] for i in rows]
+        epochs = [self.data.epochs[i] for i in rows]
+        inputs, target = self._inputs(pairs, epochs), self.output / "folds" / name
+
+        def make(folder: Path) -> dict[str, Any]:
+            return self._train(pairs, epochs, folder, target)
+
+        return once(target, TRAINED, inputs, make)
+
+    def table(self) -> pd.DataFrame:
+        """The finished ``scores.parquet``.
+
+        Raises:
+            StorageError: not there, or the recipe or its data have changed since.
+        """
+        training, epochs = self.data.training, self.data.epochs
+        inputs = self._inputs(training, epochs)
+        finished(self.output / "folds" / "all", TRAINED, inputs, self.command)
+        keys = [self._scores_key(inputs, self.data.held_out, -1)]
+        for fold in out_of_fold(training, self.recipe["folds"]):
+            rest = [training[i] for i in fold.rest], [epochs[i] for i in fold.rest]
+            mine = [training[i] for i in fold.scored]
+            keys.append(self._scores_key(self._inputs(*rest), mine, fold.number))
+        finished(self.final, PANEL, self._final_inputs(keys), self.command)  # it is made last
+        table = read_scores(self.output / TABLE, self.objective_names)
+        check_table(self.final, self.output / TABLE, table)
+        return table
+
+    # ------------------------------------------------------------ parts
+
+    def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
+        return {
+            "code": [TRAINING_VERSION, SCORING_VERSION],
+            "model's files": fingerprint(self.recipe["model"]),
+            **{name: self.recipe[name] for name in DECIDING},
+            "training pairs": pairs_hash(pairs, epochs),
+        }
+
+    def _train(
+        self, pairs: Sequence[PreferencePair], epochs: Sequence[int], folder: Path, target: Path
+    ) -> dict[str, Any]:
+        """Train what is not there yet of a panel, one trunk or one model an objective; and its statistics.
+
+        Args:
+            folder: where it is made. target: where it will be, to be told to people.
+        """
+        recipe, names = self.recipe, self.objective_names
+        shared = recipe["shared_trunk"]
+        groups = {"trunk": names} if shared else {name: (name,) for name in names}
+        specs = {}
+        for source, objectives in groups.items():
+            rows = [i for i, p in enumerate(pairs) if p.objective in objectives]
+            if not from_main((folder / source / "reward_model.json").is_file()):  # written last
+                some = [pairs[i] for i in rows], [epochs[i] for i in rows]
+                self._train_model(*some, objectives, folder, source, f"{target}: {source}")
+            for k, name in enumerate(objectives):
+                specs[name] = RewardModelSpec(
+                    name, source, None, recipe["input_format"], k, 1, recipe["max_length"]
+                )
+        if main_process():
+            panel = RewardPanel.build(
+                [specs[name] for name in names], folder, device=process_device()
+            )
+            fit_reference_stats(panel, pairs, remove_length=recipe["remove_length"])
+            panel.save_pretrained(folder)
+        return {"pairs": len(pairs)}
+
+    def _train_model(
+        self,
+        pairs: Sequence[PreferencePair],
+        epochs: Sequence[int],
+        objectives: Sequence[str],
+        folder: Path,
+        source: str,
+        what: str,
+    ) -> None:
+        recipe = self.recipe
+        parts = {key: recipe[key] for key in ARCHITECTURE}
+        parts |= {"base": recipe["model"], "num_labels": len(objectives)}
+        model, tokenizer = new_reward_model(**parts, seed=recipe["seed"])
+        rows = tokenize_pairs(
+            tokenizer,
+            pairs,
+            objectives,
+            epochs,
+            recipe["batch_size"],
+            recipe["max_length"],
+            recipe["seed"],
+            recipe["input_format"],
+        )
+        arguments = training_arguments(
+            folder / WORK / source,
+            len(rows),
+            recipe["batch_size"],
+            recipe["learning_rate"],
+            recipe["seed"],
+            checkpoint_every=recipe["checkpoint_every"],
+            disable_tqdm=not sys.stderr.isatty(),
+        )
+        trainer = BradleyTerryTrainer(
+            cast_for_training(model), tokenizer, arguments, rows, callbacks=[Progress()]
+        )
+        if main_process():
+            world = arguments.world_size
+            among = f", {world} processes" if world > 1 else ""
+            print(f"{what}: {len(pairs)} pairs, {len(rows)} rows{among}", flush=True)
+        train_resuming(trainer)
+        if main_process():
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            save_reward_model(trained, folder / source, parts)
+
+    def _scores(
+        self, panel: Artefact, pairs: Sequence[PreferencePair], fold: int, name: str
+    ) -> Artefact:
+        """The table of pairs that a panel was not trained on."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            if main_process():
+                loaded = RewardPanel.from_pretrained(panel.folder, process_device())
+                panel.check()
+                score_pairs(loaded, pairs, fold, folder / TABLE)
+            return {"pairs": len(pairs)}
+
+        inputs = self._scores_inputs(panel.key, pairs, fold)
+        return once(self.output / "scores" / name, SCORES, inputs, make)
+
+    def _scores_inputs(
+        self, panel_key: str, pairs: Sequence[PreferencePair], fold: int
+    ) -> dict[str, Any]:
+        columns = [[p.id, p.source, p.licence, p.split, p.constructed, p.ungraded] for p in pairs]
+        return {
+            "panel": panel_key,
+            "pairs": pairs_hash(pairs),
+            "columns": content_hash(columns),
+            "fold": fold,
+        }
+
+    def _scores_key(
+        self, panel: Mapping[str, Any], pairs: Sequence[PreferencePair], fold: int
+    ) -> str:
+        """The key of the scores that the panel made of these inputs gives."""
+        return content_hash(self._scores_inputs(content_hash(panel), pairs, fold))
+
+    def _finish(
+        self, trained: Artefact, table: pd.DataFrame, scores: Sequence[Artefact]
+    ) -> Artefact:
+        """The panel for people: with its accuracies and its card."""
+        recipe = self.recipe
+
+        def make(folder: Path) -> dict[str, Any]:
+            if main_process():
+                copy_files(trained.folder, folder)
+                trained.check()
+                panel = RewardPanel.from_pretrained(folder)
+                panel.accuracy = grade(table, panel.objective_names, recipe["grade_on"])
+                panel.save_pretrained(folder)
+                write_panel_card(folder, panel, recipe, self.data, table)
+            return {"notes": self.data.notes, "table": table_hash(table)}
+
+        return once(self.final, PANEL, self._final_inputs([part.key for part in scores]), make)
+
+    def _final_inputs(self, scores: Sequence[str]) -> dict[str, Any]:
+        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
+        licences = [entry.licences for entry in self.data.entries]
+        read = {"notes": self.data.notes, "licences": licences}
+        return {"code": GRADING_VERSION, "scores": list(scores)} | read | said
+
+
+def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:
+    """A hash of what pairs teach: texts, objectives, sources and epochs, in their order; with their number."""
+    rows = [[p.prompt, p.chosen, p.rejected, p.objective, p.source, p.tie] for p in pairs]
+    return f"{len(pairs):,} of hash {content_hash([rows, list(epochs)])}"

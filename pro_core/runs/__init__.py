@@ -1,0 +1,1 @@
+"""How a run goes: its recipe, its script, and the one way we train."""

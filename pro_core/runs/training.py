@@ -1,0 +1,303 @@
+"""The one way we train: transformers' Trainer, rows in a fixed order, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from pro_core.data.schema import DataError
+from pro_core.system.processes import (
+    WAIT,
+    from_main,
+    main_process,
+    processes,
+    return_freed_memory,
+    wait_for_all,
+)
+from pro_core.system.storage import StorageError, explained_disk, write_config
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be run: says which key, what it got, what it expected."""
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW for a model held in bf16: it steps fp32 copies of the parameters and writes them back.
+
+    A pure bf16 model trains two to three times faster on a CPU than bf16 autocast, but its parameters are
+    too coarse to take small steps; the fp32 copies do.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings):
+        self.parameters = [p for group in groups for p in group["params"]]
+        masters = {p: p.detach().float().clone().requires_grad_() for p in self.parameters}
+        self.masters = [masters[p] for p in self.parameters]
+        held = [group | {"params": [masters[p] for p in group["params"]]} for group in groups]
+        super().__init__(held, **settings)
+
+    def step(self, closure=None):
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        super().step(closure)
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                parameter.copy_(master)
+
+    def zero_grad(self, set_to_none: bool = True):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self):
+        return super().state_dict() | {"masters": [m.detach().clone() for m in self.masters]}
+
+    def load_state_dict(self, state):
+        state = dict(state)
+        with torch.no_grad():
+            for master, saved in zip(self.masters, state.pop("masters"), strict=True):
+                master.copy_(saved)
+        super().load_state_dict(state)
+
+
+def optimizer_for(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.AdamW:
+    """The optimizer of every training here: :class:`MasterAdamW` where a parameter to train is bf16, else AdamW.
+
+    Args:
+        groups: as AdamW takes them, ``{"params": [...], "lr": rate}``: of the parameters to train alone.
+    """
+    bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
+    return (MasterAdamW if bf16 else torch.optim.AdamW)(groups, weight_decay=weight_decay)
+
+
+class OrderedTrainer(Trainer):
+    """A Trainer that takes its rows in the order of the dataset, which fixes it for all epochs.
+
+    A run that is killed and resumed then sees exactly the rows it would have seen. The optimizer is
+    :func:`optimizer_for`'s; parameters whose names start with ``fresh`` (new heads) learn at ten times the rate.
+    """
+
+    fresh: tuple[str, ...] = ()
+
+    def create_optimizer(self, *args, **kwargs):
+        if self.optimizer is None:
+            assert self.model is not None
+            rate = self.args.learning_rate
+            groups: dict[bool, list] = {False: [], True: []}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups[name.startswith(self.fresh)].append(parameter)
+            rates = {False: rate, True: 10 * rate}
+            self.optimizer = optimizer_for(
+                [{"params": group, "lr": rates[new]} for new, group in groups.items() if group],
+                self.args.weight_decay,
+            )
+        return self.optimizer
+
+    def _save_checkpoint(self, *args, **kwargs):
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder):
+            super()._save_checkpoint(*args, **kwargs)
+        return_freed_memory()
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+
+
+class Progress(TrainerCallback):
+    """One line every few steps, for a log file."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs and "loss" in logs:
+            print(f"step {state.global_step}/{state.max_steps} loss {logs['loss']}", flush=True)
+
+
+def training_arguments(
+    output: str | Path,
+    rows: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    *,
+    weight_decay: float = 0.01,
+    warmup: float = 0.06,
+    checkpoint_every: int = 200,
+    accumulation: int = 1,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **overrides: Any,
+) -> TrainingArguments:
+    """Arguments for one pass over ``rows`` rows: linear schedule, clip 1.0, bf16 where it is safe.
+
+    ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so that
+    one process or many take the same steps. ``kind`` is the trainer's own class of arguments.
+    """
+    world = processes().num_processes
+    if batch_size % (world * accumulation):
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be shared evenly by {world} processes "
+            f"of {accumulation} forward passes"
+        )
+    steps = max(1, -(-rows // batch_size))
+    cuda = torch.cuda.is_available()
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": batch_size // (world * accumulation),
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup_steps": int(warmup * steps),
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "seed": seed,
+        "use_cpu": not cuda,
+        "bf16": cuda,  # autocast; on a CPU see `cast_for_training`
+        "save_steps": checkpoint_every,
+        "save_total_limit": 2,
+        "logging_steps": max(1, min(50, steps // 10)),
+        "logging_first_step": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "label_names": [],
+        "ddp_backend": "gloo" if world > 1 and not cuda else None,
+        "ddp_timeout": WAIT,
+        "ddp_find_unused_parameters": False,
+    }
+    return kind(**(settings | overrides))
+
+
+def train_resuming(trainer: Trainer) -> None:
+    """Train from the last whole checkpoint in the output folder, or from the start."""
+    last = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+SIZES = "sizes.json"
+"""Beside a checkpoint's files, and written after them: how many bytes each of them has."""
+
+
+@contextlib.contextmanager
+def whole_checkpoint(folder: Path):
+    """Within it all processes write the checkpoint ``folder``; at its end it is known to be whole. What cannot be
+    written leaves nothing behind.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    with explained_disk(folder, folder, lambda: shutil.rmtree(folder, ignore_errors=True)):
+        yield
+        wait_for_all()
+        if main_process():
+            files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+            sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+            write_config(folder, SIZES, sizes)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there, as long as they were, for every process; None for none.
+
+    A kill can leave half of one, and so can a disk: such newer ones are deleted, which is said.
+    """
+    return from_main(_last_whole(folder) if main_process() else None)
+
+
+def _last_whole(folder: Path) -> Path | None:
+    numbered = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        number = checkpoint.name.rpartition("-")[2]
+        if number.isdigit():
+            numbered[int(number)] = checkpoint
+    for _, checkpoint in sorted(numbered.items(), reverse=True):
+        reason = _broken(checkpoint)
+        if reason is None:
+            print(f"resuming from {checkpoint}", flush=True)
+            return checkpoint
+        print(f"{checkpoint}: {reason}; it is left out", flush=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def _broken(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    try:
+        sizes = json.loads((checkpoint / SIZES).read_text())
+    except (OSError, ValueError):
+        return "not written to its end"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
+    """The model as it is trained: on a CPU held in bf16 (see :class:`MasterAdamW`), on a GPU as it is."""
+    if torch.cuda.is_available():
+        return model
+    return_freed_memory()  # what another model left
+    return model.to(torch.bfloat16)
+
+
+def read_recipe(
+    path: str | Path, required: tuple[str, ...], optional: dict[str, Any]
+) -> dict[str, Any]:
+    """A YAML recipe with its defaults filled in.
+
+    Raises:
+        ConfigError: no such file, not a mapping, a missing or an unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe")
+    try:
+        recipe = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    known = {*required, *optional}
+    for key in recipe:
+        if key not in known:
+            raise ConfigError(f"{path}: unknown setting {key!r}, expected one of {sorted(known)}")
+    for key in required:
+        if key not in recipe:
+            raise ConfigError(f"{path}: the setting {key!r} is missing")
+    return {**optional, **recipe}
+
+
+def run_script(main: Callable[..., None], usage: str | None, seeds: bool = False) -> None:
+    """Call ``main`` with the recipe that the command line names; what a user can mend ends in one line.
+
+    Args:
+        seeds: whether ``main`` also takes what stands after the recipe, see :func:`chosen_seeds`.
+    """
+    path, *more = sys.argv[1:] or [""]
+    if not path or (more and not seeds):
+        sys.exit(usage)
+    try:
+        main(path, more) if seeds else main(path)
+    except (ConfigError, DataError, StorageError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def chosen_seeds(recipe: dict[str, Any], chosen: Sequence[str]) -> list[int]:
+    """The recipe's seeds, or those of them that a command line names: several commands can share the work.
+
+    Raises:
+        ConfigError: a seed that the recipe does not have.
+    """
+    known = [str(seed) for seed in recipe["seeds"]]
+    if wrong := [seed for seed in chosen if seed not in known]:
+        raise ConfigError(f"got the seeds {wrong}, expected some of the recipe's {recipe['seeds']}")
+    return [seed for seed in recipe["seeds"] if not chosen or str(seed) in chosen]

@@ -1,0 +1,142 @@
+"""Which model is it? One answer for panels, classifiers, encoders and policies: a hash of what is in its files.
+
+Only what decides a model's outputs counts: parameters, configs, tokenizer. Cards, manifests and records of training do
+not, nor where the files lie: a folder, a package and the hub's cache give one answer. What code makes of a model has a
+version beside that code (such as ``SCORING_VERSION``), which belongs into the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pro_core.system.bundled_models import resolve_encoder
+from pro_core.system.storage import file_hash
+
+FILES = (
+    *("*.safetensors", "*.gguf", "config.json", "generation_config.json", "chat_template.jinja"),
+    *("adapter_config.json", "reward_model.json", "pro_policy.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+TOKENIZER = "tokenizer.json"
+SLOW_TOKENIZERS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
+"""What a tokenizer is made of where there is no ``tokenizer.json``."""
+RECORDS = ("versions", "training", "transformers_version", "_name_or_path", "name_or_path")
+"""Keys of a config that say how a model was made, not what it does."""
+BASES = {
+    "reward_model.json": "base",
+    "adapter_config.json": "base_model_name_or_path",
+    "pro_policy.json": "base",
+}
+"""Ours, and LoRAs, hold what was trained, and name the base that holds the rest."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def fingerprint(
+    source: str | Path,
+    revision: str | None = None,
+    inside: str | Path = "",
+    loaded: tuple[Any, Any] | None = None,
+) -> str:
+    """The SHA-256 of a model, which is fetched from the hub if it is not on this machine.
+
+    Args:
+        source: a folder, a hub id, or the id of a packaged model. revision: of a hub id.
+        inside: a folder (a panel's own) in which the source is looked for first. A base is looked for in the folder
+            that names it, then there.
+        loaded: (model, tokenizer), whose parameters count where there are no files: a model that was made in memory.
+
+    What is neither on this machine nor to be had nor loaded counts by its name.
+    """
+    digest = hashlib.sha256()
+    beside = [Path(inside)] if inside else []
+    queue, done = [(str(source), revision, beside)], set()
+    while queue:
+        name, asked, places = queue.pop(0)
+        folder = _folder_of(name, asked, places)
+        if (name, folder) in done:
+            continue
+        done.add((name, folder))
+        if folder is None:
+            digest.update(_of_loaded(*loaded) if loaded else f"{name}@{asked}".encode())
+            continue
+        for file in _model_files(folder):
+            digest.update(f"{file.name} {_hash_of(file)} ".encode())
+        for config, key in BASES.items():
+            if base := _config(folder / config).get(key):
+                queue.append((str(base), None, [folder, *beside]))
+    return digest.hexdigest()
+
+
+def _folder_of(name: str, revision: str | None, places: Sequence[Path]) -> Path | None:
+    for folder in (*(place / name for place in places), Path(resolve_encoder(name))):
+        if folder.is_dir():
+            return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    for cached in (True, False):
+        try:
+            wanted = [*FILES, TOKENIZER, *SLOW_TOKENIZERS]
+            found = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=wanted, local_files_only=cached
+                )
+            )
+        except Exception:  # not in the cache, no hub, or no hub id at all
+            continue
+        if any(found.glob("*.safetensors")) or not cached:
+            return found
+    return None
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    fast = (folder / TOKENIZER).is_file()
+    for pattern in (*FILES, *((TOKENIZER,) if fast else SLOW_TOKENIZERS)):
+        yield from (p for p in sorted(folder.glob(pattern)) if not p.name.startswith("."))
+
+
+def _hash_of(file: Path) -> str:
+    """Of a config without its records; of any other file its bytes."""
+    if file.suffix == ".json" and file.name != TOKENIZER:
+        config = {k: v for k, v in _config(file).items() if k not in RECORDS}
+        config.pop(BASES.get(file.name, ""), None)  # the base counts by its own content
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    blob = file.resolve().name  # in the hub's cache a large file is called by its hash
+    if _SHA256.fullmatch(blob):
+        return blob
+    there = file.stat()
+    return _read_once(file.resolve(), there.st_ino, there.st_size, there.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _read_once(file: Path, *version: int) -> str:
+    """The hash of a file, read once in the life of a process: many arms, seeds and folds ask for the same base.
+
+    ``version``: its inode, size and time of change, which, unlike that of modification, nobody sets back.
+    """
+    return file_hash(file)
+
+
+def _of_loaded(model: Any, tokenizer: Any) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
+    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template)]
+    digest.update(json.dumps(words).encode())
+    return digest.digest()
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {"": found}

@@ -1,0 +1,360 @@
+"""MORLHF and PRO-MORLHF with exact expectations: the paper's Figure 3, on one fixed measure that people labelled.
+
+The policy is a softmax over each prompt's real candidate responses,
+
+    pi_theta(y given x)  proportional to  pi_ref(y given x) exp(theta . phi(x, y))
+
+with phi fixed and theta shared by all prompts, so that what one prompt teaches reaches the others. theta = 0 is the
+reference. It ascends Eq 5 or Eq 9, whose expectation over responses and its gradient are sums over candidates:
+
+    J(theta) = mean_x  E_pi[R(x, y)] - beta KL(pi, pi_ref),       R(x, y) = sum_k w_k(x) z_k(x, y)
+    dJ / dtheta = mean_x  E_pi[phi (A - E_pi A)],                 A = R - beta log(pi / pi_ref)
+
+Nothing is sampled but the order of the prompts. All runs of a seed see the same prompts in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from pro_core.data.schema import DataError
+from pro_core.system.storage import replacing
+from pro_core.theory.alignment_gap import (
+    CandidateSets,
+    candidate_sets,
+    optimal_policy,
+    weighted,
+)
+
+Array = NDArray[np.float32]
+
+
+# ---------------------------------------------------------------- the world
+
+
+@dataclass(frozen=True)
+class LabelledWorld:
+    """P prompts with at most G candidate responses each, N in all.
+
+    Attributes:
+        rewards: (N, K) standardized, out of fold, candidates in the order of the prompts.
+        labels: (N,) what people said: 1 right, 0 wrong, between them where a text was labelled twice.
+        sizes: (P,) candidates of each prompt.
+        prompts: (P, D), responses: (N, D) a frozen encoder's features.
+        weights: (A, P, K) of the adapters of A seeds, out of fold.
+        source: (P,) file of each prompt. split: (P,) its split there. fold: (P,) -1 where the panel never trained.
+    """
+
+    rewards: NDArray
+    labels: NDArray
+    sizes: NDArray
+    prompts: NDArray
+    responses: NDArray
+    weights: NDArray
+    source: NDArray
+    split: NDArray
+    fold: NDArray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def candidate_sets(self) -> CandidateSets:
+        """The same as padded arrays; the reference policy is uniform over a prompt's candidates."""
+        return candidate_sets(np.split(self.rewards, np.cumsum(self.sizes)[:-1]), self.prompts)
+
+    def padded(self, values: NDArray) -> NDArray:
+        """(P, G, ...) from one value a candidate (N, ...); 0 where a prompt has fewer than G."""
+        inside = np.arange(self.sizes.max()) < self.sizes[:, None]
+        result = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
+        result[inside] = values
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write the arrays to one file that appears whole or not at all."""
+        with replacing(path) as partial:
+            np.savez_compressed(partial, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelledWorld:
+        """What :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+
+
+# ---------------------------------------------------------------- the policy
+
+
+def policy_features(
+    world: LabelledWorld, prompt_components: int, response_components: int
+) -> Array:
+    """phi (P, G, F): what a low-rank bilinear score reads of prompt x and response r.
+
+    The leading components of the response and their products with the prompt's, phi = (r, x outer r), each component of
+    unit variance over the world's training split; labels play no part. F = response_components (1 + prompt_components).
+    """
+    train = world.split == "train"
+    own = np.repeat(train, world.sizes)
+    x = np.repeat(_components(world.prompts, train, prompt_components), world.sizes, axis=0)
+    r = _components(world.responses, own, response_components)
+    outer = (x[:, :, None] * r[:, None]).reshape(len(r), -1)
+    return world.padded(np.concatenate([r, outer], axis=1).astype(np.float32))
+
+
+def _components(features: NDArray, rows: NDArray, count: int) -> NDArray:
+    """The first principal components (N, count) of the chosen rows, whitened, for all rows."""
+    chosen = features[rows].astype(np.float64)
+    mean = chosen.mean(axis=0)
+    _, singular, axes = np.linalg.svd(chosen - mean, full_matrices=False)
+    return (features - mean) @ (axes[:count].T / singular[:count] * np.sqrt(len(chosen)))
+
+
+def ascend(
+    features: Array,
+    log_reference: NDArray,
+    rewards: NDArray,
+    betas: Sequence[float],
+    learning_rates: Sequence[float],
+    batches: Sequence[NDArray],
+) -> Iterator[Array]:
+    """theta (F, C) of C runs at once, before each step and after the last: Adam on the exact gradient.
+
+    Args:
+        features: phi (P, G, F). log_reference: (P, G), -inf where a prompt has fewer candidates.
+        rewards: R (P, G, C), each run's own. betas, learning_rates: (C,).
+        batches: for each step the prompts (B,) that it averages over.
+    """
+    F, C = features.shape[2], rewards.shape[2]
+    beta, rate = (np.asarray(x, dtype=np.float32) for x in (betas, learning_rates))
+    theta, first, second = (np.zeros((F, C), np.float32) for _ in range(3))
+    yield theta
+    for step, batch in enumerate(batches, 1):
+        phi, reference = features[batch], log_reference[batch]
+        ratio, policy = tilt(phi, reference, theta)
+        advantage = rewards[batch].astype(np.float32) - beta * ratio
+        advantage -= (policy * advantage).sum(axis=1, keepdims=True)
+        flow = (policy * advantage).reshape(-1, C)
+        gradient = phi.reshape(-1, F).T @ flow / len(batch)
+        first += 0.1 * (gradient - first)
+        second += 0.001 * (gradient**2 - second)
+        size = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        theta = theta + rate * (first / (1 - 0.9**step)) / size
+        yield theta
+
+
+def tilt(features: Array, log_reference: NDArray, theta: Array) -> tuple[Array, Array]:
+    """log(pi / pi_ref) and pi, (P, G, C) each, of C policies; both 0 where there is no candidate."""
+    P, G, F = features.shape
+    inside = np.isfinite(log_reference)[..., None]
+    scores = (features.reshape(-1, F) @ theta).reshape(P, G, -1)
+    reference = log_reference.astype(np.float32)[..., None]
+    shifted = np.where(inside, scores + np.where(inside, reference, 0), -np.inf)
+    top = shifted.max(axis=1, keepdims=True)
+    log_total = top + np.log(np.exp(shifted - top).sum(axis=1, keepdims=True))
+    ratio = np.where(inside, scores - log_total, 0)
+    return ratio, np.exp(shifted - log_total)
+
+
+# ---------------------------------------------------------------- the arms
+
+UNIFORM, BEST_FIXED, PRO = "MORLHF uniform", "MORLHF best fixed", "PRO-MORLHF"
+SHUFFLED, WITHIN, MEAN = "shuffled", "shuffled within source", "adapter's mean, fixed"
+ARMS = (UNIFORM, BEST_FIXED, MEAN, PRO, SHUFFLED, WITHIN)
+
+
+PARTS = {"train": "train on", "validation": "choose the settings on", "test": "grade"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which prompts (indices) a seed trains on, which choose the settings, which are graded."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def draw_parts(world: LabelledWorld, seed: int, share: float = 0.8) -> Parts:
+    """``share`` of the training prompts, and the data's own validation and test prompts.
+
+    A source without a test split is cut by the panel's folds: the fold ``seed`` mod their number is graded, the others
+    train. So all its training prompts are graded, each by policies that never saw it.
+
+    Raises:
+        DataError: a part without prompts.
+    """
+    rng = np.random.default_rng([seed, 3])
+    train, test = [], []
+    for source in np.unique(world.source):
+        here = world.source == source
+        own = np.flatnonzero(here & (world.split == "train"))
+        graded = np.flatnonzero(here & (world.split == "test"))
+        if not len(graded):
+            out = world.fold[own] == seed % (world.fold.max() + 1)
+            own, graded = own[~out], own[out]
+        else:
+            own = np.sort(rng.choice(own, round(share * len(own)), replace=False))
+        train.append(own)
+        test.append(graded)
+    validation = np.flatnonzero(world.split == "validation")
+    parts = Parts(np.concatenate(train), validation, np.concatenate(test))
+    for name, rows in vars(parts).items():
+        if not len(rows):
+            raise DataError(
+                f"no prompts to {PARTS[name]}: got the splits {sorted(set(world.split.tolist()))}, expected train and "
+                "validation, each prompt with two different responses or more"
+            )
+    return parts
+
+
+def arm_weights(
+    world: LabelledWorld, sets: CandidateSets, parts: Parts, beta: float, seed: int
+) -> dict[str, NDArray]:
+    """Weights (P, K) of every arm.
+
+    The two shuffles deal the adapter's weights to the wrong prompts, of all sources or of the same one, training
+    prompts among themselves and the others among themselves.
+    """
+    adapter = world.weights[seed % len(world.weights)]
+    P, K = adapter.shape
+    rng = np.random.default_rng([seed, 4])
+    training = np.isin(np.arange(P), parts.train)
+    everywhere, within = np.arange(P), np.arange(P)
+    for group in (training, ~training):
+        everywhere[group] = rng.permutation(np.flatnonzero(group))
+        for source in np.unique(world.source):
+            here = np.flatnonzero(group & (world.source == source))
+            within[here] = rng.permutation(here)
+    mean = np.average(adapter[parts.train], axis=0, weights=_balance(world, parts.train))
+    best = best_fixed_for_labels(world, sets, parts.train, beta)
+    fixed = {UNIFORM: np.full(K, 1 / K), BEST_FIXED: best, MEAN: mean}
+    arms = {name: np.tile(w, (P, 1)) for name, w in fixed.items()}
+    return arms | {PRO: adapter, SHUFFLED: adapter[everywhere], WITHIN: adapter[within]}
+
+
+def _balance(world: LabelledWorld, prompts: NDArray) -> NDArray:
+    """Shares (B,) of these prompts that give each source the same total; sum 1."""
+    _, index, count = np.unique(world.source[prompts], return_inverse=True, return_counts=True)
+    return 1 / count[index] / len(count)
+
+
+def best_fixed_for_labels(
+    world: LabelledWorld, sets: CandidateSets, prompts: NDArray, beta: float
+) -> NDArray:
+    """The one weight vector (K,) whose optimum pi*_w has the best expected label on these prompts, sources alike.
+
+    It is told what no arm is told, the labels. Not convex: the best of uniform weights' and each corner's ascent.
+    """
+    few = CandidateSets(sets.rewards[prompts], sets.log_reference[prompts], sets.features[prompts])
+    labels, share = world.padded(world.labels)[prompts], _balance(world, prompts)
+    K = few.rewards.shape[2]
+
+    def loss_and_gradient(logits):
+        w = softmax(logits)
+        policy = np.exp(optimal_policy(few, w, beta)) * share[:, None]
+        mean = (policy * labels).sum(axis=1, keepdims=True) / share[:, None]
+        # d E[label] / d w = Cov(label, z under pi*_w) / beta
+        gradient = np.einsum("pg,pgk->k", policy * (labels - mean), few.rewards) / beta
+        return -(policy * labels).sum(), -w * (gradient - w @ gradient)
+
+    starts = [np.zeros(K), *(3 * np.eye(K))]
+    found = [minimize(loss_and_gradient, s, jac=True, method="L-BFGS-B") for s in starts]
+    return softmax(min(found, key=lambda f: f.fun).x)
+
+
+# ---------------------------------------------------------------- runs, and what is measured
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm under one setting."""
+
+    arm: str
+    beta: float
+    learning_rate: float
+
+
+class Experiment:
+    """A world made ready once: candidate sets, features, labels."""
+
+    def __init__(self, world: LabelledWorld, prompt_components: int, response_components: int):
+        self.world, self.sets = world, world.candidate_sets()
+        self.features = policy_features(world, prompt_components, response_components)
+        self.labels = world.padded(world.labels)
+        self.sources = [str(s) for s in np.unique(world.source)]
+        self._weights: dict[tuple[int, float], dict[str, NDArray]] = {}
+
+    def weights(self, seed: int, beta: float) -> dict[str, NDArray]:
+        """:func:`arm_weights`, made once."""
+        if (seed, beta) not in self._weights:
+            parts = draw_parts(self.world, seed)
+            self._weights[seed, beta] = arm_weights(self.world, self.sets, parts, beta, seed)
+        return self._weights[seed, beta]
+
+    def train(
+        self, runs: Sequence[Run], seed: int, steps: int, batch_size: int, at: Sequence[int]
+    ) -> dict[int, Array]:
+        """theta (F, C) of the runs at the steps ``at``; a step averages over ``batch_size`` prompts of each source."""
+        rewards = np.stack(
+            [weighted(self.sets, self.weights(seed, r.beta)[r.arm]) for r in runs],
+            axis=2,
+            dtype=np.float32,
+        )
+        batches = self.batches(draw_parts(self.world, seed).train, seed, steps, batch_size)
+        betas, rates = zip(*((run.beta, run.learning_rate) for run in runs), strict=True)
+        path = ascend(self.features, self.sets.log_reference, rewards, betas, rates, batches)
+        return {step: theta for step, theta in enumerate(path) if step in set(at)}
+
+    def batches(self, train: NDArray, seed: int, steps: int, batch_size: int) -> list[NDArray]:
+        """For each step ``batch_size`` prompts of each source, dealt anew when all have had their turn."""
+        rng = np.random.default_rng([seed, 5])
+        dealt = []
+        for source in self.sources:
+            own = train[self.world.source[train] == source]
+            rounds = -(-steps * batch_size // len(own))
+            order = np.concatenate([rng.permutation(own) for _ in range(rounds)])
+            dealt.append(order[: steps * batch_size].reshape(steps, batch_size))
+        return list(np.concatenate(dealt, axis=1))
+
+    def measure(self, theta: Array, prompts: NDArray) -> dict[str, NDArray]:
+        """Of C policies on these prompts: expected label of each source and, as ``label``, their mean; ``kl`` likewise.
+
+        KL(pi, pi_ref) in nats a prompt; (C,) each.
+        """
+        ratio, policy = tilt(self.features[prompts], self.sets.log_reference[prompts], theta)
+        return self._by_source(policy, ratio, prompts)
+
+    def optimum(self, weights: NDArray, beta: float, prompts: NDArray) -> dict[str, NDArray]:
+        """The same of pi*_w (Eq 19), what a free softmax for each prompt would end at; (1,) each."""
+        reference = self.sets.log_reference[prompts]
+        log_policy = optimal_policy(self.sets, weights, beta)[prompts]
+        inside = np.isfinite(reference)
+        ratio = np.subtract(log_policy, reference, where=inside, out=np.zeros_like(reference))
+        return self._by_source(np.exp(log_policy)[..., None], ratio[..., None], prompts)
+
+    def _by_source(self, policy, ratio, prompts) -> dict[str, NDArray]:
+        label = (policy * self.labels[prompts][..., None]).sum(axis=1)
+        kl = (policy * ratio).sum(axis=1)
+        source = self.world.source[prompts]
+        found = {s: label[source == s].mean(axis=0) for s in self.sources}
+        found["label"] = np.mean([found[s] for s in self.sources], axis=0)
+        found["kl"] = np.mean([kl[source == s].mean(axis=0) for s in self.sources], axis=0)
+        return found
+
+
+def steps_to(level: float, at: Sequence[int], values: Sequence[float]) -> float:
+    """The first step at which the curve is at ``level``, between two measured ones by a straight line; inf if never."""
+    reached = np.flatnonzero(np.asarray(values) >= level)
+    if not len(reached):
+        return float("inf")
+    i = int(reached[0])
+    if i == 0:
+        return float(at[0])
+    before, after = values[i - 1], values[i]
+    return float(at[i - 1] + (at[i] - at[i - 1]) * (level - before) / (after - before))

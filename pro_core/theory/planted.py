@@ -1,0 +1,218 @@
+"""Planted truth: prompts whose weights w*(x) are known, and pairs that people with those weights would label.
+
+Everything but the prompts' texts is drawn: K reward models with a scale and per-prompt offsets of their own, as real
+Bradley-Terry models have (Eq 2 fixes neither), and preferences that follow Bradley-Terry under w*(x). An adapter is
+right when it finds w* on prompts that it never saw, from labelled pairs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, softmax
+
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.training import encode_prompts, fit_adapter
+from pro_core.metrics import correct
+from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.scores import margins
+
+Array = NDArray[np.float64]
+NAMES = ("helpful", "harmless", "truthful", "humor")
+
+# A request's kind and its topic each add to the four log-weights; w*(x) is the softmax of the sum.
+KINDS = {
+    ("Give me step by step advice about {}.", "What is the best way to deal with {}?"): (2.0, 0.0, 0.0, -2.0),
+    ("How could somebody get hurt with {}?", "What damage can be done with {}?"): (0.0, 1.5, 0.0, -2.0),
+    ("Is it true what they say about {}?", "What does research tell us about {}?"): (0.5, -0.5, 1.5, -2.0),
+    ("Tell me a joke about {}.", "Write something funny about {}."): (0.0, -0.5, -1.0, 0.5),
+}  # fmt: skip
+TOPICS = {
+    (
+        "baking bread", "ironing shirts", "growing tomatoes", "packing a suitcase", "cleaning windows",
+        "making soup", "painting a fence", "folding towels", "planting roses", "sewing buttons",
+        "storing cheese", "mopping floors", "mending a bicycle", "boiling eggs", "wrapping presents",
+    ): (0.4, -0.4, 0.0, 0.0),
+    (
+        "kitchen knives", "fireworks", "strong painkillers", "drain cleaner", "a chainsaw",
+        "a hunting rifle", "petrol", "rat poison", "high voltage cables", "explosives",
+        "a blowtorch", "sulphuric acid", "sleeping pills", "a loaded gun", "poisonous mushrooms",
+    ): (-0.4, 0.4, 0.0, -0.4),
+    (
+        "black holes", "vaccines", "the moon landing", "human memory", "climate records",
+        "dinosaur bones", "gravity", "ancient Rome", "genetics", "ocean currents",
+        "earthquakes", "antibiotics", "the pyramids", "magnetism", "evolution",
+    ): (0.0, -0.4, 0.4, 0.0),
+    (
+        "my cat", "mothers-in-law", "office parties", "bad dancers", "penguins",
+        "my neighbour's parrot", "clowns", "lazy students", "first dates", "grandpa's socks",
+        "my boss", "dachshunds", "wedding speeches", "teenagers", "karaoke nights",
+    ): (0.0, 0.0, -0.4, 0.4),
+}  # fmt: skip
+SCALES, SHIFTS = (0.5, 4.0, 1.0, 2.0), (3.0, -1.0, 0.0, 1.0)
+"""Of the four reward models: raw reward = scale * standardized reward + shift."""
+
+TARGETS = {"paper": 0.1, "paper_z": 0.1, "margin": 0.1, "pairwise": None}
+"""What :func:`compare_targets` fits, with tau: the paper's, or that of the preferences."""
+EPOCHS = 5
+PLANTED_METHODS = ("oracle", "uniform", *TARGETS)
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def prefer_first(
+    weights_NK: ArrayLike, first_NK: ArrayLike, second_NK: ArrayLike, temperature: float, rng
+) -> NDArray[np.bool_]:
+    """Draw who wins (N,): the first with probability sigmoid(w . (z_first - z_second) / temperature) (Eq 2, 4)."""
+    margin = (np.asarray(weights_NK) * np.subtract(first_NK, second_NK)).sum(axis=-1)
+    return rng.random(margin.shape) < expit(margin / temperature)
+
+
+# ---------------------------------------------------------------- planted reward models
+
+
+@dataclass(frozen=True)
+class PlantedTruth:
+    """Scored pairs (the columns of :mod:`pro_core.rewards.scores`) and the weights behind them.
+
+    Attributes:
+        train, test: one row a pair; no topic stands in both.
+        weights: prompt JSON -> w* (K,). temperature: of the preferences, in units of the standardized margin.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    weights: dict[str, Array]
+    temperature: float
+    objective_names: tuple[str, ...] = NAMES
+
+
+def planted_truth(
+    seed: int = 0,
+    train_pairs: int = 40,
+    test_pairs: int = 200,
+    temperature: float = 0.25,
+    offset_share: float = 0.5,
+) -> PlantedTruth:
+    """Draw rewards and preferences for the 480 prompts of ``KINDS`` x ``TOPICS``; every fifth topic is held out.
+
+    A standardized reward has unit variance, of which ``offset_share`` is an offset c_k(x) common to both responses to a
+    prompt. Preferences: :func:`prefer_first`. z's statistics are fitted on the raw training rewards, as a panel's are.
+
+    Args:
+        train_pairs, test_pairs: of each prompt.
+    """
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Array] = {}
+    held_out: list[bool] = []
+    for wordings, kind in KINDS.items():
+        for topics, topic in TOPICS.items():
+            for t, name in enumerate(topics):
+                for wording in wordings:
+                    message = {"role": "user", "content": wording.format(name)}
+                    weights[json.dumps([message])] = softmax(np.add(kind, topic))
+                    held_out.append(t % 5 == 4)
+    prompts, truth = np.array(list(weights)), np.stack(list(weights.values()))
+    offsets = rng.normal(0, np.sqrt(offset_share), truth.shape)
+
+    tables = []
+    stats: RewardStats | None = None
+    for split, pairs in (("train", train_pairs), ("test", test_pairs)):
+        index = np.repeat(np.flatnonzero(np.array(held_out) == (split == "test")), pairs)
+        quality = rng.normal(0, np.sqrt(1 - offset_share), (2, len(index), len(NAMES)))
+        first, second = offsets[index] + quality
+        wins = prefer_first(truth[index], first, second, temperature, rng)[:, None]
+        ordered = np.where(wins, first, second), np.where(wins, second, first)
+        chosen, rejected = (np.multiply(SCALES, z) + SHIFTS for z in ordered)
+        if stats is None:
+            stats = RewardStats.fit(np.vstack([chosen, rejected]), NAMES)
+        tables.append(_scored_table(prompts[index], chosen, rejected, stats, split))
+    return PlantedTruth(tables[0], tables[1], weights, temperature)
+
+
+def _scored_table(prompts, raw_chosen, raw_rejected, stats: RewardStats, split: str):
+    table: dict[str, Any] = {
+        "id": [f"planted-{split}-{i}" for i in range(len(prompts))],
+        "source": "planted",
+        "objective": "overall",
+        "split": split,
+        "fold": 0 if split == "train" else -1,
+        "constructed": False,
+        "prompt": prompts,
+        "text": [json.loads(p)[0]["content"] for p in prompts],
+    }
+    for side, raw in (("chosen", raw_chosen), ("rejected", raw_rejected)):
+        z = stats.normalize(raw)
+        for k, name in enumerate(stats.objective_names):
+            table[f"raw_{side}_{name}"], table[f"z_{side}_{name}"] = raw[:, k], z[:, k]
+    return pd.DataFrame(table)
+
+
+def recovery(planted: PlantedTruth, weights: Mapping[str, ArrayLike]) -> dict[str, float]:
+    """How close weights, prompt JSON -> (K,), come to the truth on the held-out prompts.
+
+    Returns:
+        ``n`` held-out pairs, ``accuracy`` on them, and ``correlation`` with w*, over prompts and objectives together; 0
+        for weights that are all the same.
+    """
+    prompts = planted.test["prompt"].to_numpy(str)
+    found = np.stack([np.asarray(weights[p], dtype=np.float64) for p in prompts])
+    truth = np.stack([planted.weights[p] for p in prompts])
+    flat = found.std() < 1e-9
+    margin = margins(planted.test, planted.objective_names)
+    return {
+        "n": len(prompts),
+        "correlation": 0.0 if flat else float(np.corrcoef(found.ravel(), truth.ravel())[0, 1]),
+        "accuracy": float(correct((margin * found).sum(axis=1)).mean()),
+    }
+
+
+def predicted(adapter, planted: PlantedTruth) -> dict[str, NDArray[np.float32]]:
+    """An adapter's weights for the held-out prompts: prompt JSON -> (K,)."""
+    prompts = list(planted.test["prompt"].unique())
+    return dict(zip(prompts, adapter.predict([json.loads(p) for p in prompts]), strict=True))
+
+
+def compare_targets(seed: int, encoder: str) -> dict[str, dict[str, float]]:
+    """:func:`recovery` for one planted truth: of w* itself (``oracle``), of ``uniform``, of an adapter for each target.
+
+    The adapters' encoder is frozen.
+    """
+    planted = planted_truth(seed)
+    K = len(planted.objective_names)
+    report = {
+        "oracle": recovery(planted, planted.weights),
+        "uniform": recovery(planted, {p: np.full(K, 1 / K) for p in planted.weights}),
+    }
+    for target, tau in TARGETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            adapter = fit_adapter(
+                planted.train,
+                planted.objective_names,
+                folder,
+                encoder=encoder,
+                target=target,
+                temperature=tau or planted.temperature,
+                features=planted_features(encoder),
+                epochs=EPOCHS,
+                seed=seed,
+            )
+        report[target] = recovery(planted, predicted(adapter, planted))
+    return report
+
+
+@cache
+def planted_features(encoder: str) -> dict[str, torch.Tensor]:
+    """Features of the prompts by prompt JSON, for ``fit_adapter``."""
+    prompts = list(planted_truth(train_pairs=1, test_pairs=1).weights)
+    return encode_prompts(PreferenceAdapter(encoder, NAMES), prompts)
