@@ -541,7 +541,7 @@ def test_the_scatter_follows_its_axes(visit) -> None:
 def test_screenshot(visit, tmp_path: Path) -> None:
     """The README's picture; PRO_SCREENSHOT=1 takes it anew."""
     page = visit()
-    shot = ROOT / "docs" / "screenshot.png"
+    shot = ROOT / "docs" / "figures" / "screenshot.png"
     if shot.exists() and not os.environ.get("PRO_SCREENSHOT"):
         shot = tmp_path / "screenshot.png"
     page.screenshot(path=str(shot))

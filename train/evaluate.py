@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument(
-        "--figures", type=Path, default=ROOT / "docs", help="where policies' are drawn"
+        "--figures", type=Path, default=ROOT / "docs" / "figures", help="where policies' are drawn"
     )
     arguments = parser.parse_args()
     for recipe in arguments.recipes:
@@ -141,7 +141,7 @@ def main() -> None:
         file = arguments.results / f"{arguments.what}.jsonl"
         write_rows(file, rows, whole=arguments.what in ("policies", "levels"))
     if arguments.what == "readme":
-        for document in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
             fill_tables(document, arguments.results)
     for name in ("policies", "levels"):
         if arguments.what in ("readme", name):
