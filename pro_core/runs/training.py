@@ -16,6 +16,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pro_core.data.schema import DataError
+from pro_core.runs.recipes import ConfigError as ConfigError
 from pro_core.system.processes import (
     WAIT,
     from_main,
@@ -25,10 +26,6 @@ from pro_core.system.processes import (
     wait_for_all,
 )
 from pro_core.system.storage import StorageError, explained_disk, write_config
-
-
-class ConfigError(ValueError):
-    """A recipe that cannot be run: says which key, what it got, what it expected."""
 
 
 class MasterAdamW(torch.optim.AdamW):

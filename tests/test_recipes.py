@@ -1,0 +1,214 @@
+"""Recipes: what fits is read, what does not is refused with the setting's name, before anything is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from pydantic import ValidationError, model_validator
+
+from pro_core.runs.recipes import (
+    ConfigError,
+    Count,
+    Names,
+    Positive,
+    Recipe,
+    RecipeOfArms,
+    Settings,
+    Share,
+    described,
+    folder_name,
+)
+
+
+class Target(Settings):
+    target: Literal["paper", "pairwise"]
+    temperature: Positive = 1.0
+
+
+class Small(Recipe):
+    """A recipe with one field of each sort."""
+
+    objectives: Names
+    """of the panel's, in its order"""
+    steps: Count = 10
+    """updates of the optimizer"""
+    learning_rate: Positive = 1e-4
+    share: Share = 0.5
+    frozen: bool = False
+    lora: dict[str, Any] | None = {}
+    """PEFT settings"""
+    targets: list[Target] = []
+
+
+class Method(Settings):
+    kl: Positive = 0.1
+    steps: Count = 10
+
+
+class Arms(Method, RecipeOfArms):
+    varies: ClassVar[type[Settings]] = Method
+    method: str = "GRPO"
+    model: str
+
+    @model_validator(mode="after")
+    def _even(self) -> Arms:
+        if self.steps % 2:
+            raise ValueError(f"got steps {self.steps}, expected an even number")
+        return self
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_recipe_gives_its_settings_and_defaults(tmp_path):
+    path = written(tmp_path, "objectives: [helpful]\nlearning_rate: 1e-3\nlora: {r: 8}\n")
+    recipe = Small.read(path)
+    assert (recipe.objectives, recipe.steps, recipe.learning_rate) == (["helpful"], 10, 1e-3)
+    assert recipe.lora == {"r": 8} and recipe.targets == []
+    assert recipe.config == "recipe.yaml" and recipe.arguments == str(path)
+    assert recipe.decides("steps", "share") == {"steps": 10, "share": 0.5}
+
+
+def test_python_says_the_same_as_a_file(tmp_path):
+    path = written(tmp_path, "objectives: [a, b]\ntargets: [{target: paper, temperature: 2}]\n")
+    made = Small(objectives=("a", "b"), targets=[{"target": "paper", "temperature": 2.0}])  # type: ignore[arg-type]
+    assert Small.read(path).model_dump() == made.model_dump()
+    with pytest.raises(ValidationError):
+        Small(objectives=["a"], steps=0)
+
+
+def test_the_command_line_changes_settings(tmp_path):
+    path = written(tmp_path, "objectives: [a]\nlora: {r: 8}\n")
+    changes = ["steps=3", "learning_rate=5e-5", "lora.lora_alpha=32", "objectives=[b, c]"]
+    recipe = Small.read(path, changes)
+    assert (recipe.steps, recipe.learning_rate, recipe.objectives) == (3, 5e-5, ["b", "c"])
+    assert recipe.lora == {"r": 8, "lora_alpha": 32}
+    assert recipe.config == f"recipe.yaml {' '.join(changes)}"
+    assert Small.read(path, ["lora=null"]).lora is None
+
+
+WRONG = {
+    "misspelt": ("objectives: [a]\nlearing_rate: 1.0", "learing_rate"),
+    "missing": ("steps: 1", "objectives"),
+    "a text for a number": ("objectives: [a]\nsteps: many", "steps"),
+    "true for a number": ("objectives: [a]\nsteps: true", "steps"),
+    "a number for true": ("objectives: [a]\nfrozen: 1", "frozen"),
+    "out of range": ("objectives: [a]\nshare: 1.0", "share"),
+    "not a number": ("objectives: [a]\nlearning_rate: .nan", "learning_rate"),
+    "an empty list": ("objectives: []", "objectives"),
+    "in a part": ("objectives: [a]\ntargets: [{target: pairwise, temperature: -1}]", "targets.0.temperature"),
+    "misspelt in a part": ("objectives: [a]\ntargets: [{target: paper, temprature: 1}]", "targets.0.temprature"),
+    "another choice": ("objectives: [a]\ntargets: [{target: papers}]", "targets.0.target"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "field"), WRONG.values(), ids=WRONG)
+def test_what_does_not_fit_is_named(tmp_path, text, field):
+    with pytest.raises(ConfigError) as refused:
+        Small.read(written(tmp_path, text))
+    assert refused.value.fields == (field,)
+
+
+def test_a_misspelt_setting_is_told_its_nearest(tmp_path):
+    near = {
+        "objectives: [a]\nlearing_rate: 1.0": "'learning_rate'",
+        "objectives: [a]\ntargets: [{target: paper, temprature: 1}]": "'temperature'",
+    }
+    for text, name in near.items():
+        with pytest.raises(ConfigError, match=name):
+            Small.read(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "", "\x00"], ids=["list", "cut", "empty", "null"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError):
+        Small.read(written(tmp_path, text))
+    with pytest.raises(ConfigError):
+        Small.read(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("change", ["steps", "=3", "lora..r=1", "steps=[1"])
+def test_a_change_that_is_none_is_refused(tmp_path, change):
+    with pytest.raises(ConfigError):
+        Small.read(written(tmp_path, "objectives: [a]"), [change])
+
+
+def test_arms_differ_in_what_may_vary(tmp_path):
+    text = "model: m\noutput: o\nsteps: 4\nkl: 0.5\narms:\n  A: {kl: 0.2}\n  B: null\n  C, again: {steps: 6}\n"
+    arms = Arms.read(written(tmp_path, text)).methods()
+    assert {name: (arm.kl, arm.steps, arm.method) for name, arm in arms.items()} == {
+        "A": (0.2, 4, "A"),
+        "B": (0.5, 4, "B"),
+        "C, again": (0.5, 6, "C, again"),
+    }
+    alone = Arms.read(written(tmp_path, "model: m\noutput: o")).methods()
+    assert list(alone) == ["GRPO"] and folder_name("C, again") == "c-again"
+
+
+WRONG_ARMS = {
+    "misspelt": ("arms: {A: {kll: 1.0}}", "arms.A.kll"),
+    "one for all": ("arms: {A: {model: n}}", "arms.A.model"),
+    "out of range": ("arms: {A: {kl: 0}}", "arms.A.kl"),
+    "together": ("arms: {A: {steps: 3}}", "arms.A"),
+    "one folder": ("arms: {A b: {}, a-B: {}}", "arms.a-B"),
+    "none": ("arms: {}", "arms"),
+    "two in one place": ("policy: p\nseeds: [0, 1]\narms: {A: {}}", "policy"),
+}
+
+
+@pytest.mark.parametrize(("text", "field"), WRONG_ARMS.values(), ids=WRONG_ARMS)
+def test_an_arm_that_does_not_fit_is_named(tmp_path, text, field):
+    with pytest.raises(ConfigError) as refused:
+        Arms.read(written(tmp_path, f"model: m\noutput: o\n{text}"))
+    assert refused.value.fields == (field,)
+
+
+def test_every_setting_is_described_with_type_range_default_and_meaning():
+    lines = [line.strip() for line in described(Small)]
+    assert lines == [
+        "objectives: list of text; required. of the panel's, in its order",
+        "steps: whole number > 0; default 10. updates of the optimizer",
+        "learning_rate: number > 0; default 0.0001",
+        "share: number >= 0 and < 1; default 0.5",
+        "frozen: true or false; default false",
+        "lora: {name: value} or null; default {}. PEFT settings",
+        "targets: list of {...}; default []",
+        "target: paper | pairwise; required",
+        "temperature: number > 0; default 1.0",
+    ]
+    assert list(described(Arms))[-1] == "Arms may differ in: kl, steps."
+
+
+SCRIPT = '''
+"""Usage here."""
+from pro_core.runs.recipes import Count, Recipe
+from pro_core.runs.scripts import run_script
+class Own(Recipe):
+    steps: Count
+    """updates"""
+run_script(lambda recipe: print("steps", recipe.steps), Own, __doc__)
+'''
+
+
+def test_a_script_takes_a_recipe_and_changes(tmp_path):
+    script, recipe = tmp_path / "own.py", written(tmp_path, "steps: 3")
+    script.write_text(SCRIPT)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert run(str(recipe), "steps=4").stdout == "steps 4\n"
+    shown = run("--help")
+    assert shown.returncode == 0 and "Usage here." in shown.stdout
+    assert "steps: whole number > 0; required. updates" in shown.stdout
+    assert run().returncode == 1
+    refused = run(str(recipe), "step=4")
+    assert refused.returncode == 1 and refused.stderr.startswith("ConfigError: ")
