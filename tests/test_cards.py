@@ -13,23 +13,20 @@ import pytest
 import yaml
 from tiny import tiny_classifier
 
+from pro_core.adapter.card import write_adapter_card
+from pro_core.data import card_parts
+from pro_core.data.card_parts import base_licence, data_licences
 from pro_core.data.sources import data_sources, rated_sources
 from pro_core.data.training_pairs import gather_pairs
+from pro_core.policies.card import write_soup_card
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
-from pro_core.reporting import card_parts
-from pro_core.reporting.card_parts import base_licence, data_licences
-from pro_core.reporting.cards import (
-    grade,
-    write_adapter_card,
-    write_classifier_card,
-    write_panel_card,
-    write_soup_card,
-)
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import RewardClassifier
+from pro_core.rewards.classifier_card import write_classifier_card
 from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.scores import distinct_texts, fit_reference_stats, pair_table
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import library_versions

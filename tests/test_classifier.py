@@ -18,9 +18,9 @@ from transformers import Qwen2Config, Qwen2Model
 from pro_core import RewardClassifier, RewardStats, map_levels
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.sources import RatedSource, rated_sources
-from pro_core.evaluation.classifiers import grade_levels, majority_class
 from pro_core.reporting.tables import classifier_table
 from pro_core.rewards.classifier import IntensityScale, log_probabilities, moving_stats
+from pro_core.rewards.classifier_grades import grade_levels, majority_class
 from pro_core.rewards.classifier_training import (
     RatedResponses,
     check_losses,

@@ -21,14 +21,15 @@ from pro_core.metrics import (
     macro_accuracy,
     prompt_counts,
 )
-from pro_core.reporting.cards import grade
 from pro_core.reporting.tables import (
     adapter_table,
     judges_table,
     length_table,
     reward_models_table,
 )
-from pro_core.rewards.baselines import bag_of_words, length_report
+from pro_core.rewards.baselines import bag_of_words
+from pro_core.rewards.length import length_report
+from pro_core.rewards.panel_card import grade
 
 NAMES = ("helpful", "harmless")
 

@@ -23,7 +23,6 @@ from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder
 from pro_core.adapter.model import pairwise_loss
 from pro_core.adapter.training import fit_adapter
 from pro_core.data.schema import to_messages
-from pro_core.evaluation.classifiers import grade_levels
 from pro_core.evaluation.policy.text_quality import SURPRISE_VERSION, LanguageModel
 from pro_core.generation.base import GenerationSettings
 from pro_core.generation.chat import fit
@@ -41,15 +40,16 @@ from pro_core.policies.rl.reward import normalize_groups
 from pro_core.policies.sft import fine_tune
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
-from pro_core.reporting.cards import grade
 from pro_core.rewards import bradley_terry, classifier_runs, classifier_training, panel_runs
 from pro_core.rewards.batching import SCORING_VERSION, encode
 from pro_core.rewards.bradley_terry import bradley_terry_loss
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import IntensityScale
+from pro_core.rewards.classifier_grades import grade_levels
 from pro_core.rewards.classifier_runs import ClassifierRun
 from pro_core.rewards.classifier_training import classifier_loss
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel_card import grade
 from pro_core.rewards.panel_runs import PanelRun
 from pro_core.system.storage import content_hash
 from pro_core.theory import labelled_worlds, theorem

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from pro_core.adapter.card import write_adapter_card
 from pro_core.adapter.controls import compare, control_weights
 from pro_core.adapter.runs import AdapterRun, name_of
-from pro_core.reporting.cards import write_adapter_card
 from pro_core.runs.training import run_script
 from pro_core.system.processes import from_main, join_processes, keep_freed_memory, main_process
 from pro_core.system.storage import replacing

@@ -34,8 +34,9 @@ from pro_core.evaluation.policy.run import PolicyRun
 from pro_core.evaluation.results import panel_row, read_rows, write_rows
 from pro_core.reporting.policy_figures import draw_figures
 from pro_core.reporting.tables import TABLES, fill_tables
-from pro_core.rewards.baselines import beside_baselines, length_removed
+from pro_core.rewards.baselines import beside_baselines
 from pro_core.rewards.classifier_runs import ClassifierRun
+from pro_core.rewards.length import length_removed
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_runs import PanelRun
 from pro_core.runs.training import ConfigError

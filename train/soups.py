@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pro_core.policies.card import write_soup_card
 from pro_core.policies.soups import (
     greatest_rank,
     interpolate_lattice,
@@ -31,7 +32,6 @@ from pro_core.policies.soups import (
 )
 from pro_core.policies.stages import RUN
 from pro_core.prompting.policy_config import PolicyConfig
-from pro_core.reporting.cards import write_soup_card
 from pro_core.runs.training import ConfigError, read_recipe, run_script
 from pro_core.system.storage import StorageError, read_config
 

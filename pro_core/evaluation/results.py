@@ -57,7 +57,7 @@ def panel_row(
 ) -> dict[str, Any]:
     """A row from objective -> accuracy with its interval and what length has to do with it.
 
-    See :func:`pro_core.rewards.baselines.length_report`. Baselines, which need no recipe, have no config,
+    See :func:`pro_core.rewards.length.length_report`. Baselines, which need no recipe, have no config,
     but for a judge's: its pairs are its own.
     """
     metrics: dict[str, float] = {}

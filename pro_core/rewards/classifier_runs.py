@@ -16,15 +16,15 @@ from typing import Any
 
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.sources import default_data_dir, rated_sources
-from pro_core.evaluation.classifiers import (
+from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.classifier import RewardClassifier, level_columns
+from pro_core.rewards.classifier_card import write_classifier_card
+from pro_core.rewards.classifier_grades import (
     grade_levels,
     graded_responses,
     majority_class,
     prediction_table,
 )
-from pro_core.reporting.cards import write_classifier_card
-from pro_core.rewards.batching import SCORING_VERSION
-from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.classifier_training import (
     TRAINING_VERSION,
     ClassifierTrainer,

@@ -19,11 +19,11 @@ import pandas as pd
 from pro_core.data.schema import PreferencePair
 from pro_core.data.sources import data_sources, default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
-from pro_core.reporting.cards import grade, write_panel_card
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.scores import (
     PANEL,
     check_table,
