@@ -42,7 +42,7 @@ _HOMES = {
     "rewards.shards": ("read_rewards",),
     "adapter.model": ("PreferenceAdapter", "UncertainWeights"),
     "adapter.explanations": ("Explanation", "explain"),
-    "generation": ("GenerationError", "GenerationSettings", "Generator", "best_of_n"),
+    "generation": ("GenerationError", "GenerationSettings", "Generator", "Request", "best_of_n"),
     "metrics": ("hypervolume", "igd_plus", "is_nondominated"),
     "evaluation.policy.responses": ("GeneratorPolicy", "Policy"),
     "policies.soups": ("interpolate_policies",),

@@ -445,7 +445,8 @@ def told(reader, monkeypatch) -> list[str]:
     found, original = [], reader.generator.stream_batch
 
     def stream(batch, settings=None):
-        found.extend(messages[-1]["content"] for messages in batch)
+        read = [request.read_by(reader.generator.policy) for request in batch]
+        found.extend(request.messages[-1]["content"] for request in read)
         return original(batch, settings)
 
     monkeypatch.setattr(reader.generator, "stream_batch", stream)
@@ -467,7 +468,7 @@ def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None
     run = end_of(Page(reader).ask("Hi <helpful> 1.00", 3, 4, False, {}))
     config = reader.generator.policy
     # By default the adapter's, of its own two objectives in its own order; what a visitor types is no weight.
-    [message] = config.messages("Hi <helpful> 1.00", run["predicted"], names)
+    [message] = config.condition.messages("Hi <helpful> 1.00", run["predicted"], names)
     assert message["content"].startswith("Hi (helpful) 1.00 <harmless> 0.")
     assert told == [message["content"]] * 3
     assert run["conditioned"] == "weights" and run["used"] is None
@@ -511,7 +512,8 @@ def test_the_default_is_a_soup_that_the_weights_in_force_mix(served, monkeypatch
     original = models.generator.stream_batch
 
     def stream(batch, settings=None):
-        found.extend(json.loads(messages[-1]["weights"]) for messages in batch)
+        read = [request.read_by(models.generator.policy) for request in batch]
+        found.extend(list(request.weights.values()) for request in read)
         return original(batch, settings)
 
     monkeypatch.setattr(models.generator, "stream_batch", stream)
@@ -545,7 +547,7 @@ def test_a_stock_model_reads_the_prompt_alone(monkeypatch) -> None:
     original = models.generator.stream_batch
 
     def stream(batch, settings=None):
-        found.extend(messages[-1]["content"] for messages in batch)
+        found.extend(request.messages[-1]["content"] for request in batch)
         return original(batch, settings)
 
     monkeypatch.setattr(models.generator, "stream_batch", stream)

@@ -17,6 +17,7 @@ from pro_core.generation import (
     GenerationError,
     GenerationSettings,
     LocalGenerator,
+    Request,
     collect,
     generator_from_env,
     styled,
@@ -27,6 +28,7 @@ from tests.servers.tgi_dialect import Log, Options, build, serving
 pytestmark = pytest.mark.slow
 
 HI = [{"role": "user", "content": "Name three colours."}]
+ASK = Request(HI)
 TINY = GenerationSettings(max_new_tokens=6, seed=1)
 HF_TOKEN = "hf_this_is_the_machines_own_token"
 
@@ -59,14 +61,14 @@ def meet(faulty, name, dialect="openai", **options):
 
 
 def outcome(generator, n=1):
-    return collect(generator, [HI] * n, TINY)[0]
+    return collect(generator, [ASK] * n, TINY)[0]
 
 
 def news_of(generator):
     """Every piece of one answer."""
 
     async def watch():
-        return [piece async for piece in generator.stream_batch([HI], TINY)]
+        return [piece async for piece in generator.stream_batch([ASK], TINY)]
 
     return asyncio.run(watch())
 
@@ -103,7 +105,7 @@ def test_each_fault_is_one_sentence(faulty, name, says, dialect):
     assert "\n" not in answer.error
     assert faulty.token not in answer.error
     with pytest.raises(GenerationError, match=r"endpoint|model"):
-        meet(faulty, name, dialect).generate([HI], TINY)
+        meet(faulty, name, dialect).generate([ASK], TINY)
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
@@ -259,23 +261,22 @@ def test_tokens_and_dialects_that_are_none():
 
 def test_one_candidate_fails_and_the_others_go_on(faulty):
     generator = meet(faulty, "fine")
-    answers = collect(generator, [HI, [], HI], TINY)
+    answers = collect(generator, [ASK, Request([]), ASK], TINY)
     assert [bool(a.error) for a in answers] == [False, True, False]
     assert answers[0].text == answers[2].text == "".join(WORDS)
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
 def test_half_a_surrogate_pair_can_be_sent(faulty, dialect):
-    answer = collect(
-        meet(faulty, "fine", dialect), [[{"role": "user", "content": "x\ud83d"}]], TINY
-    )
+    asked = Request([{"role": "user", "content": "x\ud83d"}])
+    answer = collect(meet(faulty, "fine", dialect), [asked], TINY)
     assert answer[0].error is None
     assert "x\ufffd" in str(faulty.requests[-1][2])
 
 
 def test_candidates_have_seeds_of_their_own(faulty):
     before = len(faulty.requests)
-    collect(meet(faulty, "fine"), [HI] * 3, TINY)
+    collect(meet(faulty, "fine"), [ASK] * 3, TINY)
     seeds = [body["seed"] for _, _, body in faulty.requests[before:]]
     assert len(set(seeds)) == 3
 
@@ -284,7 +285,7 @@ def test_candidates_have_seeds_of_their_own(faulty):
 def test_closing_hangs_up(faulty, dialect):
     async def look_and_leave():
         generator = meet(faulty, "stall", dialect, timeout=120.0)
-        async with aclosing(generator.stream_batch([HI, HI], TINY)) as pieces:
+        async with aclosing(generator.stream_batch([ASK, ASK], TINY)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     return
@@ -349,7 +350,7 @@ def test_tgi_candidates_run_side_by_side(tgi, smollm2):
     order = []
 
     async def watch():
-        async for piece in generator.stream_batch([HI] * 3, GenerationSettings(max_new_tokens=8)):
+        async for piece in generator.stream_batch([ASK] * 3, GenerationSettings(max_new_tokens=8)):
             if piece.text:
                 order.append(piece.index)
             assert piece.error is None
@@ -368,7 +369,7 @@ def test_tgi_candidates_run_side_by_side(tgi, smollm2):
 def test_tgi_seeds_repeat(tgi, smollm2):
     generator = tgi_generator(tgi, smollm2)
     settings = GenerationSettings(max_new_tokens=8, temperature=1.0, seed=5)
-    first, second = generator.generate([HI] * 2, settings), generator.generate([HI] * 2, settings)
+    first, second = generator.generate([ASK] * 2, settings), generator.generate([ASK] * 2, settings)
     assert first == second
     assert first[0] != first[1]
 
@@ -377,16 +378,16 @@ def test_tgi_traps_are_stepped_around(tgi, smollm2):
     """top_p 1.0 and temperature 0 mean something to people; TGI refuses both numbers."""
     generator = tgi_generator(tgi, smollm2)
     settings = GenerationSettings(max_new_tokens=4, temperature=0.0, top_p=1.0, seed=3)
-    greedy = generator.generate([HI, HI], settings)
+    greedy = generator.generate([ASK, ASK], settings)
     assert greedy[0] == greedy[1]
-    assert generator.generate([HI], GenerationSettings(max_new_tokens=4, top_p=1.0))
+    assert generator.generate([ASK], GenerationSettings(max_new_tokens=4, top_p=1.0))
     for body in tgi[1].bodies[-3:]:
         assert "top_p" not in body["parameters"]
 
 
 def test_tgi_writes_characters_whole(tgi, smollm2):
     generator = tgi_generator(tgi, smollm2)
-    asks = [{"role": "user", "content": "Repeat exactly: 😀🎉 日本語"}]
+    asks = Request([{"role": "user", "content": "Repeat exactly: 😀🎉 日本語"}])
     settings = GenerationSettings(max_new_tokens=16, temperature=0.0)
 
     async def pieces():
@@ -398,7 +399,7 @@ def test_tgi_writes_characters_whole(tgi, smollm2):
 def test_tgi_errors_come_inside_the_stream(tgi, smollm2):
     generator = tgi_generator(tgi, smollm2)
     long = [{"role": "user", "content": "word " * 600}]
-    answer = collect(generator, [long], TINY)[0]
+    answer = collect(generator, [Request(long)], TINY)[0]
     assert "does not accept this request (422)" in answer.error
     assert "must be <= 512" in answer.error
 
@@ -409,7 +410,7 @@ def test_tgi_overload_is_tried_again(tgi, smollm2):
     log.finished.clear()
     try:
         generator = tgi_generator(tgi, smollm2, retries=0)
-        answers = collect(generator, [HI] * 3, TINY)
+        answers = collect(generator, [ASK] * 3, TINY)
     finally:
         options.max_concurrent_requests = 8
     assert log.finished.count("overloaded") == 2
@@ -432,7 +433,7 @@ def test_tgi_stop_ends_the_servers_work(tgi, smollm2):
 
     async def look_and_leave():
         settings = GenerationSettings(max_new_tokens=400)
-        async with aclosing(tgi_generator(tgi, smollm2).stream_batch([HI], settings)) as pieces:
+        async with aclosing(tgi_generator(tgi, smollm2).stream_batch([ASK], settings)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     break
@@ -480,7 +481,7 @@ def serve(smollm2, tmp_path_factory):
 
 def test_a_real_server_streams_candidates(serve, smollm2):
     generator = EndpointGenerator(serve, smollm2)
-    batch = [styled(HI, "plain"), styled(HI, "playful")]
+    batch = [Request(styled(HI, style)) for style in ("plain", "playful")]
 
     async def watch():
         news = []
@@ -500,8 +501,8 @@ def test_a_real_server_streams_candidates(serve, smollm2):
 
 def test_a_real_server_at_temperature_zero_says_what_the_model_says(serve, smollm2):
     settings = GenerationSettings(max_new_tokens=8, temperature=0.0)
-    here = LocalGenerator(smollm2).generate([HI], settings)[0]
-    there = EndpointGenerator(serve, smollm2).generate([HI], settings)[0]
+    here = LocalGenerator(smollm2).generate([ASK], settings)[0]
+    there = EndpointGenerator(serve, smollm2).generate([ASK], settings)[0]
     assert here[:12] == there[:12]  # bf16 may part ways later
 
 

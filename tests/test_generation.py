@@ -17,6 +17,7 @@ from pro_core.generation import (
     GenerationSettings,
     LocalGenerator,
     Piece,
+    Request,
     best_of_n,
     collect,
     styled,
@@ -37,6 +38,7 @@ from pro_core.weights import FixedWeights
 pytestmark = pytest.mark.slow
 
 HI = [{"role": "user", "content": "Name three colours."}]
+ASK = Request(HI)
 TINY = GenerationSettings(max_new_tokens=6, seed=1)
 DEMO_PANEL = Path(__file__).parent.parent / "checkpoints" / "demo" / "panel"
 
@@ -212,7 +214,7 @@ def run_pieces(generator, batch, settings):
 
 
 def test_candidates_stream_side_by_side(local):
-    pieces = run_pieces(local, [HI] * 3, GenerationSettings(max_new_tokens=6, seed=2))
+    pieces = run_pieces(local, [ASK] * 3, GenerationSettings(max_new_tokens=6, seed=2))
     order = [piece.index for piece in pieces if piece.text]
     assert set(order) == {0, 1, 2}
     assert order != sorted(order)
@@ -231,15 +233,15 @@ def test_seeds_repeat_and_leave_the_global_state_alone(local):
     settings = GenerationSettings(max_new_tokens=4, temperature=1.0, seed=7)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    first = local.generate([HI] * 3, settings)
+    first = local.generate([ASK] * 3, settings)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(123)
-    assert local.generate([HI] * 3, settings) == first
+    assert local.generate([ASK] * 3, settings) == first
     assert len(set(first)) == 3  # candidates differ
     other = GenerationSettings(max_new_tokens=4, temperature=1.0, seed=8)
-    assert local.generate([HI] * 3, other) != first
+    assert local.generate([ASK] * 3, other) != first
     free = GenerationSettings(max_new_tokens=6, temperature=1.0)
-    assert local.generate([HI], free) != local.generate([HI], free)
+    assert local.generate([ASK], free) != local.generate([ASK], free)
 
 
 def test_temperature_zero_is_transformers_greedy(local):
@@ -248,7 +250,7 @@ def test_temperature_zero_is_transformers_greedy(local):
     out = model.generate(ids, max_new_tokens=5, do_sample=False)
     expected = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     greedy = GenerationSettings(max_new_tokens=5, temperature=0.0)
-    assert local.generate([HI, HI], greedy) == expected
+    assert local.generate([ASK, ASK], greedy) == expected
 
 
 def test_sampling_follows_the_models_probabilities(local):
@@ -283,7 +285,7 @@ def test_the_nucleus_is_that_of_transformers(top_p):
 
 
 def test_different_prompts_in_one_batch_equal_each_alone(local):
-    batch = [styled(HI, style) for style in STYLES]
+    batch = [Request(styled(HI, style)) for style in STYLES]
     greedy = GenerationSettings(max_new_tokens=6, temperature=0.0)
     together = local.generate(batch, greedy)
     assert together[0] == local.generate(batch[:1], greedy)[0]
@@ -291,14 +293,14 @@ def test_different_prompts_in_one_batch_equal_each_alone(local):
 
 
 def test_one_bad_candidate_does_not_harm_the_others(local):
-    endless = [{"role": "user", "content": "word " * 40_000}]
-    answers = collect(local, [HI, endless, []], TINY)
+    endless = Request([{"role": "user", "content": "word " * 40_000}])
+    answers = collect(local, [ASK, endless, Request([])], TINY)
     assert answers[0].text
     assert answers[0].error is None
     assert "too long for this model" in answers[1].error
     assert "nothing to answer" in answers[2].error
     with pytest.raises(GenerationError, match="too long"):
-        local.generate([HI, endless], TINY)
+        local.generate([ASK, endless], TINY)
 
 
 def test_odd_prompts_are_answered(local):
@@ -310,20 +312,20 @@ def test_odd_prompts_are_answered(local):
         "<helpful> 1.00",
         "<|im_end|>",
     ]
-    batch = [[{"role": "user", "content": text}] for text in odd]
+    batch = [Request([{"role": "user", "content": text}]) for text in odd]
     answers = collect(local, batch, GenerationSettings(max_new_tokens=8, temperature=0.0))
     assert [answer.error for answer in answers] == [None] * len(odd)
-    blank = collect(local, [[{"role": "user", "content": " \n "}]], TINY)[0]
+    blank = collect(local, [Request([{"role": "user", "content": " \n "}])], TINY)[0]
     assert "nothing to answer" in blank.error
 
 
 def test_left_out_turns_are_reported():
     generator = LocalGenerator(max_context=150)
-    answer = collect(generator, [long_chat(20)], TINY)[0]
+    answer = collect(generator, [Request(long_chat(20))], TINY)[0]
     assert answer.text
     assert "turns were left out" in answer.notes[0]
     too_much = GenerationSettings(max_new_tokens=150)
-    assert "does not fit" in collect(generator, [HI], too_much)[0].error
+    assert "does not fit" in collect(generator, [ASK], too_much)[0].error
 
 
 def test_stop_stops_and_the_next_one_starts(local):
@@ -331,7 +333,7 @@ def test_stop_stops_and_the_next_one_starts(local):
     long = GenerationSettings(max_new_tokens=2000, temperature=1.5, seed=1)
 
     async def look_and_leave():
-        async with aclosing(local.stream_batch([HI, HI], long)) as pieces:
+        async with aclosing(local.stream_batch([ASK, ASK], long)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     return piece
@@ -340,12 +342,12 @@ def test_stop_stops_and_the_next_one_starts(local):
     idle = threading.Event()
     local._worker.submit(idle.set)  # runs when the stopped batch has left the worker
     assert idle.wait(10)
-    assert local.generate([HI], TINY)[0]
+    assert local.generate([ASK], TINY)[0]
 
 
 def test_waiting_batches_take_turns_and_can_be_given_up(local):
     async def main():
-        abandoned = local.stream_batch([HI], TINY)
+        abandoned = local.stream_batch([ASK], TINY)
         waiting = asyncio.ensure_future(anext(abandoned))
         await asyncio.sleep(0)
         texts = asyncio.gather(*(first_text() for _ in range(3)))
@@ -353,7 +355,7 @@ def test_waiting_batches_take_turns_and_can_be_given_up(local):
         return await texts
 
     async def first_text():
-        return "".join([text async for text in local.stream(HI, TINY)])
+        return "".join([text async for text in local.stream(ASK, TINY)])
 
     texts = asyncio.run(main())
     assert len(set(texts)) == 1
@@ -370,7 +372,7 @@ def test_the_event_loop_stays_free(local):
                 await asyncio.sleep(0)
 
         ticking = asyncio.ensure_future(tick())
-        async for _ in local.stream(HI, TINY):
+        async for _ in local.stream(ASK, TINY):
             pass
         ticking.cancel()
 
@@ -380,7 +382,7 @@ def test_the_event_loop_stays_free(local):
 
 def test_a_model_that_is_missing_says_so(tmp_path):
     generator = LocalGenerator(tmp_path / "nothing")
-    answer = collect(generator, [HI, HI], TINY)[1]
+    answer = collect(generator, [ASK, ASK], TINY)[1]
     assert "cannot be loaded" in answer.error
     assert "PRO_POLICY" in answer.error
     with pytest.raises(GenerationError, match="cannot be loaded"):
@@ -400,7 +402,7 @@ def test_a_model_without_chat_template(tmp_path, local):
     finally:
         tokenizer.chat_template = template
     plain = LocalGenerator(tmp_path)
-    text = plain.generate([HI], GenerationSettings(max_new_tokens=20, temperature=0.0))[0]
+    text = plain.generate([ASK], GenerationSettings(max_new_tokens=20, temperature=0.0))[0]
     assert text
     assert "\nHuman:" not in text
 
@@ -485,7 +487,7 @@ def test_styles_go_round():
     script = Script(*[("a", None)] * 5)
     result = best_of_n(script, ByLength(), None, HI, 5, styles=True)
     assert [c.style for c in result.candidates] == [*STYLES, "plain"]
-    assert [m[0]["role"] for m in script.batch] == ["user", *["system"] * 3, "user"]
+    assert [r.messages[0]["role"] for r in script.batch] == ["user", *["system"] * 3, "user"]
 
 
 def test_best_of_n_with_the_real_model_and_panel(local):

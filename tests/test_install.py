@@ -35,7 +35,7 @@ NEED_TRAIN = ["hypervolume", "igd_plus", "is_nondominated"]
 USE = """
 import importlib.util, json, sys
 import pro_core
-from pro_core import GenerationSettings, PreferenceAdapter, RewardPanel, to_messages
+from pro_core import GenerationSettings, PreferenceAdapter, Request, RewardPanel, to_messages
 from pro_core.system.extras import MissingExtra
 from pro_core.generation.local import LocalGenerator
 
@@ -53,7 +53,7 @@ print(json.dumps({
     "missing": missing,
     "scores": RewardPanel.from_pretrained(panel).score(prompts, completions).tolist(),
     "weights": PreferenceAdapter.from_pretrained(adapter).predict(prompts).tolist(),
-    "answers": LocalGenerator(policy).generate([to_messages(p) for p in prompts], settings),
+    "answers": LocalGenerator(policy).generate([Request(to_messages(p)) for p in prompts], settings),
 }))
 """
 

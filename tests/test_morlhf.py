@@ -20,7 +20,7 @@ from tiny import TINY_RUN, in_two_processes, tiny_encoder, tiny_llama, vivid_ada
 
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.schema import read_jsonl
-from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.policies.conditional.recipe import folder_name
 from pro_core.policies.rl import grpo as morlhf
 from pro_core.policies.rl.data import RewardData, load_kinds
@@ -143,7 +143,9 @@ def test_arms_differ_in_their_weights_alone(recipe, tmp_path, capsys):
     assert config and not config.reads and config.training["method"] == "PRO-MORLHF"
     assert config.panel == RewardPanel.from_pretrained(record["settings"]["panel"]).fingerprint()
     generator = LocalGenerator(policy, device="cpu")
-    generator.generate([[{"role": "user", "content": "hello"}]] * 2, GenerationSettings(4, seed=0))
+    generator.generate(
+        [Request([{"role": "user", "content": "hello"}])] * 2, GenerationSettings(4, seed=0)
+    )
     # What is finished is not done again.
     capsys.readouterr()
     script.main(path)

@@ -235,7 +235,7 @@ def test_how_far_a_policy_went_from_the_base(recipe, parts):
     policy, ratios = run.policy("moved", 0), []
     for w, texts in enumerate(answers.texts):
         for p, text in enumerate(texts):
-            read = policy.messages(run.prompts[p], run.weights_WK[w])
+            read = policy.request(run.prompts[p], run.weights_WK[w]).messages
             assert "<helpful>" in read[-1]["content"]
             own = log_p(parts / "moved", read, text)
             ratios.append(own - log_p(policies[0]["model"], run.prompts[p], text))

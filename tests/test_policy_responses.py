@@ -10,7 +10,7 @@ from tiny import Script, conditioned_qwen
 from pro_core.evaluation.policy.recipe import RecipePolicies
 from pro_core.evaluation.policy.responses import GeneratorPolicy, best_answer, respond
 from pro_core.evaluation.policy.text_quality import LanguageModel
-from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.generation.best_of_n import Candidate, rank
 from pro_core.prompting.templates import Condition
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
@@ -38,7 +38,7 @@ def test_a_conditioned_checkpoint_is_asked_in_its_own_way(qwen, tmp_path, condit
     """Its own objectives in its own order; what a visitor types is no tag; an SFT model reads the prompt alone."""
     entry = {"name": "own", "model": conditioned_qwen(tmp_path / "own", qwen, condition)}
     policy = RecipePolicies([entry], NAMES)("own", 0)
-    (turn,) = policy.messages("Tell me <helpful> 1.00 a joke.", np.float32(weights))
+    (turn,) = policy.request("Tell me <helpful> 1.00 a joke.", np.float32(weights)).messages
     said = "(helpful)" if condition else "<helpful>"
     assert turn["content"] == f"Tell me {said} 1.00 a joke. {read}".strip()
 
@@ -48,10 +48,10 @@ def test_an_endpoint_is_asked_as_the_checkpoint_that_it_serves(qwen, tmp_path):
     stock = {"name": "served", "endpoint": "http://localhost:9/v1", "model": "lora"}
     ask, weights = "Hi", np.float32([0.62, 0.38])
     policy = RecipePolicies([stock | {"policy": folder}], NAMES)("served", 0)
-    (turn,) = policy.messages(ask, weights)
+    (turn,) = policy.request(ask, weights).messages
     assert turn["content"] == "Hi <helpful> 0.62 <harmless> 0.38"
     plain = RecipePolicies([stock], NAMES)("served", 0)
-    assert plain.messages(ask, weights)[0]["content"] == ask
+    assert plain.request(ask, weights).messages[0]["content"] == ask
     assert plain.identity(weights) != policy.identity(weights)
     for wrong, said in (({"policy": qwen}, "no pro_policy.json"), ({"endpoint": "x y"}, "served:")):
         with pytest.raises(ConfigError, match=said):
@@ -189,8 +189,8 @@ class Soup:
     def generator(self, weights):
         return self.writers.setdefault(self.identity(weights), Script())
 
-    def messages(self, prompt, weights):
-        return [{"role": "user", "content": prompt}]
+    def request(self, prompt, weights):
+        return Request([{"role": "user", "content": prompt}])
 
 
 def test_a_policy_may_have_a_writer_for_each_weighting(tmp_path):

@@ -21,8 +21,8 @@ from pro_core.generation import (
     GenerationError,
     GenerationSettings,
     LocalGenerator,
+    Request,
     collect,
-    conditioned,
     generator_from_env,
 )
 from pro_core.generation.vllm_lora import LoraEndpoint
@@ -39,6 +39,7 @@ NAMES = ("helpful", "harmless", "truthful", "informative", "humor")
 LATE = "humor-100"
 """The mixture that the server is not started with."""
 HI = [{"role": "user", "content": "How do I clean a cat?"}]
+ASK = Request(HI)
 GREEDY = GenerationSettings(max_new_tokens=16, temperature=0.0)
 
 
@@ -123,7 +124,7 @@ def test_candidates_are_streamed_side_by_side(vllm):
 
     async def watch():
         settings = GenerationSettings(max_new_tokens=16)
-        return [piece async for piece in generator.stream_batch([HI, HI], settings)]
+        return [piece async for piece in generator.stream_batch([ASK, ASK], settings)]
 
     news = asyncio.run(watch())
     assert not any(piece.error for piece in news)
@@ -136,14 +137,14 @@ def test_candidates_are_streamed_side_by_side(vllm):
 
 
 def test_it_says_what_the_model_says(vllm, smollm2):
-    here = LocalGenerator(smollm2).generate([HI], GREEDY)[0]
-    assert alike(EndpointGenerator(vllm.url).generate([HI], GREEDY)[0], here)
+    here = LocalGenerator(smollm2).generate([ASK], GREEDY)[0]
+    assert alike(EndpointGenerator(vllm.url).generate([ASK], GREEDY)[0], here)
 
 
 def test_seeds_repeat_and_differ(vllm):
     generator = EndpointGenerator(vllm.url)
     settings = GenerationSettings(max_new_tokens=12, temperature=1.0, seed=5)
-    first, second = (generator.generate([HI, HI], settings) for _ in range(2))
+    first, second = (generator.generate([ASK, ASK], settings) for _ in range(2))
     assert first == second
     assert first[0] != first[1]
 
@@ -154,7 +155,7 @@ def test_leaving_stops_the_servers_work(vllm):
 
     async def look_and_leave() -> tuple[float, float]:
         settings = GenerationSettings(max_new_tokens=900, temperature=1.0)
-        async with aclosing(generator.stream_batch([HI, HI], settings)) as pieces:
+        async with aclosing(generator.stream_batch([ASK, ASK], settings)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     return await asyncio.to_thread(vllm.running), time.monotonic()
@@ -167,14 +168,14 @@ def test_leaving_stops_the_servers_work(vllm):
 
 
 def test_its_refusals_are_sentences(vllm):
-    unknown = collect(EndpointGenerator(vllm.url, "no/such-model"), [HI], GREEDY)[0]
+    unknown = collect(EndpointGenerator(vllm.url, "no/such-model"), [ASK], GREEDY)[0]
     assert "does not know this model or address (404)" in unknown.error
     assert "`no/such-model` does not exist" in unknown.error
     long = [{"role": "user", "content": "word " * 1200}]
-    answer = collect(EndpointGenerator(vllm.url), [long, HI], GREEDY)
+    answer = collect(EndpointGenerator(vllm.url), [Request(long), ASK], GREEDY)
     assert "does not accept this request (400)" in answer[0].error and "1024" in answer[0].error
     assert answer[1].text
-    tgi = collect(EndpointGenerator(vllm.url, dialect="tgi"), [HI], GREEDY)[0]
+    tgi = collect(EndpointGenerator(vllm.url, dialect="tgi"), [ASK], GREEDY)[0]
     assert "PRO_ENDPOINT" in tgi.error
 
 
@@ -196,9 +197,10 @@ def test_a_policy_that_reads_weights_has_them_in_its_prompt(vllm, smollm2, tmp_p
     PolicyConfig(Condition("weights", ("helpful", "humor")), base=smollm2).save(tmp_path)
     environ = {"PRO_POLICY": str(tmp_path), "PRO_ENDPOINT_URL": vllm.url}
     there, here = generator_from_env(environ), LocalGenerator(smollm2)
-    read = conditioned(there, HI, [0.35, 0.3, 0, 0.2, 0.15], NAMES)
-    assert read[-1]["content"] == "How do I clean a cat? <helpful> 0.70 <humor> 0.30"
-    with_weights, without = (here.generate([m], GREEDY)[0] for m in (read, HI))
+    read = Request.weighted(HI, [0.35, 0.3, 0, 0.2, 0.15], NAMES)
+    read = read.read_by(there.policy)
+    assert read.messages[-1]["content"] == "How do I clean a cat? <helpful> 0.70 <humor> 0.30"
+    with_weights, without = (here.generate([r], GREEDY)[0] for r in (read, ASK))
     assert with_weights[:24] != without[:24]  # they change this answer
     assert there.generate([read], GREEDY)[0][:24] == with_weights[:24]
 
@@ -216,11 +218,11 @@ def test_each_candidate_is_written_by_the_nearest_mixture(vllm, lattice):
         "harmless-100": weights(harmless=0.9, helpful=0.1),
         "helpful-050_truthful-050": weights(helpful=0.45, truthful=0.4, humor=0.15),
     }
-    batch = [conditioned(soup, HI, w, NAMES) for w in asked.values()]
+    batch = [Request.weighted(HI, w, NAMES) for w in asked.values()]
     answers = collect(soup, batch, GREEDY)
     for name, answer in zip(asked, answers, strict=True):
         assert not answer.error
-        assert alike(answer.text, LocalGenerator(str(lattice / name)).generate([HI], GREEDY)[0])
+        assert alike(answer.text, LocalGenerator(str(lattice / name)).generate([ASK], GREEDY)[0])
     assert answers[0].text != answers[1].text
     assert "mixture harmless 1, the nearest of 15 that the server holds." in answers[0].notes[0]
     assert "mixture helpful .5, truthful .5, the nearest of 15" in answers[1].notes[0]
@@ -229,7 +231,7 @@ def test_each_candidate_is_written_by_the_nearest_mixture(vllm, lattice):
 def test_a_mixture_that_comes_and_goes(vllm, lattice):
     """It is refused before it is there, written by once it is loaded, and missed when it is gone."""
     soup = EndpointGenerator(vllm.url, policy=PolicyConfig.read(lattice))
-    funny = conditioned(soup, HI, weights(humor=1), NAMES)
+    funny = Request.weighted(HI, weights(humor=1), NAMES)
 
     def answer():
         return collect(soup, [funny], GREEDY)[0]
@@ -238,7 +240,7 @@ def test_a_mixture_that_comes_and_goes(vllm, lattice):
     assert f"lists 14 of the policy's 15 mixtures, and not {LATE}" in answer().error
     loaded = vllm.post("/v1/load_lora_adapter", lora_name=LATE, lora_path=str(lattice / LATE))
     assert loaded.is_success, loaded.text
-    assert alike(answer().text, LocalGenerator(str(lattice / LATE)).generate([HI], GREEDY)[0])
+    assert alike(answer().text, LocalGenerator(str(lattice / LATE)).generate([ASK], GREEDY)[0])
     assert "holds 15 of 15 mixtures" in soup.status()["detail"]
     assert vllm.post("/v1/unload_lora_adapter", lora_name=LATE).is_success
     assert "(404)" in answer().error  # vLLM itself says so
@@ -247,12 +249,12 @@ def test_a_mixture_that_comes_and_goes(vllm, lattice):
 
 def test_a_lora_of_a_run_is_loaded_found_again_and_refused(vllm, lattice, tmp_path):
     """A killed run that starts again meets a server that holds its LoRA, and refuses to load it twice."""
-    here = LocalGenerator(str(lattice / LATE)).generate([HI], GREEDY)[0]
+    here = LocalGenerator(str(lattice / LATE)).generate([ASK], GREEDY)[0]
     try:
         for _ in range(2):
             policy = LoraEndpoint(vllm.url)
             policy.use_lora(LATE, lattice / LATE)
-            assert alike(policy.generate([HI], GREEDY)[0], here)
+            assert alike(policy.generate([ASK], GREEDY)[0], here)
         for name, folder in (("empty", tmp_path), (SMOLLM2, lattice / LATE)):
             with pytest.raises(GenerationError):
                 policy.use_lora(name, folder)
@@ -263,5 +265,5 @@ def test_a_lora_of_a_run_is_loaded_found_again_and_refused(vllm, lattice, tmp_pa
 
 def test_one_mixture_is_a_model_like_any_other(vllm, lattice):
     """Fixed weights: PRO_ENDPOINT_MODEL names the LoRA."""
-    one = EndpointGenerator(vllm.url, "harmless-100").generate([HI], GREEDY)[0]
-    assert alike(one, LocalGenerator(str(lattice / "harmless-100")).generate([HI], GREEDY)[0])
+    one = EndpointGenerator(vllm.url, "harmless-100").generate([ASK], GREEDY)[0]
+    assert alike(one, LocalGenerator(str(lattice / "harmless-100")).generate([ASK], GREEDY)[0])

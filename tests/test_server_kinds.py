@@ -11,6 +11,7 @@ from pro_core.generation import (
     EndpointGenerator,
     GenerationError,
     GenerationSettings,
+    Request,
     Written,
     collect,
 )
@@ -31,6 +32,7 @@ from tests.servers.faulty import (
 )
 
 HI = [{"role": "user", "content": "Name three colours."}]
+ASK = Request(HI)
 TINY = GenerationSettings(max_new_tokens=6, seed=1)
 FINE = Fault(body=whole(False))
 RED = "".join(WORDS)
@@ -49,7 +51,7 @@ def endpoint(url, **options):
 
 
 def outcome(generator, settings=TINY):
-    return collect(generator, [HI], settings)[0]
+    return collect(generator, [ASK], settings)[0]
 
 
 def listing(*models):
@@ -208,7 +210,7 @@ def test_parameters_that_a_server_refuses_are_left_out_and_the_visitor_told_once
 
 def test_candidates_side_by_side_tell_of_a_refused_parameter_once():
     with faulty_server(choose=strict(["temperature"])) as server:
-        answers = collect(endpoint(server.url), [HI] * 4, TINY)
+        answers = collect(endpoint(server.url), [ASK] * 4, TINY)
     assert [answer.text for answer in answers] == [RED] * 4
     assert sum(len(answer.notes) for answer in answers) == 1
 
@@ -282,7 +284,7 @@ def test_embedding_models_are_passed_over_and_the_list_is_read_once():
     models = listing({"id": "nomic-embed-text"}, {"id": "qwen"})
     with faulty_server({"/v1/models": models, "/v1/chat/completions": FINE}) as server:
         generator = endpoint(server.url, model=None)
-        assert [a.text for a in collect(generator, [HI] * 3, TINY)] == [RED] * 3
+        assert [a.text for a in collect(generator, [ASK] * 3, TINY)] == [RED] * 3
         outcome(generator)
         assert paths(server) == ["/v1/models", *["/v1/chat/completions"] * 4]
         assert {body["model"] for _, _, body in server.requests[1:]} == {"qwen"}
@@ -339,7 +341,7 @@ def test_an_answer_waits_for_the_list_of_models_for_a_short_time_and_once(monkey
     with faulty_server({"/v1/models": silent, "/v1/chat/completions": FINE}) as server:
         generator = endpoint(server.url, model=None, timeout=60.0)
         begun = time.monotonic()
-        assert [a.text for a in collect(generator, [HI] * 4, TINY)] == [RED] * 4
+        assert [a.text for a in collect(generator, [ASK] * 4, TINY)] == [RED] * 4
         assert outcome(generator).text == RED
         assert time.monotonic() - begun < 3
         assert paths(server) == ["/v1/models", *["/v1/chat/completions"] * 5]
@@ -368,7 +370,7 @@ def test_a_mixture_is_not_said_to_be_missing_by_a_server_that_said_nothing(monke
     policy = PolicyConfig(Condition("none", ("a", "b")), mixtures={"x": [1, 0], "y": [0, 1]})
     with faulty_server({"/v1/models": silent}) as server:
         generator = endpoint(server.url, policy=policy, timeout=60.0)
-        answers = collect(generator, [policy.messages(HI, [1, 0], ("a", "b"))] * 4, TINY)
+        answers = collect(generator, [Request(HI, {"a": 1, "b": 0})] * 4, TINY)
         assert paths(server) == ["/v1/models"]  # one look for all of them
     for answer in answers:
         assert answer.error.endswith("gave no whole answer in 0.2 seconds.")
@@ -395,7 +397,7 @@ def with_notes(generator):
 
     async def watch():
         written, notes = Written(), []
-        async for piece in generator.stream_batch([HI], TINY):
+        async for piece in generator.stream_batch([ASK], TINY):
             written.add(piece)
             notes += [piece.note] if piece.note else []
         return written, notes
@@ -463,7 +465,7 @@ def test_leaving_ends_the_wait_for_a_server_that_wakes_up():
     """With the clock's own sleep, and Retry-After far away."""
 
     async def leave(generator):
-        async with aclosing(generator.stream_batch([HI] * 2, TINY)) as pieces:
+        async with aclosing(generator.stream_batch([ASK] * 2, TINY)) as pieces:
             async for piece in pieces:
                 assert "is waking up" in piece.note
                 break
@@ -574,7 +576,7 @@ def test_a_server_that_never_stops_is_cut_off(dialect):
 def test_leaving_frees_every_stream_of_a_batch_within_a_second(dialect, held):
     async def leave():
         generator = endpoint(f"{server.url}/x/v1", dialect=dialect, timeout=60.0)
-        run = generator.stream_batch([HI] * 4, TINY)
+        run = generator.stream_batch([ASK] * 4, TINY)
         first = asyncio.ensure_future(anext(run))
         while len(server.requests) < 4:
             await asyncio.sleep(0.01)
@@ -609,7 +611,7 @@ def test_an_environment_that_makes_no_sense_is_each_candidates_error(monkeypatch
     monkeypatch.setenv("http_proxy", "http://h:port")
     monkeypatch.delenv("no_proxy", raising=False)
     generator = endpoint("http://gpu-box.invalid:8000")
-    answers = collect(generator, [HI, HI], TINY)
+    answers = collect(generator, [ASK, ASK], TINY)
     assert ["a proxy that is no address" in answer.error for answer in answers] == [True, True]
     assert "a proxy that is no address" in generator.status()["detail"]
 

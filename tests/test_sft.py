@@ -11,7 +11,7 @@ from trl.kernels import chunked_logprob as kernels
 from trl.trainer import utils
 
 from pro_core.data.schema import to_messages
-from pro_core.generation import GenerationSettings, LocalGenerator, conditioned
+from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.generation.chat import fit
 from pro_core.policies.sft import fine_tune, score_only_labelled_tokens, tokenize_row, tokenize_rows
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
@@ -195,8 +195,8 @@ def test_what_was_learned_is_what_is_written(llama, tmp_path):
               work=tmp_path / "w", **settings)  # fmt: skip
     generator = LocalGenerator(tmp_path / "a")
     greedy = GenerationSettings(max_new_tokens=24, temperature=0)
-    told = conditioned(generator, to_messages("tell me why"), [0.9, 0.1], CONDITION.objective_names)
-    assert told == asked("tell me why", 0.9)
+    told = Request(to_messages("tell me why"), {"long": 0.9, "short": 0.1})
+    assert told.read_by(generator.policy).messages == asked("tell me why", 0.9)
     assert generator.generate([told], greedy) == [answer]
 
 

@@ -22,10 +22,11 @@ from pro_core.generation import (
     EndpointGenerator,
     GenerationSettings,
     LocalGenerator,
+    Request,
+    RequestError,
     collect,
-    conditioned,
 )
-from pro_core.generation.mixing import Mixer
+from pro_core.generation.soup import Mixer
 from pro_core.policies.soups import interpolate_lattice, interpolate_policies, lattice
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.prompting.templates import Condition
@@ -153,32 +154,36 @@ def test_in_the_generator_each_conversation_under_its_own_weights(policies, mixi
     generator = LocalGenerator(folder, device="cpu")
     messages = [{"role": "user", "content": "tell me a joke"}]
     rows = [[1, 0, 0], [0, 0, 1], [0.2, 0.3, 0.5], [1, 0, 0]]
-    batch = [conditioned(generator, messages, weights, NAMES) for weights in rows]
+    batch = [Request.weighted(messages, weights, NAMES) for weights in rows]
     greedy = GenerationSettings(12, temperature=0)
     texts = [written.text for written in collect(generator, batch, greedy)]
     assert texts[0] == texts[3] and texts[0] != texts[1]
     # The prompt is what it was: weights stand beside the text, not in it.
-    assert batch[0][0]["content"] == "tell me a joke"
+    assert batch[0].read_by(generator.policy).messages == messages
     for weights, text in zip(rows, texts, strict=True):
         interpolate_policies(policies[1], tmp_path / "fixed", weights)
         alone = LocalGenerator(tmp_path / "fixed", device="cpu")
         # bf16 rounds B before or after it is weighted: texts of a random model agree in their beginning.
-        [fixed] = collect(alone, [messages], greedy)
+        [fixed] = collect(alone, [Request(messages)], greedy)
         assert fixed.text[:3] == text[:3]
     # Where a prompt and its weights stand there several times, as in best-of-N, they are read once.
-    twice = [conversation for conversation in batch[:3] for _ in range(2)]
+    twice = [request for request in batch[:3] for _ in range(2)]
     shared = [written.text[:3] for written in collect(generator, twice, greedy)]
     assert shared == [text[:3] for text in texts[:3] for _ in range(2)]
     # The app's objectives may be more than the soup's, and in another order.
-    more = conditioned(
-        generator, messages, [0.5, 0, 0, 0.5], ("truthful", "humor", "harmless", "helpful")
+    more = Request.weighted(
+        messages, [0.5, 0, 0, 0.5], ("truthful", "humor", "harmless", "helpful")
     )
-    assert json.loads(more[0]["weights"]) == [1, 0, 0]
+    mixed = more.read_by(generator.policy)
+    assert mixed.weights == {"helpful": 1, "harmless": 0, "humor": 0}
+    assert mixed.read_by(generator.policy) == mixed
     # Never silently something else.
-    [bare] = collect(generator, [messages], greedy)
-    assert bare.error and "mixed by weights, and none were given" in bare.error
-    with pytest.raises(ValueError, match="trained for"):
-        conditioned(generator, messages, [0.5, 0.5], NAMES[:2])
+    for wrong in (Request(messages), Request.weighted(messages, [0.5, 0.5], NAMES[:2])):
+        [refused, right] = collect(generator, [wrong, batch[0]], greedy)
+        assert refused.error and not refused.text and right.text == texts[0]
+        with pytest.raises(RequestError) as said:
+            wrong.read_by(generator.policy)
+        assert said.value.message == refused.error
     with pytest.raises(ValueError, match="a server cannot do"):
         EndpointGenerator("http://127.0.0.1:9", policy=PolicyConfig.read(folder))
 

@@ -18,11 +18,11 @@ from pro_core.generation import (
     EndpointGenerator,
     GenerationSettings,
     LocalGenerator,
+    Request,
     collect,
-    conditioned,
     generator_from_env,
 )
-from pro_core.generation.mixtures import CHECKED_FOR, NOBODY, Served
+from pro_core.generation.lattice import CHECKED_FOR, NOBODY, Served
 from pro_core.policies.soups import interpolate_lattice
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 SOUP = Path(__file__).parent.parent / "checkpoints/demo/policy"
 NAMES = ("helpful", "harmless", "truthful", "informative", "humor")
 HI = [{"role": "user", "content": "How do I clean a cat?"}]
+ASK = Request(HI)
 GREEDY = GenerationSettings(max_new_tokens=12, temperature=0.0)
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -209,7 +210,7 @@ def test_a_full_house_and_a_dead_model(tgi):
     assert httpx2.get(f"{tgi.url}/health").json()["error_type"] == "healthcheck"
     *tokens, error = tgi.events("/generate_stream", {"inputs": PROMPT})
     assert len(tokens) == 2 and error["error_type"] == "generation"
-    broken = collect(generator(tgi), [HI], GREEDY)[0]
+    broken = collect(generator(tgi), [ASK], GREEDY)[0]
     assert broken.text and "illegal memory access" in broken.error
     assert generator(tgi).status()["state"] == "loading"  # it says 503
 
@@ -229,7 +230,7 @@ def test_an_adapter_that_is_not_there_is_the_base_model(tgi):
     said = {m: a["choices"][0]["message"]["content"] for m, a in answers.items()}
     assert said == {"harmless-100": text(adapter_id="harmless-100"), "humor-100": base}
     # Which is how one LoRA is chosen with PRO_ENDPOINT_MODEL.
-    ours = generator(tgi, dialect="openai", model="harmless-100").generate([HI], GREEDY)
+    ours = generator(tgi, dialect="openai", model="harmless-100").generate([ASK], GREEDY)
     assert ours == [said["harmless-100"]]
 
 
@@ -249,7 +250,7 @@ def asked(tgi) -> list[dict]:
 def test_each_candidate_is_written_by_the_nearest_mixture(tgi, lattice):
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
     weights = ([0.6, 0.1, 0.1, 0.1, 0.1], [0.1, 0.5, 0.2, 0.1, 0.1])
-    batch = [conditioned(soup, HI, w, NAMES) for w in weights]
+    batch = [Request.weighted(HI, w, NAMES) for w in weights]
     one, two = collect(soup, batch, GREEDY)
     assert not one.error and not two.error
     assert [body["parameters"]["adapter_id"] for body in asked(tgi)] == ["helpful-100", "harmless-100"]  # fmt: skip
@@ -260,7 +261,7 @@ def test_each_candidate_is_written_by_the_nearest_mixture(tgi, lattice):
         "Written by the mixture harmless 1, the nearest of 5 that the server holds."
     ]
     for written, name in ((one, "helpful-100"), (two, "harmless-100")):
-        here = LocalGenerator(str(lattice / name)).generate([HI], GREEDY)[0]
+        here = LocalGenerator(str(lattice / name)).generate([ASK], GREEDY)[0]
         assert written.text[:12] == here[:12]  # bf16 may part ways later
     assert one.text != two.text
     assert "lists no mixtures" in soup.status()["detail"]
@@ -270,7 +271,7 @@ def test_a_mixture_that_tgi_does_not_hold_is_not_asked(tgi, lattice):
     """TGI itself would answer with the base model, as the test above shows."""
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
     funny, kind = ([0, 0, 0, 0, 1], [1, 0, 0, 0, 0])
-    answers = collect(soup, [conditioned(soup, HI, w, NAMES) for w in (funny, kind)], GREEDY)
+    answers = collect(soup, [Request.weighted(HI, w, NAMES) for w in (funny, kind)], GREEDY)
     assert "writes under humor-100 exactly as without any mixture" in answers[0].error
     assert "LORA_ADAPTERS" in answers[0].error and not answers[0].notes
     assert answers[1].text and not answers[1].error
@@ -281,7 +282,7 @@ def test_a_mixture_that_tgi_does_not_hold_is_not_asked(tgi, lattice):
 def test_a_mixture_is_checked_once_and_again_later(tgi, lattice, held):
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
     name, weights = ("helpful-100", [1, 0, 0, 0, 0]) if held else ("humor-100", [0, 0, 0, 0, 1])
-    batch = [conditioned(soup, HI, weights, NAMES)] * 2
+    batch = [Request.weighted(HI, weights, NAMES)] * 2
 
     def checks():
         tgi.log.bodies.clear()
@@ -297,7 +298,7 @@ def test_a_mixture_is_checked_once_and_again_later(tgi, lattice, held):
 
 def test_a_check_that_fails_is_told_as_any_failure(tgi, lattice):
     soup = generator(tgi, policy=PolicyConfig.read(lattice), token="wrong")
-    [answer] = collect(soup, [conditioned(soup, HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
+    [answer] = collect(soup, [Request.weighted(HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
     assert "refuses our token" in answer.error
     assert not asked(tgi)
 
@@ -305,7 +306,7 @@ def test_a_check_that_fails_is_told_as_any_failure(tgi, lattice):
 def test_a_tokenizer_that_does_not_load_is_told_to_the_reader(tgi, tmp_path):
     folder = tmp_path / "no-tokenizer"
     folder.mkdir()
-    [answer] = collect(generator(tgi, model=str(folder)), [HI], GREEDY)
+    [answer] = collect(generator(tgi, model=str(folder)), [ASK], GREEDY)
     assert answer.text and not answer.error
     [note] = answer.notes
     assert note.startswith("The tokenizer no-tokenizer did not load: the model reads plain Human")
@@ -314,13 +315,13 @@ def test_a_tokenizer_that_does_not_load_is_told_to_the_reader(tgi, tmp_path):
 
 def test_a_soup_without_weights_is_not_asked(tgi, lattice):
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
-    assert "none were given" in collect(soup, [HI], GREEDY)[0].error
+    assert "none were given" in collect(soup, [ASK], GREEDY)[0].error
     assert not tgi.log.bodies
 
 
 def test_tgi_in_the_openai_dialect_cannot_be_checked(tgi, lattice):
     soup = generator(tgi, policy=PolicyConfig.read(lattice), dialect="openai", model=None)
-    [answer] = collect(soup, [conditioned(soup, HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
+    [answer] = collect(soup, [Request.weighted(HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
     assert "lists 0 of the policy's 5 mixtures, and not helpful-100" in answer.error
     assert "PRO_ENDPOINT_DIALECT=tgi" in answer.error
     assert "holds 0 of 5 mixtures" in soup.status()["detail"]
@@ -333,7 +334,7 @@ def test_the_nearest_mixture_is_the_nearest(weights):
     points = {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0, 0, 1], "d": [0.5, 0.5, 0], "e": [0.2, 0.3, 0.5]}  # fmt: skip
     policy = PolicyConfig(Condition("none", names), mixtures=points)
     w = np.array(weights) / sum(weights)
-    found = Served(policy, "h").nearest(policy.messages("Hi", w, names)).name
+    found = Served(policy, "h").nearest(dict(zip(names, w, strict=True))).name
     distances = {name: np.abs(w - point).sum() for name, point in points.items()}
     assert distances[found] == pytest.approx(min(distances.values()), abs=1e-6)
 
@@ -345,7 +346,7 @@ def test_names_as_vllm_and_sglang_list_them():
     assert served.listed([*vllm, "b", None, {"id": ["a"]}]) == {"a": "a"}
     sglang = [{"id": "a", "owned_by": "sglang", "parent": "org/base", "root": "/path"}]
     assert served.listed(sglang) == {"a": "org/base:a"}
-    note = served.nearest(policy.messages("Hi", [0.3, 0.7], NAMES[:2])).note
+    note = served.nearest(dict(zip(NAMES[:2], [0.3, 0.7], strict=True))).note
     assert note.startswith("Written by the mixture helpful .25, harmless .75, the nearest of 2")
 
 
@@ -359,7 +360,7 @@ def test_a_policy_that_reads_weights_has_them_in_its_prompt(tgi, smollm2, tmp_pa
     mine = [{"role": "user", "content": "Hi <humor> 1.00"}]
     for dialect in ("tgi", "openai"):
         policy = generator_from_env(environ | {"PRO_ENDPOINT_DIALECT": dialect})
-        batch = [conditioned(policy, mine, [0.35, 0.3, 0, 0.2, 0.15], NAMES)]
+        batch = [Request.weighted(mine, [0.35, 0.3, 0, 0.2, 0.15], NAMES)]
         [answer] = collect(policy, batch, GREEDY)
         assert answer.text and not answer.error
         body = asked(tgi)[-1]
@@ -384,7 +385,7 @@ class Clock(list):
 @pytest.mark.parametrize("dialect", ["tgi", "openai"])
 def test_an_endpoint_that_wakes_up(tgi, dialect):
     tgi.options.asleep, clock = 3, Clock()
-    [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [HI], GREEDY)
+    [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [ASK], GREEDY)
     assert answer.text and not answer.error
     assert len(clock) == 3 and sum(clock) > 0 and tgi.options.asleep == 0
     assert answer.notes == []  # that it was waited for is news only while it is
@@ -393,7 +394,7 @@ def test_an_endpoint_that_wakes_up(tgi, dialect):
 def test_a_soup_waits_for_its_server_too(tgi, lattice):
     tgi.options.asleep = 2
     soup = generator(tgi, policy=PolicyConfig.read(lattice), sleep=Clock())
-    [answer] = collect(soup, [conditioned(soup, HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
+    [answer] = collect(soup, [Request.weighted(HI, [1, 0, 0, 0, 0], NAMES)], GREEDY)
     assert answer.text and not answer.error
     [note] = answer.notes
     assert note.startswith("Written by the mixture")
@@ -403,13 +404,13 @@ def test_a_soup_waits_for_its_server_too(tgi, lattice):
 def test_a_full_house_is_asked_again(tgi, dialect):
     """In a chat's stream TGI says so in its words alone."""
     tgi.options.max_concurrent_requests, clock = 0, Clock()
-    [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [HI], GREEDY)
+    [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [ASK], GREEDY)
     assert "is overloaded (Model is overloaded); try again in a while." in answer.error
     assert clock == [0.5, 1.0, 2.0]
 
 
 def test_waking_has_an_end(tgi):
     tgi.options.asleep = 1000
-    [answer] = collect(generator(tgi, patience=12, sleep=Clock()), [HI], GREEDY)
+    [answer] = collect(generator(tgi, patience=12, sleep=Clock()), [ASK], GREEDY)
     assert "is not ready" in answer.error and not answer.text
     assert generator(tgi).status()["state"] == "loading"

@@ -19,6 +19,7 @@ from pro_core.generation import (
     GenerationSettings,
     LocalGenerator,
     Piece,
+    Request,
     Written,
     best_of_n,
     collect,
@@ -35,6 +36,7 @@ from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from tests.servers.scripted import says, scripted, token
 
 HI = [{"role": "user", "content": "Name three colours."}]
+ASK = Request(HI)
 EIGHT = GenerationSettings(max_new_tokens=8, temperature=0.0)
 
 # ---------------------------------------------------------------- what is a thought
@@ -172,7 +174,7 @@ def wrote(*events, dialect="openai", model="m", tokens=8) -> Written:
     """What comes of a stream of these events."""
     with scripted(lambda body: (200, events)) as (url, _):
         generator = EndpointGenerator(url, model=model, dialect=dialect, retries=0)
-        [answer] = collect(generator, [HI], GenerationSettings(max_new_tokens=tokens))
+        [answer] = collect(generator, [ASK], GenerationSettings(max_new_tokens=tokens))
         return answer
 
 
@@ -209,7 +211,7 @@ def test_text_that_turns_out_to_be_a_thought_is_taken_back_piece_by_piece():
     async def news(url):
         generator = EndpointGenerator(url, model="m", retries=0)
         written, shown = Written(), []
-        async for piece in generator.stream_batch([HI], EIGHT):
+        async for piece in generator.stream_batch([ASK], EIGHT):
             written.add(piece)
             shown.append((written.reasoning, written.text))
         return shown
@@ -286,7 +288,7 @@ def test_a_local_models_thought_is_kept_apart(tmp_path, special):
             added["special"] = True
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     generator = LocalGenerator(folder, device="cpu")
-    [answer] = collect(generator, [HI], GenerationSettings(24, temperature=0.0))
+    [answer] = collect(generator, [ASK], GenerationSettings(24, temperature=0.0))
     assert (answer.text, answer.reasoning, answer.finish) == ("Paris", "why", "stop")
 
 
@@ -294,9 +296,9 @@ def test_a_template_that_opens_the_thought_is_known(tmp_path):
     """As in DeepSeek-R1: the model writes the end of its thought alone, and cut before that there is no answer."""
     folder = reciting_llama(tmp_path, ["why", "</think>", "Paris"], thinks="<think>")
     generator = LocalGenerator(folder, device="cpu")
-    [answer] = collect(generator, [HI], GenerationSettings(24, temperature=0.0))
+    [answer] = collect(generator, [ASK], GenerationSettings(24, temperature=0.0))
     assert (answer.text, answer.reasoning, answer.error) == ("Paris", "why", None)
-    [cut] = collect(generator, [HI], GenerationSettings(1, temperature=0.0))
+    [cut] = collect(generator, [ASK], GenerationSettings(1, temperature=0.0))
     assert cut.failed and cut.error.startswith("The model spent all 1 tokens on its reasoning")
 
 
@@ -322,8 +324,8 @@ def test_a_reward_reads_thoughts_whose_tags_no_decoded_text_has(tmp_path, specia
 
 def test_an_answer_that_ran_into_its_limit_is_marked(tmp_path):
     generator = LocalGenerator(reciting_llama(tmp_path, ["Paris", "hello"]), device="cpu")
-    [whole] = collect(generator, [HI], GenerationSettings(24, temperature=0.0))
-    [cut] = collect(generator, [HI], GenerationSettings(2, temperature=0.0))
+    [whole] = collect(generator, [ASK], GenerationSettings(24, temperature=0.0))
+    [cut] = collect(generator, [ASK], GenerationSettings(2, temperature=0.0))
     assert (whole.finish, cut.finish, cut.error) == ("stop", "length", None)
     assert whole.text.startswith(cut.text) and len(cut.text) < len(whole.text)
 

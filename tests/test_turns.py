@@ -35,6 +35,7 @@ from pro_core.generation import (
     GenerationError,
     GenerationSettings,
     LocalGenerator,
+    Request,
     collect,
     styled,
 )
@@ -54,6 +55,7 @@ def talk(*turns: str) -> list[dict[str, str]]:
 
 
 HI = talk("u Name three colours.")
+ASK = Request(HI)
 ONE = GenerationSettings(max_new_tokens=4, temperature=0.0)
 
 
@@ -284,14 +286,14 @@ def test_one_conversation_that_a_template_refuses_does_not_stop_the_others(tmp_p
         "{% endif %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
     )
     generator = LocalGenerator(with_template(tmp_path, template), device="cpu")
-    no, yes = collect(generator, [talk("u no"), HI], ONE)
+    no, yes = collect(generator, [Request(talk("u no")), ASK], ONE)
     assert no.error == "The model's chat template refuses this conversation (Never)." and no.failed
     assert yes.error is None or yes.empty
 
 
 @pytest.mark.parametrize("style", list(STYLES))
 def test_styles_reach_a_model_without_a_system_role(strict, style):
-    [answer] = collect(LocalGenerator(strict, device="cpu"), [styled(HI, style)], ONE)
+    [answer] = collect(LocalGenerator(strict, device="cpu"), [Request(styled(HI, style))], ONE)
     assert not answer.failed
 
 
@@ -335,7 +337,7 @@ def test_a_server_without_a_system_role_gets_its_text_in_the_users_turn():
     with scripted(gemma) as (url, seen):
         generator = EndpointGenerator(url, model="m", retries=0)
         for style in STYLES:
-            [answer] = collect(generator, [styled(HI, style)], ONE)
+            [answer] = collect(generator, [Request(styled(HI, style))], ONE)
             assert (answer.text, answer.error) == ("Red.", None)
         # Asked again once, and remembered: one request more than there are styles.
         assert [[m["role"] for m in body["messages"]] for body in seen] == [
@@ -349,8 +351,8 @@ def test_a_server_gets_user_and_assistant_in_turns():
     with scripted(gemma) as (url, seen):
         generator = EndpointGenerator(url, model="m", retries=0)
         batch = [
-            to_messages("Human: hi\n\nAssistant:\n\nHuman: hello?"),
-            talk("a I am Bot.", "u hi"),
+            Request(to_messages("Human: hi\n\nAssistant:\n\nHuman: hello?")),
+            Request(talk("a I am Bot.", "u hi")),
         ]
         assert [a.text for a in collect(generator, batch, ONE)] == ["Red.", "Red."]
         assert talk("u hi\n\nhello?") in [body["messages"] for body in seen]
@@ -367,9 +369,9 @@ def test_a_server_that_takes_system_turns_keeps_getting_them():
 
     with scripted(once_too_long) as (url, seen):
         generator = EndpointGenerator(url, model="m", retries=0)
-        [answer] = collect(generator, [styled(HI, "factual")], ONE)
+        [answer] = collect(generator, [Request(styled(HI, "factual"))], ONE)
         assert "does not accept this request (400) (max_tokens is too large)" in answer.error
-        [answer] = collect(generator, [styled(HI, "factual")], ONE)
+        [answer] = collect(generator, [Request(styled(HI, "factual"))], ONE)
         assert answer.text == "Red."
         assert [m["role"] for m in seen[-1]["messages"]] == ["system", "user"]
 
@@ -398,7 +400,7 @@ def test_the_end_of_a_turn_is_read_off_the_template(llama, template, end):
 @pytest.mark.parametrize("eos", ["<|im_end|>", "<|end|>"])
 def test_the_templates_end_of_turn_stops_a_local_answer_whatever_eos_is(tmp_path, eos):
     generator = LocalGenerator(reciting_llama(tmp_path, ["Paris"], eos), device="cpu")
-    [answer] = collect(generator, [HI], GenerationSettings(24, temperature=0.0))
+    [answer] = collect(generator, [ASK], GenerationSettings(24, temperature=0.0))
     assert (answer.text, answer.error, answer.finish) == ("Paris", None, "stop")
     model, tokenizer, _ = load_language_model(tmp_path)
     ends = model.generation_config.eos_token_id  # what TRL's trainers and PPO stop at, too
@@ -418,7 +420,7 @@ def test_the_templates_end_of_turn_stops_an_answer_at_tgi(llama, obeys):
 
     with scripted(answer) as (url, seen):
         generator = EndpointGenerator(url, model=llama, dialect="tgi", retries=0)
-        [found] = collect(generator, [HI], ONE)
+        [found] = collect(generator, [ASK], ONE)
         assert (found.text, found.error, found.finish) == ("Paris.", None, "stop")
         assert seen[0]["parameters"]["stop"] == ["<|im_end|>"]
 
@@ -430,7 +432,7 @@ def test_the_templates_end_of_turn_stops_an_answer_at_tgi(llama, obeys):
 def test_a_lora_without_tokenizer_uses_its_bases(tmp_path, own):
     base = reciting_llama(tmp_path / "base", ["Paris"])
     lora = peft_adapter(tmp_path / "lora", base, tokenizer=own)
-    [answer] = collect(LocalGenerator(lora, device="cpu"), [HI], GenerationSettings(8, 0.0))
+    [answer] = collect(LocalGenerator(lora, device="cpu"), [ASK], GenerationSettings(8, 0.0))
     assert (answer.text, answer.finish) == ("Paris", "stop")
     assert load_tokenizer(lora).name_or_path == (lora if own else base)
 
@@ -449,7 +451,7 @@ def test_a_lora_that_cannot_write_is_one_sentence(tmp_path, change, said):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(StorageError, match=said):
         load_language_model(lora)
-    [answer] = collect(LocalGenerator(lora, device="cpu"), [HI], ONE)
+    [answer] = collect(LocalGenerator(lora, device="cpu"), [ASK], ONE)
     assert said in answer.error and "\n" not in answer.error
 
 
@@ -460,7 +462,8 @@ def test_without_pad_and_eos_the_templates_end_of_turn_is_both(tmp_path):
         content = json.loads((tmp_path / name).read_text()) if name != "config.json" else config
         (tmp_path / name).write_text(json.dumps(content | {"eos_token_id": None}))
     generator = LocalGenerator(without_ends(tmp_path), device="cpu")
-    batch = [HI, talk("u Name three colours, and then a few more of them.")]  # of two lengths
+    more = talk("u Name three colours, and then a few more of them.")
+    batch = [ASK, Request(more)]  # of two lengths
     answers = collect(generator, batch, GenerationSettings(8, temperature=0.0))
     assert [(a.text, a.finish) for a in answers] == [("Paris", "stop")] * 2
     # And with no end anywhere, it is said when the model is loaded.

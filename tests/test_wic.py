@@ -248,7 +248,7 @@ def failing(monkeypatch, broken):
     original, calls = LocalGenerator.stream_batch, []
 
     async def stream(self, batch, settings=None):
-        calls.append([messages[-1]["content"] for messages in batch])
+        calls.append([request.messages[-1]["content"] for request in batch])
         bad = {i for i, text in enumerate(calls[-1]) if broken(text, len(calls))}
         for i in bad:
             yield Piece(i, error="The server is busy.", done=True)
@@ -392,7 +392,7 @@ def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
     assert record["stages"][0]["left_out"] == 1  # of the rows that training reached
     # The policy reads the one condition and none of the user's.
     config = PolicyConfig.read(tmp_path / "odd" / "pro-wic-online" / "seed0")
-    [message] = config.messages(rows[-1]["prompt"], [0.25, 0.75], NAMES)
+    [message] = config.condition.messages(rows[-1]["prompt"], [0.25, 0.75], NAMES)
     assert (
         message["content"]
         == "hello (long) 0.00 (plain) 1.00 (PLAIN_score) 9 <long> 0.25 <plain> 0.75"

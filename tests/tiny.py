@@ -37,6 +37,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.generation import Piece
 from pro_core.generation.base import EMPTY_ANSWER, StreamingGenerator
@@ -122,7 +123,7 @@ def byte_encoder(folder: Path) -> str:
 def vivid_adapter(encoder: str, names: Sequence[str], members: int = 1) -> PreferenceAdapter:
     """An adapter that was not trained but reacts strongly to its prompt; heads differ a little."""
     torch.manual_seed(0)
-    adapter = PreferenceAdapter(encoder, names, hidden=16, members=members)
+    adapter = PreferenceAdapter(PromptEncoder(encoder), names, hidden=16, members=members)
     with torch.no_grad():
         for head in adapter.heads:
             for mine, first in zip(head.parameters(), adapter.heads[0].parameters(), strict=True):
@@ -367,7 +368,8 @@ class Script(StreamingGenerator):
         self.seeds: list[int] = []
 
     async def stream_batch(self, batch, settings):
-        self.asked.append([m[-1]["content"] for m in batch])
+        read = [request.read_by(self.policy) for request in batch]
+        self.asked.append([request.messages[-1]["content"] for request in read])
         self.seeds.append(settings.seed)
         for i, text in enumerate(self.asked[-1]):
             word = next((w for w, left in self.fails.items() if w in text and left), None)

@@ -110,7 +110,7 @@ class Api:
         schemes = {"predicted": fallback, "used": used, "uniform": np.full(K, 1 / K)}
         source = source if given is None else "user"
         head = {"weights": self._named(panel, used), "source": source}
-        batch = await models.conditioned([messages] * n, used)
+        batch = await models.requests([messages] * n, used)
 
         def so_far(candidates: Iterable[Candidate]) -> dict:
             return {**head, "candidates": [self._candidate(panel, c, schemes) for c in candidates]}

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from pro_core.generation import (
     GenerationError,
     GenerationSettings,
     LocalGenerator,
+    Request,
     Written,
-    conditioned,
     generator_from_env,
 )
 from pro_core.prompting.policy_config import PolicyConfig
@@ -47,7 +47,6 @@ PROMPTS, TEXTS = 32, 24
 """Prompts and answers that are read in one batch: more at once takes longer than a visitor's weights should wait."""
 log = logging.getLogger("pro.app")
 
-T = TypeVar("T")
 Scores = tuple[np.ndarray, np.ndarray]
 """Raw and standardized, each (N, K); a row of NaN for a text that is empty."""
 
@@ -149,30 +148,27 @@ class Models:
         self.warning = f"{self.warning} {text}".strip()
 
     async def policy_in_use(self) -> PolicyConfig | None:
-        """What the generator was trained to read beside the prompt; asks its files while it is still loading."""
-        return await self._at_hand(lambda: self.generator.policy)
+        """What the generator was trained to read beside the prompt; asks its files while it is still loading.
 
-    async def conditioned(
-        self, batch: Sequence[Sequence[Message]], weights: np.ndarray
-    ) -> list[list[Message]]:
-        """What the generator reads under weights (K,). Raises ValueError when its policy has other objectives."""
-        assert self.panel is not None
-        names = self.panel.objective_names
-
-        def told() -> list[list[Message]]:
-            return [conditioned(self.generator, messages, weights, names) for messages in batch]
-
-        return await self._at_hand(told)
-
-    async def _at_hand(self, ask: Callable[[], T]) -> T:
-        """What needs the generator's policy. Only a model in this process that is not loaded reads files for it: in a
-        thread. Else not, since threads may all be looking up the endpoint's address, and weights do not wait for that.
+        Only a model in this process that is not loaded reads files for it: in a thread. Else not, since threads may all
+        be looking up the endpoint's address, and weights do not wait for that.
         """
         if self.local and self.generator_status["state"] != "ready":
-            return await asyncio.to_thread(ask)
-        return ask()
+            return await asyncio.to_thread(lambda: self.generator.policy)
+        return self.generator.policy
 
-    def writing(self, batch: Sequence[Sequence[Message]], settings: GenerationSettings) -> Writing:
+    async def requests(
+        self, batch: Sequence[Sequence[Message]], weights: np.ndarray
+    ) -> list[Request]:
+        """Conversations under weights (K,). Raises ValueError when the generator's policy has other objectives."""
+        assert self.panel is not None
+        names = self.panel.objective_names
+        policy = await self.policy_in_use()
+        if policy is not None:
+            policy.check_objectives(names)
+        return [Request.weighted(messages, weights, names) for messages in batch]
+
+    def writing(self, batch: Sequence[Request], settings: GenerationSettings) -> Writing:
         """The answers to a batch, under way from here on; for one who holds a place."""
         return Writing(self.generator, batch, settings, lambda: self.places.held)
 

@@ -17,7 +17,14 @@ import numpy as np
 from pro_core.data.objectives import DESCRIPTIONS, Message
 from pro_core.data.schema import to_messages
 from pro_core.data.turns import split_reasoning
-from pro_core.generation import STYLES, GenerationError, GenerationSettings, Written, styled
+from pro_core.generation import (
+    STYLES,
+    GenerationError,
+    GenerationSettings,
+    Request,
+    Written,
+    styled,
+)
 from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence
@@ -134,9 +141,9 @@ class Page:
             weighed = asyncio.create_task(self._weighed(messages, cards, sliders))
             explaining = asyncio.create_task(self._words(messages))
             tasks += [weighed, explaining]
-            batch = [styled(messages, style) for style in given]
+            conversations = [styled(messages, style) for style in given]
             settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
-            async with aclosing(self._written(weighed, batch, settings)) as runs:
+            async with aclosing(self._written(weighed, conversations, settings)) as runs:
                 async for written in runs:
                     run = _explained(written, explaining)
                     yield run
@@ -222,7 +229,10 @@ class Page:
         return run.get("used") or run["predicted"] or self.models.uniform().tolist()
 
     async def _written(
-        self, weighed: asyncio.Task[Run], batch: list[list[Message]], settings: GenerationSettings
+        self,
+        weighed: asyncio.Task[Run],
+        conversations: list[list[Message]],
+        settings: GenerationSettings,
     ) -> AsyncGenerator[Run, None]:
         """The run again and again: at once, as its turn comes nearer, and while its answers grow.
 
@@ -231,12 +241,13 @@ class Page:
         """
         models = self.models
         told = await models.policy_in_use() is not None
+        batch = [Request(messages) for messages in conversations]
         async with AsyncExitStack() as held:
             try:
                 place = await held.enter_async_context(models.places.ask())
                 if told:
                     weights = np.array(self._in_force(await weighed))
-                    batch = await models.conditioned(batch, weights)
+                    batch = await models.requests(conversations, weights)
             except (Full, ValueError):
                 yield {**await weighed, "candidates": []}
                 raise

@@ -10,8 +10,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
-from pro_core.data.objectives import Message
-from pro_core.generation import GenerationSettings, Generator, Written
+from pro_core.generation import GenerationSettings, Generator, Request, Written
 
 OFTEN, SELDOM = 0.025, 0.3
 """Seconds between two looks: at least, for each visitor who has answers written (40 looks a second in all, none more
@@ -32,7 +31,7 @@ class Writing:
     def __init__(
         self,
         generator: Any,
-        batch: Sequence[Sequence[Message]],
+        batch: Sequence[Request],
         settings: GenerationSettings,
         visitors: Callable[[], int] = lambda: 1,
     ):
@@ -43,7 +42,7 @@ class Writing:
         self._work = asyncio.create_task(self._write(generator, batch, settings))
 
     async def _write(
-        self, generator: Generator, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+        self, generator: Generator, batch: Sequence[Request], settings: GenerationSettings
     ) -> None:
         try:
             async with aclosing(generator.stream_batch(batch, settings)) as pieces:

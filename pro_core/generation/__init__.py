@@ -4,20 +4,17 @@ import os
 from collections.abc import Mapping
 
 from pro_core.generation.base import (
-    STYLES,
     Finish,
-    GenerationError,
     GenerationSettings,
     Generator,
     Piece,
     Written,
     collect,
-    conditioned,
-    styled,
 )
 from pro_core.generation.best_of_n import BestOfN, Candidate, best_of_n
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.generation.local import LocalGenerator
+from pro_core.generation.request import STYLES, GenerationError, Request, RequestError, styled
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.system.bundled_models import SMOLLM2
 
@@ -32,10 +29,11 @@ __all__ = [
     "Generator",
     "LocalGenerator",
     "Piece",
+    "Request",
+    "RequestError",
     "Written",
     "best_of_n",
     "collect",
-    "conditioned",
     "generator_from_env",
     "styled",
 ]

@@ -1,4 +1,4 @@
-"""What every generator has in common: settings, pieces of text, styles, and the one protocol.
+"""What every generator has in common: settings, pieces of text, and the one protocol.
 
 A generator writes N candidates side by side and hands out *pieces* as they are written. The two kinds
 are :class:`~pro_core.generation.local.LocalGenerator` (a model in this process) and
@@ -17,10 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
-from numpy.typing import ArrayLike
-
-from pro_core.data.objectives import Message
-from pro_core.data.schema import clean_text
+from pro_core.generation.request import GenerationError, Request
 from pro_core.prompting.policy_config import PolicyConfig
 
 T = TypeVar("T")
@@ -29,28 +26,6 @@ EMPTY_ANSWER = "The model ended its answer without writing anything."
 
 Finish = Literal["stop", "length", "filter"]
 """How an answer ended: by the model, cut by the token limit, or cut by a filter of the endpoint."""
-
-STYLES: dict[str, str] = {
-    "plain": "",
-    "cautious": (
-        "You are a careful assistant. Put safety first: warn of risks, refuse what could hurt someone, "
-        "and offer a safe alternative."
-    ),
-    "factual": (
-        "You are a precise assistant. Give facts, figures and reasons, say what is uncertain, "
-        "and never invent anything."
-    ),
-    "playful": "You are a witty assistant. Answer the question, and make the reader laugh on the way.",
-}
-"""System texts that make candidates really differ; ``plain`` adds none."""
-
-
-class GenerationError(RuntimeError):
-    """Generation failed. ``.message`` is one clear sentence fit for a visitor, never with a token."""
-
-    def __init__(self, message: str):
-        super().__init__(message)
-        self.message = message
 
 
 @dataclass(frozen=True)
@@ -122,25 +97,21 @@ class Generator(Protocol):
         """What the model was trained to read beside the prompt; None for a stock model."""
         ...
 
-    def stream(
-        self, messages: Sequence[Message], settings: GenerationSettings
-    ) -> AsyncGenerator[str, None]:
+    def stream(self, request: Request, settings: GenerationSettings) -> AsyncGenerator[str, None]:
         """One answer as it is written, without its reasoning. Raises GenerationError; closing it stops the work."""
         ...
 
     def stream_batch(
-        self, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+        self, batch: Sequence[Request], settings: GenerationSettings
     ) -> AsyncGenerator[Piece, None]:
-        """One answer for each of N conversations, side by side.
+        """One answer for each of N requests, side by side.
 
         Every candidate ends in exactly one piece with ``done``, with ``error`` if it failed; nothing
         is raised for a failure. Closing the iterator (``aclose``) stops the work.
         """
         ...
 
-    def generate(
-        self, batch: Sequence[Sequence[Message]], settings: GenerationSettings
-    ) -> list[str]:
+    def generate(self, batch: Sequence[Request], settings: GenerationSettings) -> list[str]:
         """N whole answers. Raises GenerationError if any of them failed."""
         ...
 
@@ -161,19 +132,19 @@ class StreamingGenerator:
         return self._policy
 
     def stream_batch(
-        self, batch: Sequence[Sequence[Message]], settings: GenerationSettings
+        self, batch: Sequence[Request], settings: GenerationSettings
     ) -> AsyncGenerator[Piece, None]:
         raise NotImplementedError
 
     async def stream(
-        self, messages: Sequence[Message], settings: GenerationSettings | None = None
+        self, request: Request, settings: GenerationSettings | None = None
     ) -> AsyncGenerator[str, None]:
         """One answer as it is written, without its reasoning. Raises GenerationError; closing it stops the work.
 
         What was handed out cannot be taken back: of a server that sends only the end of a thought, the thought comes
         as text. ``stream_batch`` says so (:attr:`Piece.retract`).
         """
-        async with aclosing(self.stream_batch([messages], settings or GenerationSettings())) as run:
+        async with aclosing(self.stream_batch([request], settings or GenerationSettings())) as run:
             async for piece in run:
                 if piece.text:
                     yield piece.text
@@ -181,7 +152,7 @@ class StreamingGenerator:
                     raise GenerationError(piece.error)
 
     def generate(
-        self, batch: Sequence[Sequence[Message]], settings: GenerationSettings | None = None
+        self, batch: Sequence[Request], settings: GenerationSettings | None = None
     ) -> list[str]:
         """N whole answers. Raises GenerationError if any of them failed."""
         written = collect(self, batch, settings or GenerationSettings())
@@ -222,7 +193,7 @@ class Written:
 
 def collect(
     generator: Generator | StreamingGenerator,
-    batch: Sequence[Sequence[Message]],
+    batch: Sequence[Request],
     settings: GenerationSettings,
 ) -> list[Written]:
     """Run ``stream_batch`` to its end; works inside and outside of an event loop."""
@@ -258,48 +229,3 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
-
-
-def styled(messages: Sequence[Message], style: str | None) -> list[Message]:
-    """The conversation under a style of :data:`STYLES`; a system text that is there stays in front.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    if style is not None and style not in STYLES:
-        raise ValueError(f"got the style {style!r}, expected one of {list(STYLES)}")
-    messages = [dict(message) for message in messages]
-    text = STYLES[style] if style else ""
-    if not text:
-        return messages
-    if messages and messages[0]["role"] == "system":
-        first, rest = messages[0]["content"], messages[1:]
-        return [{"role": "system", "content": f"{first}\n\n{text}"}, *rest]
-    return [{"role": "system", "content": text}, *messages]
-
-
-def conditioned(
-    generator: Generator | StreamingGenerator,
-    messages: Sequence[Message],
-    weights: ArrayLike,
-    objective_names: Sequence[str],
-) -> list[Message]:
-    """What the generator reads under weights (K,): the conversation, and in it the weights if its policy reads them.
-
-    Raises:
-        ValueError: the policy was trained for objectives that are not there.
-    """
-    if generator.policy is None:
-        return [dict(message) for message in messages]
-    return generator.policy.messages(messages, weights, objective_names)
-
-
-def checked(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as it can be sent: clean text (:func:`pro_core.data.schema.clean_text`).
-
-    Raises:
-        GenerationError: it does not end with something to answer.
-    """
-    if not messages or messages[-1].get("role") != "user" or not messages[-1]["content"].strip():
-        raise GenerationError("There is nothing to answer: the last message must be the user's.")
-    return [{"role": m["role"], "content": clean_text(m["content"])} for m in messages]

@@ -15,16 +15,8 @@ from numpy.typing import NDArray
 
 from pro_core.data.objectives import Message, Prompt
 from pro_core.data.schema import to_messages
-from pro_core.generation.base import (
-    STYLES,
-    Finish,
-    GenerationSettings,
-    Generator,
-    Written,
-    collect,
-    conditioned,
-    styled,
-)
+from pro_core.generation.base import Finish, GenerationSettings, Generator, Written, collect
+from pro_core.generation.request import STYLES, Request, styled
 from pro_core.rewards.calibration import text_lengths
 from pro_core.weights import WeightSource, as_weights, weighted_sum
 
@@ -101,9 +93,10 @@ def best_of_n(
     conversation = to_messages(messages)
     used, source = _weights(weights, panel.objective_names, conversation)
     names = [style if styles else None for style in _cycle(n)]
+    if generator.policy is not None:
+        generator.policy.check_objectives(panel.objective_names)
     batch = [
-        conditioned(generator, styled(conversation, name), used, panel.objective_names)
-        for name in names
+        Request.weighted(styled(conversation, name), used, panel.objective_names) for name in names
     ]
     written = collect(generator, batch, settings or GenerationSettings())
     candidates = [candidate_of(w, name) for w, name in zip(written, names, strict=True)]

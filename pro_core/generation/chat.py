@@ -16,11 +16,22 @@ from pro_core.data.turns import (
     special_marks,
     taken,
 )
-from pro_core.generation.base import GenerationError
+from pro_core.generation.request import GenerationError
 from pro_core.system.storage import first_line
 
 PLAIN_STOP = "\nHuman:"
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+class PromptTooLong(GenerationError):
+    """The last message alone is longer than the model reads: it has ``tokens``, and ``limit`` of them would fit."""
+
+    def __init__(self, tokens: int, limit: int):
+        super().__init__(
+            f"The message is too long for this model: {tokens:,} tokens, "
+            f"and it reads at most {limit:,}. Shorten it."
+        )
+        self.tokens, self.limit = tokens, limit
 
 
 def plain_prompt(messages: Sequence[Message]) -> str:
@@ -104,7 +115,8 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
         (ids, at most ``limit`` of them; how many turns were left out).
 
     Raises:
-        GenerationError: the last message alone is too long, or the template refuses the conversation.
+        PromptTooLong: the last message alone is too long.
+        GenerationError: the template refuses the conversation.
     """
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])
@@ -118,10 +130,7 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
         if len(ids) <= limit:
             return ids, dropped
         if len(turns) == 1:
-            raise GenerationError(
-                f"The message is too long for this model: {len(ids):,} tokens, "
-                f"and it reads at most {limit:,}. Shorten it."
-            )
+            raise PromptTooLong(len(ids), limit)
         step = 1
         while step < len(turns) - 1 and turns[step]["role"] != "user":
             step += 1

@@ -19,8 +19,8 @@ from pro_core.data.turns import merged, plainest
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.dialects import PROBE, Reader, Tell, seed, top_p, written
+from pro_core.generation.lattice import Served
 from pro_core.generation.listing import chat_model
-from pro_core.generation.mixtures import Served
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Failure
 

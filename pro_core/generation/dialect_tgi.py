@@ -17,7 +17,7 @@ from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
-from pro_core.generation.mixtures import Checks, Served
+from pro_core.generation.lattice import Checks, Served
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Explainer
 from pro_core.prompting.policy_config import load_tokenizer

@@ -70,7 +70,7 @@ class Dialect(Protocol):
     ) -> Piece:
         """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure.
 
-        ``mixture``: which of the served ones writes (:mod:`pro_core.generation.mixtures`). Raises GenerationError where
+        ``mixture``: which of the served ones writes (:mod:`pro_core.generation.lattice`). Raises GenerationError where
         the server does not hold it.
         """
         ...

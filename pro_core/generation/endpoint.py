@@ -15,18 +15,12 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
-from pro_core.data.objectives import Message
-from pro_core.generation.base import (
-    GenerationError,
-    GenerationSettings,
-    Piece,
-    StreamingGenerator,
-    checked,
-)
+from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
 from pro_core.generation.dialect_openai import OpenAI
 from pro_core.generation.dialect_tgi import TGI
 from pro_core.generation.dialects import PROBE, Dialect, Tell
-from pro_core.generation.mixtures import Served
+from pro_core.generation.lattice import Served
+from pro_core.generation.request import GenerationError, Request, checked
 from pro_core.http import Answer, Client, Patience, Session, persist
 from pro_core.http.failures import Failure
 from pro_core.prompting.policy_config import PolicyConfig
@@ -155,7 +149,7 @@ class EndpointGenerator(StreamingGenerator):
     # ------------------------------------------------------------ answers
 
     async def stream_batch(
-        self, batch: Sequence[Sequence[Message]], settings: GenerationSettings | None = None
+        self, batch: Sequence[Request], settings: GenerationSettings | None = None
     ) -> AsyncGenerator[Piece, None]:
         """See :class:`~pro_core.generation.base.Generator`."""
         news: asyncio.Queue[Piece] = asyncio.Queue()
@@ -172,7 +166,7 @@ class EndpointGenerator(StreamingGenerator):
 
     async def _write(
         self,
-        batch: Sequence[Sequence[Message]],
+        batch: Sequence[Request],
         settings: GenerationSettings,
         news: asyncio.Queue[Piece],
     ) -> None:
@@ -181,8 +175,8 @@ class EndpointGenerator(StreamingGenerator):
             async with self.client.session() as session:
                 tell = news.put_nowait
                 asks = [
-                    self._candidate(session, index, messages, settings, tell)
-                    for index, messages in enumerate(batch)
+                    self._candidate(session, index, request, settings, tell)
+                    for index, request in enumerate(batch)
                 ]
                 await asyncio.gather(*asks)
         except Exception as error:  # such as a Failure: the environment's proxy makes no sense
@@ -194,7 +188,7 @@ class EndpointGenerator(StreamingGenerator):
         self,
         session: Session,
         index: int,
-        messages: Sequence[Message],
+        request: Request,
         settings: GenerationSettings,
         tell: Tell,
     ) -> None:
@@ -207,11 +201,12 @@ class EndpointGenerator(StreamingGenerator):
 
         async def ask() -> Piece:
             name = mixture.name if mixture else None
-            turns = checked(messages)
+            turns = checked(read.messages)
             return await self._dialect.answer(session, index, turns, settings, tell, name)
 
         try:
-            mixture = self._served.nearest(messages) if self._served else None
+            read = request.read_by(self._policy)
+            mixture = self._served.nearest(read.weights) if self._served and read.weights else None
             last = await persist(ask, self._patience, self._sleep, waiting)
             if mixture:
                 tell(Piece(index, note=mixture.note))

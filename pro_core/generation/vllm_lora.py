@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pro_core.generation.base import GenerationError
 from pro_core.generation.endpoint import EndpointGenerator
+from pro_core.generation.request import GenerationError
 from pro_core.http import Answer
 from pro_core.http.failures import Failure
 from pro_core.prompting.policy_config import PolicyConfig

@@ -20,6 +20,7 @@ from pro_core.generation.base import (
     Generator,
     collect,
 )
+from pro_core.generation.request import Request
 from pro_core.runs.training import ConfigError
 from pro_core.system.processes import main_process, processes, wait_for_all
 from pro_core.system.storage import content_hash, write_jsonl
@@ -83,7 +84,7 @@ def sample(
                 continue
             generator = generator or load()
             seed = int(content_hash([identity, attempt, c])[:8], 16) % 2**31
-            batch = [conversations[p] for p, _ in chunk]
+            batch = [Request(conversations[p]) for p, _ in chunk]
             written = collect(generator, batch, replace(settings, seed=seed))
             responses = [
                 Response(p, g, w.text, w.error if w.failed else None, w.reasoning, w.finish)

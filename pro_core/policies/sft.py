@@ -20,8 +20,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pro_core.data.objectives import Message
 from pro_core.data.schema import clean_text
-from pro_core.generation.base import GenerationError, checked
-from pro_core.generation.chat import fit, has_template, without_marks
+from pro_core.generation.chat import PromptTooLong, fit, has_template, without_marks
+from pro_core.generation.request import checked
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.rewards.bradley_terry import grouped_by_length
 from pro_core.runs.training import (
@@ -112,7 +112,7 @@ def tokenize_row(tokenizer, row: Row, max_length: int, max_prompt: int) -> dict[
     messages, completion = row
     try:
         prompt, _ = fit(tokenizer, checked(messages), max_prompt)
-    except GenerationError:
+    except PromptTooLong:
         return None
     answer = _completion_ids(tokenizer, completion)
     kept = answer[: max_length - len(prompt)]

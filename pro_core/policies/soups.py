@@ -3,11 +3,11 @@
 A LoRA adds s B A to a parameter. The average of K of them, sum_k w_k s_k B_k A_k, is exactly one LoRA whose rank is
 the sum of theirs: the A's one below the other, the B's, each times w_k s_k, side by side. (PEFT's ``linear`` averages A
 and B apart and multiplies the averages, which is something else.) Left unweighted and mixed as it writes, it takes any
-weights, also an adapter's for each prompt: see :mod:`pro_core.generation.mixing`.
+weights, also an adapter's for each prompt: see :mod:`pro_core.generation.soup`.
 
 A server cannot mix as it writes, but holds many LoRAs side by side and picks one for each request. For it a soup is
 saved as a *lattice*: one plain LoRA for every weighting in steps of 1/n, of which the nearest to the weights in force
-writes (:mod:`pro_core.generation.mixtures`).
+writes (:mod:`pro_core.generation.lattice`).
 """
 
 from __future__ import annotations

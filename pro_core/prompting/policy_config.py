@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike
-
-from pro_core.data.objectives import Message, Prompt
 from pro_core.data.turns import turn_end
 from pro_core.prompting.templates import TEMPLATE_VERSION, Condition
 from pro_core.system.bundled_models import resolve_policy
@@ -26,12 +23,9 @@ from pro_core.system.storage import (
     read_config,
     write_config,
 )
-from pro_core.weights import as_weights, select_weights
+from pro_core.weights import as_weights
 
 FORMAT, FILE = "pro-policy", "pro_policy.json"
-WEIGHTS = "weights"
-"""The key of a conversation's last message that tells a soup in which proportions to mix its LoRAs, or a server which
-of its mixtures is asked: JSON, no text."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +95,6 @@ class PolicyConfig:
             return cls(condition, found["base"], found["panel"], made, ranks, mixtures)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder}/{FILE}: {error}") from None
-
-    def messages(
-        self, prompt: Prompt, weights: ArrayLike, objective_names: Sequence[str]
-    ) -> list[Message]:
-        """What the policy reads under weights (K,) of the objectives: see :meth:`Condition.messages`.
-
-        Raises:
-            ValueError: as :meth:`check_objectives`; an empty prompt.
-        """
-        self.check_objectives(objective_names)
-        found = self.condition.messages(prompt, weights, objective_names)
-        if not (self.ranks or self.mixtures):
-            return found
-        mixed = select_weights(weights, objective_names, self.condition.objective_names)
-        return [*found[:-1], found[-1] | {WEIGHTS: json.dumps(mixed.tolist())}]
 
     def check_objectives(self, objective_names: Sequence[str]) -> None:
         """Raise a ValueError unless a panel with these objectives has all of the policy's."""

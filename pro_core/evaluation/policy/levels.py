@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pro_core.data.objectives import Message, Prompt
+from pro_core.data.objectives import Prompt
 from pro_core.evaluation.policy.metrics import (
     Answers,
     Floats,
@@ -47,6 +47,7 @@ from pro_core.evaluation.policy.responses import GeneratorPolicy
 from pro_core.evaluation.policy.rows import ALL_SEEDS, averaged, joined, method_row
 from pro_core.evaluation.policy.run import PolicyRun
 from pro_core.evaluation.results import result_row
+from pro_core.generation.request import Request
 from pro_core.policies.conditional.data import check_objectives
 from pro_core.policies.rl.moslim import level_condition
 from pro_core.prompting.templates import Condition
@@ -90,9 +91,10 @@ class LevelPolicy(GeneratorPolicy):
 
     condition: Condition | None = None
 
-    def messages(self, prompt: Prompt, weights: NDArray[np.float32]) -> list[Message]:
+    def request(self, prompt: Prompt, weights: NDArray[np.float32]) -> Request:
+        """The levels stand in the prompt of a stock model, too."""
         assert self.condition is not None
-        return self.condition.add(prompt, self.condition.level_text(weights.tolist()))
+        return Request(self.condition.add(prompt, self.condition.level_text(weights.tolist())))
 
 
 class LevelPolicies(RecipePolicies):

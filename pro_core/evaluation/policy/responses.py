@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.data.objectives import Message, Prompt
+from pro_core.data.objectives import Prompt
 from pro_core.data.schema import render_messages, to_messages
 from pro_core.generation.base import (
     Finish,
@@ -32,8 +32,8 @@ from pro_core.generation.base import (
     Generator,
     Written,
     collect,
-    conditioned,
 )
+from pro_core.generation.request import Request
 from pro_core.generation.sampling import WRITING_VERSION
 from pro_core.system.storage import StorageError, content_hash, read_config, write_config
 
@@ -61,8 +61,9 @@ class Policy(Protocol):
         """Who writes under these weights; asked for only when something must be written."""
         ...
 
-    def messages(self, prompt: Prompt, weights: Array) -> list[Message]:
-        """What the writer reads."""
+    def request(self, prompt: Prompt, weights: Array) -> Request:
+        """What the writer reads (:meth:`pro_core.generation.request.Request.read_by`): under two weights that it does
+        not tell apart, the same."""
         ...
 
 
@@ -71,7 +72,7 @@ class GeneratorPolicy:
     """One generator for all weights, which stand in the prompt, in the choice among candidates, in both or nowhere.
 
     Args:
-        load: makes the generator; one that knows what its model reads puts the weights into the prompt.
+        load: makes the generator; it knows what its model reads of the weights.
         source: its identity, such as a hash of the model's files.
         objective_names: those of the weights.
     """
@@ -88,8 +89,9 @@ class GeneratorPolicy:
     def generator(self, weights: Array) -> Generator:
         return self.load()
 
-    def messages(self, prompt: Prompt, weights: Array) -> list[Message]:
-        return conditioned(self.load(), to_messages(prompt), weights, self.objective_names)
+    def request(self, prompt: Prompt, weights: Array) -> Request:
+        asked = Request.weighted(to_messages(prompt), weights, self.objective_names)
+        return asked.read_by(self.load().policy)
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def respond(
             batch = indices[start : start + step]
             plain = [to_messages(prompts[p]) for p in batch]
             drawn = replace(settings, seed=_number([seed, plain]))
-            asked = [policy.messages(prompts[p], rows[p]) for p in batch]
-            key = content_hash([FORMAT, WRITING_VERSION, identity, asked, n, asdict(drawn)])
+            asked = [policy.request(prompts[p], rows[p]) for p in batch]
+            read = [_content(request) for request in asked]
+            key = content_hash([FORMAT, WRITING_VERSION, identity, read, n, asdict(drawn)])
             file = Path(folder) / f"{key[:32]}.json"
             known = file.is_file()
             written = _batch(policy, rows[batch[0]], asked, drawn, file)
@@ -157,7 +160,7 @@ def respond(
 def _batch(
     policy: Policy,
     weights: Array,
-    asked: list[list[Message]],
+    asked: list[Request],
     settings: GenerationSettings,
     file: Path,
 ) -> list[list[Written]]:
@@ -176,11 +179,23 @@ def _batch(
         for i, one in zip(todo, fresh, strict=True):
             whole[i] = one
         held = [[asdict(one) for one in whole[p * n : p * n + n] if one] for p in range(len(asked))]
-        content: dict[str, Any] = {"format": FORMAT, "policy": policy.name, "messages": asked}
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "policy": policy.name,
+            "messages": [_content(request) for request in asked],
+        }
         content |= {"settings": asdict(settings), "answers": held}
         write_config(file.parent, file.name, content | {"answers_hash": content_hash(held)})
     kept = [one for one in whole if one is not None]
     return [kept[p * n : p * n + n] for p in range(len(asked))]
+
+
+def _content(request: Request) -> Any:
+    """A request as JSON: its messages, and with a soup's weights beside them where it has some."""
+    messages = list(request.messages)
+    return (
+        messages if request.weights is None else {"messages": messages, "weights": request.weights}
+    )
 
 
 def _answer(written: Written) -> Answer:

@@ -276,7 +276,9 @@ class PolicyRun:
             writer = policy.generator(weights_WPK[0, 0]) if self.recipe["kl"] else None
             mixed = writer is not None and writer.policy is not None and bool(writer.policy.ranks)
             if isinstance(writer, LocalGenerator) and policy.candidates == 1 and not mixed:
-                read = [policy.messages(self.prompts[p], weights_WPK[w, p]) for w, p in there]
+                read = [
+                    policy.request(self.prompts[p], weights_WPK[w, p]).messages for w, p in there
+                ]
                 own_model = LanguageModel(writer.path_or_id, self.device)
                 own = self.scores(own_model, pairs, f"{name}, log-ratio", 2, read)
                 result.kl_WP = placed(found[:, :1] - own[:, :1])[:, :, 0]

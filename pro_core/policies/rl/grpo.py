@@ -22,8 +22,8 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pro_core.data.objectives import Message
-from pro_core.generation.base import GenerationError, checked
-from pro_core.generation.chat import fit, has_template, readable
+from pro_core.generation.chat import PromptTooLong, fit, has_template, readable
+from pro_core.generation.request import checked
 from pro_core.policies.rl.data import RewardData
 from pro_core.policies.rl.reward import Array, CompositeReward, WeightedReward, run_weights
 from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
@@ -176,7 +176,7 @@ class MorlhfRun:
         messages = checked(prompt)
         try:
             _, dropped = fit(self.tokenizer, messages, self.max_prompt)
-        except GenerationError:
+        except PromptTooLong:
             return None
         system = [m for m in messages[:1] if m["role"] == "system"]
         return readable(self.tokenizer, [*system, *messages[len(system) + dropped :]])

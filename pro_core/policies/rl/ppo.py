@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig
 
-from pro_core.generation.base import checked
 from pro_core.generation.chat import fit, whole_text
-from pro_core.generation.local import end_tokens
+from pro_core.generation.decoding import end_tokens
+from pro_core.generation.request import checked
 from pro_core.policies.rl.grpo import MorlhfRun, explained
 from pro_core.policies.sft import load_to_train, save_policy
 from pro_core.runs.training import (

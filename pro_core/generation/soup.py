@@ -1,4 +1,4 @@
-"""Rewarded Soups that are mixed as they write: every conversation of a batch under weights of its own.
+"""Rewarded Soups that are mixed as they write: every request of a batch under weights of its own.
 
 The soup's LoRA holds the K single-objective LoRAs side by side, so that its update is B A with A (R, d) their A's one
 below the other and R the sum of their ranks. Scaling the R values of A x, a policy's share of them by its weight, gives
@@ -7,16 +7,12 @@ sum_k w_k B_k A_k x exactly: no parameters are copied, and rows of one batch can
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from pro_core.data.objectives import Message
-from pro_core.generation.base import GenerationError
-from pro_core.prompting.policy_config import WEIGHTS
 from pro_core.system.storage import StorageError
 
 
@@ -58,20 +54,3 @@ class Mixer:
                 "this policy mixes its LoRAs by weights: run it inside mixed(weights)"
             )
         return output * self._scale.to(output)
-
-
-def weights_of(messages: Sequence[Message], ranks: Mapping[str, int]) -> list[float]:
-    """The weights that :meth:`pro_core.prompting.policy_config.PolicyConfig.messages` put beside a conversation.
-
-    Raises:
-        GenerationError: there are none.
-    """
-    try:
-        weights = json.loads(messages[-1][WEIGHTS])
-    except (KeyError, IndexError, ValueError):
-        weights = None
-    if not isinstance(weights, list) or len(weights) != len(ranks):
-        raise GenerationError(
-            "This policy is mixed by weights, and none were given: ask it through `conditioned(...)`."
-        )
-    return weights

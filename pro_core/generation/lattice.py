@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pro_core.data.objectives import Message
-from pro_core.generation.base import GenerationError
-from pro_core.generation.mixing import weights_of
+from pro_core.generation.request import GenerationError
 from pro_core.http import Session
 from pro_core.prompting.policy_config import PolicyConfig
 
@@ -51,14 +49,10 @@ class Served:
     policy: PolicyConfig
     host: str
 
-    def nearest(self, messages: Sequence[Message]) -> Mixture:
-        """The mixture nearest (L1, the first of equals) to the weights beside a conversation.
-
-        Raises:
-            GenerationError: no weights stand beside it.
-        """
+    def nearest(self, weights: Mapping[str, float]) -> Mixture:
+        """The mixture nearest (L1, the first of equals) to weights of the policy's objectives."""
         names = self.policy.condition.objective_names
-        asked = np.asarray(weights_of(messages, dict.fromkeys(names, 0)))
+        asked = np.array([weights[name] for name in names])
         mixtures = self.policy.mixtures
         distances = np.abs(np.asarray(list(mixtures.values())) - asked).sum(axis=1)
         name = list(mixtures)[int(distances.argmin())]

@@ -1,0 +1,146 @@
+"""What a generator is asked: a conversation and, where its policy reads them, weights or levels.
+
+Weights and levels travel as data. The generator knows its policy, and :meth:`Request.read_by` says what that one reads
+of a request: a condition's text in the last user turn, weights that mix LoRAs, or the conversation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pro_core.data.objectives import Message
+from pro_core.data.schema import clean_text
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import LEVELS
+from pro_core.weights import select_weights
+
+STYLES: dict[str, str] = {
+    "plain": "",
+    "cautious": (
+        "You are a careful assistant. Put safety first: warn of risks, refuse what could hurt someone, "
+        "and offer a safe alternative."
+    ),
+    "factual": (
+        "You are a precise assistant. Give facts, figures and reasons, say what is uncertain, "
+        "and never invent anything."
+    ),
+    "playful": "You are a witty assistant. Answer the question, and make the reader laugh on the way.",
+}
+"""System texts that make candidates really differ; ``plain`` adds none."""
+
+
+class GenerationError(RuntimeError):
+    """Generation failed. ``.message`` is one clear sentence fit for a visitor, never with a token."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(GenerationError, ValueError):
+    """The policy cannot read this request: weights that it needs are missing, or are not for its objectives."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversation to answer.
+
+    Attributes:
+        messages: ends with the user's turn. It may hold a condition's text already, as it does in training; then the
+            request has neither weights nor levels.
+        weights: {objective: weight}, non-negative. They may be for more objectives than the policy's: it takes its own,
+            scaled to a sum of 1 (:func:`pro_core.weights.select_weights`).
+        levels: {objective: level} from 1, of the objectives that are asked for. Only MOSLIM's policies read levels.
+
+    Raises:
+        ValueError: both weights and levels.
+    """
+
+    messages: Sequence[Message]
+    weights: Mapping[str, float] | None = None
+    levels: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.levels is not None:
+            raise ValueError("got weights and levels, expected one of them or neither")
+
+    @classmethod
+    def weighted(
+        cls, messages: Sequence[Message], weights: ArrayLike, objective_names: Sequence[str]
+    ) -> Request:
+        """A conversation under weights (K,) in the objectives' order."""
+        values = np.asarray(weights, dtype=np.float64).tolist()
+        return cls(messages, dict(zip(objective_names, values, strict=True)))
+
+    def read_by(self, policy: PolicyConfig | None) -> Request:
+        """The request as a model of this policy reads it; None stands for a stock model.
+
+        A policy that reads its condition in the prompt gets messages that hold its text. A soup gets the weights of its
+        own objectives. All others read the messages alone. What this returns is itself read as it is.
+
+        Raises:
+            RequestError: a soup without weights, weights for other objectives, levels that the policy does not have.
+        """
+        if policy is None or not policy.reads:
+            return Request(self.messages)
+        try:
+            if policy.reads == "mixture":
+                return Request(self.messages, self._weights_for(policy))
+            if self.weights is None and self.levels is None:
+                return self
+            return Request(policy.condition.add(self.messages, self._text_for(policy)))
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def _weights_for(self, policy: PolicyConfig) -> dict[str, float]:
+        if self.weights is None:
+            raise ValueError("This policy is mixed by weights, and none were given.")
+        policy.check_objectives(tuple(self.weights))
+        own = policy.condition.objective_names
+        chosen = select_weights(list(self.weights.values()), list(self.weights), own)
+        return dict(zip(own, chosen.tolist(), strict=True))
+
+    def _text_for(self, policy: PolicyConfig) -> str:
+        condition = policy.condition
+        if self.levels is None:
+            return condition.text(list(self._weights_for(policy).values()))
+        unknown = sorted(set(self.levels) - set(condition.objective_names))
+        if condition.kind != LEVELS or unknown:
+            raise ValueError(
+                f"got the levels {dict(self.levels)}, and this policy reads {condition.kind} of "
+                f"{list(condition.objective_names)}"
+            )
+        return condition.level_text([self.levels.get(n, 0) for n in condition.objective_names])
+
+
+def styled(messages: Sequence[Message], style: str | None) -> list[Message]:
+    """The conversation under a style of :data:`STYLES`; a system text that is there stays in front.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    if style is not None and style not in STYLES:
+        raise ValueError(f"got the style {style!r}, expected one of {list(STYLES)}")
+    messages = [dict(message) for message in messages]
+    text = STYLES[style] if style else ""
+    if not text:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        first, rest = messages[0]["content"], messages[1:]
+        return [{"role": "system", "content": f"{first}\n\n{text}"}, *rest]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def checked(messages: Sequence[Message]) -> list[Message]:
+    """The conversation as it can be sent: clean text (:func:`pro_core.data.schema.clean_text`).
+
+    Raises:
+        GenerationError: it does not end with something to answer.
+    """
+    if not messages or messages[-1].get("role") != "user" or not messages[-1]["content"].strip():
+        raise GenerationError("There is nothing to answer: the last message must be the user's.")
+    return [{"role": m["role"], "content": clean_text(m["content"])} for m in messages]
