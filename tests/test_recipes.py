@@ -43,6 +43,12 @@ class Small(Recipe):
     """PEFT settings"""
     targets: list[Target] = []
 
+    @model_validator(mode="after")
+    def _several(self) -> Small:
+        if self.frozen and self.lora:
+            raise ConfigError("got both, expected one of them", ["frozen", "lora"])
+        return self
+
 
 class Method(Settings):
     kl: Positive = 0.1
@@ -58,6 +64,8 @@ class Arms(Method, RecipeOfArms):
     def _even(self) -> Arms:
         if self.steps % 2:
             raise ValueError(f"got steps {self.steps}, expected an even number")
+        if self.steps * self.kl > 1000:
+            raise ConfigError(f"got steps {self.steps} and kl {self.kl}", ["steps", "kl"])
         return self
 
 
@@ -116,6 +124,12 @@ def test_what_does_not_fit_is_named(tmp_path, text, field):
     assert refused.value.fields == (field,)
 
 
+def test_a_rule_across_settings_names_them(tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        Small.read(written(tmp_path, "objectives: [a]\nfrozen: true\nlora: {r: 8}"))
+    assert refused.value.fields == ("frozen", "lora")
+
+
 def test_a_misspelt_setting_is_told_its_nearest(tmp_path):
     near = {
         "objectives: [a]\nlearing_rate: 1.0": "'learning_rate'",
@@ -161,6 +175,13 @@ WRONG_ARMS = {
     "none": ("arms: {}", "arms"),
     "two in one place": ("policy: p\nseeds: [0, 1]\narms: {A: {}}", "policy"),
 }
+
+
+def test_settings_that_do_not_go_together_are_named(tmp_path):
+    for text, place in (("steps: 90000", ""), ("arms: {A: {steps: 90000}}", "arms.A.")):
+        with pytest.raises(ConfigError) as refused:
+            Arms.read(written(tmp_path, f"model: m\noutput: o\n{text}"))
+        assert refused.value.fields == (f"{place}steps", f"{place}kl")
 
 
 @pytest.mark.parametrize(("text", "field"), WRONG_ARMS.values(), ids=WRONG_ARMS)

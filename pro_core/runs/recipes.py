@@ -12,20 +12,20 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 
 from pro_core.system.extras import needs
+from pro_core.system.settings import Count as Count  # `as`: writers of recipes import from here
+from pro_core.system.settings import Names as Names
+from pro_core.system.settings import Positive as Positive
+from pro_core.system.settings import Seeds as Seeds
+from pro_core.system.settings import Settings as Settings
+from pro_core.system.settings import Share as Share
 
 with needs("train"):
-    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Seeds = Annotated[list[int], Field(min_length=1)]
-Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    from pydantic import Field, PrivateAttr, ValidationError
 
 
 class ConfigError(ValueError):
@@ -38,24 +38,6 @@ class ConfigError(ValueError):
     def __init__(self, message: str, fields: Iterable[str] = ()):
         super().__init__(message)
         self.fields = tuple(fields)
-
-
-class Settings(BaseModel):
-    """Named settings: a recipe, or a part of one. They are checked when they are made, and do not change."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_default=True,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, data: Any) -> Any:
-        return _plain(data)
 
 
 class Recipe(Settings):
@@ -225,15 +207,6 @@ def _change(said: dict[str, Any], change: str) -> None:
     inner[last] = value
 
 
-def _plain(data: Any) -> Any:
-    """What Python says otherwise than YAML: a tuple for a list, a path for its name."""
-    if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    return str(data) if isinstance(data, Path) else data
-
-
 # ---------------------------------------------------------------- what went wrong, and what there is
 
 
@@ -251,7 +224,11 @@ def _explained(
         elif found["type"] == "missing":
             problems.append(f"the setting {field!r} is missing")
         elif found["type"] == "value_error":
-            problems.append(about + str(found["ctx"]["error"]))
+            reason = found["ctx"]["error"]
+            problems.append(about + str(reason))
+            if isinstance(reason, ConfigError) and reason.fields:  # a rule across settings
+                fields += [".".join(filter(None, (field, name))) for name in reason.fields]
+                continue
         else:
             expected = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             problems.append(f"{about}got {found['input']!r}, expected {expected}")
