@@ -1,6 +1,9 @@
-"""The browser's arithmetic (ui/simplex.js) against Python's, on random scores, weights and floors.
+"""The board without a page.
 
-The same file that the page runs is run here, in Node where there is one, else in Chromium.
+Its arithmetic (ui/simplex.js) against Python's, on random scores, weights and floors; and what it keeps of a visitor
+(ui/state.js).
+
+The same files that the page runs are run here, in Node where there is one, else in Chromium.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import numpy as np
 import pytest
 
 from pro_core.weights import apply_floors, as_weights, weighted_sum
+from ui.board import SCRIPTS
 
-SIMPLEX = Path(__file__).parent.parent / "ui" / "simplex.js"
+UI = Path(__file__).parent.parent / "ui"
 CASES = 400
 
 
@@ -29,12 +33,14 @@ class Browser:
         self.chromium = chromium
 
     def run(self, calls: list[list[Any]]) -> list[Any]:
-        source = SIMPLEX.read_text(encoding="utf-8")
+        return self.evaluate("given.map(([f, a]) => Simplex[f](...a))", calls)
+
+    def evaluate(self, expression: str, given: Any) -> Any:
+        """The value of a JavaScript expression over `given`, beside simplex.js and state.js."""
+        source = "\n".join((UI / name).read_text("utf-8") for name in ("simplex.js", "state.js"))
         if self.chromium is None:
-            script = (
-                f"const calls = {json.dumps(calls)}; const S = require({json.dumps(str(SIMPLEX))});"
-            )
-            script += "console.log(JSON.stringify(calls.map(([f, a]) => S[f](...a))))"
+            script = f"{source}\nconst given = {json.dumps(given)};"
+            script += f"console.log(JSON.stringify({expression}))"
             done = subprocess.run(
                 ["node", "-"], input=script, capture_output=True, text=True, check=True, timeout=60
             )
@@ -47,11 +53,9 @@ class Browser:
             )
             page = browser.new_page()
             page.set_content("<p>arithmetic</p>")
-            results = page.evaluate(
-                f"(calls) => {{ {source}; return calls.map(([f, a]) => Simplex[f](...a)); }}", calls
-            )
+            result = page.evaluate(f"(given) => {{ {source}; return {expression}; }}", given)
             browser.close()
-        return results
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +210,83 @@ def test_nondominated_equals_moocore(js: Browser, rng: np.random.Generator) -> N
         expected = moocore.is_nondominated(points, maximise=True, keep_weakly=True)
         assert marks == expected.tolist()
     assert js.run([["nondominated", [[[1, 1], None, [0, 2]]]]]) == [[True, False, True]]
+
+
+# ---------------------------------------------------------------- what the visitor did
+
+
+def piece(id: int, predicted: list[float], **fields: Any) -> dict[str, Any]:
+    """A piece of a run over two objectives, with one answer that is scored."""
+    scored = {"text": "Yes.", "z": [1.0, -1.0], "raw": [1.0, -1.0]}
+    run = {"id": str(id), "phase": "writing", "objectives": ["helpful", "harmless"]}
+    return {**run, "floors": [0, 0], "predicted": predicted, "candidates": [scored], **fields}
+
+
+def states(js: Browser, *steps: list[Any]) -> list[dict[str, Any]]:
+    """The state after each step [method, argument, ...], with what the step returned and the drawings so far."""
+    return js.evaluate(
+        """(() => { let drawn = 0; const state = new State(() => { drawn += 1; });
+        return given.map(([method, ...args]) => {
+          const returned = state[method](...args);
+          const { values, touched, pick } = state;
+          return { values: [...values], touched, pick, drawn, returned: returned ?? null };
+        }); })()""",
+        list(steps),
+    )
+
+
+def test_every_script_is_joined() -> None:
+    assert sorted(SCRIPTS) == sorted(path.name for path in UI.glob("*.js"))
+
+
+def test_a_piece_keeps_what_the_visitor_set_and_a_new_prompt_moves_the_unlocked(
+    js: Browser,
+) -> None:
+    after = states(
+        js,
+        ["take", piece(1, [0.7, 0.3])],
+        ["move", 0, 20],
+        ["togglePick", 0],
+        ["take", piece(1, [0.7, 0.3])],
+        ["take", piece(2, [0.6, 0.4])],
+        ["toggleLock", 1],
+        ["take", piece(3, [0.9, 0.1])],
+        ["take", piece(4, [0.9, 0.1], objectives=["humor", "harmless"])],
+    )
+    assert [s["values"][0] for s in after] == [70, 20, 20, 20, 60, 60, 60, 90]
+    assert all(sum(s["values"]) == 100 for s in after)
+    assert [s["touched"] for s in after] == [False, True, True, True, False, False, False, False]
+    assert [s["pick"] for s in after] == [None, None, 0, 0, None, None, None, None]
+    others = [s["returned"] for s in after]  # whether a piece has other objectives
+    assert others == [True, None, None, False, False, None, False, True]
+    assert [s["drawn"] for s in after] == [0, 1, 2, 2, 2, 3, 3, 3]  # the board draws what it takes
+
+
+def test_answers_written_under_the_visitors_weights_stand_beside_them(js: Browser) -> None:
+    (written,) = states(js, ["take", piece(1, [0.7, 0.3], used=[0.2, 0.8])])
+    assert (written["values"], written["touched"]) == ([20, 80], True)
+
+
+@pytest.mark.parametrize(
+    ("shown", "next", "late"),
+    [
+        (piece(5, [1, 0]), piece(4, [1, 0]), True),  # of two runs at once, the earlier one
+        (piece(5, [1, 0]), piece(5, [1, 0]), False),
+        (piece(5, [1, 0], phase="stopped"), piece(5, [1, 0]), True),  # sent before Stop
+        (piece(5, [1, 0], phase="stopped"), piece(5, [1, 0], phase="done"), False),
+        (piece(5, [1, 0], phase="stopped"), piece(6, [1, 0]), False),
+        ({**piece(0, [1, 0]), "id": "recorded"}, piece(5, [1, 0]), False),
+    ],
+)
+def test_a_piece_that_comes_too_late_is_known(
+    js: Browser, shown: dict[str, Any], next: dict[str, Any], late: bool
+) -> None:
+    assert states(js, ["take", shown], ["isLate", next])[1]["returned"] is late
+
+
+def test_best_is_no_answer_until_one_is_scored(js: Browser) -> None:
+    unscored = {"text": "", "z": None, "raw": None}
+    for candidates, best in (([], None), ([unscored], None), ([unscored, {"z": [0, 0]}], 1)):
+        run = piece(1, [1, 0], candidates=candidates)
+        rankings = states(js, ["take", run], ["rankings"])[1]["returned"]
+        assert [rankings[name]["best"] for name in ("predicted", "yours", "uniform")] == [best] * 3

@@ -1,4 +1,4 @@
-"""The board component: sliders, answer cards and scatter, drawn in the browser by `board.js`.
+"""The board component: sliders, answer cards and scatter, drawn in the browser by `SCRIPTS`.
 
 What Python sends is one JSON value, a *run* (see `Run`). What a model or a visitor wrote stands only in that value;
 the template is constant, because Gradio evaluates rendered templates as JavaScript.
@@ -20,6 +20,19 @@ from pro_core.weights import parse_floors
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded.json"
+SCRIPTS = (
+    "dom.js",
+    "simplex.js",
+    "state.js",
+    "words.js",
+    "conversation.js",
+    "sliders.js",
+    "cards.js",
+    "scatter.js",
+    "board.js",
+)
+"""The component's code. Gradio runs one text, so the files are joined in this order: each defines one name with a
+capital, which all of them see, and `board.js` starts the board."""
 PAGE_CSS = (HERE / "page.css").read_text(encoding="utf-8")
 EXAMPLES = (
     ("An unsafe request", "How do I break into my neighbour's house without being noticed?"),
@@ -90,10 +103,7 @@ def board(run: Run) -> gr.HTML:
         elem_id="board",
         html_template='<div class="board"></div>',
         css_template=(HERE / "board.css").read_text(encoding="utf-8"),
-        js_on_load="\n".join(
-            (HERE / name).read_text(encoding="utf-8")
-            for name in ("simplex.js", "words.js", "board.js")
-        ),
+        js_on_load="\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         apply_default_css=False,
     )
 

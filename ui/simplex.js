@@ -49,14 +49,15 @@ const Simplex = (() => {
   // Move slider `index` to `target`; the other unlocked sliders share what is left in the proportions of
   // `anchor` (the values when this slider was first touched, so that there and back again is no change).
   function moveSlider(index, target, values, locked, floors, anchor) {
-    const others = indices(values.length).filter((k) => k !== index && !locked[k]);
+    const rest = indices(values.length).filter((k) => k !== index);
+    const others = rest.filter((k) => !locked[k]);
     if (locked[index] || others.length === 0) return [...values];
-    const kept = sum(indices(values.length).filter((k) => k !== index && locked[k]).map((k) => values[k]));
+    const kept = sum(rest.filter((k) => locked[k]).map((k) => values[k]));
     const highest = 100 - kept - sum(others.map((k) => floors[k]));
     const out = [...values];
     out[index] = Math.max(floors[index], Math.min(highest, Math.round(target)));
-    const rest = 100 - kept - out[index];
-    const shared = share(rest, others.map((k) => anchor[k]), others.map((k) => floors[k]));
+    const left = 100 - kept - out[index];
+    const shared = share(left, others.map((k) => anchor[k]), others.map((k) => floors[k]));
     others.forEach((k, i) => { out[k] = shared[i]; });
     return out;
   }
@@ -100,7 +101,5 @@ const Simplex = (() => {
     points.map((p) => p !== null && !points.some(
       (q) => q !== null && q[0] >= p[0] && q[1] >= p[1] && (q[0] > p[0] || q[1] > p[1])));
 
-  return { share, floorHundredths, setSliders, moveSlider, applyFloors, totals, ranking, nondominated };
+  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, ranking, nondominated };
 })();
-
-if (typeof module !== "undefined") module.exports = Simplex;

@@ -1,0 +1,173 @@
+// The deck of answers: one card per answer, ordered by the visitor's weights, with its text, its score for each
+// objective, and its totals under the three weights.
+
+class Cards {
+  static PLACES = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th"];
+  static CUT = { length: "Cut at the token limit.", filter: "Cut by the server's filter." };
+
+  constructor(parent, state) {
+    this.state = state;
+    this.cards = [];
+    this.order = ""; // as last drawn: a new one slides the cards
+    this.deck = Dom.el("section", "deck", parent);
+    this.deck.setAttribute("aria-label", "Answers, best first under your weights");
+  }
+
+  build() {
+    for (const { card } of this.cards.splice(0)) card.remove();
+  }
+
+  buildCard(i) {
+    const { run } = this.state;
+    const letter = Dom.LETTERS[i];
+    const card = Dom.el("article", "card", this.deck);
+    const head = Dom.el("div", "card-head", card);
+    Dom.el("b", "letter", head, letter);
+    const rank = Dom.el("span", "rank", head);
+    const style = Dom.el("span", "style", head);
+    const total = Dom.el("span", "total", head);
+    total.title = "Weighted total under your weights";
+    const badges = Dom.el("div", "badges", card);
+    const text = this.buildText("text", card, `Answer ${letter}`);
+    const cut = Dom.el("div", "cut", card);
+    const error = Dom.el("div", "error", card);
+    const thought = Dom.el("details", "thought", card);
+    Dom.el("summary", "", thought, "Reasoning");
+    const about = `Reasoning of answer ${letter}, not scored`;
+    const reasoning = this.buildText("reasoning", thought, about);
+    const scores = Dom.el("div", "scores", card);
+    scores.tabIndex = 0;
+    const cells = run.objectives.map((name) => {
+      const line = Dom.el("div", "score", scores);
+      Dom.el("span", "name", line, Dom.title(name)).title = run.about?.[name] ?? "";
+      const z = Dom.el("span", "z", line);
+      const pull = Dom.el("span", "pull", line);
+      return { z, pull, bar: Dom.el("i", "", pull), raw: Dom.el("span", "raw", line) };
+    });
+    const row = Dom.el("div", "sums", card);
+    const sums = ["predicted", "yours", "uniform"].map((name) => {
+      const box = Dom.el("div", "sum", row);
+      Dom.el("span", "", box, name);
+      return { name, box, value: Dom.el("b", "", box) };
+    });
+    const use = Dom.button("small use", card, () => this.state.togglePick(i));
+    const parts = { card, rank, style, total, badges, text, cut, error, thought, reasoning };
+    return { ...parts, scores, cells, sums, use };
+  }
+
+  // A box that scrolls, for a text in any script.
+  buildText(className, parent, label) {
+    const box = Dom.el("div", className, parent);
+    Object.assign(box, { dir: "auto", tabIndex: 0 });
+    box.setAttribute("aria-label", label);
+    return box;
+  }
+
+  // `rankings` as of `State.rankings`.
+  draw(rankings) {
+    const { candidates } = this.state.run;
+    while (this.cards.length < candidates.length) {
+      this.cards.push(this.buildCard(this.cards.length));
+    }
+    while (this.cards.length > candidates.length) this.cards.pop().card.remove();
+    this.deck.dataset.count = candidates.length;
+    const before = this.cards.map(({ card }) => card.getBoundingClientRect());
+    const sizes = candidates.flatMap(({ z }) => (z ?? []).map(Math.abs));
+    const strongest = Math.max(0.5, ...sizes);
+    this.cards.forEach((card, i) => {
+      this.drawPlace(card, i, rankings);
+      this.drawAnswer(card, candidates[i]);
+      this.drawScores(card, i, strongest);
+      this.drawUse(card, i, rankings.yours.best);
+    });
+    const order = rankings.yours.order.join();
+    const reordered = this.order !== order && this.order.length === order.length;
+    this.order = order;
+    if (reordered) this.slide(before);
+  }
+
+  // Where an answer stands under the visitor's weights, and under which weights it is the best.
+  drawPlace({ card, rank, total, badges, sums }, i, rankings) {
+    const { run } = this.state;
+    const { order, best, totals } = rankings.yours;
+    const place = order.indexOf(i);
+    card.style.order = place === 0 ? -1 : place + 1;
+    card.classList.toggle("winner", best === i);
+    card.dataset.place = place + 1;
+    Dom.write(rank, this.rankText(run.candidates[i], place, best === i));
+    Dom.write(total, totals[i] === null ? "" : Dom.signed(totals[i]));
+    for (const { name, box, value } of sums) {
+      const sum = rankings[name].totals[i];
+      Dom.write(value, sum === null ? "–" : Dom.signed(sum));
+      box.classList.toggle("best", rankings[name].best === i);
+    }
+    const wins = Object.keys(rankings).filter((name) => rankings[name].best === i);
+    if (badges.dataset.wins === wins.join()) return;
+    badges.dataset.wins = wins.join();
+    badges.replaceChildren(...(wins.length ? ["best by"] : []));
+    for (const name of wins) Dom.el("span", `badge ${name}`, badges, name);
+  }
+
+  rankText(candidate, place, wins) {
+    if (candidate.z) return wins ? "winner" : Cards.PLACES[place];
+    if (candidate.error || !this.state.run.busy) return "";
+    return candidate.reasoning && !candidate.text ? "thinking…" : "writing…";
+  }
+
+  drawAnswer({ style, text, cut, error, thought, reasoning }, candidate) {
+    Dom.write(style, candidate.style ?? "");
+    Dom.write(text, candidate.text);
+    Dom.write(cut, candidate.error ? "" : (Cards.CUT[candidate.finish] ?? ""));
+    Dom.write(error, candidate.error ?? "");
+    thought.hidden = !candidate.reasoning;
+    Dom.write(reasoning, candidate.reasoning ?? "");
+  }
+
+  // Each objective's score z, and what it adds to the total under the visitor's weights: a bar to the left or right,
+  // a third of the strongest score in full length.
+  drawScores({ scores, cells }, i, strongest) {
+    const { run, yours } = this.state;
+    const { z, raw } = run.candidates[i];
+    scores.hidden = !z;
+    if (!z) {
+      scores.setAttribute("aria-label", "");
+      return;
+    }
+    const said = run.objectives.map(
+      (name, k) => `${name} ${Dom.signed(z[k])} (raw ${raw[k].toFixed(2)})`,
+    );
+    scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${said.join(", ")}`);
+    cells.forEach((cell, k) => {
+      const pull = z[k] * yours[k];
+      const tone = (v) => (v < 0 ? "low" : "high");
+      Dom.write(cell.z, Dom.signed(z[k]));
+      cell.z.style.setProperty("--strength", Dom.clamp(Math.abs(z[k]) / 2, 0.06, 1).toFixed(3));
+      cell.z.className = `z ${tone(z[k])}`;
+      Dom.write(cell.raw, `raw ${raw[k].toFixed(2)}`);
+      const width = Dom.clamp((3 * Math.abs(pull)) / strongest, 0, 1) * 50;
+      cell.bar.style.width = `${width}%`;
+      cell.bar.style.left = `${pull < 0 ? 50 - width : 50}%`;
+      cell.bar.className = tone(pull);
+      const weight = Dom.percent(yours[k]);
+      cell.pull.title = `${Dom.signed(z[k])} × ${weight}% = ${Dom.signed(pull)}`;
+    });
+  }
+
+  drawUse({ use }, i, best) {
+    const { run, pick } = this.state;
+    const chosen = (pick ?? best) === i;
+    use.hidden = !run.candidates[i].text || Boolean(run.busy);
+    use.setAttribute("aria-pressed", String(chosen));
+    Dom.write(use, chosen ? "A follow-up continues from here" : "Continue from this answer");
+  }
+
+  slide(before) {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    const timing = { duration: 260, easing: "ease-out" };
+    this.cards.forEach(({ card }, i) => {
+      const now = card.getBoundingClientRect();
+      const [dx, dy] = [before[i].left - now.left, before[i].top - now.top];
+      if (dx || dy) card.animate([{ transform: `translate(${dx}px, ${dy}px)` }, {}], timing);
+    });
+  }
+}

@@ -1,0 +1,48 @@
+// Above the grid: the earlier turns, a warning where the prompt is a strange one, and the prompt with the words tinted
+// that moved one weight: that of the objective pointed at, else the largest.
+
+class Conversation {
+  constructor(parent, state) {
+    this.state = state;
+    this.shown = []; // the id of the run and the objective that were drawn last
+    this.thread = Dom.el("div", "thread", parent);
+    this.thread.tabIndex = 0;
+    this.thread.setAttribute("aria-label", "The conversation so far");
+    const warning =
+      "This prompt is unlike those the adapter learned from: weights are near their average.";
+    this.unlike = Dom.el("p", "unlike", parent, warning);
+    this.why = Dom.el("p", "why", parent);
+    this.why.tabIndex = 0;
+    this.summary = Dom.el("p", "unseen", parent); // the sliders are described by it
+    this.summary.id = "why-summary";
+  }
+
+  draw() {
+    const { run, pointed } = this.state;
+    this.unlike.hidden = typeof run.known !== "number" || run.known >= 0.5;
+    const largest = () => run.predicted.indexOf(Math.max(...run.predicted));
+    const k = Words.any(run) ? (pointed ?? largest()) : -1;
+    const [shownRun, shownObjective] = this.shown;
+    if (shownRun === run.id && shownObjective === k) return;
+    this.shown = [run.id, k];
+    this.why.hidden = k < 0;
+    Dom.write(this.summary, k < 0 ? "" : Words.sentence(run, k));
+    if (k >= 0) Words.line(this.why, run, k);
+    this.drawThread(k);
+    if (shownRun !== run.id) this.thread.scrollTop = this.thread.scrollHeight;
+  }
+
+  drawThread(k) {
+    const { run } = this.state;
+    this.thread.replaceChildren();
+    run.messages.slice(0, -1).forEach(({ role }, turn) => {
+      if (role === "system") return;
+      const line = Dom.el("p", role, this.thread);
+      Dom.el("b", "", line, role === "user" ? "You " : "Answer kept ");
+      const text = Dom.el("span", "", line);
+      text.dir = "auto";
+      Words.tint(text, run, turn, k);
+    });
+    this.thread.hidden = !this.thread.hasChildNodes();
+  }
+}

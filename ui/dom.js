@@ -1,0 +1,42 @@
+// What every part of the board draws with: page elements, and the few texts that the parts share.
+// Everything that a model or a visitor wrote reaches the page through textContent, never as HTML.
+
+const Dom = (() => {
+  const SVG = "http://www.w3.org/2000/svg";
+
+  function el(tag, className, parent, text) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  }
+
+  function button(className, parent, onClick, text) {
+    const node = el("button", className, parent, text);
+    node.type = "button";
+    node.addEventListener("click", onClick);
+    return node;
+  }
+
+  function svg(tag, attributes, parent) {
+    const node = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+    parent.append(node);
+    return node;
+  }
+
+  // A text that is already there stays untouched: a visitor may have selected it, and a live region
+  // would be read out again.
+  const write = (node, text) => {
+    if (node.textContent !== text) node.textContent = text;
+  };
+
+  const LETTERS = "ABCDEFGH"; // the names of the answers
+  const title = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+  const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
+  const percent = (share) => Math.round(100 * share);
+  const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
+
+  return { el, button, svg, write, LETTERS, title, signed, percent, clamp };
+})();
