@@ -12,14 +12,15 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := .venv-servers
+DOCS := .venv-docs
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 FAST := not slow and not browser and not servers
-SOURCES := $(wildcard app.py ui pro_core train spaces tests)
+SOURCES := $(wildcard app.py ui pro_core train spaces tests docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv app test test-fast test-servers lint format space-check judges clean
+.PHONY: help venv app test test-fast test-servers docs lint format space-check judges clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
@@ -59,14 +60,23 @@ $(SERVERS)/.installed: requirements-servers.txt
 		{ echo "This torch needs CUDA: rm -r $(SERVERS), and again with TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
 	@touch $@
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and oxlint for the web component's JavaScript
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/oxlint --deny-warnings ui
 
 format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+docs: $(DOCS)/.installed  ## the documentation as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+$(DOCS)/.installed: requirements-docs.txt
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(subst $(BIN),$(DOCS)/bin,$(PIP)) --no-deps -r requirements-docs.txt
+	@touch $@
 
 space-check: $(STAMP)  ## everything about the Space that can be checked without the hub
 	$(BIN)/python spaces/deploy.py --dry-run
@@ -77,4 +87,4 @@ judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade polici
 	$(BIN)/python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 
 clean:  ## remove .venv and the caches
-	rm -rf $(VENV) $(SERVERS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(DOCS) site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
