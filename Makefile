@@ -60,11 +60,11 @@ $(SERVERS)/.installed: requirements-servers.txt
 		{ echo "This torch needs CUDA: rm -r $(SERVERS), and again with TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
 	@touch $@
 
-lint: $(STAMP)  ## ruff, mypy, and oxlint for the web component's JavaScript
+lint: $(STAMP)  ## ruff and mypy, and oxlint for the web component
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy
 	$(BIN)/oxlint --deny-warnings ui
+	$(BIN)/mypy
 
 format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)
