@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pro_core.data.schema import to_messages
+from pro_core.generation import GenerationError, Request, RequestError
+from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import (
     Condition,
     add_condition,
@@ -161,3 +163,91 @@ def test_rics_targets_by_hand():
 def test_a_condition_that_makes_no_sense(settings, said):
     with pytest.raises(ValueError, match=said):
         Condition(**({"objective_names": NAMES} | settings))
+
+
+# ---------------------------------------------------------------- what a policy reads of a request
+
+HI = to_messages("Hi <humor> 1.00")
+WEIGHTS = {
+    "humor": 0.3,
+    "helpful": 0.1,
+    "kind": 0.6,
+}  # of more objectives than the policy's, in another order
+OWN = ("helpful", "humor")
+MOSLIM = Condition("levels", OWN, level_counts=(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked", "read"),
+    [
+        (Condition("weights", OWN), {"weights": WEIGHTS}, "Hi (humor) 1.00 <helpful> 0.25 <humor> 0.75"),
+        (
+            Condition("weights+level", OWN, level=1.25),
+            {"weights": WEIGHTS},
+            "Hi (humor) 1.00 <helpful> 0.25 <humor> 0.75 <level> 1.2",
+        ),
+        (
+            Condition("scores", OWN, score_range=((0, 10), (0, 1))),  # (0.316, 0.949) of the ranges
+            {"weights": WEIGHTS},
+            "Hi (humor) 1.00 <helpful_score> 3.2 <humor_score> 0.9",
+        ),
+        (MOSLIM, {"weights": WEIGHTS}, "<helpful 2> <humor 3> Hi (humor) 1.00"),
+        (MOSLIM, {"levels": {"helpful": 5}}, "<helpful 5> Hi (humor) 1.00"),
+        (MOSLIM, {"levels": {"humor": 1, "helpful": 4}}, "<helpful 4> <humor 1> Hi (humor) 1.00"),
+        (Condition("none", OWN), {"weights": WEIGHTS}, "Hi <humor> 1.00"),
+        (Condition("none", OWN), {"levels": {"kind": 2}}, "Hi <humor> 1.00"),
+    ],
+)  # fmt: skip
+def test_a_policy_reads_weights_and_levels_in_its_prompt(condition, asked, read):
+    policy = PolicyConfig(condition)
+    found = Request(HI, **asked).read_by(policy)
+    assert found == Request([{"role": "user", "content": read}])
+    assert found.read_by(policy) == found  # as in training, where prompts hold their condition
+    assert Request(HI).read_by(policy) == Request(HI)
+
+
+@pytest.mark.parametrize(
+    "form", [{"ranks": {"helpful": 4, "humor": 4}}, {"mixtures": {"a": [1.0, 0.0]}}]
+)
+def test_a_soup_reads_weights_beside_its_prompt(form):
+    policy = PolicyConfig(Condition("none", OWN), **form)
+    found = Request(HI, WEIGHTS).read_by(policy)
+    assert found == Request(HI, {"helpful": 0.25, "humor": 0.75})
+    assert found.read_by(policy) == found
+    for without in (Request(HI), Request(HI, levels={"helpful": 1})):
+        with pytest.raises(RequestError):
+            without.read_by(policy)
+
+
+def test_a_stock_model_reads_the_messages_alone():
+    for asked in (Request(HI, WEIGHTS), Request(HI, levels={"helpful": 1}), Request(HI)):
+        assert asked.read_by(None) == Request(HI)
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked"),
+    [
+        (Condition("weights", OWN), {"weights": {"helpful": 1.0}}),  # none for humor
+        (Condition("weights", OWN), {"levels": {"helpful": 1}}),
+        (MOSLIM, {"levels": {"helpful": 6}}),
+        (MOSLIM, {"levels": {"kind": 1}}),
+        (MOSLIM, {"levels": {}}),
+    ],
+)
+def test_a_request_that_a_policy_cannot_read_is_refused(condition, asked):
+    with pytest.raises(RequestError) as said:
+        Request(HI, **asked).read_by(PolicyConfig(condition))
+    assert isinstance(said.value, GenerationError) and isinstance(said.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": WEIGHTS, "levels": {}},
+        {"weights": {"a": -0.1}},
+        {"weights": {"a": float("nan")}},
+    ],
+)
+def test_a_request_that_makes_no_sense(wrong):
+    with pytest.raises(ValueError):
+        Request(HI, **wrong)

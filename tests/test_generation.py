@@ -26,6 +26,7 @@ from pro_core.generation.base import StreamingGenerator, run_sync
 from pro_core.generation.best_of_n import rank
 from pro_core.generation.chat import (
     IncrementalText,
+    PromptTooLong,
     StopText,
     chat_prompt,
     fit,
@@ -199,8 +200,14 @@ def test_old_turns_are_left_out_first(tokenizer):
     assert "The last one?" in text
     assert "Question 0?" not in text
     assert "Question 19?" in text
-    with pytest.raises(GenerationError, match=r"too long for this model: \d+ tokens.*at most 10"):
+    with pytest.raises(PromptTooLong) as said:
         fit(tokenizer, chat, 10)
+    assert (
+        said.value.limit
+        == 10
+        < said.value.tokens
+        == len(fit(tokenizer, [chat[0], chat[-1]], 1000)[0])
+    )
 
 
 # ---------------------------------------------------------------- the model in this process

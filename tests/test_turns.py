@@ -40,6 +40,7 @@ from pro_core.generation import (
     styled,
 )
 from pro_core.generation.chat import chat_prompt, readable, whole_text, without_marks
+from pro_core.policies.sft import tokenize_row
 from pro_core.prompting.policy_config import load_language_model, load_tokenizer
 from pro_core.rewards.batching import encode
 from pro_core.rewards.formats import chat_text, special_tokens, without_special_tokens
@@ -201,6 +202,9 @@ def test_a_conversation_that_a_template_refuses_in_every_form_is_named_by_its_ro
         encode(tokenizer, [HI, HI], ["yes", "no"], "chat", 100)
     with pytest.raises(GenerationError, match=r"refuses this conversation \(Never\)"):
         chat_prompt(tokenizer, talk("u no"))
+    # A row of training that is refused is not taken for one that is too long and left out.
+    with pytest.raises(GenerationError):
+        tokenize_row(tokenizer, (talk("u no"), "Yes."), 100, 50)
 
 
 def test_typed_marks_are_no_marks_even_where_nothing_names_their_tokens(llama):

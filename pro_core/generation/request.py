@@ -6,6 +6,7 @@ of a request: a condition's text in the last user turn, weights that mix LoRAs, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class Request:
         levels: {objective: level} from 1, of the objectives that are asked for. Only MOSLIM's policies read levels.
 
     Raises:
-        ValueError: both weights and levels.
+        ValueError: both weights and levels, or a weight below 0 or not finite.
     """
 
     messages: Sequence[Message]
@@ -67,6 +68,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.weights is not None and self.levels is not None:
             raise ValueError("got weights and levels, expected one of them or neither")
+        if not all(0 <= weight < math.inf for weight in (self.weights or {}).values()):
+            raise ValueError(f"got the weights {self.weights}, expected finite ones, none below 0")
 
     @classmethod
     def weighted(
