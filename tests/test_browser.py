@@ -462,6 +462,15 @@ def test_prompt_sliders_winner_and_scores_fit_1280_by_800(visit) -> None:
     )
 
 
+def test_the_button_of_the_answer_picked_stays_within_its_card(visit) -> None:
+    page = visit()
+    card = page.locator(".card:not(.winner)").first  # narrower than the winner
+    card.locator(".use").click()
+    expect(card.locator(".use")).to_have_text("A follow-up continues from here")
+    room = "(b) => b.clientWidth - b.scrollWidth"  # below 0: the text runs out of the button
+    assert card.locator(".use").evaluate(room) >= 0
+
+
 def test_a_phone_shows_one_column_with_the_winner_first(visit) -> None:
     page = visit(width=360, height=740)
     page.locator(".weight input").nth(4).press("End")
