@@ -147,7 +147,7 @@ def select_weights(
 def implicit_weights(rewards_NK: ArrayLike, temperature: float = 0.1) -> Array:
     """Eq 7: w*_k = softmax_k(r_k / tau), row by row over the objectives; (N, K) to (N, K).
 
-    What the rewards are decides what this means: see :func:`pro_core.adapter.model.targets`.
+    What the rewards are decides what this means: see :func:`pro_core.adapter.targets.target_weights`.
 
     Raises:
         ValueError: a temperature that is not above 0, rewards that are not (N, K) or not finite.

@@ -130,7 +130,7 @@ def uncertain(tmp_path_factory):
         "expensive wine and the long exam that I failed last summer.",
     )
     prompts = [form.format(verb, thing) for form in forms for verb in verbs for thing in things]
-    adapter.describe_training(adapter.encode(prompts), [i % 5 for i in range(len(prompts))])
+    adapter.describe_training(adapter.encoder.encode(prompts), [i % 5 for i in range(len(prompts))])
     adapter.save_pretrained(folder)
     models = app.Models({"PRO_ADAPTER": str(folder), "PRO_FLOORS": "harmless=0.15"})
     models.generator.load = lambda: None

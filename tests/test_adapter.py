@@ -1,5 +1,6 @@
 """The adapter: the simplex, its targets and losses, its disk form, and a planted truth that it must recover."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,20 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_encoder, vivid_adapter
 
-from pro_core.adapter.model import (
-    PreferenceAdapter,
+from pro_core.adapter import training
+from pro_core.adapter.encoder import PromptEncoder, encode_prompts
+from pro_core.adapter.global_weights import balanced, fit_global_weights
+from pro_core.adapter.heads import fit_heads
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.targets import (
     kl_to_target,
     load_balance_loss,
     pairwise_loss,
     target_weights,
 )
-from pro_core.adapter.training import (
-    balanced,
-    bootstrap_weights,
-    encode_prompts,
-    fit_adapter,
-    fit_global_weights,
-)
+from pro_core.adapter.training import bootstrap_weights, fit_adapter
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import StorageError
 
@@ -34,7 +33,7 @@ def saved(tmp_path_factory):
     encoder = tiny_encoder(tmp_path_factory.mktemp("encoder"))
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
-    PreferenceAdapter(encoder, NAMES, hidden=16).save_pretrained(folder)
+    PreferenceAdapter(PromptEncoder(encoder), NAMES, hidden=16).save_pretrained(folder)
     return folder
 
 
@@ -73,7 +72,7 @@ def test_a_long_prompt_counts_by_its_end(saved):
 
 def test_members_mean_and_interval_by_hand(tmp_path):
     adapter = vivid_adapter(tiny_encoder(tmp_path), NAMES, members=3)
-    features = adapter.encode(["Hi", "Tell me a joke about cats."])
+    features = adapter.encoder.encode(["Hi", "Tell me a joke about cats."])
     own, found = adapter.member_weights(features), adapter.weigh(features)
     assert own.shape == (2, 3, 3)
     np.testing.assert_allclose(own.sum(axis=2), 1, rtol=1e-5)
@@ -87,11 +86,12 @@ def test_members_mean_and_interval_by_hand(tmp_path):
 
 
 def test_an_adapter_of_one_member_gives_no_interval(saved):
-    found = PreferenceAdapter.from_pretrained(saved).predict_with_uncertainty(["Hi", "There"])
+    adapter = PreferenceAdapter.from_pretrained(saved)
+    found = adapter.predict_with_uncertainty(["Hi", "There"])
     assert found.weights.shape == (2, 3) and np.isfinite(found.weights).all()
     assert np.isnan(found.lower).all() and np.isnan(found.upper).all()
     with pytest.raises(ValueError, match="at least 1"):
-        PreferenceAdapter("unread", NAMES, members=0)
+        PreferenceAdapter(adapter.encoder, NAMES, members=0)
 
 
 STRANGE = (
@@ -168,11 +168,11 @@ def test_all_that_was_fitted_is_saved_in_well_under_a_megabyte(fitted, tmp_path)
 
 
 def test_heads_read_as_many_upper_layers_as_they_are_told_to(saved, tmp_path):
-    encoder = PreferenceAdapter.from_pretrained(saved).encoder_id
-    adapter = PreferenceAdapter(encoder, NAMES, layers=2).eval()
-    features = adapter.encode(["Hi there"])
-    hidden = adapter.encoder.config.hidden_size
-    assert adapter.width == 2 * hidden and features.shape == (1, 3 * hidden + 1)
+    encoder = PreferenceAdapter.from_pretrained(saved).encoder.encoder_id
+    adapter = PreferenceAdapter(PromptEncoder(encoder, layers=2), NAMES).eval()
+    features = adapter.encoder.encode(["Hi there"])
+    hidden = adapter.encoder.model.config.hidden_size
+    assert adapter.encoder.width == 2 * hidden and features.shape == (1, 3 * hidden + 1)
     adapter.save_pretrained(tmp_path)
     again = PreferenceAdapter.from_pretrained(tmp_path)
     np.testing.assert_array_equal(again.predict(["Hi there"]), adapter.predict(["Hi there"]))
@@ -180,7 +180,7 @@ def test_heads_read_as_many_upper_layers_as_they_are_told_to(saved, tmp_path):
     moved[:, :hidden] += torch.randn(hidden)  # the lower of the two
     assert (adapter.weigh(moved).weights != adapter.weigh(features).weights).any()
     with pytest.raises(ValueError, match="got 3 layers, expected 1 to the encoder's 2"):
-        PreferenceAdapter(encoder, NAMES, layers=3)
+        PromptEncoder(encoder, layers=3)
 
 
 def test_an_adapter_of_the_first_format_still_loads(saved, tmp_path):
@@ -200,9 +200,11 @@ def test_an_adapter_of_the_first_format_still_loads(saved, tmp_path):
 
 def test_a_trained_encoder_is_saved_with_it(saved, tmp_path):
     frozen = PreferenceAdapter.from_pretrained(saved)
-    trained = PreferenceAdapter(frozen.encoder_id, NAMES, hidden=16, train_encoder=True)
+    trained = PreferenceAdapter(
+        PromptEncoder(frozen.encoder.encoder_id), NAMES, hidden=16, train_encoder=True
+    )
     with torch.no_grad():
-        trained.encoder.embeddings.word_embeddings.weight.mul_(3)
+        trained.encoder.model.embeddings.word_embeddings.weight.mul_(3)
     trained.save_pretrained(tmp_path)
     again = PreferenceAdapter.from_pretrained(tmp_path)
     np.testing.assert_allclose(again.predict(["Hi"]), trained.eval().predict(["Hi"]), rtol=1e-5)
@@ -210,14 +212,14 @@ def test_a_trained_encoder_is_saved_with_it(saved, tmp_path):
 
 def test_a_batch_that_trains_is_read_as_each_prompt_alone(saved, monkeypatch):
     """Prompts of like length go through the encoder together; each keeps its own row."""
-    monkeypatch.setattr("pro_core.adapter.model.TRAINING_BUDGET", 30)
+    monkeypatch.setattr("pro_core.adapter.encoder.TRAINING_BUDGET", 30)
     adapter = PreferenceAdapter.from_pretrained(saved)
-    tokens = adapter.tokenize(
+    tokens = adapter.encoder.tokenize(
         ["Hi", "Tell me of the sea and of the hills behind it", "No", "Why so"]
     )
     with torch.no_grad():
-        together = adapter(**adapter.batch(tokens))
-        alone = torch.cat([adapter(**adapter.batch([t])) for t in tokens])
+        together = adapter(**adapter.encoder.batch(tokens))
+        alone = torch.cat([adapter(**adapter.encoder.batch([t])) for t in tokens])
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
@@ -381,7 +383,7 @@ def planted(n=900, seed=0, by_chance=False):
 
 
 def features_of(table):
-    return encode_prompts(PreferenceAdapter(MINILM, NAMES), list(table["prompt"]))
+    return encode_prompts(PromptEncoder(MINILM), list(table["prompt"]))
 
 
 def recovered(adapter):
@@ -398,18 +400,88 @@ def test_the_adapter_recovers_planted_weights_and_eq_7_on_raw_rewards_does_not(f
     assert recovered(raw) < 0.5
 
 
-@pytest.mark.parametrize("train_encoder", [False, True])
-def test_a_killed_fit_resumes_to_the_same_adapter(tmp_path, monkeypatch, train_encoder):
-    import pro_core.adapter.training as module
+# ---------------------------------------------------------------- two ways to fit
 
+
+def heads_by_trainer(folder):
+    """What stands in place of :func:`pro_core.adapter.heads.fit_heads`: a Trainer for the heads of one adapter."""
+
+    def fit(adapters, features, rows, loss, seeds, *, batch_size, learning_rate, load_balance=0.0):
+        (heads,), (own,), (seed,) = adapters, rows, seeds
+        arguments = training.training_arguments(folder, len(own), batch_size, learning_rate, seed)
+
+        def read(distinct):
+            return {"features": features[distinct]}
+
+        trainer = training.AdapterTrainer(heads, arguments, own, read, loss, load_balance)
+        training.train_resuming(trainer)
+
+    return fit
+
+
+WAYS = {
+    "pairwise": {"members": 5},
+    "pairwise, wide": {"hidden": 128, "annotated": 0.3, "load_balance": 0.1},
+    "one linear head": {"target": "margin", "hidden": 0, "members": 1, "seed": 3},
+    "short batches": {"target": "paper_z", "batch_size": 50, "members": 2, "seed": 1},
+    "annotated": {"target": "annotated", "load_balance": 1.0, "members": 2},
+}
+
+
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS)
+def test_heads_fitted_at_once_are_those_of_a_trainer(tmp_path, monkeypatch, changes):
+    """Rows, dropout, schedule, clipping: nothing may differ but rounding."""
+    table = planted(240)
+    settings = SETTINGS | {"hidden": 16, "epochs": 6} | changes | {"features": features_of(table)}
+    at_once = fit_adapter(table, NAMES, **settings)
+    monkeypatch.setattr(training, "fit_heads", heads_by_trainer(tmp_path))
+    by_trainer = fit_adapter(table, NAMES, **settings)
+    for name, parameter in by_trainer.heads.named_parameters():
+        own = at_once.heads.get_parameter(name)
+        np.testing.assert_allclose(own.detach(), parameter.detach(), atol=1e-5, err_msg=name)
+    prompts = [f"{kind} 7" for kind in KINDS]
+    np.testing.assert_allclose(at_once.predict(prompts), by_trainer.predict(prompts), atol=1e-5)
+
+
+def test_adapters_fitted_together_are_those_fitted_alone():
+    """Other prompts, other starts, hidden layers with dropout: adapters of one batch share nothing but the loop."""
+    table, seeds = planted(240), (0, 4)
+    settings = SETTINGS | {"epochs": 3, "members": 2, "features": features_of(table)}
+    calls = []
+
+    def kept(adapters, features, rows, loss, seeds, **how):
+        calls.append((adapters, [copy.deepcopy(a) for a in adapters], features, rows, loss, how))
+        fit_heads(adapters, features, rows, loss, seeds, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit_heads", kept)
+        for seed in seeds:
+            own = table.sample(frac=1, random_state=seed)
+            fit_adapter(own, NAMES, seed=seed, global_weights=np.full(3, 1 / 3), **settings)
+    starts = [call[1][0] for call in calls]
+    rows = [call[3][0] for call in calls]
+    _, _, features, _, loss, how = calls[0]
+    fit_heads(starts, features, rows, loss, seeds, **how)
+    for start, call in zip(starts, calls, strict=True):
+        for name, parameter in call[0][0].named_parameters():
+            found = start.get_parameter(name)
+            np.testing.assert_allclose(found.detach(), parameter.detach(), atol=1e-5)
+    rows[0].order = rows[0].order[:-1]
+    with pytest.raises(ValueError, match="as many for every adapter"):
+        fit_heads(starts, features, rows, loss, seeds, **how)
+
+
+def test_a_killed_fit_resumes_to_the_same_adapter(tmp_path, monkeypatch):
     encoder = tiny_encoder(tmp_path / "encoder")
-    arguments = module.training_arguments
+    arguments = training.training_arguments
     monkeypatch.setattr(
-        module, "training_arguments", lambda *a, **k: arguments(*a, **(k | {"checkpoint_every": 5}))
+        training,
+        "training_arguments",
+        lambda *a, **k: arguments(*a, **(k | {"checkpoint_every": 5})),
     )
     settings = {
         "encoder": encoder,
-        "train_encoder": train_encoder,
+        "train_encoder": True,
         "hidden": 8,
         "epochs": 4,
         "batch_size": 64,
@@ -425,16 +497,18 @@ def test_a_killed_fit_resumes_to_the_same_adapter(tmp_path, monkeypatch, train_e
             raise Killed
         return original(trainer, model, inputs, *a, **k)
 
-    original = module.AdapterTrainer.compute_loss
-    monkeypatch.setattr(module.AdapterTrainer, "compute_loss", killer)
+    original = training.AdapterTrainer.compute_loss
+    monkeypatch.setattr(training.AdapterTrainer, "compute_loss", killer)
     with pytest.raises(Killed):
         fit_adapter(table, NAMES, tmp_path / "cut", **settings)
-    monkeypatch.setattr(module.AdapterTrainer, "compute_loss", original)
+    monkeypatch.setattr(training.AdapterTrainer, "compute_loss", original)
     resumed = fit_adapter(table, NAMES, tmp_path / "cut", **settings)
     for name, parameter in whole.named_parameters():
         assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
-    if train_encoder:
-        moved = [
-            n for n, p in resumed.encoder.named_parameters() if "layer.0" in n and p.requires_grad
-        ]
-        assert moved
+    moved = [n for n, p in resumed.encoder.named_parameters() if "layer.0" in n and p.requires_grad]
+    assert moved
+
+
+def test_a_trained_encoder_needs_a_folder():
+    with pytest.raises(ValueError, match="folder"):
+        fit_adapter(planted(6), NAMES, encoder=MINILM, train_encoder=True)

@@ -12,7 +12,7 @@ import torch
 from scipy.special import expit
 from tiny import tiny_classifier, tiny_encoder
 
-from pro_core.adapter.model import pairwise_loss
+from pro_core.adapter.targets import pairwise_loss
 from pro_core.data.schema import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
@@ -493,7 +493,7 @@ def test_the_command_from_files_to_both_pages_and_faster_again(
         raise AssertionError("loaded a model for texts that are cached")
 
     monkeypatch.setattr(inputs.RewardPanel, "from_pretrained", refuse)
-    monkeypatch.setattr(inputs, "PreferenceAdapter", refuse)
+    monkeypatch.setattr(inputs, "PromptEncoder", refuse)
     command.main(arguments)
     second = capsys.readouterr()
     assert second.out == first.out and report.read_text() == html

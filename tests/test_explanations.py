@@ -86,7 +86,8 @@ def test_role_names_are_no_words_and_places_are_those_in_each_message(adapter) -
 def test_the_words_of_a_long_prompt_are_few_and_from_the_part_that_is_read(adapter) -> None:
     prompt = "first " * 3000 + "now tell me a joke about clever cats " * 40
     found = explain(adapter, prompt)
-    room = READINGS * (adapter.max_length + SPARE_TOKENS) / adapter.max_length
+    longest = adapter.encoder.max_length
+    room = READINGS * (longest + SPARE_TOKENS) / longest
     assert 0 < len(found.words) <= room
     assert all(w.text != "first" for w in found.words)
     assert all(prompt[w.start : w.end] == w.text for w in found.words)
@@ -126,7 +127,7 @@ def test_a_byte_level_tokenizer_serves_as_well(tmp_path) -> None:
 
 def test_a_tokenizer_without_offsets_is_refused(tmp_path, monkeypatch) -> None:
     adapter = vivid_adapter(tiny_encoder(tmp_path), NAMES)
-    monkeypatch.setattr(type(adapter.tokenizer), "is_fast", False)
+    monkeypatch.setattr(type(adapter.encoder.tokenizer), "is_fast", False)
     with pytest.raises(ValueError, match="expected a fast one"):
         explain(adapter, "hello")
 

@@ -46,6 +46,7 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.schema import PreferencePair
 from pro_core.prompting.policy_config import load_language_model
@@ -272,7 +273,7 @@ def test_an_encoder_that_reads_the_padding_is_refused_at_load(tmp_path):
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
     with pytest.raises(StorageError, match="adapter's encoder .* reads the padding"):
-        PreferenceAdapter(str(tmp_path), ("a", "b"))
+        PromptEncoder(str(tmp_path))
 
 
 def test_an_encoder_without_a_pad_that_pads_on_the_left_gives_the_same_weights(tmp_path):
@@ -280,7 +281,7 @@ def test_an_encoder_without_a_pad_that_pads_on_the_left_gives_the_same_weights(t
     source = tiny_gpt2(tmp_path / "gpt2")
     change(tmp_path / "gpt2" / "tokenizer_config.json", padding_side="left")
     torch.manual_seed(0)
-    adapter = PreferenceAdapter(source, ("a", "b"), hidden=8).eval()
+    adapter = PreferenceAdapter(PromptEncoder(source), ("a", "b"), hidden=8).eval()
     prompts = ["Hi", QUESTION * 4]
     alone = np.vstack([adapter.predict([p]) for p in prompts])
     np.testing.assert_allclose(adapter.predict(prompts), alone, atol=1e-5)
@@ -359,8 +360,8 @@ def test_texts_that_are_cut_are_counted_at_the_greatest_length_too(tmp_path):
 def test_an_encoder_of_fewer_positions_than_the_adapter_reads_is_refused(tmp_path):
     encoder = tiny_encoder(tmp_path)
     with pytest.raises(StorageError, match="got max_length 513, expected at most the 512 tokens"):
-        PreferenceAdapter(encoder, ("a", "b"), max_length=513)
-    adapter = PreferenceAdapter(encoder, ("a", "b"), hidden=8, max_length=512)
+        PromptEncoder(encoder, max_length=513)
+    adapter = PreferenceAdapter(PromptEncoder(encoder, max_length=512), ("a", "b"), hidden=8)
     assert np.isfinite(adapter.predict([LONG])).all()
 
 
@@ -456,7 +457,7 @@ def test_what_a_base_lacks_is_saved_with_what_was_trained(tmp_path, exact, metho
 OURS = {"RewardPanel", "PreferenceAdapter", "RewardClassifier"}
 LOADS = """
 import sys
-from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.prompting.policy_config import load_language_model
 from pro_core.rewards.models import new_reward_model
 from pro_core.rewards.panel import RewardPanel
@@ -464,7 +465,7 @@ where = sys.argv[1]
 for load in (
     lambda: RewardPanel.from_pretrained(where + "/panel"),
     lambda: new_reward_model(where + "/base", 1),
-    lambda: PreferenceAdapter(where + "/base", ("a", "b")),
+    lambda: PromptEncoder(where + "/base"),
     lambda: load_language_model(where + "/base"),
 ):
     try:
@@ -523,7 +524,7 @@ def test_a_checkpoint_of_pickles_only_is_refused_and_says_how_to_convert_it(tmp_
     for load in (
         lambda: one(source, "pair"),
         lambda: new_reward_model(encoder, 1),
-        lambda: PreferenceAdapter(encoder, ("a", "b")),
+        lambda: PromptEncoder(encoder),
         lambda: load_language_model(policy),
     ):
         with pytest.raises(StorageError, match="pickled only.*save_pretrained"):

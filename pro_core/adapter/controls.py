@@ -12,7 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter.training import balanced, best_global_weights, bradley_terry_weights
+from pro_core.adapter.global_weights import (
+    balanced,
+    best_global_weights,
+    bradley_terry_weights,
+)
 from pro_core.metrics import correct, macro_accuracy, prompt_counts
 from pro_core.rewards.scores import columns, margins
 from pro_core.weights import implicit_weights

@@ -3,6 +3,7 @@ averaged, each layer's by itself."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,20 +25,23 @@ from pro_core.system.storage import StorageError, first_line, quiet_loading
 
 FEATURES_VERSION = 1
 """Of the way from prompts to features: raised with every change of it that moves a feature."""
+TRAINING_BUDGET = 1024
+"""Tokens, padding included, that an encoder in training reads at once."""
 
 
 class PromptEncoder(nn.Module):
-    """What the adapter reads with: ``tokenizer`` and ``encoder``.
+    """A Hugging Face encoder with its tokenizer, for reading prompts: by itself, or as a part of an adapter.
 
     Args:
-        encoder: a Hugging Face id or folder. encoder_folder: where to load it from instead.
+        encoder: a Hugging Face id or folder. folder: where to load it from instead.
         max_length: tokens of the prompt that are read; a longer one loses its beginning.
         layers: how many of the upper layers count. What sets a dangerous request from one that only sounds so stands
             in the middle of MiniLM rather than at its end: four layers told them apart for 85% of XSTest's prompts
             where the last alone did for 78% (cross-validated, first trials).
 
     Attributes:
-        width: L * D, the features that the heads read.
+        model, tokenizer: of Hugging Face. encoder_id: what it was loaded by.
+        width: L * D, the features that heads read.
 
     Raises:
         StorageError: it cannot be loaded, reads fewer tokens than ``max_length``, or reads a prompt in another way
@@ -47,20 +51,20 @@ class PromptEncoder(nn.Module):
     def __init__(
         self,
         encoder: str,
-        max_length: int,
-        encoder_folder: str | Path | None = None,
+        max_length: int = 256,
         layers: int = 1,
+        folder: str | Path | None = None,
     ):
         super().__init__()
         from transformers import AutoModel, AutoTokenizer
 
         self.encoder_id, self.max_length = encoder, max_length
-        source = str(encoder_folder or resolve_encoder(encoder))
+        source = str(folder or resolve_encoder(encoder))
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(source, truncation_side="left", **SAFE)
             with quiet_loading():
-                self.encoder = AutoModel.from_pretrained(source, dtype=torch.float32, **SAFE_MODEL)
-            match_tokenizer(self.encoder, self.tokenizer)
+                self.model = AutoModel.from_pretrained(source, dtype=torch.float32, **SAFE_MODEL)
+            match_tokenizer(self.model, self.tokenizer)
         except Exception as error:  # every loader has exceptions of its own
             reason = loading_failure(error, source)
             raise StorageError(
@@ -71,10 +75,10 @@ class PromptEncoder(nn.Module):
                 f"got max_length {max_length}, expected at most the {self.tokenizer.model_max_length} tokens that the "
                 f"adapter's encoder {encoder!r} can read"
             )
-        depth = self.encoder.config.num_hidden_layers
+        depth = self.model.config.num_hidden_layers
         if not 1 <= layers <= depth:
             raise ValueError(f"got {layers} layers, expected 1 to the encoder's {depth}")
-        self.layers, self.width = layers, layers * self.encoder.config.hidden_size
+        self.layers, self.width = layers, layers * self.model.config.hidden_size
         try:
             self._check_neighbours()
         except Exception as error:  # every encoder has exceptions of its own
@@ -82,7 +86,7 @@ class PromptEncoder(nn.Module):
 
     def _check_neighbours(self) -> None:
         """A ValueError where a prompt's features depend on what else is in the batch."""
-        self.encoder.eval()
+        self.model.eval()
         short, long = self.tokenize_texts(["What is it?", "What is the capital of France? " * 5])[0]
 
         def read(encoded):
@@ -90,17 +94,34 @@ class PromptEncoder(nn.Module):
 
         check_neighbours(read, short, long)
 
+    def forward(self, **tokens) -> torch.Tensor:
+        """What heads read of a tokenized batch, (B, L D), as training reads it.
+
+        Short prompts are not read at the length of the longest: prompts of about one length go through the encoder
+        together, which costs a third where most are questions and some are conversations.
+        """
+        mask = tokens["attention_mask"]
+        rows, means = [], []
+        for batch in token_budget_batches(mask.sum(1).tolist(), TRAINING_BUDGET):
+            there = mask[batch].any(dim=0)
+            part = {key: value[batch][:, there] for key, value in tokens.items()}
+            states = self.model(**part, output_hidden_states=True).hidden_states[-self.layers :]
+            means.append(torch.cat([mean_states(s, part["attention_mask"]) for s in states], dim=1))
+            rows += batch
+        back = torch.tensor(rows, device=mask.device).argsort()
+        return torch.cat(means)[back]
+
     def features(self, **tokens) -> torch.Tensor:
         """(B, (L + 1) D + 1): the mean token states of the L upper layers, that of the layer a third of the way up, the
         number of tokens.
 
-        The heads read the first L D. The lower layer, closer to the words, tells strange prompts from ordinary ones.
+        Heads read the first L D. The lower layer, closer to the words, tells strange prompts from ordinary ones.
         """
         return pooled(self.token_states(**tokens), tokens["attention_mask"])
 
     def token_states(self, **tokens) -> tuple[torch.Tensor, ...]:
         """Each token's state (B, T, D) in the L upper layers, and in the one a third of the way up."""
-        states = self.encoder(**tokens, output_hidden_states=True).hidden_states
+        states = self.model(**tokens, output_hidden_states=True).hidden_states
         return *states[-self.layers :], states[(len(states) - 1) // 3]
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[dict[str, list[int]]]:
@@ -132,11 +153,14 @@ class PromptEncoder(nn.Module):
         where = [[(a + c, b + c) for a, b in tokens] for tokens, c in zip(where, cut, strict=True)]
         return [{key: encoded[key][i] for key in encoded} for i in range(len(texts))], where
 
-    def batch(self, encoded: Sequence[dict[str, list[int]]]):
-        """Token lists padded to one length, on the adapter's device."""
+    def padded(self, encoded: Sequence[dict[str, list[int]]]):
+        """Token lists padded to one length, as tensors on the CPU."""
         lists = {key: [e[key] for e in encoded] for key in encoded[0]}
-        device = next(self.parameters()).device
-        return self.tokenizer.pad(lists, return_tensors="pt").to(device)
+        return self.tokenizer.pad(lists, return_tensors="pt")
+
+    def batch(self, encoded: Sequence[dict[str, list[int]]]):
+        """The same on the encoder's device."""
+        return self.padded(encoded).to(next(self.parameters()).device)
 
     def encode(self, prompts: Sequence[Prompt], token_budget: int = 4096) -> torch.Tensor:
         """Features (B, (L + 1) D + 1) of prompts, in token-budget batches: what frozen training caches."""
@@ -153,8 +177,15 @@ class PromptEncoder(nn.Module):
             rows.update(zip(batch, self.features(**tokens).cpu(), strict=True))
         self.train(training)
         if not rows:
-            return torch.zeros(0, self.width + self.encoder.config.hidden_size + 1)
+            return torch.zeros(0, self.width + self.model.config.hidden_size + 1)
         return torch.stack([rows[i] for i in range(len(encoded))])
+
+
+def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Features of prompts by prompt, both as tables hold them (messages as JSON); each is read once."""
+    distinct = sorted(set(prompts))
+    encoded = encoder.encode([json.loads(p) for p in distinct]).clone()
+    return dict(zip(distinct, encoded, strict=True))
 
 
 def pooled(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
     """
     messages = to_messages(prompt)
     text = render_messages(messages)
-    (tokens,), (offsets,) = adapter.tokenize_texts([text], offsets=True)
+    (tokens,), (offsets,) = adapter.encoder.tokenize_texts([text], offsets=True)
     inside = [(start, end) for start, end in offsets if end > start]
     read_from = min((start for start, _ in inside), default=0)
     words, spans = [], []
@@ -81,7 +81,8 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
             words.append(Word(text[start:stop], turn, start - begin, stop - begin))
             spans.append((start, stop))
 
-    states = [layer.cpu() for layer in adapter.token_states(**adapter.batch([tokens]))]
+    read = adapter.encoder.batch([tokens])
+    states = [layer.cpu() for layer in adapter.encoder.token_states(**read)]
     whole = adapter.weigh(pooled(states, torch.ones(1, len(offsets))))
     room = int(READINGS * (len(offsets) + SPARE_TOKENS) / len(offsets))
     if len(words) > room:
@@ -93,7 +94,8 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
         kept = sorted(np.argsort(-np.abs(rough).max(axis=1), kind="stable")[:room])
         words, spans = [words[i] for i in kept], [spans[i] for i in kept]
     shorter = [_without(text, read_from, *span) for span in spans]
-    left = adapter.weigh(adapter.encode_tokens(adapter.tokenize_texts(shorter)[0]))
+    without_each, _ = adapter.encoder.tokenize_texts(shorter)
+    left = adapter.weigh(adapter.encoder.encode_tokens(without_each))
     return Explanation(
         adapter.objective_names,
         whole.weights[0],

@@ -22,10 +22,10 @@ from scipy.special import stdtrit
 from torch import nn
 from torch.nn import functional as F
 
-from pro_core.adapter.encoder import PromptEncoder, mean_states
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.adapter.familiarity import Familiarity
+from pro_core.adapter.heads import Heads
 from pro_core.data.objectives import Prompt, check_objective_names
-from pro_core.rewards.batching import token_budget_batches
 from pro_core.system.storage import (
     StorageError,
     first_line,
@@ -35,16 +35,12 @@ from pro_core.system.storage import (
     write_config,
     write_tensors,
 )
-from pro_core.weights import implicit_weights
 
 FORMAT, ONE_HEAD = (
     "pro-adapter-2",
     "pro-adapter",
 )  # the second: one head, no average weights; still read
-TARGETS = ("paper", "paper_z", "margin", "annotated", "pairwise")
 CONFIDENCE = 0.9
-TRAINING_BUDGET = 1024
-"""Tokens, padding included, that a trained encoder reads at once."""
 
 
 class UncertainWeights(NamedTuple):
@@ -67,24 +63,17 @@ class UncertainWeights(NamedTuple):
     known: NDArray[np.float32]
 
 
-class Heads(nn.ModuleList):
-    """M heads on the same features: (B, D) to logits (B, M, K)."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.stack([head(features) for head in self], dim=1)
-
-
-class PreferenceAdapter(PromptEncoder):
+class PreferenceAdapter(nn.Module):
     """g_phi: prompts to weights (B, K).
 
     Args:
-        encoder: a Hugging Face id or folder, ``FacebookAI/xlm-roberta-base`` in the paper.
+        encoder: what reads the prompts, ``FacebookAI/xlm-roberta-base`` in the paper. A frozen one may serve several
+            adapters.
         objective_names: the panel's, in the panel's order.
         hidden: width of the head's hidden layer; 0 for a linear head.
-        max_length: tokens of the prompt that are read; a longer one loses its beginning.
-        train_encoder: whether the encoder is trained too (then it is saved with the head).
         members: heads on the one encoder; their mean is the prediction, their spread its uncertainty.
-        layers: how many of the encoder's upper layers the heads read.
+        train_encoder: whether the encoder is trained too (then it is saved with the heads).
+        training: what :attr:`training_record` holds.
 
     Attributes:
         familiarity: what the training prompts were like; None until fitted.
@@ -93,44 +82,28 @@ class PreferenceAdapter(PromptEncoder):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: PromptEncoder,
         objective_names: Sequence[str],
         hidden: int = 128,
-        max_length: int = 256,
+        members: int = 1,
         train_encoder: bool = False,
         training: dict[str, Any] | None = None,
-        encoder_folder: str | Path | None = None,
-        members: int = 1,
-        layers: int = 1,
     ):
         if members < 1:
             raise ValueError(f"got {members} members, expected at least 1")
-        super().__init__(encoder, max_length, encoder_folder, layers)
+        super().__init__()
+        self.encoder = encoder
         self.objective_names = check_objective_names(objective_names)
         self.hidden, self.train_encoder = hidden, train_encoder
         self.training_record = training or {}
         self.encoder.requires_grad_(train_encoder)
-        K = len(self.objective_names)
-        self.heads = Heads(_head(self.width, hidden, K) for _ in range(members))
+        self.heads = Heads(encoder.width, hidden, len(self.objective_names), members)
         self.familiarity: Familiarity | None = None
         self.average: NDArray[np.float32] | None = None
 
     def forward(self, **tokens) -> torch.Tensor:
-        """Logits (B, M, K) of a tokenized batch; softmax over the objectives makes them each member's weights.
-
-        Short prompts are not read at the length of the longest: prompts of about one length go through the encoder
-        together, which costs a third where most are questions and some are conversations.
-        """
-        mask = tokens["attention_mask"]
-        rows, means = [], []
-        for batch in token_budget_batches(mask.sum(1).tolist(), TRAINING_BUDGET):
-            there = mask[batch].any(dim=0)
-            part = {key: value[batch][:, there] for key, value in tokens.items()}
-            states = self.encoder(**part, output_hidden_states=True).hidden_states[-self.layers :]
-            means.append(torch.cat([mean_states(s, part["attention_mask"]) for s in states], dim=1))
-            rows += batch
-        back = torch.tensor(rows, device=mask.device).argsort()
-        return self.heads(torch.cat(means)[back])
+        """Logits (B, M, K) of a tokenized batch; softmax over the objectives makes them each member's weights."""
+        return self.heads(self.encoder(**tokens))
 
     def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         """Weights (B, K), rows sum to 1, in the order of ``objective_names``; no floors applied.
@@ -144,10 +117,10 @@ class PreferenceAdapter(PromptEncoder):
         """The same weights, with an interval and how far each prompt is known. Raises as :meth:`predict`."""
         if isinstance(prompts, str):
             raise ValueError("expected a list of prompts, got a single text")
-        return self.weigh(self.encode(prompts))
+        return self.weigh(self.encoder.encode(prompts))
 
     def weigh(self, features: torch.Tensor) -> UncertainWeights:
-        """The answer for features (B, (L + 1) D + 1) of :meth:`encode`."""
+        """The answer for features (B, (L + 1) D + 1) of :meth:`PromptEncoder.encode`."""
         members = self.member_weights(features)  # (B, M, K)
         M = members.shape[1]
         weights, known = members.mean(axis=1), np.full(len(members), np.nan, np.float32)
@@ -171,14 +144,14 @@ class PreferenceAdapter(PromptEncoder):
         """Each member's own weights (B, M, K)."""
         training = self.training
         self.eval()
-        pooled = features[:, : self.width].to(next(self.parameters()).device)
+        pooled = features[:, : self.encoder.width].to(next(self.parameters()).device)
         weights = F.softmax(self.heads(pooled).float(), dim=-1)  # over objectives
         self.train(training)
         return weights.cpu().numpy()
 
     def _last_and_low(self, features: torch.Tensor) -> NDArray[np.float32]:
         """(B, 2D + 1): what :class:`Familiarity` looks at, the last layer, the lower one and the number of tokens."""
-        return features[:, self.width - self.encoder.config.hidden_size :].numpy()
+        return features[:, self.encoder.width - self.encoder.model.config.hidden_size :].numpy()
 
     def describe_training(
         self, features_PE: torch.Tensor, fold_P: Sequence[int], weight_P: NDArray | None = None
@@ -186,7 +159,7 @@ class PreferenceAdapter(PromptEncoder):
         """Keep what the training prompts were like, and the weights that they got on average.
 
         Args:
-            features_PE: (P, (L + 1) D + 1), of :meth:`encode`. fold_P: of :meth:`Familiarity.fit`.
+            features_PE: (P, (L + 1) D + 1), of :meth:`PromptEncoder.encode`. fold_P: of :meth:`Familiarity.fit`.
             weight_P: how much each prompt counts in the average; all the same when not given.
         """
         self.familiarity = Familiarity.fit(self._last_and_low(features_PE), fold_P)
@@ -218,20 +191,20 @@ class PreferenceAdapter(PromptEncoder):
         whole = {k: v.contiguous() for k, v in tensors.items()}
         write_tensors(folder / "model.safetensors", whole)
         if self.train_encoder:
-            self.encoder.save_pretrained(folder / "encoder")
-            self.tokenizer.save_pretrained(folder / "encoder")
+            self.encoder.model.save_pretrained(folder / "encoder")
+            self.encoder.tokenizer.save_pretrained(folder / "encoder")
         write_config(
             folder,
             "adapter.json",
             {
                 "format": FORMAT,
                 "objective_names": list(self.objective_names),
-                "encoder": self.encoder_id,
+                "encoder": self.encoder.encoder_id,
                 "hidden": self.hidden,
-                "max_length": self.max_length,
+                "max_length": self.encoder.max_length,
                 "train_encoder": self.train_encoder,
                 "members": len(self.heads),
-                "layers": self.layers,
+                "layers": self.encoder.layers,
                 "training": self.training_record,
                 "versions": library_versions(),
             },
@@ -249,16 +222,19 @@ class PreferenceAdapter(PromptEncoder):
         try:
             if config["format"] == ONE_HEAD:
                 config |= {"members": 1, "layers": 1}
-            adapter = cls(
+            encoder = PromptEncoder(
                 config["encoder"],
+                config["max_length"],
+                config["layers"],
+                folder / "encoder" if config["train_encoder"] else None,
+            )
+            adapter = cls(
+                encoder,
                 config["objective_names"],
                 config["hidden"],
-                config["max_length"],
+                config["members"],
                 config["train_encoder"],
                 config.get("training"),
-                folder / "encoder" if config["train_encoder"] else None,
-                config["members"],
-                config["layers"],
             )
             tensors = load_file(folder / "model.safetensors")
             if config["format"] == ONE_HEAD:
@@ -281,86 +257,5 @@ class PreferenceAdapter(PromptEncoder):
         return adapter.eval()
 
 
-def _head(width: int, hidden: int, K: int) -> nn.Sequential:
-    if not hidden:
-        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, K))
-    return nn.Sequential(
-        nn.LayerNorm(width),
-        nn.Linear(width, hidden),
-        nn.GELU(),
-        nn.Dropout(0.2),
-        nn.Linear(hidden, K),
-    )
-
-
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-# ---------------------------------------------------------------- what it learns
-
-
-def target_weights(
-    target: str,
-    temperature: float,
-    raw_chosen_NK: NDArray,
-    z_chosen_NK: NDArray,
-    z_rejected_NK: NDArray,
-) -> NDArray[np.float32]:
-    """The explicit targets (N, K) of Eq 8 that are made of rewards, one row a pair.
-
-    - ``paper``: Eq 7 as printed, softmax(r(chosen) / tau) on raw rewards. Not identifiable: a Bradley-Terry
-      reward has a scale and a per-prompt offset of its own.
-    - ``paper_z``: the same on standardized rewards.
-    - ``margin``: softmax((z(chosen) - z(rejected)) / tau); the prompt's offset cancels.
-
-    Raises:
-        ValueError: another target (``annotated`` reads no rewards, ``pairwise`` has no explicit target).
-    """
-    if target == "paper":
-        return implicit_weights(raw_chosen_NK, temperature)
-    if target == "paper_z":
-        return implicit_weights(z_chosen_NK, temperature)
-    if target == "margin":
-        return implicit_weights(z_chosen_NK - z_rejected_NK, temperature)
-    raise ValueError(f"got the target {target!r}, expected 'paper', 'paper_z' or 'margin'")
-
-
-def kl_to_target(log_weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(w* || g) a row (Eq 8, target first): (...) from log-weights (..., K) and targets of that shape."""
-    return F.kl_div(log_weights, target, reduction="none").sum(dim=-1)
-
-
-def pairwise_loss(
-    log_weights: torch.Tensor, margin: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """-log sigmoid(sum_k g_k(x) (z_k(chosen) - z_k(rejected)) / tau) a row: (...) from (..., K).
-
-    No explicit target: the weights are those under which the panel's scores agree with what people chose.
-    """
-    return -F.logsigmoid((log_weights.exp() * margin).sum(dim=-1) / temperature)
-
-
-def load_balance_loss(log_weights: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
-    """KL(batch mean of g || uniform), averaged over members: 0 when all objectives get the same in all, log K when one
-    gets everything.
-
-    The load-balance term of mixture-of-experts gates. Towards uniform, not the global weights: those may themselves
-    have collapsed onto few objectives, and ``kl`` of :func:`regularizers` pulls to them already.
-
-    Args:
-        log_weights: (B, M, K). row_weight: (B, M), how much each row counts for each member.
-    """
-    share = row_weight / row_weight.sum(dim=0).clamp_min(1e-12)
-    mean = (log_weights.exp() * share[..., None]).sum(dim=0)
-    return (mean * (mean.clamp_min(1e-12) * mean.shape[-1]).log()).sum(dim=-1).mean()
-
-
-def regularizers(
-    log_weights: torch.Tensor, global_weights: torch.Tensor, kl: float, entropy_floor: float
-) -> torch.Tensor:
-    """``kl`` * KL(g || global weights) plus the shortfall of g's entropy below ``entropy_floor`` nats: (...)."""
-    weights = log_weights.exp()
-    entropy = -(weights * log_weights).sum(dim=-1)
-    to_global = (weights * (log_weights - global_weights.clamp_min(1e-6).log())).sum(dim=-1)
-    return kl * to_global + F.relu(entropy_floor - entropy)

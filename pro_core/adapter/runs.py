@@ -18,14 +18,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pro_core.adapter.encoder import FEATURES_VERSION
+from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder, encode_prompts
+from pro_core.adapter.global_weights import best_global_weights
 from pro_core.adapter.model import PreferenceAdapter
-from pro_core.adapter.training import (
-    TRAINING_VERSION,
-    best_global_weights,
-    encode_prompts,
-    fit_adapter,
-)
+from pro_core.adapter.training import TRAINING_VERSION, fit_adapter
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import check_table, graded_rows, read_scores, table_hash, what_fits
 from pro_core.runs.training import ConfigError, read_recipe
@@ -115,7 +111,7 @@ class AdapterRun:
         def make(building: Path) -> dict[str, Any]:
             own = self._settings(target, seed) | {"global_weights": global_weights}
             if not self.recipe["train_encoder"]:
-                own["features"] = self.features(rows["prompt"])
+                own |= {"encoder": self.encoder, "features": self.features(rows["prompt"])}
             adapter = fit_adapter(rows, self.objective_names, building / WORK, **own)
             if main_process():
                 adapter.save_pretrained(building)
@@ -213,12 +209,11 @@ class AdapterRun:
         """What the frozen encoder makes of the prompts (messages as JSON), each read once in the life of the run."""
         missing = set(prompts) - set(self._features)
         if missing:
-            self._features |= encode_prompts(self._frozen, sorted(missing))
+            self._features |= encode_prompts(self.encoder, sorted(missing))
         return self._features
 
     @cached_property
-    def _frozen(self) -> PreferenceAdapter:
+    def encoder(self) -> PromptEncoder:
+        """The recipe's encoder as it comes, loaded once for all adapters on it."""
         r = self.recipe
-        return PreferenceAdapter(
-            r["encoder"], self.objective_names, r["hidden"], r["max_length"], layers=r["layers"]
-        )
+        return PromptEncoder(r["encoder"], r["max_length"], r["layers"])

@@ -1,7 +1,7 @@
 """How many points could an adapter gain on these pairs? A cheap one, cross-validated by prompt, beside its rivals.
 
 The adapter is a linear head on frozen prompt features, w(x) = softmax(b + x W), fitted with the pairwise Bradley-Terry
-loss of :func:`pro_core.adapter.model.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights
+loss of :func:`pro_core.adapter.targets.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights
 with the best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded
 on, and the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from pro_core.adapter.training import fit_global_weights
+from pro_core.adapter.global_weights import fit_global_weights
 from pro_core.metrics import correct, macro_accuracy, prompt_counts
 from pro_core.system.extras import needs
 

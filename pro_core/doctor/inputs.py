@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pro_core.adapter.encoder import FEATURES_VERSION
-from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder
 from pro_core.data.objectives import check_objective_names
 from pro_core.data.pairs import pairs_from_labels, refusal_pairs
 from pro_core.data.public_sets import PUBLIC_SETS, load_public_examples
@@ -263,11 +262,11 @@ def prompt_features(
 ) -> NDArray[np.float32]:
     """The frozen encoder's features of each pair's prompt: (N, D)."""
     distinct, index = np.unique(table["prompt"].to_numpy(str), return_inverse=True)
-    loaded: list[PreferenceAdapter] = []
+    loaded: list[PromptEncoder] = []
 
-    def load() -> PreferenceAdapter:
+    def load() -> PromptEncoder:
         if not loaded:
-            loaded.append(PreferenceAdapter(encoder, ("any",), hidden=0))
+            loaded.append(PromptEncoder(encoder))
         return loaded[0]
 
     def encode(rows: list[int]) -> NDArray[np.float32]:

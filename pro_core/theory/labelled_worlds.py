@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,56 @@ from pro_core.data.objectives import Message
 from pro_core.data.schema import LabelledResponse, fold_of, load_examples, render_messages
 from pro_core.rewards.panel import RewardPanel
 from pro_core.system.storage import replacing
-from pro_core.theory.convergence import LabelledWorld
+from pro_core.theory.alignment_gap import CandidateSets, candidate_sets
+
+
+@dataclass(frozen=True)
+class LabelledWorld:
+    """P prompts with at most G candidate responses each, N in all.
+
+    Attributes:
+        rewards: (N, K) standardized, out of fold, candidates in the order of the prompts.
+        labels: (N,) what people said: 1 right, 0 wrong, between them where a text was labelled twice.
+        sizes: (P,) candidates of each prompt.
+        prompts: (P, D), responses: (N, D) a frozen encoder's features.
+        weights: (A, P, K) of the adapters of A seeds, out of fold.
+        source: (P,) file of each prompt. split: (P,) its split there. fold: (P,) -1 where the panel never trained.
+    """
+
+    rewards: NDArray
+    labels: NDArray
+    sizes: NDArray
+    prompts: NDArray
+    responses: NDArray
+    weights: NDArray
+    source: NDArray
+    split: NDArray
+    fold: NDArray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def candidate_sets(self) -> CandidateSets:
+        """The same as padded arrays; the reference policy is uniform over a prompt's candidates."""
+        return candidate_sets(np.split(self.rewards, np.cumsum(self.sizes)[:-1]), self.prompts)
+
+    def padded(self, values: NDArray) -> NDArray:
+        """(P, G, ...) from one value a candidate (N, ...); 0 where a prompt has fewer than G."""
+        inside = np.arange(self.sizes.max()) < self.sizes[:, None]
+        result = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
+        result[inside] = values
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write the arrays to one file that appears whole or not at all."""
+        with replacing(path) as partial:
+            np.savez_compressed(partial, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelledWorld:
+        """What :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
 
 def labelled_world(

@@ -8,7 +8,6 @@ right when it finds w* on prompts that it never saw, from labelled pairs alone.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 
-from pro_core.adapter.model import PreferenceAdapter
-from pro_core.adapter.training import encode_prompts, fit_adapter
+from pro_core.adapter.encoder import PromptEncoder, encode_prompts
+from pro_core.adapter.training import fit_adapter
 from pro_core.metrics import correct
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.scores import margins
@@ -195,18 +194,16 @@ def compare_targets(seed: int, encoder: str) -> dict[str, dict[str, float]]:
         "uniform": recovery(planted, {p: np.full(K, 1 / K) for p in planted.weights}),
     }
     for target, tau in TARGETS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            adapter = fit_adapter(
-                planted.train,
-                planted.objective_names,
-                folder,
-                encoder=encoder,
-                target=target,
-                temperature=tau or planted.temperature,
-                features=planted_features(encoder),
-                epochs=EPOCHS,
-                seed=seed,
-            )
+        adapter = fit_adapter(
+            planted.train,
+            planted.objective_names,
+            encoder=encoder,
+            target=target,
+            temperature=tau or planted.temperature,
+            features=planted_features(encoder),
+            epochs=EPOCHS,
+            seed=seed,
+        )
         report[target] = recovery(planted, predicted(adapter, planted))
     return report
 
@@ -215,4 +212,4 @@ def compare_targets(seed: int, encoder: str) -> dict[str, dict[str, float]]:
 def planted_features(encoder: str) -> dict[str, torch.Tensor]:
     """Features of the prompts by prompt JSON, for ``fit_adapter``."""
     prompts = list(planted_truth(train_pairs=1, test_pairs=1).weights)
-    return encode_prompts(PreferenceAdapter(encoder, NAMES), prompts)
+    return encode_prompts(PromptEncoder(encoder), prompts)

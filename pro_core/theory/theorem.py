@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
-from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.data.schema import LabelledResponse, load_examples
 from pro_core.rewards.panel import RewardPanel
 from pro_core.system.storage import replacing
@@ -40,7 +40,7 @@ from pro_core.theory.alignment_gap import (
     candidate_sets,
     curvature,
 )
-from pro_core.theory.batched_heads import TRUE, Examples, fit_adapters
+from pro_core.theory.linear_adapters import TRUE, Examples, fit_adapters
 from pro_core.theory.planted import prefer_first
 
 Array = NDArray[np.float64]
@@ -69,7 +69,7 @@ def real_world(responses: str | Path, panel: RewardPanel, encoder: str) -> World
             texts = answers[example.split].setdefault(json.dumps(example.prompt), [])
             if example.response not in texts:
                 texts.append(example.response)
-    adapter = PreferenceAdapter(encoder, panel.objective_names)
+    reader = PromptEncoder(encoder)
     sets = {}
     for split, by_prompt in answers.items():
         prompts = [json.loads(p) for p in by_prompt]
@@ -77,7 +77,7 @@ def real_world(responses: str | Path, panel: RewardPanel, encoder: str) -> World
         repeated = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
         z = panel.standardized(repeated, [t for texts in by_prompt.values() for t in texts])
         rewards = np.split(z, np.cumsum(counts)[:-1])
-        features = adapter.encode(prompts)[:, : adapter.width].numpy()
+        features = reader.encode(prompts)[:, : reader.width].numpy()
         sets[split] = candidate_sets(rewards, features)
     return World(sets["train"], sets["test"])
 
