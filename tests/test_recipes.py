@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import yaml
 from pydantic import ValidationError, model_validator
 
+from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe, ScoreRecipe
 from pro_core.runs.recipes import (
     ConfigError,
     Count,
@@ -22,6 +24,8 @@ from pro_core.runs.recipes import (
     described,
     folder_name,
 )
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Target(Settings):
@@ -42,12 +46,6 @@ class Small(Recipe):
     lora: dict[str, Any] | None = {}
     """PEFT settings"""
     targets: list[Target] = []
-
-    @model_validator(mode="after")
-    def _several(self) -> Small:
-        if self.frozen and self.lora:
-            raise ConfigError("got both, expected one of them", ["frozen", "lora"])
-        return self
 
 
 class Method(Settings):
@@ -102,6 +100,16 @@ def test_the_command_line_changes_settings(tmp_path):
     assert Small.read(path, ["lora=null"]).lora is None
 
 
+def test_the_command_line_changes_a_part_of_a_list(tmp_path):
+    path = written(tmp_path, "objectives: [a]\ntargets: [{target: paper}, {target: pairwise}]\n")
+    recipe = Small.read(path, ["targets.1.temperature=0.5"])
+    assert [t.temperature for t in recipe.targets] == [1.0, 0.5]
+    for change in ("targets.2.temperature=1", "targets.x=1", "objectives.0.b=1"):
+        with pytest.raises(ConfigError) as refused:
+            Small.read(path, [change])
+        assert refused.value.fields == (change.partition("=")[0],)
+
+
 WRONG = {
     "misspelt": ("objectives: [a]\nlearing_rate: 1.0", "learing_rate"),
     "missing": ("steps: 1", "objectives"),
@@ -122,12 +130,6 @@ def test_what_does_not_fit_is_named(tmp_path, text, field):
     with pytest.raises(ConfigError) as refused:
         Small.read(written(tmp_path, text))
     assert refused.value.fields == (field,)
-
-
-def test_a_rule_across_settings_names_them(tmp_path):
-    with pytest.raises(ConfigError) as refused:
-        Small.read(written(tmp_path, "objectives: [a]\nfrozen: true\nlora: {r: 8}"))
-    assert refused.value.fields == ("frozen", "lora")
 
 
 def test_a_misspelt_setting_is_told_its_nearest(tmp_path):
@@ -233,3 +235,46 @@ def test_a_script_takes_a_recipe_and_changes(tmp_path):
     assert run().returncode == 1
     refused = run(str(recipe), "step=4")
     assert refused.returncode == 1 and refused.stderr.startswith("ConfigError: ")
+
+
+# ---------------------------------------------------------------- the recipes of the repository
+
+FILES = {
+    PanelRecipe: ("*_panel.yaml", "judge.yaml"),
+    ClassifierRecipe: ("*_classifier.yaml", "moslim_type*.yaml"),
+    ScoreRecipe: ("score_rewards.yaml",),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [(kind, pattern) for kind, patterns in FILES.items() for pattern in patterns],
+)
+def test_the_repositorys_recipes_are_read(kind, pattern):
+    files = sorted((ROOT / "recipes").glob(pattern))
+    assert files
+    for file in files:
+        recipe = kind.read(file)
+        assert recipe.config == file.name
+        said = yaml.safe_load(file.read_text())
+        # What is hashed of a `data` list is what was written: no default is added.
+        assert recipe.decides("data") == {"data": said["data"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"learning_rat": 1.0}, "learning_rat"),
+        ({"objectives": ["helpful", "helpful"]}, "objectives"),
+        ({"objectives": ["Helpful!"]}, "objectives"),
+        ({"folds": -1}, "folds"),
+        ({"method": "upper_layers"}, "method"),
+        ({"data": [{"path": "a.jsonl"}, {"path": "b.jsonl", "objectves": []}]}, "data.1.objectves"),
+    ],
+)
+def test_a_panels_recipe_names_what_does_not_fit(tmp_path, changes, field):
+    settings = {"objectives": ["helpful"], "model": "m", "data": [{"path": "a.jsonl"}]}
+    text = yaml.safe_dump(settings | {"output": "o"} | changes)
+    with pytest.raises(ConfigError) as refused:
+        PanelRecipe.read(written(tmp_path, text))
+    assert refused.value.fields == (field,)

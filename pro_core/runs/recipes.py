@@ -48,7 +48,8 @@ class Recipe(Settings):
 
     @classmethod
     def read(cls, path: str | Path, changes: Sequence[str] = ()) -> Self:
-        """A YAML file, with ``key=value`` changes; dots lead into mappings (``lora.r=8``), values are YAML.
+        """A YAML file, with ``key=value`` changes; dots lead into mappings (``lora.r=8``) and lists
+        (``targets.0.temperature=1``), values are YAML.
 
         Raises:
             ConfigError: no such file, no mapping, a missing or an unknown setting, or a value that does not fit.
@@ -199,12 +200,23 @@ def _change(said: dict[str, Any], change: str) -> None:
         value = yaml.load(text, _Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: the value is not YAML ({error})", [key]) from None
-    inner = said
+    inner: Any = said
     for part in outer:
-        if not isinstance(inner.get(part), dict):
-            inner[part] = {}
-        inner = inner[part]
-    inner[last] = value
+        step = _step(inner, part, key)
+        if not isinstance(inner, list) and not isinstance(inner.get(step), dict | list):
+            inner[step] = {}
+        inner = inner[step]
+    inner[_step(inner, last, key)] = value
+
+
+def _step(inner: Any, part: str, key: str) -> Any:
+    """A part of a changed setting's name as an index: into a list by number, from 0."""
+    if isinstance(inner, dict):
+        return part
+    if isinstance(inner, list) and part.isdecimal() and int(part) < len(inner):
+        return int(part)
+    length = f"a list of {len(inner)}" if isinstance(inner, list) else repr(inner)
+    raise ConfigError(f"{key}: got {part!r} to look up in {length}", [key])
 
 
 # ---------------------------------------------------------------- what went wrong, and what there is
