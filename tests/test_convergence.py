@@ -1,6 +1,5 @@
 """Exact MORLHF and PRO-MORLHF: the policy against closed forms, the arms, who is graded by whom, the script."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,13 @@ import torch
 import yaml
 from test_train_scripts import run as run_script
 
+from pro_core.adapter.encoder import PromptEncoder
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.adapter.runs import AdapterRun
+from pro_core.data.entries import PairSource
 from pro_core.data.schema import LabelledResponse, fold_of
-from pro_core.data.sources import data_sources
+from pro_core.evaluation.convergence import ConvergenceRecipe, load_world
 from pro_core.evaluation.results import read_rows
 from pro_core.reporting.theory_tables import convergence_table
 from pro_core.rewards.panel import RewardPanel
@@ -31,16 +33,14 @@ from pro_core.theory.convergence import (
     UNIFORM,
     WITHIN,
     Experiment,
-    LabelledWorld,
     Run,
     arm_weights,
-    ascend,
     best_fixed_for_labels,
     draw_parts,
     steps_to,
-    tilt,
 )
-from pro_core.theory.labelled_worlds import right
+from pro_core.theory.labelled_worlds import LabelledWorld, right
+from pro_core.theory.softmax_policy import ascend, tilt
 from pro_core.weights import AdapterWeights, FixedWeights
 
 pytestmark = pytest.mark.slow
@@ -108,7 +108,7 @@ def first_steps(experiment, rewards, steps=5):
 
 def test_an_adapter_that_answers_uniform_is_morlhf_exactly():
     names = ["helpful", "harmless", "truthful"]
-    adapter = PreferenceAdapter(MINILM, names)
+    adapter = PreferenceAdapter(PromptEncoder(MINILM), names)
     with torch.no_grad():
         for parameter in adapter.heads.parameters():
             parameter.zero_()
@@ -125,7 +125,8 @@ def test_an_adapter_that_answers_uniform_is_morlhf_exactly():
 def test_one_objective_is_plain_rlhf():
     # Eq 3 and its gradient, candidate by candidate; Adam as its paper has it.
     experiment = Experiment(made_up_world(K=1), 2, 4)
-    adapter = PreferenceAdapter(MINILM, ["helpful"])  # untrained: a softmax over one objective is 1
+    # Untrained: a softmax over one objective is 1.
+    adapter = PreferenceAdapter(PromptEncoder(MINILM), ["helpful"])
     prompts = [f"Question {i}?" for i in range(len(experiment.world))]
     found, batches = first_steps(
         experiment, weighted(experiment.sets, AdapterWeights(adapter)(prompts))
@@ -262,21 +263,11 @@ def test_what_is_right():
 # ---------------------------------------------------------------- the script
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location(
-        "convergence_script", ROOT / "train/convergence.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def scored_pairs(panel: Path, folder: Path) -> pd.DataFrame:
     """The table of scores of the two files' pairs, as `train/reward_models.py` would write it."""
     questions = {"path": "questions.jsonl", "kind": "labels", "objectives": ["truthful"]}
     requests = {"path": "requests.jsonl", "kind": "refusals", "splits": ["train", "validation"]}
-    pairs = [(p, s) for s in data_sources([questions, requests]) for p in s.load(folder)]
+    pairs = [(p, s) for s in map(PairSource.model_validate, (questions, requests)) for p in s.load(folder)]
     loaded = RewardPanel.from_pretrained(panel)
     for fold in range(-1, 5):
         mine = [p for p, s in pairs if (fold_of(p.prompt) if p.split in s.splits else -1) == fold]
@@ -364,10 +355,8 @@ def recipe(tmp_path_factory):
     return folder / "convergence.yaml"
 
 
-def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(
-    script, recipe, tmp_path, monkeypatch
-):
-    settings = script.read_recipe(recipe, script.REQUIRED, {"data_dir": None})
+def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(recipe, monkeypatch):
+    settings = ConvergenceRecipe.read(recipe)
     opened = []
     original = RewardPanel.from_pretrained.__func__
 
@@ -376,7 +365,7 @@ def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(
         return original(cls, path, *rest)
 
     monkeypatch.setattr(RewardPanel, "from_pretrained", classmethod(opening))
-    world = script.load_world(settings)
+    world = load_world(settings)
     assert world.sizes.tolist() == [3] * 8 + [2] * 8
     prompt, answers = (
         "What is it with rain?",
@@ -387,7 +376,7 @@ def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(
         world.rewards[3:6], panel.standardized([prompt] * 3, answers), atol=1e-3
     )
     assert world.labels[3:6].tolist() == [1, 0, 0]
-    fitted = AdapterRun(settings["adapter"])
+    fitted = AdapterRun(AdapterRecipe.read(settings.adapter))
     adapter = fitted.load(fitted.chosen, 0, int(world.fold[1]))
     np.testing.assert_allclose(world.weights[0, 1], adapter.predict([prompt])[0], atol=1e-4)
     # Questions of the validation and test splits trained nothing; requests of both splits did.
@@ -396,28 +385,35 @@ def test_a_labelled_world_is_scored_out_of_fold_and_holds_no_text(
     ):
         assert (fold == -1) == (source == "questions" and split != "train"), p
     assert world.fold[1] == fold_of(prompt)
-    used = {str(Path(settings["panel_folds"]) / str(f)) for f in set(world.fold.tolist()) - {-1}}
+    used = {str(Path(settings.panel_folds) / str(f)) for f in set(world.fold.tolist()) - {-1}}
     assert used < set(opened)
     # A second time nothing is scored: the panel is opened for its objectives' names alone.
-    expected = [AdapterRun(settings["adapter"]).recipe["panel"]]
+    expected = [AdapterRecipe.read(settings.adapter).panel]
     opened.clear()
-    script.load_world(settings)
+    load_world(settings)
     assert opened == expected
 
 
-def test_the_script_writes_rows_figure_and_table(script, recipe, capsys, monkeypatch):
-    script.main(str(recipe))
+def test_the_script_writes_rows_figure_and_table(recipe, capsys):
+    from train import convergence as script
+
+    script.main(ConvergenceRecipe.read(recipe))
     rows = read_rows(recipe.parent / "convergence.jsonl")
     for kind in ("own", "shared"):
         chosen = [(r["method"], r["seed"]) for r in rows if r["metrics"][kind]]
         assert sorted(chosen) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
-    uniform = next(r["metrics"] for r in rows if r["method"] == UNIFORM and r["metrics"]["own"])
+    row = next(r for r in rows if r["method"] == UNIFORM and r["metrics"]["own"])
+    uniform, curves = row["metrics"], row["curves"]
     assert uniform["shared"] == 1 and 0 <= uniform["steps"] <= 6
-    assert uniform["questions@0"] == pytest.approx(1 / 3, abs=1e-4)  # the reference is uniform
-    assert {"requests@4", "kl@6", "train_label", "optimum_label"} < set(uniform)
+    assert curves["steps"] == [0, 4, 6] and list(curves["label"]) == ["questions", "requests"]
+    assert curves["label"]["questions"][0] == pytest.approx(
+        1 / 3, abs=1e-4
+    )  # the uniform reference
+    assert curves["kl"][-1] == uniform["kl"]
+    assert {"train_label", "optimum_label"} < set(uniform)
     assert (recipe.parent / "figure.svg").stat().st_size > 10_000
     assert convergence_table(rows) in capsys.readouterr().out
     # Everything but the clock is the same a second time, and no row is there twice.
-    script.main(str(recipe))
+    script.main(ConvergenceRecipe.read(recipe))
     again = read_rows(recipe.parent / "convergence.jsonl")
     assert [r["metrics"] for r in again] == [r["metrics"] for r in rows]

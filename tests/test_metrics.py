@@ -6,13 +6,8 @@ import pytest
 
 from pro_core.adapter.controls import compare, control_weights, safety_rates
 from pro_core.data.schema import PreferencePair
-from pro_core.evaluation.results import (
-    panel_row,
-    read_rows,
-    replace_section,
-    result_row,
-    write_rows,
-)
+from pro_core.evaluation.results import lead, read_rows, result_row, sweep, write_rows
+from pro_core.evaluation.reward_models import panel_row
 from pro_core.metrics import (
     accuracy_with_interval,
     correct,
@@ -21,6 +16,7 @@ from pro_core.metrics import (
     macro_accuracy,
     prompt_counts,
 )
+from pro_core.reporting.markdown import replace_section
 from pro_core.reporting.tables import (
     adapter_table,
     judges_table,
@@ -113,8 +109,8 @@ def test_an_adapter_that_knows_the_prompt_beats_every_control():
     assert report["best global"]["accuracy"] == pytest.approx(0.5)
     assert 0.3 < report["shuffled"]["accuracy"] < 0.7
     assert report["own objective"]["accuracy"] == 1  # the ceiling
-    for other, lead in report["adapter"]["lead"].items():
-        assert lead["ci95"][0] > 0 or other == "own objective", other
+    for other, led in report["adapter"]["lead"].items():
+        assert led["ci95"][0] > 0 or other == "own objective", other
 
 
 def test_the_nearest_prompts_know_what_is_alike():
@@ -164,6 +160,44 @@ def test_result_rows_replace_their_own_and_keep_the_others(tmp_path):
     write_rows(path, [row, row | {"seed": 1}])
     write_rows(path, [row | {"metrics": {"accuracy": 0.7}}])
     assert {r["seed"]: r["metrics"]["accuracy"] for r in read_rows(path)} == {0: 0.7, 1: 0.5}
+    # A setting, a request or a kind of its own is another row.
+    others = [row | own for own in ({"setting": {"n": 1}}, {"setting": {"n": 2}}, {"kind": "base"})]
+    others += [row | {"request": {"weights": {"a": w}}} for w in (0.0, 1.0)]
+    write_rows(path, others)
+    write_rows(path, [others[0] | {"setting": {"n": 1.0}}])  # the same number
+    assert len(read_rows(path)) == 7
+    write_rows(path, [row | {"split": "validation"}, row | {"config": "other.yaml"}])
+    write_rows(path, [row], whole=True)  # all that there is of its experiment, config and split
+    assert [(r["split"], r["config"]) for r in read_rows(path)] == [
+        ("validation", ""),
+        ("test", "other.yaml"),
+        ("test", ""),
+    ]
+
+
+def test_a_row_on_disk_holds_no_empty_column_and_is_read_with_all(tmp_path):
+    path = tmp_path / "r.jsonl"
+    led = lead({"accuracy": 1 / 3}, {"accuracy": [0.0, 2 / 3]})
+    row = result_row("e", "m", None, "test", 1, {}, kind="all_seeds", leads={"other": led})
+    write_rows(path, [row])
+    text = path.read_text()
+    assert "curves" not in text and '"leads"' in text
+    assert read_rows(path) == [row] and row["setting"] == {}
+    assert row["leads"]["other"]["metrics"]["accuracy"] == 0.33333
+    row["setting"]["n"] = 1  # each row has its own
+    assert result_row("e", "m", 0, "test", 1, {})["setting"] == {}
+    with pytest.raises(TypeError):
+        result_row("e", "m", 0, "test", 1, {}, asked={})
+
+
+def test_a_sweep_keeps_the_seeds_that_are_whole():
+    rows = [
+        {"seed": s, "setting": {"n": n}, "metrics": {"gap": s + n}}
+        for s in (0, 1)
+        for n in (20, 10)
+    ]
+    assert sweep(rows[:3], "n", "gap") == ([10, 20], [[10, 20]])
+    assert sweep(rows, "n", "gap") == ([10, 20], [[10, 20], [11, 21]])
 
 
 def test_what_a_baseline_cannot_measure_is_said_in_the_table():
@@ -174,19 +208,22 @@ def test_what_a_baseline_cannot_measure_is_said_in_the_table():
         "length_correlation": 0.0,
         "equal_length": None,
     }
-    panel = panel_row("judges", "panel (full)", 0, "test", {"a": measured, "b": measured}, "r", 0)
-    longer = panel_row("judges", "longer wins", 0, "test", {"b": measured}, "r", 0)
+    both, trained = {"a": measured, "b": measured}, {"trained": "full"}
+    panel = panel_row("judges", "panel", 0, "test", both, "r", 0, setting=trained)
+    longer = panel_row("judges", "longer wins", 0, "test", {"b": measured}, "r", 0, "baseline")
     assert judges_table([longer, panel]).splitlines()[2:] == [
         "| r | a (9 pairs) | 0.500 (0.400 to 0.600) | not measured | not measured |",
         "| r | b (9 pairs) | 0.500 (0.400 to 0.600) | not measured | 0.500 (0.400 to 0.600) |",
     ]
     table = reward_models_table([longer, panel])
     assert "| longer wins | not measured | 0.500 (0.400 to 0.600) |" in table
+    assert "| r (full) | 0.500 (" in table
 
 
 def test_a_source_called_like_an_objective_does_not_take_its_column():
     metrics = {"accuracy_helpful": 0.9, "accuracy_source_helpful": 0.1}
-    rows = [result_row("adapter", "uniform", 0, "test", 4, {"accuracy": 0.9} | metrics)]
+    metrics |= {"accuracy": 0.9}
+    rows = [result_row("adapter", "uniform", 0, "test", 4, metrics, objectives=["helpful"])]
     head, _, line = adapter_table(rows).splitlines()
     assert head.startswith("| weights | average | helpful | hh alone") and "0.100" not in line
 
@@ -241,11 +278,13 @@ def held_out():
     return table
 
 
+KEPT = {"scores": "length kept"}
+
+
 def test_two_pairs_say_nothing_about_length():
     assert length_report([1, -1], [20, 10], [10, 10], ["a", "b"])["length_correlation"] is None
-    row = panel_row(
-        "length", "panel, length kept", 0, "test", grade(held_out()[:2], NAMES, "test"), "", 1.0
-    )
+    report = grade(held_out()[:2], NAMES, "test")
+    row = panel_row("length", "panel", 0, "test", report, "", 1.0, setting=KEPT)
     assert "| helpful | length kept | not measured | 0.500 (" in length_table([row])
 
 
@@ -253,7 +292,7 @@ def test_a_baseline_has_a_recipe_only_beside_a_judge():
     """Panels are all graded on the same pairs, a judge on its own."""
     report = grade(held_out(), NAMES, "test")
     rows = [
-        panel_row(experiment, "longer wins", 0, "test", report, "r.yaml", 1.0)
+        panel_row(experiment, "longer wins", 0, "test", report, "r.yaml", 1.0, "baseline")
         for experiment in ("reward_models", "judges")
     ]
     assert [row["config"] for row in rows] == ["", "r.yaml"]
@@ -261,7 +300,7 @@ def test_a_baseline_has_a_recipe_only_beside_a_judge():
 
 def test_a_panels_row_and_the_table_of_length():
     report = grade(held_out(), NAMES, "test")
-    row = panel_row("length", "panel, length kept", 0, "test", report, "r.yaml", 1.0)
+    row = panel_row("length", "panel", 0, "test", report, "r.yaml", 1.0, setting=KEPT)
     assert row["n"] == 3 and row["config"] == "r.yaml"
     assert row["metrics"]["pairs_equal_length_helpful"] == 2
     table = length_table([row])

@@ -24,18 +24,18 @@ from pro_core.data.schema import read_jsonl
 from pro_core.evaluation.policy.levels import LevelRun, control, requests
 from pro_core.evaluation.policy.metrics import Answers, resampled
 from pro_core.evaluation.results import read_rows
-from pro_core.policies.conditional.recipe import folder_name
-from pro_core.policies.rl.moslim import LevelData, LevelReward, MoslimRun, draw_levels
-from pro_core.policies.rl.recipe import read_moslim
+from pro_core.policies.rl.levels import ClassifierPrompts, LevelReward, draw_levels, level_task
+from pro_core.policies.rl.methods import train_moslim
+from pro_core.policies.rl.recipe import MoslimRecipe
+from pro_core.policies.rl.run import Run
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition, levels_for_weights
 from pro_core.reporting.policy_tables import levels_table
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import IntensityScale
 from pro_core.rewards.panel import RewardPanel
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError, folder_name
 from pro_core.system.storage import StorageError
-from train import moslim as script
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,10 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classifier(parts) -> RewardClassifier:
     return RewardClassifier.from_pretrained(parts["classifier"], "cpu")
+
+
+def train(path: str) -> None:
+    train_moslim(MoslimRecipe.read(path))
 
 
 def trained(output: Path, method: str = "moslim"):
@@ -212,7 +216,7 @@ def test_every_algorithm_killed_goes_on_to_the_same_parameters(
     monkeypatch.setattr(RewardClassifier, "probabilities", spy)
     monkeypatch.setattr(LlamaForCausalLM, "forward", reader)
     changes = {"algorithm": algorithm, "round_steps": 1}
-    script.main(recipe("whole", **changes))
+    train(recipe("whole", **changes))
     lora, log, record = trained(tmp_path / "whole")
     assert record["spent"]["completions"] == 12 and record["spent"]["skipped"] == 0
     assert all(lora[name].abs().sum() > 0 for name in lora if "lora_B" in name)
@@ -234,18 +238,18 @@ def test_every_algorithm_killed_goes_on_to_the_same_parameters(
     monkeypatch.setattr(RewardClassifier, "probabilities", stopped)
     path = recipe("cut", **changes)
     with pytest.raises(KeyboardInterrupt):
-        script.main(path)
+        train(path)
     assert not (tmp_path / "cut" / "moslim").exists()
     monkeypatch.undo()
-    script.main(path)
+    train(path)
     other, other_log, _ = trained(tmp_path / "cut")
     assert same(lora, other) and log == other_log
 
 
 def test_what_a_run_leaves(recipe, parts, classifier, tmp_path):
     path = recipe("two", arms={"MOSLIM": {}, "MOSLIM, by targets": {"divide_by": "targets"}})
-    script.main(path)
-    loras = [trained(tmp_path / "two", folder_name(n)) for n in read_moslim(path)]
+    train(path)
+    loras = [trained(tmp_path / "two", folder_name(n)) for n in MoslimRecipe.read(path).methods()]
     assert not same(loras[0][0], loras[1][0])
     listed = []
     for _, log, record in loras:
@@ -267,17 +271,18 @@ def test_what_a_run_leaves(recipe, parts, classifier, tmp_path):
 
 def test_the_policy_reads_its_prefix_and_no_other_tag(recipe):
     """In one place for all algorithms; text that imitates the prefix is neutralized for it, not for the scorer."""
-    settings = read_moslim(recipe("read", steps=3))["MOSLIM"]
-    run = MoslimRun(settings, 0, LevelData.load(settings))
-    for row, prompt in enumerate(run.data.prompts):
-        (message,) = run.reads(row)
-        asked = zip(NAMES, run.levels[row], strict=True)
-        prefix = " ".join(f"<{name} {level}>" for name, level in asked if level)
-        typed = prompt[-1]["content"].replace("<funny 2>", "(funny 2)")
+    read = MoslimRecipe.read(recipe("read", steps=3))
+    data = ClassifierPrompts.load(read)
+    task = level_task(read, data, 0)
+    assert len(task.reads) == 6
+    for (message,), line in zip(task.reads, task.listed, strict=True):
+        prefix = " ".join(f"<{name} {level}>" for name, level in line["levels"].items())
+        typed = line["prompt"][-1]["content"].replace("<funny 2>", "(funny 2)")
         assert message["content"] == f"{prefix} {typed}"
-    assert len({tuple(levels) for levels in run.levels}) > 3
+    assert task.reward.prompts == [line["prompt"] for line in task.listed]
+    assert len({json.dumps(line["levels"]) for line in task.listed}) > 3
     # Another seed asks for other levels: its run is another one.
-    assert MoslimRun(settings, 1, run.data).key != run.key
+    assert Run(read, level_task(read, data, 1), 1).key != Run(read, task, 0).key
 
 
 def test_weights_become_levels():
@@ -295,37 +300,35 @@ def test_weights_become_levels():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "field"),
     [
-        (
-            {"objectives": ["helpful", "kind"]},
-            r"classifier .*: got the objectives \['helpful', 'ki",
-        ),
+        ({"objectives": ["helpful", "kind"]}, "objectives"),
         ({"weights": "uniform"}, "weights"),
-        ({"divide_by": "levels"}, "got divide_by 'levels', expected one of"),
-        ({"algorithm": "dpo"}, "got algorithm 'dpo', expected one of"),
-        ({"generations": 1}, "got generations 1, expected at least 2"),
-        ({"arms": {"A": {"objectives": ["helpful"]}}}, r"the arm 'A' sets \['objectives'\]"),
+        ({"divide_by": "levels"}, "divide_by"),
+        ({"algorithm": "dpo"}, "algorithm"),
+        ({"generations": 1}, "generations"),
+        ({"arms": {"A": {"objectives": ["helpful"]}}}, "arms.A.objectives"),
     ],
 )
-def test_wrong_recipes(recipe, changes, said):
-    with pytest.raises(ConfigError, match=said):
-        script.main(recipe("wrong", **changes))
+def test_wrong_recipes(recipe, changes, field):
+    with pytest.raises(ConfigError) as refused:
+        train(recipe("wrong", **changes))
+    assert refused.value.fields == (field,)
 
 
 def test_a_classifier_without_statistics_and_a_panel(recipe, tmp_path):
     write_classifier(tmp_path / "bare", stats=False)
     with pytest.raises(ConfigError, match=r"it has no statistics.*train/classifier\.py fits them"):
-        script.main(recipe("bare_run", classifier=str(tmp_path / "bare")))
+        train(recipe("bare_run", classifier=str(tmp_path / "bare")))
     with pytest.raises(StorageError, match=r"classifier\.json"):
-        script.main(recipe("panel", classifier=str(ROOT / "checkpoints" / "demo" / "panel")))
+        train(recipe("panel", classifier=str(ROOT / "checkpoints" / "demo" / "panel")))
 
 
 @pytest.mark.parametrize("name", ["moslim_small", "moslim_paper"])
 def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
     """Every arm of each, with everything large made small."""
     path = ROOT / "recipes" / f"{name}.yaml"
-    given, arms = yaml.safe_load(path.read_text()), read_moslim(path)
+    given, arms = yaml.safe_load(path.read_text()), MoslimRecipe.read(path).methods()
     assert arms.keys() == given["arms"].keys()
     small = ("model", "classifier", "data", "max_length", "max_new_tokens")
     changes = given | {key: parts[key] for key in small} | {"objectives": None, "seeds": [0]}
@@ -336,7 +339,7 @@ def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
         arm: {k: shorter.get(k, v) for k, v in settings.items()}
         for arm, settings in given["arms"].items()
     }
-    script.main(recipe(name, **changes))
+    train(recipe(name, **changes))
     assert all(
         (tmp_path / name / folder_name(arm) / "seed0" / "run.json").is_file() for arm in arms
     )
@@ -397,7 +400,7 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
     recipe, parts, evaluation, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
-    script.main(recipe("trained"))
+    train(recipe("trained"))
     entries = [{"name": "stock", "model": parts["model"]}]
     entries += [{"name": "MOSLIM", "model": str(tmp_path / "trained/moslim/seed{seed}")}]
     heldout = {"models": [{"name": "funny", "function": "readability"}]}
@@ -414,15 +417,16 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
     rows = read_rows(tmp_path / "results" / "levels.jsonl")
     W = len(requests(COUNTS))
     assert len(rows) == 2 * (1 + W) + 1 + (1 + W) + 1
-    pooled = {r["method"]: r["metrics"] for r in rows if r["experiment"] == "tiny_all_seeds"}
+    pooled = {r["method"]: r for r in rows if r["kind"] == "all_seeds"}
     for name in NAMES:
-        assert -1 <= pooled["MOSLIM"][f"spearman_{name}"] <= 1
-        assert f"lead_spearman_{name}_over_stock" in pooled["MOSLIM"]
-    assert "spearman_heldout_funny" in pooled["stock"]
-    assert "spearman_heldout_helpful" not in pooled["stock"]
+        assert -1 <= pooled["MOSLIM"]["metrics"][f"spearman_{name}"] <= 1
+        assert f"spearman_{name}" in pooled["MOSLIM"]["leads"]["stock"]["metrics"]
+    assert "spearman_heldout_funny" in pooled["stock"]["metrics"]
+    assert "spearman_heldout_helpful" not in pooled["stock"]["metrics"]
     # The row of a request holds the mean level that was given: its policy read the request before the prompt.
-    (point,) = [r for r in rows if r["method"] == "MOSLIM at <helpful 5> <funny 1>"]
-    assert point["metrics"]["asked_helpful"] == 5 and "asked_on-topic" not in point["metrics"]
+    asked = {"levels": {"helpful": 5, "funny": 1}}
+    (point,) = [r for r in rows if r["method"] == "MOSLIM" and r["request"] == asked]
+    assert 1 <= point["metrics"]["mean_helpful"] <= 5 and point["kind"] == "point"
     written = [json.loads(f.read_text()) for f in (tmp_path / "kit" / "responses").glob("*.json")]
     starts = {m[0]["content"].partition(" tell me")[0] for w in written for m in w["messages"]}
     assert len(starts) == W and "<helpful 5> <funny 1>" in starts

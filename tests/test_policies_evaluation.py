@@ -29,8 +29,8 @@ from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.evaluation.results import read_rows, result_row, write_rows
 from pro_core.generation import LocalGenerator
 from pro_core.generation.chat import chat_prompt
-from pro_core.policies.conditional.recipe import folder_name, read_arms
-from pro_core.policies.rl.recipe import read_morlhf, read_moslim
+from pro_core.policies.conditional.recipe import WicRecipe
+from pro_core.policies.rl.recipe import MorlhfRecipe, MoslimRecipe
 from pro_core.prompting.policy_config import load_language_model
 from pro_core.prompting.templates import Condition
 from pro_core.reporting.paper_tables import PAPER_TABLES, paper_table_for
@@ -43,6 +43,7 @@ from pro_core.reporting.policy_tables import (
     texts_table,
 )
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.runs.recipes import folder_name
 from pro_core.runs.training import ConfigError
 from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 
@@ -123,8 +124,8 @@ def recipe(parts, qwen, tmp_path):
     return write
 
 
-def by_method(rows, suffix="_all_seeds"):
-    return {r["method"]: r for r in rows if r["experiment"] == "wic_tiny" + suffix}
+def by_method(rows, kind="all_seeds"):
+    return {r["method"]: r for r in rows if r["kind"] == kind}
 
 
 def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatch, capsys):
@@ -147,12 +148,13 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     base, best = pooled["base"]["metrics"], pooled["best of 2"]["metrics"]
     assert base["judge_win_rate"] == 0.5 and base["spearman_helpful"] == 0
     assert best["mean_weighted_score"] > base["mean_weighted_score"]
-    assert best["lead_mean_weighted_score_over_base"] == pytest.approx(
+    led = pooled["best of 2"]["leads"]["base"]["metrics"]
+    assert led["mean_weighted_score"] == pytest.approx(
         best["mean_weighted_score"] - base["mean_weighted_score"], abs=2e-5
     )
     # The reference front is the best of 2 as well, of another draw: no method is measured against itself.
     (first,) = [
-        r for r in rows if (r["experiment"], r["method"], r["seed"]) == ("wic_tiny", "best of 2", 0)
+        r for r in rows if (r["kind"], r["method"], r["seed"]) == ("method", "best of 2", 0)
     ]
     assert first["metrics"]["igd_plus"] > 1e-3
     assert pooled["base"]["seed"] is None and "sd_over_seeds_hypervolume" in base
@@ -176,7 +178,7 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     monkeypatch.setattr(LocalGenerator, "load", refuse)
     monkeypatch.setattr(LanguageModel, "surprise", refuse)
     again = policy_rows(PolicyRun(path))
-    same = ("experiment", "method", "seed", "n", "metrics", "ci95")
+    same = ("experiment", "kind", "method", "seed", "n", "metrics", "ci95", "request", "leads")
     assert [{k: r[k] for k in same} for r in again] == [{k: r[k] for k in same} for r in rows]
     few = recipe(
         policies=[
@@ -185,12 +187,10 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     )
     write_rows(results / "policies.jsonl", policy_rows(PolicyRun(few)), whole=True)
     kept = read_rows(results / "policies.jsonl")
-    assert {r["method"].partition(" at ")[0] for r in kept} == {"base"}
+    assert {r["method"] for r in kept} == {"base"}
 
     # What the base model fixes does not depend on who is compared with it.
-    assert [r["metrics"] for r in kept] == [
-        r["metrics"] for r in rows if r["method"].partition(" at ")[0] == "base"
-    ]
+    assert [r["metrics"] for r in kept] == [r["metrics"] for r in rows if r["method"] == "base"]
     assert len(list((tmp_path / "out").glob("base-*.json"))) == 1
 
     for kind in ("front", "control"):
@@ -211,9 +211,10 @@ def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):
     run = PolicyRun(recipe(**changes, adapter=str(tmp_path / "adapter")))
     np.testing.assert_allclose(run.default_weights_PK.sum(axis=1), 1, rtol=1e-6)
     rows = policy_rows(run)
-    best = by_method(rows)["best of 2"]["metrics"]
+    row = by_method(rows)["best of 2"]
+    best = row["metrics"]
     assert not any("judge" in key or "heldout" in key or "perplexity" in key for key in best)
-    assert "lead_mean_weighted_score_adapter_over_base" in best
+    assert "mean_weighted_score_adapter" in row["leads"]["base"]["metrics"]
     assert "length_adapter" in best and "mean_helpful_adapter" in best
     assert "No judge's own accuracy" in main_table(rows)
 
@@ -279,7 +280,7 @@ def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):
     rows = policy_rows(run)
     said = capsys.readouterr().err
     assert "1 responses to 1 of 4 prompts failed" in said and "prompt 1 (" in said
-    metrics = by_method(rows, "")["PRO-WIC online"]["metrics"]
+    metrics = by_method(rows, "method")["PRO-WIC online"]["metrics"]
     assert metrics["failed"] == 1 and metrics["responses"] == 11 and metrics["points"] == 3
 
 
@@ -308,12 +309,14 @@ def test_what_is_not_there_yet_is_said_and_left_out(recipe, parts, qwen, tmp_pat
     pooled = by_method(rows)
     assert set(pooled) == {"base", "RiC online", "PRO-WIC online"}
     mine, theirs = (
-        next(r["metrics"] for r in rows if (r["experiment"], r["method"], r["seed"]) == (*key, 0))
-        for key in (("wic_tiny", "PRO-WIC online"), ("wic_tiny", "RiC online"))
+        next(r["metrics"] for r in rows if (r["kind"], r["method"], r["seed"]) == ("method", m, 0))
+        for m in ("PRO-WIC online", "RiC online")
     )
-    lead = pooled["PRO-WIC online"]["metrics"]["lead_hypervolume_over_RiC online"]
+    lead, back = (
+        pooled[method]["leads"][other]["metrics"]["hypervolume"]
+        for method, other in (("PRO-WIC online", "RiC online"), ("RiC online", "PRO-WIC online"))
+    )
     assert lead == pytest.approx(mine["hypervolume"] - theirs["hypervolume"], abs=2e-5)
-    back = pooled["RiC online"]["metrics"]["lead_hypervolume_over_PRO-WIC online"]
     assert back == pytest.approx(-lead, abs=2e-5)
     table = main_table(rows)
     assert "| PRO-WIC online (1 of 2 seeds) |" in table and "| RiC online |" in table
@@ -372,19 +375,14 @@ def point_rows(names, methods=("base", "RiC online"), seeds=(0, 1, 2)):
     for m, method in enumerate(methods):
         for seed in seeds:
             for weights in grid:
-                metrics = {f"weight_{n}": float(w) for n, w in zip(names, weights, strict=True)}
-                metrics |= {
-                    f"mean_{n}": float(w) * (m + 1) + seed / 10
-                    for n, w in zip(names, weights, strict=True)
-                }
+                asked = dict(zip(names, map(float, weights), strict=True))
+                metrics = {f"mean_{n}": w * (m + 1) + seed / 10 for n, w in asked.items()}
                 ci = {
                     f"mean_{n}": [metrics[f"mean_{n}"] - 0.2, metrics[f"mean_{n}"] + 0.1]
                     for n in names
                 }
-                where = "/".join(f"{w:.2f}" for w in weights)
-                rows.append(
-                    result_row("wic_points", f"{method} at {where}", seed, "test", 9, metrics, ci)
-                )
+                where, point = ("wic", method, seed, "test", 9), {"weights": asked}
+                rows.append(result_row(*where, metrics, ci, kind="point", request=point))
     return rows
 
 
@@ -413,7 +411,7 @@ def test_our_equal_weights_stand_beside_the_papers():
     assert "| PRO-WIC online |  |  |  | 0.47 | 1.28 | 1.03 |" in text  # not run here
     assert "| base | +0.30" in text and "|  |  |  |\n" in text  # not in the paper
     assert equal_weights_tables(point_rows(["helpful", "humor"])) == ""
-    off_centre = [r for r in point_rows(NAMES) if "0.50/0.50" not in r["method"]]
+    off_centre = [r for r in point_rows(NAMES) if 1 in r["request"]["weights"].values()]
     assert equal_weights_tables(off_centre) == ""
 
 
@@ -478,20 +476,21 @@ def test_the_stock_model_best_of_two(tmp_path, data_dir):
 @pytest.mark.parametrize(
     ("training", "read", "evaluation"),
     [
-        ("wic_small", read_arms, "wic_evaluation"),
-        ("wic_full", read_arms, "wic_full_evaluation"),
-        ("morlhf_small", read_morlhf, "morlhf_evaluation"),
-        ("morlhf_full", read_morlhf, "morlhf_full_evaluation"),
-        ("moslim_small", read_moslim, "moslim_evaluation"),
+        ("wic_small", WicRecipe, "wic_evaluation"),
+        ("wic_full", WicRecipe, "wic_full_evaluation"),
+        ("morlhf_small", MorlhfRecipe, "morlhf_evaluation"),
+        ("morlhf_full", MorlhfRecipe, "morlhf_full_evaluation"),
+        ("moslim_small", MoslimRecipe, "moslim_evaluation"),
     ],
 )
 def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation):
     """Each arm under its own name, from the folder that training leaves, the stock model and the soups beside them."""
-    arms = read(ROOT / "recipes" / f"{training}.yaml")
+    recipe = read.read(ROOT / "recipes" / f"{training}.yaml")
     graded = yaml.safe_load((ROOT / "recipes" / f"{evaluation}.yaml").read_text())
     found = {entry["name"]: entry["model"] for entry in graded["policies"]}
-    output = next(iter(arms.values()))["output"]
-    expected = {arm: f"{output}/{folder_name(arm)}/seed{{seed}}" for arm in arms}
+    expected = {
+        arm: f"{recipe.output}/{folder_name(arm)}/seed{{seed}}" for arm in recipe.methods()
+    }
     if training.startswith("morlhf"):
         soups = yaml.safe_load(
             (ROOT / "recipes" / f"{training.replace('morlhf', 'soups')}.yaml").read_text()
@@ -502,7 +501,7 @@ def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation)
         )
         assert soups["seeds"] == graded["seeds"]
     assert found.items() >= (expected | {"stock model": SMOLLM2}).items()
-    assert graded["seeds"] == next(iter(arms.values()))["seeds"]
+    assert graded["seeds"] == recipe.seeds
     assert set(graded) <= {*OPTIONAL, *REQUIRED, "classifier"}
     assert set(graded.get("compare_with", ())) <= set(found)
     if "weights" in graded:

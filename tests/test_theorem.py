@@ -1,19 +1,22 @@
 """Theorem 5.1 on finite candidate sets: optimum and gap against brute force, the two claims in small, the script."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
+from pro_core.adapter.global_weights import fit_global_weights
 from pro_core.adapter.training import fit_adapter
-from pro_core.evaluation.results import read_rows, sweep, write_rows
+from pro_core.evaluation import theorem
+from pro_core.evaluation.results import read_rows, write_rows
+from pro_core.evaluation.theorem import KeptRows, TheoremRecipe
 from pro_core.metrics import linear_slope, log_slope
 from pro_core.reporting.theory_tables import planted_table, theorem_table
 from pro_core.rewards.panel import RewardPanel
@@ -27,7 +30,7 @@ from pro_core.theory.alignment_gap import (
     objective,
     optimal_policy,
 )
-from pro_core.theory.batched_heads import Examples, fit_adapters
+from pro_core.theory.linear_adapters import Examples, fit_adapters
 from pro_core.theory.planted import NAMES, planted_features, planted_truth
 from pro_core.theory.theorem import (
     FIXED,
@@ -194,27 +197,28 @@ def test_pairs_come_from_the_candidates_and_prompts_return_last():
 
 
 @pytest.mark.parametrize(("target", "temperature"), [("pairwise", 0.25), ("paper_z", 1.0)])
-def test_batched_heads_agree_with_fit_adapter(tmp_path, target, temperature):
+def test_linear_adapters_are_those_of_fit_adapter(target, temperature):
     planted, features = planted_truth(0), planted_features(MINILM)
     few = planted.train.iloc[::10].reset_index(drop=True)
-    how = {"batch_size": 64, "learning_rate": 1e-3}
-    adapter = fit_adapter(
-        few, NAMES, tmp_path, encoder=MINILM, target=target, temperature=temperature,
-        features=features, hidden=0, epochs=12, members=1, **how,
-    )  # fmt: skip
-    held_out = list(planted.test["prompt"].unique())
-    expected = adapter.predict([json.loads(p) for p in held_out])
-    examples = Examples(
-        np.stack([features[p][: adapter.width].numpy() for p in few["prompt"]]),
-        columns(few, "z_chosen", NAMES),
-        columns(few, "z_rejected", NAMES),
-        np.stack([planted.weights[p] for p in few["prompt"]]),
+    width = 384  # MiniLM's
+    x, held_out = (
+        torch.stack([features[p] for p in prompts])
+        for prompts in (few["prompt"], planted.test["prompt"].unique())
     )
-    predict = fit_adapters([examples], target, temperature, [0], epochs=12, **how)
-    got = predict(np.stack([features[p][: adapter.width].numpy() for p in held_out]))[0]
-    # The two start from other random numbers; the loss brings them together.
-    assert np.abs(got - expected).mean() < 0.02
-    assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
+    chosen, rejected = (columns(few, f"z_{side}", NAMES) for side in ("chosen", "rejected"))
+    truth = np.stack([planted.weights[p] for p in few["prompt"]])
+    example = Examples(x[:, :width].numpy(), chosen, rejected, truth)
+    how = {"epochs": 12, "batch_size": 64, "learning_rate": 1e-3}
+    predict = fit_adapters([example], target, temperature, [0], **how)
+    margin, n = (chosen - rejected).astype(np.float32), len(few)
+    adapter = fit_adapter(
+        few, NAMES, encoder=MINILM, target=target, temperature=temperature, features=features,
+        hidden=0, members=1, global_weights=fit_global_weights(margin, np.ones(n), ["all"] * n, 1000),
+        **how,
+    )  # fmt: skip
+    expected = adapter.member_weights(held_out)[:, 0]
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(predict(held_out[:, :width])[0], expected, atol=1e-4)
 
 
 def test_heads_of_one_batch_do_not_touch_each_other():
@@ -324,12 +328,10 @@ def recipe(tmp_path_factory):
     return folder / "theorem.yaml"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("theorem_script", ROOT / "train/theorem.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run(path: Path) -> None:
+    from train import theorem as script
+
+    script.main(TheoremRecipe.read(path))
 
 
 def test_a_real_world_holds_each_response_once_and_no_text(recipe, tmp_path):
@@ -345,11 +347,11 @@ def test_a_real_world_holds_each_response_once_and_no_text(recipe, tmp_path):
     np.testing.assert_array_equal(again.train.log_reference, world.train.log_reference)
 
 
-def test_the_script_measures_each_setting_once(recipe, script, monkeypatch, capsys):
+def test_the_script_measures_each_setting_once(recipe, monkeypatch, capsys):
     monkeypatch.setattr(
         "pro_core.theory.planted.EPOCHS", 1
     )  # test_planted_truth.py fits in earnest
-    script.main(str(recipe))
+    run(recipe)
     results = recipe.parent / "theorem.jsonl"
     rows = read_rows(results)
     # Two worlds: 3 spreads x 3 fixed weights, 3 sizes x 4 targets; one planted truth of 6 methods. Two seeds.
@@ -361,27 +363,21 @@ def test_the_script_measures_each_setting_once(recipe, script, monkeypatch, caps
     assert theorem_table(rows) in tables and planted_table(rows) in tables
 
     # Without some of its rows it measures these again and leaves the others as they are.
-    lost = [r for r in rows if r["experiment"] == "theorem" and r["metrics"].get("examples") == 16]
+    lost = [r for r in rows if r["experiment"] == "theorem" and r["setting"].get("examples") == 16]
     results.unlink()
     write_rows(results, [r for r in rows if r not in lost])
-    script.main(str(recipe))
+    run(recipe)
     again = read_rows(results)
     assert all(r in again for r in rows if r not in lost) and len(again) == len(rows)
-    measured = {(r["config"], r["method"], r["seed"]): r["metrics"] for r in again}
+    measured = {(str(r["setting"]), r["method"], r["seed"]): r["metrics"] for r in again}
     for row in lost:  # a setting's numbers depend on nothing but its seed
-        assert measured[row["config"], row["method"], row["seed"]] == row["metrics"]
+        assert measured[str(row["setting"]), row["method"], row["seed"]] == row["metrics"]
 
     # With everything there, nothing is loaded.
-    monkeypatch.setattr(script, "load_world", None)
-    script.main(str(recipe))
+    monkeypatch.setattr(theorem, "load_world", None)
+    run(recipe)
     # Another version of the recipe drops these rows, and no other recipe's.
-    other = [r | {"config": "other.yaml 12345678: x"} for r in rows[:2]]
+    other = [r | {"config": "other.yaml"} for r in rows[:2]]
     write_rows(results, other)
-    script.Results(str(results), recipe.name, "00000000", [0])
+    KeptRows(str(results), recipe.name, "00000000", [0])
     assert read_rows(results) == other
-
-
-def test_a_sweep_keeps_the_seeds_that_are_whole():
-    rows = [{"seed": s, "metrics": {"n": n, "gap": s + n}} for s in (0, 1) for n in (20, 10)]
-    assert sweep(rows[:3], "n", "gap") == ([10, 20], [[10, 20]])
-    assert sweep(rows, "n", "gap") == ([10, 20], [[10, 20], [11, 21]])

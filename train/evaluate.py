@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.adapter.runs import AdapterRun
 from pro_core.data.schema import DataError
-from pro_core.data.training_pairs import TrainingPairs, graded_pairs
 from pro_core.evaluation.adapter_grades import (
     all_targets,
     example_weights,
@@ -31,73 +30,44 @@ from pro_core.evaluation.classifiers import classifier_rows
 from pro_core.evaluation.policy.levels import level_rows
 from pro_core.evaluation.policy.rows import policy_rows
 from pro_core.evaluation.policy.run import PolicyRun
-from pro_core.evaluation.results import panel_row, read_rows, write_rows
+from pro_core.evaluation.results import Row, read_rows, write_rows
+from pro_core.evaluation.reward_models import length_rows, panel_rows
 from pro_core.reporting.policy_figures import draw_figures
 from pro_core.reporting.tables import TABLES, fill_tables
-from pro_core.rewards.baselines import beside_baselines
 from pro_core.rewards.classifier_runs import ClassifierRun
-from pro_core.rewards.length import length_removed
-from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_runs import PanelRun
+from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.runs.training import ConfigError
 from pro_core.system.storage import StorageError
 
 ROOT = Path(__file__).parent.parent
 
 
-def reward_models(recipe_path: str, split: str, experiment: str = "reward_models") -> list[dict]:
-    """Rows for one panel's recipe, and for the two baselines on the same pairs."""
-    started, run = time.monotonic(), PanelRun(recipe_path)
-    scores, data = run.table(), said_pairs(run)
-    panel = f"panel ({run.recipe['method']})"
-    measured = beside_baselines(panel, scores, data, split, run.objective_names)
-    if not measured:
-        raise ConfigError(f"{run.config}: no {split} pairs to grade on; {' '.join(data.notes)}")
-    wall = time.monotonic() - started
-    return [
-        panel_row(experiment, method, run.recipe["seed"], split, report, run.config, wall)
-        for method, report in measured.items()
-    ]
+def reward_models(recipe_path: str, split: str) -> list[Row]:
+    """A panel and the two baselines on the same pairs."""
+    return panel_rows(PanelRun(PanelRecipe.read(recipe_path)), split)
 
 
-def said_pairs(run: PanelRun) -> TrainingPairs:
-    """A panel's pairs; says what of them is not graded."""
-    for note in run.data.notes:
-        print(note, file=sys.stderr)
-    return run.data
-
-
-def judges(recipe_path: str, split: str) -> list[dict]:
+def judges(recipe_path: str, split: str) -> list[Row]:
     """The same rows for a judge."""
-    return reward_models(recipe_path, split, "judges")
+    return panel_rows(PanelRun(PanelRecipe.read(recipe_path)), split, "judges")
 
 
-def length(recipe_path: str, split: str) -> list[dict]:
-    """Rows for a finished panel with the length component of its scores kept and removed."""
-    started, run = time.monotonic(), PanelRun(recipe_path)
-    run.table()  # says when the panel is not this recipe's
-    panel, data = RewardPanel.from_pretrained(run.final), said_pairs(run)
-    test = graded_pairs(data.held_out, split)
-    if not test:
-        raise ConfigError(f"{run.config}: no {split} pairs to grade on; {' '.join(data.notes)}")
-    measured = length_removed(panel, data.training, test)
-    wall = time.monotonic() - started
-    return [
-        panel_row("length", f"panel, {how}", run.recipe["seed"], split, report, run.config, wall)
-        for how, report in measured.items()
-    ]
+def length(recipe_path: str, split: str) -> list[Row]:
+    """A panel with the length component of its scores kept and removed."""
+    return length_rows(PanelRun(PanelRecipe.read(recipe_path)), split)
 
 
-def adapters(recipe_path: str, split: str) -> list[dict]:
+def adapters(recipe_path: str, split: str) -> list[Row]:
     """Rows of an adapter's recipe: chosen target beside its controls, all targets, unseen sources, XSTest."""
-    run = AdapterRun(recipe_path)
+    run = AdapterRun(AdapterRecipe.read(recipe_path))
     rows = held_out(run, split) + all_targets(run, split)
     return rows + unseen_sources(run, split) + xstest(run)
 
 
-def classifiers(recipe_path: str, split: str) -> list[dict]:
+def classifiers(recipe_path: str, split: str) -> list[Row]:
     """Rows of every classifier of a recipe and of the majority class."""
-    run = ClassifierRun(recipe_path)
+    run = ClassifierRun(ClassifierRecipe.read(recipe_path))
     graded = [
         classifier_rows(run.made(loss, seed, folder).folder, seed, split, run.config)
         for loss, seed, folder in run.arms()
@@ -105,7 +75,7 @@ def classifiers(recipe_path: str, split: str) -> list[dict]:
     return [own for own, _ in graded] + [graded[0][1]]  # the baseline is the same for all
 
 
-def policies(recipe_path: str, split: str) -> list[dict]:
+def policies(recipe_path: str, split: str) -> list[Row]:
     """Rows of a recipe of policies: fronts, judges, controllability."""
     return policy_rows(PolicyRun(recipe_path, split))
 

@@ -19,14 +19,15 @@ from pro_core.adapter.controls import (
     control_weights,
     safety_rates,
 )
+from pro_core.adapter.global_weights import best_global_weights
 from pro_core.adapter.model import PreferenceAdapter
-from pro_core.adapter.runs import AdapterRun, name_of
-from pro_core.adapter.training import best_global_weights
-from pro_core.evaluation.results import SOURCE, result_row
+from pro_core.adapter.recipe import AdapterRecipe
+from pro_core.adapter.runs import AdapterRun
+from pro_core.evaluation.results import SOURCE, Row, lead, result_row
 from pro_core.runs.training import ConfigError
 from pro_core.weights import entropy
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 XSTEST = "xstest_responses"
 DERIVED = ("_controlled", "_ties")
 """Endings of the names of pairs that :mod:`pro_core.data.pairs` makes beside a source's own: they are of that source
@@ -43,14 +44,14 @@ def held_out(run: AdapterRun, split: str) -> Rows:
     """
     graded = run.held_out(split)
     if graded.empty:
-        raise ConfigError(f"{run.recipe['scores']}: no {split} pairs with a prompt to grade on")
+        raise ConfigError(f"{run.recipe.scores}: no {split} pairs with a prompt to grade on")
     slices = {"adapter": graded, "adapter_hh": graded[graded.source == "hh_pairs"]}
     names, train = run.objective_names, run.train
     best = run.best
     features = None
-    if not run.recipe["train_encoder"]:
+    if not run.recipe.train_encoder:
         whole = run.features({*train.prompt, *graded.prompt})
-        width = run.load(run.chosen, run.seeds[0]).width
+        width = run.encoder.width
         features = {prompt: row[:width].numpy() for prompt, row in whole.items()}
     rows: Rows = []
     for seed in run.seeds:
@@ -82,7 +83,7 @@ def all_targets(run: AdapterRun, split: str) -> Rows:
             controls = control_weights(run.train, graded, weights, names, seed, best)
             report = {MAIN: compare(graded, controls, names)[MAIN]}
             (row,) = _rows("adapter_targets", report, run, seed, split, started)
-            row["method"] = name_of(target)
+            row["method"] = target.name
             row["metrics"]["entropy_of_weights"] = round(float(entropy(weights).mean()), 5)
             of_targets = adapter.training_record["entropy_of_targets"]
             if of_targets is not None:
@@ -97,7 +98,7 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
     ``adapter`` has not seen the source, ``adapter, source seen`` is the recipe's own; ``uniform`` and ``best global``
     (of the other sources) are beside them. Empty for a recipe without folds, in which nothing is fitted again.
     """
-    if not run.recipe["folds"]:
+    if not run.recipe.folds:
         return []
     graded, names, train = run.held_out(split), run.objective_names, run.train
     rows: Rows = []
@@ -116,8 +117,8 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
             kept = {m: controls[m] for m in ("uniform", "best global", MAIN, "shuffled")}
             kept["adapter, source seen"] = run.weights(run.load(run.chosen, seed), here)
             report = compare(here, kept, names)
-            experiment = f"adapter_unseen_{source}"
-            rows += _rows(experiment, report, run, seed, split, started)
+            setting = {"source": source}
+            rows += _rows("adapter_unseen", report, run, seed, split, started, setting)
     return rows
 
 
@@ -127,7 +128,7 @@ def xstest(run: AdapterRun) -> Rows:
     Panel and adapter of a prompt's fold were trained on the other folds' prompts. Empty without XSTest pairs.
     """
     table, names = run.train[run.train.source == XSTEST], run.objective_names
-    if set(table.objective) != {"harmless", "helpful"} or not run.recipe["folds"]:
+    if set(table.objective) != {"harmless", "helpful"} or not run.recipe.folds:
         return []
     rows: Rows = []
     for seed in run.seeds:
@@ -161,23 +162,28 @@ def _fixed(names) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def _rows(
-    experiment: str, report: dict[str, dict], run: AdapterRun, seed: int, split: str, started: float
+    experiment: str,
+    report: dict[str, dict],
+    run: AdapterRun,
+    seed: int,
+    split: str,
+    started: float,
+    setting: dict[str, Any] | None = None,
 ) -> Rows:
-    """One row a method of :func:`pro_core.adapter.controls.compare`."""
+    """One row for each method of :func:`pro_core.adapter.controls.compare`; leads in points of accuracy."""
     rows = []
     for method, r in report.items():
         metrics, intervals = {"accuracy": r["accuracy"]}, {"accuracy": r["ci95"]}
         metrics |= {f"accuracy_{name}": v for name, v in r["by_objective"].items()}
         metrics |= {f"{SOURCE}{name}": v for name, v in r["by_source"].items()}
-        for other, lead in r.get("lead", {}).items():
-            metrics[f"lead_over_{other}"] = lead["points"]
-            intervals[f"lead_over_{other}"] = lead["ci95"]
+        leads = {
+            other: lead({"accuracy_points": led["points"]}, {"accuracy_points": led["ci95"]})
+            for other, led in r.get("lead", {}).items()
+        }
+        columns = {"setting": setting or {}, "objectives": list(r["by_objective"]), "leads": leads}
+        where = (experiment, method, seed, split, r["n"])
         wall = time.monotonic() - started
-        rows.append(
-            result_row(
-                experiment, method, seed, split, r["n"], metrics, intervals, run.config, wall
-            )
-        )
+        rows.append(result_row(*where, metrics, intervals, run.config, wall, **columns))
     return rows
 
 
@@ -197,17 +203,18 @@ TEN_PROMPTS = (
 
 def example_weights(recipe_path: str, split: str) -> Rows:
     """The chosen adapter's weights for ten prompts of different kinds."""
-    run = AdapterRun(recipe_path)
+    run = AdapterRun(AdapterRecipe.read(recipe_path))
     weights = PreferenceAdapter.from_pretrained(run.final).predict(list(TEN_PROMPTS))
     return [
         result_row(
             "weights",
-            prompt,
+            MAIN,
             0,
             "examples",
             1,
             dict(zip(run.objective_names, map(float, row), strict=True)),
             config=run.config,
+            setting={"prompt": prompt},
         )
         for prompt, row in zip(TEN_PROMPTS, weights, strict=True)
     ]

@@ -48,7 +48,17 @@ def classifier_rows(folder: Path, seed: int, split: str, config: str) -> list[di
         wall = time.monotonic() - started
         rows.append(
             result_row(
-                "classifier", method, seed, split, len(table), metrics, intervals, config, wall
+                "classifier",
+                method,
+                seed,
+                split,
+                len(table),
+                metrics,
+                intervals,
+                config,
+                wall,
+                kind="baseline" if method == BASELINE else "method",
+                objectives=[scale.name for scale in scales],
             )
         )
     return rows

@@ -1,21 +1,47 @@
-"""Result rows on disk, and the README's tables and the figures that are made from them."""
+"""Result rows: the lines of ``results/*.jsonl``, and what tables and figures select them by.
+
+Every row has ``experiment, kind, method, seed, split, n, metrics, ci95, config, command, commit, hardware, wall_s``.
+A row has these columns too where they say something; :func:`read_rows` fills in what is empty:
+
+| column | what it holds |
+|---|---|
+| ``version`` | hash of everything that the numbers depend on, where rows of a finished setting are kept |
+| ``setting`` | {name: value} of what the experiment varies beside method and seed |
+| ``request`` | what was asked of a policy, ``{"weights": {objective: weight}}`` or ``{"levels": {objective: level}}`` |
+| ``objectives``, ``heldout_objectives`` | the objectives that ``<metric>_<objective>`` speaks of, in their order |
+| ``leads`` | {other method: {"metrics", "ci95"}}: this method less the other, paired |
+| ``curves`` | what was measured over the steps of a training |
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pro_core.system.storage import write_jsonl
 
+Row = dict[str, Any]
+Rows = Sequence[Row]
+Kind = Literal["method", "all_seeds", "point", "base", "baseline"]
+"""What a row is about: a method under one seed; a method over all its seeds; one request of a grid; the units that a
+base model fixes; what a method is compared with because it needs no training of ours."""
 SOURCE = "accuracy_source_"
 """Before a source's name in a row's metrics: a source may be called like an objective."""
+EMPTY: dict[str, Any] = {
+    "version": "",
+    "setting": {},
+    "request": {},
+    "objectives": [],
+    "heldout_objectives": [],
+    "leads": {},
+    "curves": {},
+}
 
 
 def result_row(
@@ -24,59 +50,56 @@ def result_row(
     seed: int | None,
     split: str,
     n: int,
-    metrics: dict[str, float],
-    ci95: dict[str, list[float]] | None = None,
+    metrics: Mapping[str, float],
+    ci95: Mapping[str, Sequence[float]] | None = None,
     config: str = "",
     wall_s: float = 0.0,
-) -> dict[str, Any]:
-    """One line of ``results/*.jsonl``: a method under a seed (None: all seeds), with command, commit and hardware."""
-    return {
+    kind: Kind = "method",
+    **columns: Any,
+) -> Row:
+    """A row with command, commit and hardware; numbers are rounded to five decimals.
+
+    Args:
+        seed: None for all seeds.
+        config: the recipe, see :attr:`pro_core.runs.recipes.Recipe.config`.
+        columns: of the module's table.
+    """
+    if unknown := sorted(set(columns) - set(EMPTY)):
+        raise TypeError(f"got the columns {unknown}, expected some of {sorted(EMPTY)}")
+    row = {
         "experiment": experiment,
+        "kind": kind,
         "method": method,
         "seed": seed,
         "split": split,
         "n": n,
-        "metrics": {k: round(v, 5) for k, v in metrics.items()},
-        "ci95": {k: [round(x, 5) for x in v] for k, v in (ci95 or {}).items()},
+        "metrics": dict(metrics),
+        "ci95": {name: list(interval) for name, interval in (ci95 or {}).items()},
         "config": config,
         "command": "python " + " ".join(sys.argv),
         "commit": _commit(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "wall_s": round(wall_s, 1),
     }
+    row |= _empty() | columns
+    return row | {key: _rounded(row[key]) for key in ("metrics", "ci95", "request", "curves")}
 
 
-def panel_row(
-    experiment: str,
-    method: str,
-    seed: int,
-    split: str,
-    report: dict[str, dict[str, Any]],
-    config: str,
-    wall_s: float,
-) -> dict[str, Any]:
-    """A row from objective -> accuracy with its interval and what length has to do with it.
+def _empty() -> dict[str, Any]:
+    return {column: type(nothing)() for column, nothing in EMPTY.items()}
 
-    See :func:`pro_core.rewards.length.length_report`. Baselines, which need no recipe, have no config,
-    but for a judge's: its pairs are its own.
-    """
-    metrics: dict[str, float] = {}
-    intervals: dict[str, list[float]] = {}
-    for name, a in report.items():
-        metrics |= {f"accuracy_{name}": a["accuracy"], f"n_{name}": a["n"]}
-        if a["length_correlation"] is not None:
-            metrics[f"length_correlation_{name}"] = a["length_correlation"]
-        intervals[f"accuracy_{name}"] = a["ci95"]
-        if a["equal_length"]:
-            metrics[f"accuracy_equal_length_{name}"] = a["equal_length"]["accuracy"]
-            metrics[f"pairs_equal_length_{name}"] = a["equal_length"]["n"]
-            intervals[f"accuracy_equal_length_{name}"] = a["equal_length"]["ci95"]
-        if "slope" in a:
-            metrics[f"slope_{name}"] = a["slope"]
-    n = sum(a["n"] for a in report.values())
-    if experiment != "judges" and not method.startswith("panel"):
-        config = ""
-    return result_row(experiment, method, seed, split, n, metrics, intervals, config, wall_s)
+
+def lead(metrics: Mapping[str, float], ci95: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What ``leads`` holds of one other method."""
+    return _rounded({"metrics": dict(metrics), "ci95": dict(ci95)})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 5)
 
 
 def _commit() -> str:
@@ -87,60 +110,57 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], whole: bool = False) -> None:
-    """Write rows, replacing those of the same experiment, config, method and seed that are there.
+def write_rows(path: str | Path, rows: Rows, whole: bool = False) -> None:
+    """Write rows in place of those that are there of the same experiment, config, split, kind, method, seed, setting
+    and request.
 
     Args:
-        whole: the rows are all of their experiment and config: others of these go too, whatever their method and seed.
+        whole: the rows are all of their experiment, config and split: others of these go too.
     """
 
-    def key(row):
-        same = row["experiment"], row["config"], row["split"]
-        return same if whole else (*same, row["method"], row["seed"])
+    def key(row: Row) -> Any:
+        columns = ["experiment", "config", "split"]
+        columns += [] if whole else ["kind", "method", "seed", "setting", "request"]
+        return _hashable([row[column] for column in columns])
 
-    path = Path(path)
     new = {key(row) for row in rows}
-    kept = [row for row in read_rows(path) if key(row) not in new]
-    write_jsonl(path, [*kept, *rows])
+    replace_rows(path, [*(row for row in read_rows(path) if key(row) not in new), *rows])
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a results file; none when there is no file."""
+def replace_rows(path: str | Path, rows: Rows) -> None:
+    """Write rows as the whole file, each without its empty columns."""
+    write_jsonl(
+        Path(path),
+        [
+            {column: value for column, value in row.items() if value or column not in EMPTY}
+            for row in rows
+        ],
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal values: 1 and 1.0 are one setting."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(inner)) for key, inner in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a results file, with every column; none when there is no file."""
     path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [_empty() | json.loads(line) for line in lines]
 
 
-def sweep(
-    rows: Sequence[dict[str, Any]], by: str, metric: str
-) -> tuple[list[float], list[list[float]]]:
-    """One method's rows as (S, L): the L values of the metric ``by``, ascending, and ``metric`` of S seeds at each.
+def sweep(rows: Rows, by: str, metric: str) -> tuple[list[float], list[list[float]]]:
+    """One method's rows as (S, L): the L values of the setting ``by``, ascending, and ``metric`` of S seeds at each.
 
     Seeds that lack one of the values are left out, so that means over seeds compare the same seeds.
     """
-    found = {
-        (r["seed"], r["metrics"][by]): r["metrics"][metric] for r in rows if by in r["metrics"]
+    values = {
+        (r["seed"], r["setting"][by]): r["metrics"][metric] for r in rows if by in r["setting"]
     }
-    levels = sorted({level for _, level in found})
-    seeds = sorted({seed for seed, _ in found})
-    whole = [s for s in seeds if all((s, level) in found for level in levels)]
-    return levels, [[found[s, level] for level in levels] for s in whole]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
-
-
-def replace_section(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
-
-    Raises:
-        ValueError: the two marks are not there.
-    """
-    pattern = re.compile(
-        rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL
-    )
-    if not pattern.search(text):
-        raise ValueError(f"no section between <!-- {name} --> and <!-- /{name} -->")
-    return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+    levels = sorted({level for _, level in values})
+    seeds = sorted({seed for seed, _ in values})
+    whole = [s for s in seeds if all((s, level) in values for level in levels)]
+    return levels, [[values[s, level] for level in levels] for s in whole]

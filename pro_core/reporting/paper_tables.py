@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pro_core.evaluation.results import markdown_table
-
-Rows = Sequence[dict[str, Any]]
+from pro_core.evaluation.results import Rows
+from pro_core.reporting.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,14 @@ def equal_weights_table(points: Rows) -> str:
     Means over seeds, with the mean of the seeds' 95% intervals. Empty where no paper table fits our objectives, or the
     grid lacks its centre.
     """
-    equal = [r for r in points if _at_centre(r)]
+    equal = [r for r in points if np.ptp(list(r["request"]["weights"].values())) < 1e-4]
     if not equal:
         return ""
-    names = [
-        key.removeprefix("weight_") for key in equal[0]["metrics"] if key.startswith("weight_")
-    ]
+    names = list(equal[0]["request"]["weights"])
     paper = paper_table_for(names)
     if paper is None:
         return ""
-    ours = list(dict.fromkeys(method_of(r) for r in equal))
+    ours = list(dict.fromkeys(r["method"] for r in equal))
     header = [
         f"Table {paper.number}, {paper.data}",
         *(f"{name}, ours (z)" for name in paper.objective_names),
@@ -115,7 +111,7 @@ def equal_weights_table(points: Rows) -> str:
     ]
     table = []
     for method in [*ours, *(m for m in METHODS if m not in ours)]:
-        mine = [r for r in equal if method_of(r) == method]
+        mine = [r for r in equal if r["method"] == method]
         cells = [_mean_interval(mine, f"mean_{name}") for name in paper.objective_names]
         theirs = paper.scores.get(method, ())
         cells += [f"{x:.2f}" for x in theirs] or [""] * len(paper.objective_names)
@@ -130,20 +126,10 @@ def equal_weights_table(points: Rows) -> str:
     return markdown_table(header, table) + f"\n\n{note}"
 
 
-def method_of(row: dict[str, Any]) -> str:
-    """The method of a point's row, ``RiC online at 0.50/0.50``."""
-    return row["method"].rpartition(" at ")[0]
-
-
-def _at_centre(row: dict[str, Any]) -> bool:
-    weights = [v for k, v in row["metrics"].items() if k.startswith("weight_")]
-    return bool(weights) and float(np.ptp(weights)) < 1e-4
-
-
 def _mean_interval(rows: Rows, metric: str) -> str:
-    found = [r for r in rows if metric in r["metrics"]]
-    if not found:
+    scored = [r for r in rows if metric in r["metrics"]]
+    if not scored:
         return ""
-    value = np.mean([r["metrics"][metric] for r in found])
-    lo, hi = np.mean([r["ci95"][metric] for r in found], axis=0)
+    value = np.mean([r["metrics"][metric] for r in scored])
+    lo, hi = np.mean([r["ci95"][metric] for r in scored], axis=0)
     return f"{value:+.2f} ({lo:+.2f} to {hi:+.2f})"

@@ -5,7 +5,7 @@ SVG on white, text as text, sizes that can be read at a README's width. Higher i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pro_core.evaluation.policy.fronts import attainment
-from pro_core.evaluation.policy.levels import LEVEL_POINTS
-from pro_core.evaluation.policy.rows import POINTS
-from pro_core.reporting.paper_tables import method_of
+from pro_core.evaluation.results import Row, Rows
 from pro_core.system.extras import needs
 
 with needs("train"):
@@ -24,7 +22,6 @@ with needs("train"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 # First Okabe and Ito's colours, told apart by the colour-blind too; markers say the same again.
 COLOURS = (
@@ -64,8 +61,7 @@ STYLE: dict[Any, Any] = {
 
 def objective_names_of(rows: Rows) -> list[str]:
     """The objectives of an experiment's points, in their order."""
-    keys = rows[0]["metrics"] if rows else ()
-    return [key.removeprefix("weight_") for key in keys if key.startswith("weight_")]
+    return list(rows[0]["request"]["weights"]) if rows else []
 
 
 def front_figure(rows: Rows, x: str | None = None, y: str | None = None) -> Figure | None:
@@ -116,10 +112,10 @@ def control_figure(rows: Rows) -> Figure | None:
     methods = _by_method(rows)
     for axes, name in zip(grid, names, strict=False):
         for i, method in enumerate(methods):
-            found = [r for r in methods[method] if f"mean_{name}" in r["metrics"]]
-            weights = [round(r["metrics"][f"weight_{name}"], 4) for r in found]
+            scored = [r for r in methods[method] if f"mean_{name}" in r["metrics"]]
+            weights = [round(r["request"]["weights"][name], 4) for r in scored]
             shift = 0.008 * (i - (len(methods) - 1) / 2)
-            _curve(axes, weights, found, f"mean_{name}", shift, i, method)
+            _curve(axes, weights, scored, f"mean_{name}", shift, i, method)
         axes.set_xlabel(f"weight of {name}")
         axes.set_ylabel(f"{name} (z, higher is better)")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -135,12 +131,12 @@ def _panels(count: int, height: float = 3.2) -> tuple[Figure, NDArray[Any]]:
     return figure, grid
 
 
-def _curve(axes, asked: list[float], found: Rows, key: str, shift: float, i: int, method: str):
+def _curve(axes, asked: list[float], rows: Rows, key: str, shift: float, i: int, method: str):
     """The i-th method's mean of ``key`` at each request, with the mean interval; a little to the side of the others',
     or bars would cover bars."""
     requests = np.array(asked)
-    values = np.array([r["metrics"][key] for r in found])
-    bars = np.array([r["ci95"][key] for r in found]).reshape(-1, 2)
+    values = np.array([r["metrics"][key] for r in rows])
+    bars = np.array([r["ci95"][key] for r in rows]).reshape(-1, 2)
     at = np.unique(requests)
     means = np.array([values[requests == request].mean() for request in at])
     spans = np.array([bars[requests == request].mean(axis=0) for request in at]).reshape(-1, 2)
@@ -157,11 +153,11 @@ def _curve(axes, asked: list[float], found: Rows, key: str, shift: float, i: int
     )
 
 
-def _by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def _by_method(rows: Rows) -> dict[str, list[Row]]:
+    methods: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(method_of(row), []).append(row)
-    return found
+        methods.setdefault(row["method"], []).append(row)
+    return methods
 
 
 def _fronts(axes: Axes, rows: Rows, x: str, y: str) -> None:
@@ -221,13 +217,11 @@ def _height(surface: Floats, at: Floats, low: float) -> Floats:
 
 def _requests(rows: Rows, *names: str) -> Rows:
     """The rows that ask for exactly these objectives."""
-    wanted = {f"asked_{name}" for name in names}
-    return [r for r in rows if {k for k in r["metrics"] if k.startswith("asked_")} == wanted]
+    return [r for r in rows if set(r["request"]["levels"]) == set(names)]
 
 
 def _asked_names(rows: Rows) -> list[str]:
-    keys = [k for r in rows for k in r["metrics"] if k.startswith("asked_")]
-    return [key.removeprefix("asked_") for key in dict.fromkeys(keys)]
+    return list(dict.fromkeys(name for r in rows for name in r["request"]["levels"]))
 
 
 def levels_figure(rows: Rows) -> Figure | None:
@@ -237,17 +231,17 @@ def levels_figure(rows: Rows) -> Figure | None:
     objective has two levels.
     """
     curves = {name: _requests(rows, name) for name in _asked_names(rows)}
-    curves = {k: v for k, v in curves.items() if len({r["metrics"][f"asked_{k}"] for r in v}) > 1}
+    curves = {k: v for k, v in curves.items() if len({r["request"]["levels"][k] for r in v}) > 1}
     if not curves:
         return None
     figure, grid = _panels(len(curves))
     for axes, (name, found) in zip(grid, curves.items(), strict=False):
         key, methods = f"mean_{name}", _by_method(found)
-        highest = max(r["metrics"][f"asked_{name}"] for r in found)
+        highest = max(r["request"]["levels"][name] for r in found)
         axes.plot([1, highest], [1, highest], color="#BBBBBB", linewidth=1)
         for i, (method, mine) in enumerate(methods.items()):
             mine = [r for r in mine if key in r["metrics"]]
-            levels = [r["metrics"][f"asked_{name}"] for r in mine]
+            levels = [r["request"]["levels"][name] for r in mine]
             _curve(axes, levels, mine, key, 0.03 * (i - (len(methods) - 1) / 2), i, method)
         axes.set_xticks(np.arange(1, highest + 1))
         axes.set_xlabel(f"level of {name} asked for")
@@ -272,7 +266,7 @@ def level_pairs_figure(rows: Rows) -> Figure | None:
             corners: dict[tuple[float, float], list[list[float]]] = {}
             for r in mine:
                 given = [r["metrics"].get(f"mean_{name}", np.nan) for name in (x, y)]
-                asked = (r["metrics"][f"asked_{x}"], r["metrics"][f"asked_{y}"])
+                asked = (r["request"]["levels"][x], r["request"]["levels"][y])
                 corners.setdefault(asked, []).append(given)
             middle = np.mean(
                 list(corners), axis=0
@@ -283,7 +277,7 @@ def level_pairs_figure(rows: Rows) -> Figure | None:
             axes.plot(*points.T, marker, color=colour, mfc="white", linestyle="-", label=method)
             axes.plot(*np.mean(corners[max(corners)], axis=0), marker, color=colour)
         # All that can be given: closer up, noise would look like control.
-        highest = [max(r["metrics"][f"asked_{name}"] for r in found) for name in (x, y)]
+        highest = [max(r["request"]["levels"][name] for r in found) for name in (x, y)]
         axes.set_xlim(0.9, highest[0] + 0.1)
         axes.set_ylim(0.9, highest[1] + 0.1)
         axes.set_xlabel(f"level of {x} given")
@@ -306,16 +300,14 @@ LEVEL_FIGURES: dict[str, Callable[[Rows], Figure | None]] = {
 def draw_figures(rows: Rows, folder: str | Path) -> list[Path]:
     """``<experiment>_<figure>.svg`` for each experiment of the test split that has points; returns what was written."""
     written = []
-    suffixes = {POINTS: FIGURES, LEVEL_POINTS: LEVEL_FIGURES}
-    for name in dict.fromkeys(r["experiment"] for r in rows):
-        suffix = next((s for s in suffixes if name.endswith(s)), None)
-        if suffix is None:
-            continue
-        mine = [r for r in rows if r["experiment"] == name and r["split"] == "test"]
-        for kind, draw in suffixes[suffix].items():
-            title = f"{name.removesuffix(suffix)}_{kind}"
+    points = [r for r in rows if r["kind"] == "point" and r["split"] == "test"]
+    for name in dict.fromkeys(r["experiment"] for r in points):
+        mine = [r for r in points if r["experiment"] == name]
+        figures = FIGURES if "weights" in mine[0]["request"] else LEVEL_FIGURES
+        for kind, draw in figures.items():
+            title = f"{name}_{kind}"
             with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
-                figure = draw(mine) if mine else None
+                figure = draw(mine)
                 if figure is None:
                     continue
                 path = Path(folder) / f"{title}.svg"

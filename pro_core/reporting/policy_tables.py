@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pro_core.evaluation.policy.metrics import LEADS
-from pro_core.evaluation.policy.rows import ALL_SEEDS, BASE, POINTS
-from pro_core.evaluation.results import markdown_table
+from pro_core.evaluation.results import Kind, Row, Rows
+from pro_core.reporting.markdown import markdown_table
 from pro_core.reporting.paper_tables import equal_weights_table
 
-Rows = Sequence[dict[str, Any]]
 SHOWN = {
     "hypervolume": "hypervolume",
     "judge_score": "judge",
@@ -51,15 +50,12 @@ def main_table(rows: Rows, only: str | None = None) -> str:
             body.append([name, *(cell(r, key) for key in shown)])
         return markdown_table(["", *shown.values()], body) + f"\n\n{UNITS} {judges_note(mine[0])}"
 
-    return _each_experiment(_only(rows, only), ALL_SEEDS, table)
+    return _each_experiment(_only(rows, only), "all_seeds", table)
 
 
 def _only(rows: Rows, experiment: str | None) -> Rows:
-    """The rows of one experiment, or all; none of another whose name begins alike."""
-    if experiment is None:
-        return rows
-    names = (experiment, experiment + ALL_SEEDS, experiment + BASE)
-    return [r for r in rows if r["experiment"] in names]
+    """The rows of one experiment, or all."""
+    return [r for r in rows if experiment in (None, r["experiment"])]
 
 
 def leads_table(rows: Rows) -> str:
@@ -68,15 +64,14 @@ def leads_table(rows: Rows) -> str:
     def table(mine: Rows) -> str:
         body = []
         for r in mine:
-            for other in _others(r):
-                found = [f"lead_{key}_over_{other}" for key in LEADS]
-                body.append([r["method"], other, *(_signed(r, key) for key in found)])
+            for other, led in r["leads"].items():
+                body.append([r["method"], other, *(_signed(led, key) for key in LEADS)])
         if not body:
             return ""
         heads = ["", "over", *(SHOWN[key] for key in LEADS)]
         return markdown_table(heads, body) + f"\n\nPaired over prompts. {judges_note(mine[0])}"
 
-    return _each_experiment(rows, ALL_SEEDS, table)
+    return _each_experiment(rows, "all_seeds", table)
 
 
 def control_table(rows: Rows, only: str | None = None) -> str:
@@ -84,46 +79,46 @@ def control_table(rows: Rows, only: str | None = None) -> str:
     one experiment, or of all."""
 
     def table(mine: Rows) -> str:
-        keys = [key for key in mine[0]["metrics"] if key.startswith("spearman_")]
-        heads = [key.removeprefix("spearman_").replace("heldout_", "held-out ") for key in keys]
-        body = [[r["method"], *(cell(r, key) for key in keys)] for r in mine]
-        if not keys:
+        first = mine[0]
+        heads = {f"spearman_{name}": name for name in first["objectives"]}
+        heads |= {f"spearman_heldout_{n}": f"held-out {n}" for n in first["heldout_objectives"]}
+        heads = {key: head for key, head in heads.items() if key in first["metrics"]}
+        if not heads:
             return ""
+        body = [[r["method"], *(cell(r, key) for key in heads)] for r in mine]
         note = "-1 to 1, higher is better; 0: weights change nothing."
-        return markdown_table(["", *heads], body) + f"\n\n{note} {judges_note(mine[0])}"
+        return markdown_table(["", *heads.values()], body) + f"\n\n{note} {judges_note(first)}"
 
-    return _each_experiment(_only(rows, only), ALL_SEEDS, table)
+    return _each_experiment(_only(rows, only), "all_seeds", table)
 
 
 def levels_table(rows: Rows) -> str:
     """Whether the level given follows the level asked for, see :mod:`pro_core.evaluation.policy.levels`."""
 
     def table(mine: Rows) -> str:
-        parts = []
-        for kind, head in (("spearman_", "Spearman"), ("gain_", "levels gained")):
-            keys = [
-                key for key in mine[0]["metrics"] if key.startswith(kind) and "_beside_" not in key
-            ]
-            heads = [key.removeprefix(kind).replace("heldout_", "held-out ") for key in keys]
-            body = [[r["method"], *(cell(r, key) for key in keys)] for r in mine]
+        parts, first = [], mine[0]
+        spearman, gains = {}, {}
+        for name in first["objectives"]:
+            spearman |= {f"spearman_{name}": name, f"spearman_heldout_{name}": f"held-out {name}"}
+            gains[f"gain_{name}"] = name
+        for title, heads in (("Spearman", spearman), ("levels gained", gains)):
+            shown = {key: head for key, head in heads.items() if key in first["metrics"]}
+            body = [[r["method"], *(cell(r, key) for key in shown)] for r in mine]
             body += [
-                [
-                    f"{r['method']}, less {other}",
-                    *(_signed(r, f"lead_{k}_over_{other}") for k in keys),
-                ]
+                [f"{r['method']}, less {other}", *(_signed(led, key) for key in shown)]
                 for r in mine
-                for other in _others(r)
+                for other, led in r["leads"].items()
             ]
-            if keys:
-                parts.append(markdown_table([head, *heads], body))
+            if shown:
+                parts.append(markdown_table([title, *shown.values()], body))
         note = (
             "Spearman: of the level asked for and the level that the classifier expects of the response, within "
             "prompts, -1 to 1. Gained: the level given at the highest asked less that at the lowest. The classifier "
-            f"taught the policies, so it judges nobody. {judges_note(mine[0])}"
+            f"taught the policies, so it judges nobody. {judges_note(first)}"
         )
         return "\n\n".join([*parts, note]) if parts else ""
 
-    return _each_experiment(rows, ALL_SEEDS, table)
+    return _each_experiment(rows, "all_seeds", table)
 
 
 def texts_table(rows: Rows) -> str:
@@ -141,22 +136,19 @@ def texts_table(rows: Rows) -> str:
             body.append([r["method"], f"{m['responses']:.0f}", *cells, missing])
         return markdown_table(["", "responses", *shown.values(), "of all seeds"], body)
 
-    return _each_experiment(rows, ALL_SEEDS, table)
+    return _each_experiment(rows, "all_seeds", table)
 
 
 def equal_weights_tables(rows: Rows) -> str:
     """The paper's Tables 1-4 beside ours, see :mod:`pro_core.reporting.paper_tables`."""
-    return _each_experiment(rows, POINTS, equal_weights_table)
+    return _each_experiment(rows, "point", equal_weights_table)
 
 
-def judges_note(row: dict[str, Any]) -> str:
+def judges_note(row: Row) -> str:
     """How often the judges agree with the labels of their own test pairs, or that there are none."""
-    parts = []
-    for key in row["metrics"]:
-        if key == "judge_accuracy":
-            parts.append(f"overall judge {cell(row, key)}")
-        elif key.startswith("heldout_accuracy_"):
-            parts.append(f"held-out {key.removeprefix('heldout_accuracy_')} {cell(row, key)}")
+    judges = {"judge_accuracy": "overall judge"}
+    judges |= {f"heldout_accuracy_{n}": f"held-out {n}" for n in row["heldout_objectives"]}
+    parts = [f"{judge} {cell(row, key)}" for key, judge in judges.items() if key in row["metrics"]]
     if not parts:
         return (
             "No judge's own accuracy is known here: neither the overall judge nor the held-out panel was there, or "
@@ -165,7 +157,7 @@ def judges_note(row: dict[str, Any]) -> str:
     return f"The judges' own accuracy on test pairs: {', '.join(parts)}."
 
 
-def cell(row: dict[str, Any], metric: str) -> str:
+def cell(row: Row, metric: str) -> str:
     """``0.62 (0.57 to 0.66)``; without what was not measured."""
     if metric not in row["metrics"]:
         return ""
@@ -177,42 +169,38 @@ def cell(row: dict[str, Any], metric: str) -> str:
     return f"{value:.{digits}f} ({lo:.{digits}f} to {hi:.{digits}f})"
 
 
-def _signed(row: dict[str, Any], metric: str) -> str:
-    if metric not in row["metrics"]:
+def _signed(lead: dict[str, Any], metric: str) -> str:
+    if metric not in lead["metrics"]:
         return ""
-    value, (lo, hi) = row["metrics"][metric], row["ci95"][metric]
+    value, (lo, hi) = lead["metrics"][metric], lead["ci95"][metric]
     text = f"{value:+.2f} ({lo:+.2f} to {hi:+.2f})"
     return f"**{text}**" if lo > 0 or hi < 0 else text
-
-
-def _others(row: dict[str, Any]) -> list[str]:
-    leads = (key.partition("_over_")[2] for key in row["metrics"] if key.startswith("lead_"))
-    return list(dict.fromkeys(leads))
 
 
 def _any(rows: Rows, metric: str) -> bool:
     return any(metric in r["metrics"] for r in rows)
 
 
-def _each_experiment(rows: Rows, suffix: str, table: Callable[[Rows], str]) -> str:
-    """One table an experiment of the test split, under a line that names it."""
+def _each_experiment(rows: Rows, kind: Kind, table: Callable[[Rows], str]) -> str:
+    """One table for each experiment's test rows of a kind, under a line that names the experiment."""
     parts = []
-    for name in dict.fromkeys(r["experiment"] for r in rows if r["experiment"].endswith(suffix)):
-        mine = [r for r in rows if r["experiment"] == name and r["split"] == "test"]
-        text = table(mine) if mine else ""
+    tested = [r for r in rows if r["split"] == "test"]
+    for name in dict.fromkeys(r["experiment"] for r in tested if r["kind"] == kind):
+        mine = [r for r in tested if r["experiment"] == name]
+        text = table([r for r in mine if r["kind"] == kind])
         if text:
-            parts.append(f"`{name.removesuffix(suffix)}`{_about(rows, name, suffix)}\n\n{text}")
+            parts.append(f"`{name}`{_about(mine)}\n\n{text}")
     return "\n\n".join(parts)
 
 
-def _about(rows: Rows, name: str, suffix: str) -> str:
-    experiment = name.removesuffix(suffix)
-    mine = [r for r in rows if r["experiment"] == experiment and r["split"] == "test"]
-    base = [r for r in rows if r["experiment"] == experiment + BASE]
-    if not mine or not base:
+def _about(rows: Rows) -> str:
+    """The size of an experiment and its base; nothing where no base fixed the units."""
+    methods = [r for r in rows if r["kind"] == "method"]
+    bases = [r for r in rows if r["kind"] == "base"]
+    if not methods or not bases:
         return ""
-    seeds, points = len({r["seed"] for r in mine}), max(r["metrics"]["points"] for r in mine)
+    seeds, points = len({r["seed"] for r in methods}), max(r["metrics"]["points"] for r in methods)
     return (
-        f": {mine[0]['n']} held-out prompts, {points:.0f} weightings, {seeds} seed{'s' * (seeds != 1)}; "
-        f"base: {base[0]['method']}"
+        f": {methods[0]['n']} held-out prompts, {points:.0f} weightings, {seeds} seed{'s' * (seeds != 1)}; "
+        f"base: {bases[0]['method']}"
     )

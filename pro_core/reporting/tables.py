@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pro_core.evaluation.results import SOURCE, markdown_table, read_rows, replace_section
+from pro_core.evaluation.results import Row, Rows, read_rows
 from pro_core.reporting import policy_tables
+from pro_core.reporting.markdown import markdown_table, replace_section
 from pro_core.reporting.theory_tables import convergence_table, planted_table, theorem_table
 
-Rows = Sequence[dict[str, Any]]
 BASELINES = ("bag of words", "longer wins")
 
 
@@ -24,20 +23,25 @@ def reward_models_table(rows: Rows) -> str:
         return ""
     rows = sorted(
         rows,
-        key=lambda r: (r["method"] in BASELINES, r["config"] != "demo_panel.yaml", r["config"]),
+        key=lambda r: (r["kind"] == "baseline", r["config"] != "demo_panel.yaml", r["config"]),
     )
     pairs = _pairs(rows)
     header = ["", *(f"{name} ({n:,} pairs)" for name, n in pairs.items())]
     return markdown_table(
         header,
-        [
-            [
-                r["method"].replace("panel", r["config"].removesuffix(".yaml") or "panel"),
-                *(_interval(r, f"accuracy_{name}") for name in pairs),
-            ]
-            for r in rows
-        ],
+        [[_panel_name(r), *(_interval(r, f"accuracy_{name}") for name in pairs)] for r in rows],
     )
+
+
+def _panel_name(row: Row) -> str:
+    """``demo_panel (upper)``: its recipe, and which parameters were trained."""
+    if row["kind"] == "baseline":
+        return row["method"]
+    return f"{_recipe_name(row) or row['method']} ({row['setting']['trained']})"
+
+
+def _recipe_name(row: Row) -> str:
+    return row["config"].replace(".yaml", "")
 
 
 def judges_table(rows: Rows) -> str:
@@ -46,11 +50,11 @@ def judges_table(rows: Rows) -> str:
     table = []
     for config in dict.fromkeys(r["config"] for r in rows):
         mine = [r for r in rows if r["config"] == config]
-        panel = next(r for r in mine if r["method"] not in BASELINES)
+        panel = next(r for r in mine if r["kind"] != "baseline")
         beside = [next((r for r in mine if r["method"] == name), {}) for name in BASELINES]
         for name, n in _pairs([panel]).items():
             cells = [_interval(r, f"accuracy_{name}") for r in (panel, *beside)]
-            table.append([config.removesuffix(".yaml"), f"{name} ({n:,} pairs)", *cells])
+            table.append([_recipe_name(panel), f"{name} ({n:,} pairs)", *cells])
     return markdown_table(["judge", "objective", "accuracy", *BASELINES], table) if table else ""
 
 
@@ -69,7 +73,7 @@ def length_table(rows: Rows) -> str:
     ]
     table = []
     for name in names:
-        for r in (r for r in rows if f"n_{name}" in r["metrics"]):
+        for r in (r for r in rows if name in r["objectives"]):
             equal = f"accuracy_equal_length_{name}"
             correlation = r["metrics"].get(f"length_correlation_{name}")
             shown = "no such pairs"
@@ -79,7 +83,7 @@ def length_table(rows: Rows) -> str:
             table.append(
                 [
                     name,
-                    r["method"].removeprefix("panel, "),
+                    r["setting"]["scores"],
                     "not measured" if correlation is None else f"{correlation:+.2f}",
                     _interval(r, f"accuracy_{name}"),
                     shown,
@@ -95,14 +99,7 @@ def adapter_table(rows: Rows) -> str:
     if not main:
         return ""
     methods = list(dict.fromkeys(r["method"] for r in main))
-    objectives = [
-        key.removeprefix("accuracy_")
-        for key in main[0]["metrics"]
-        if key.startswith("accuracy_")
-        and not key.startswith(SOURCE)
-        # Rows from before sources had a prefix of their own: the public sets' names end like this.
-        and not key.endswith(("_pairs", "_responses"))
-    ]
+    objectives = main[0]["objectives"]
     table = []
     for method in methods:
         cells = [method, _mean(main, method, "accuracy")]
@@ -113,6 +110,22 @@ def adapter_table(rows: Rows) -> str:
     return markdown_table(header, table)
 
 
+SHORT = ("uniform", "best global", "nearest prompts", "shuffled", "adapter")
+"""The sources of weights in the README's one table."""
+
+
+def short_adapter_table(rows: Rows) -> str:
+    """Five sources of weights, a line each: accuracy, and the adapter's lead over it."""
+    main = _embedded(_test(rows, "adapter"))
+    table = [
+        [name, _mean(main, name, "accuracy"), _lead(main, name)]
+        for name in SHORT
+        if any(r["method"] == name for r in main)
+    ]
+    header = ["weights", "pairs that go people's way", "adapter's lead, points (95%)"]
+    return markdown_table(header, table) if table else ""
+
+
 def targets_table(rows: Rows) -> str:
     """Every target of every recipe: accuracy, leads with the seeds' mean intervals, entropies in nats."""
     rows = _test(rows, "adapter_targets")
@@ -121,7 +134,7 @@ def targets_table(rows: Rows) -> str:
     table = []
     for config, method in dict.fromkeys((r["config"], r["method"]) for r in rows):
         mine = [r for r in rows if (r["config"], r["method"]) == (config, method)]
-        cells = [config.removesuffix(".yaml"), method, _mean(mine, method, "accuracy")]
+        cells = [_recipe_name(mine[0]), method, _mean(mine, method, "accuracy")]
         cells += [_lead(mine, other) for other in ("uniform", "best global", "shuffled")]
         cells += [_mean(mine, method, key) for key in ("entropy_of_targets", "entropy_of_weights")]
         table.append(cells)
@@ -136,17 +149,14 @@ def targets_table(rows: Rows) -> str:
 
 def unseen_table(rows: Rows) -> str:
     """Each source's held-out pairs under an adapter that was fitted without that source, and its rivals."""
-    prefix = "adapter_unseen_"
-    rows = _embedded(
-        [r for r in rows if r["experiment"].startswith(prefix) and r["split"] == "test"]
-    )
+    rows = _embedded(_test(rows, "adapter_unseen"))
     if not rows:
         return ""
     methods = list(dict.fromkeys(r["method"] for r in rows))
     table = []
-    for experiment in dict.fromkeys(r["experiment"] for r in rows):
-        mine = [r for r in rows if r["experiment"] == experiment]
-        cells = [experiment.removeprefix(prefix), *(_mean(mine, m, "accuracy") for m in methods)]
+    for source in dict.fromkeys(r["setting"]["source"] for r in rows):
+        mine = [r for r in rows if r["setting"]["source"] == source]
+        cells = [source, *(_mean(mine, m, "accuracy") for m in methods)]
         table.append([*cells, _lead(mine, "uniform")])
     return markdown_table(["source not seen", *methods, "lead over uniform"], table)
 
@@ -180,7 +190,7 @@ def weights_table(rows: Rows) -> str:
     for row in rows:
         top = max(row["metrics"].values())
         cells = [f"**{w:.2f}**" if w == top else f"{w:.2f}" for w in row["metrics"].values()]
-        table.append([row["method"], *cells])
+        table.append([row["setting"]["prompt"], *cells])
     return markdown_table(["prompt", *names], table)
 
 
@@ -197,10 +207,11 @@ def classifier_table(rows: Rows) -> str:
     tables = []
     for config in dict.fromkeys(r["config"] for r in rows):
         mine = [r for r in rows if r["config"] == config]
-        methods = sorted({r["method"] for r in mine}, key=lambda m: (m == "majority class", m))
+        ordered = sorted(mine, key=lambda r: (r["kind"] == "baseline", r["method"]))
+        methods = list(dict.fromkeys(r["method"] for r in ordered))
         counts = mine[0]["metrics"]
         labels = dict(CLASSIFIER_METRICS)
-        for name in (key.removeprefix("n_") for key in counts if key.startswith("n_")):
+        for name in mine[0]["objectives"]:
             levels, n = int(counts[f"levels_{name}"]), int(counts[f"n_{name}"])
             labels[f"level_accuracy_{name}"] = f"{name} ({levels} levels, {n:,})"
         cells = [
@@ -216,6 +227,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:judges": ("judges.jsonl", judges_table),
     "table:length": ("length.jsonl", length_table),
     "table:adapter": ("adapter.jsonl", adapter_table),
+    "table:sources": ("adapter.jsonl", short_adapter_table),
     "table:targets": ("adapter.jsonl", targets_table),
     "table:unseen": ("adapter.jsonl", unseen_table),
     "table:safety": ("adapter.jsonl", safety_table),
@@ -253,7 +265,7 @@ def _embedded(rows: Rows) -> Rows:
     return [r for r in rows if r["config"] == "demo_adapter.yaml"] or rows
 
 
-def _test(rows: Rows, experiment: str) -> list[dict[str, Any]]:
+def _test(rows: Rows, experiment: str) -> list[Row]:
     return [r for r in rows if r["experiment"] == experiment and r["split"] == "test"]
 
 
@@ -261,13 +273,12 @@ def _pairs(rows: Rows) -> dict[str, int]:
     """Objective -> pairs that it was measured on, of all objectives that a row has."""
     counts: dict[str, int] = {}
     for row in rows:
-        for key in row["metrics"]:
-            if key.startswith("n_"):
-                counts.setdefault(key.removeprefix("n_"), int(row["metrics"][key]))
+        for name in row["objectives"]:
+            counts.setdefault(name, int(row["metrics"][f"n_{name}"]))
     return counts
 
 
-def _interval(row: dict[str, Any], metric: str) -> str:
+def _interval(row: Row, metric: str) -> str:
     if metric not in row.get("ci95", {}):
         return "not measured"
     lo, hi = row["ci95"][metric]
@@ -290,10 +301,9 @@ def _mean_interval(rows: Rows, method: str, metric: str) -> str:
 
 
 def _lead(rows: Rows, method: str) -> str:
-    key = f"lead_over_{method}"
-    mine = [r for r in rows if key in r["metrics"]]
-    if not mine:
+    leads = [r["leads"][method] for r in rows if method in r["leads"]]
+    if not leads:
         return ""
-    points = np.mean([r["metrics"][key] for r in mine])
-    lo, hi = np.mean([r["ci95"][key] for r in mine], axis=0)
+    points = np.mean([lead["metrics"]["accuracy_points"] for lead in leads])
+    lo, hi = np.mean([lead["ci95"]["accuracy_points"] for lead in leads], axis=0)
     return f"{points:+.1f} ({lo:+.1f} to {hi:+.1f})"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pro_core.evaluation.results import sweep
+from pro_core.evaluation.results import Rows, sweep
 from pro_core.metrics import mean_interval
 from pro_core.system.extras import needs
-
-Rows = Sequence[dict[str, Any]]
 
 # method -> label, colour, marker
 STYLES = {
@@ -50,11 +47,11 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
         from matplotlib.figure import Figure
 
     rows = [r for r in rows if r["experiment"] == "theorem"]
-    adapters = [r for r in rows if "examples" in r["metrics"]]
+    adapters = [r for r in rows if "examples" in r["setting"]]
     if not adapters:
         raise ValueError("got no rows of the experiment 'theorem' with adapters to draw")
-    beta, spread = adapters[0]["metrics"]["beta"], adapters[0]["metrics"]["spread"]
-    fixed = [r for r in rows if "examples" not in r["metrics"] and r["metrics"]["beta"] == beta]
+    beta, spread = adapters[0]["setting"]["beta"], adapters[0]["setting"]["spread"]
+    fixed = [r for r in rows if "examples" not in r["setting"] and r["setting"]["beta"] == beta]
 
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -79,7 +76,7 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
             values = [
                 r["metrics"]["gap"]
                 for r in fixed
-                if r["method"] == method and r["metrics"]["spread"] == spread
+                if r["method"] == method and r["setting"]["spread"] == spread
             ]
             label, colour, _ = STYLES[method]
             right.axhline(np.mean(values), color=colour, linestyle="--", linewidth=1.8, label=label)
@@ -107,18 +104,14 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
         raise ValueError("got no rows of the experiment 'convergence' to draw")
-    curves = [key.split("@") for key in rows[0]["metrics"] if "@" in key]
-    sources = [s for s in dict.fromkeys(name for name, _ in curves) if s != "kl"]
+    sources, steps = list(rows[0]["curves"]["label"]), rows[0]["curves"]["steps"]
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(6 * (len(sources) + 1), 4.6), layout="constrained")
         *left, right = figure.subplots(1, len(sources) + 1)
         for axes, source in zip(left, sources, strict=True):
-            steps = [int(step) for name, step in curves if name == source]
             for method in dict.fromkeys(r["method"] for r in rows):
-                mine = [
-                    r["metrics"] for r in rows if r["method"] == method and r["metrics"]["shared"]
-                ]
-                values = [[m[f"{source}@{step}"] for step in steps] for m in mine]
+                mine = [r for r in rows if r["method"] == method and r["metrics"]["shared"]]
+                values = [r["curves"]["label"][source] for r in mine]
                 _draw(axes, method, steps, values, markevery=len(steps))
             axes.set(xlabel="steps", title=source.removesuffix("_responses"))
         left[0].set_ylabel("expected human label, held-out prompts")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from pro_core.evaluation.results import markdown_table, sweep
+from pro_core.evaluation.results import Rows, sweep
 from pro_core.metrics import linear_slope, log_slope, mean_interval
+from pro_core.reporting.markdown import markdown_table
 
-Rows = Sequence[dict[str, Any]]
 WORLDS = {"theorem": "real", "theorem_synthetic": "synthetic"}
 
 
@@ -18,7 +17,7 @@ def theorem_table(rows: Rows) -> str:
     """Both claims of Theorem 5.1: exponents and constants over seeds, with 95% t-intervals."""
     if not any(r["experiment"] in WORLDS for r in rows):
         return ""
-    betas = sorted({r["metrics"]["beta"] for r in rows if "beta" in r["metrics"]})
+    betas = sorted({r["setting"]["beta"] for r in rows if "beta" in r["setting"]})
     fixed = [
         [method, world, f"{beta:g}", *_growth(_theorem(rows, experiment, method, beta))]
         for experiment, world in WORLDS.items()
@@ -29,12 +28,12 @@ def theorem_table(rows: Rows) -> str:
         "fixed weights", "rewards", "beta", "gap at the least diversity", "at the largest",
         "exponent of the squared distance", "gap / squared distance",
     ]  # fmt: skip
-    sizes = sorted({int(r["metrics"]["examples"]) for r in rows if "examples" in r["metrics"]})
+    sizes = sorted({r["setting"]["examples"] for r in rows if "examples" in r["setting"]})
     shown = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     learned = []
     for experiment, world in WORLDS.items():
         mine = [r for r in rows if r["experiment"] == experiment]
-        adapters = [r for r in mine if "examples" in r["metrics"]]
+        adapters = [r for r in mine if "examples" in r["setting"]]
         for method in dict.fromkeys(r["method"] for r in adapters):
             levels, gaps = sweep([r for r in adapters if r["method"] == method], "examples", "gap")
             cells = [_over_seeds([g[levels.index(n)] for g in gaps]) for n in shown]
@@ -44,11 +43,11 @@ def theorem_table(rows: Rows) -> str:
             ]
             learned.append([f"adapter, {method}", world, *cells, *exponents])
         for method in ("uniform", "best fixed"):
-            here = adapters[0]["metrics"]
+            here = adapters[0]["setting"]
             same = [
                 r["metrics"]["gap"]
                 for r in _theorem(mine, experiment, method, here["beta"])
-                if r["metrics"]["spread"] == here["spread"]
+                if r["setting"]["spread"] == here["spread"]
             ]
             learned.append([method, world, *[_over_seeds(same)] * 3, "", ""])
     second = [
@@ -76,7 +75,7 @@ def convergence_table(rows: Rows) -> str:
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
         return ""
-    sources = [k.removesuffix("@0") for k in rows[0]["metrics"] if k.endswith("@0") and k != "kl@0"]
+    sources = list(rows[0]["curves"]["label"])
     columns = {"held-out label": "label", **{s.removesuffix("_responses"): s for s in sources}}
     columns |= {"training label": "train_label", "KL": "kl", "without limits": "optimum_label"}
     steps = {"steps to MORLHF's end": "steps", "on training prompts": "train_steps"}
@@ -84,12 +83,14 @@ def convergence_table(rows: Rows) -> str:
     tables = []
     for kind, title in (("shared", "under MORLHF uniform's settings"), ("own", "under its own")):
         arms: dict[str, dict[int, dict[str, float]]] = {}
+        settings: dict[str, dict[str, float]] = {}
         for r in (r for r in rows if r["metrics"][kind]):
             arms.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
+            settings[r["method"]] = r["setting"]
         table = []
         for arm, mine in arms.items():
-            first = next(iter(mine.values()))
-            name = f"{arm} (β {first['beta']:g}, rate {first['learning_rate']:g})"
+            chosen = settings[arm]
+            name = f"{arm} (β {chosen['beta']:g}, rate {chosen['learning_rate']:g})"
             cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
             lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
             cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
@@ -114,7 +115,7 @@ def _theorem(rows: Rows, experiment: str, method: str, beta: float) -> Rows:
     return [
         r
         for r in rows
-        if (r["experiment"], r["method"]) == (experiment, method) and r["metrics"]["beta"] == beta
+        if (r["experiment"], r["method"]) == (experiment, method) and r["setting"]["beta"] == beta
     ]
 
 

@@ -5,8 +5,8 @@ levels of each pair. What it gave is the level that the classifier expects of th
 or a held-out panel is there, they say it, too: the classifier taught the policy, and judges nobody. A stock model is
 asked in the same words: what training adds is what it does beyond that.
 
-Rows: one a method and seed, one a method over all seeds (``..._all_seeds``, with ``lead_<measure>_over_<method>``,
-paired over prompts), and one a request (``..._levels``: ``asked_<objective>``, ``mean_<objective>`` and the judges).
+Rows: one for each method and seed, one for each method over all seeds with its leads, paired over prompts, and one for
+each request.
 
     spearman_<objective>: of the level asked for and the level given, within prompts; -1 to 1.
     gain_<objective>: the level given at the highest asked less that at the lowest.
@@ -44,18 +44,17 @@ from pro_core.evaluation.policy.metrics import (
 )
 from pro_core.evaluation.policy.recipe import OPTIONAL, REQUIRED, RecipePolicies
 from pro_core.evaluation.policy.responses import GeneratorPolicy
-from pro_core.evaluation.policy.rows import ALL_SEEDS, averaged, joined, method_row
+from pro_core.evaluation.policy.rows import averaged, joined, method_row
 from pro_core.evaluation.policy.run import PolicyRun
-from pro_core.evaluation.results import result_row
+from pro_core.evaluation.results import lead, result_row
 from pro_core.generation.request import Request
-from pro_core.policies.conditional.data import check_objectives
-from pro_core.policies.rl.moslim import level_condition
+from pro_core.policies.recipe import check_objectives
+from pro_core.policies.rl.levels import level_condition
 from pro_core.prompting.templates import Condition
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import RewardClassifier
 from pro_core.runs.training import ConfigError
 
-LEVEL_POINTS = "_levels"
 Units = dict[str, RewardStats | None]
 
 
@@ -190,11 +189,11 @@ def level_rows(recipe_path: str | Path, split: str) -> list[dict[str, Any]]:
             draws.append(control(run, mine, units, counts_RP))
             texts.append(_counts(mine))
             wall = time.monotonic() - started
-            rows.append(method_row(run, "", name, seed, draws[-1], texts[-1], wall))
+            rows.append(method_row(run, name, seed, draws[-1], texts[-1], wall))
             rows += _point_rows(run, name, seed, mine, units, counts_RP)
         if draws:
             pooled = joined(draws, texts)
-            rows.append(method_row(run, ALL_SEEDS, name, None, averaged(draws), pooled))
+            rows.append(method_row(run, name, None, averaged(draws), pooled))
     for row in [row for row in rows if row["seed"] is None]:
         for other in run.compared:
             common = set(answers[row["method"]]) & set(answers.get(other, ()))
@@ -206,10 +205,7 @@ def level_rows(recipe_path: str | Path, split: str) -> list[dict[str, Any]]:
                 of_a = control(run, a.where_also(b), units, counts_RP)
                 of_b = control(run, b.where_also(a), units, counts_RP)
                 gaps.append({key: of_a[key] - of_b[key] for key in of_a if key in of_b})
-            led = {f"lead_{key}_over_{other}": gap for key, gap in averaged(gaps).items()}
-            values, intervals = summary(led)
-            row["metrics"] |= {k: round(v, 5) for k, v in values.items()}
-            row["ci95"] |= {k: [round(x, 5) for x in v] for k, v in intervals.items()}
+            row["leads"][other] = lead(*summary(averaged(gaps)))
     return rows
 
 
@@ -299,10 +295,12 @@ def _point_rows(
         drawn = {k: means(v[w][:, None], counts_RP)[:, 0] for k, v in scores.items()}
         values, intervals = summary(drawn)
         pairs = zip(run.objective_names, levels, strict=True)
-        asked = {f"asked_{n}": float(level) for n, level in pairs if level}
-        method = f"{name} at {run.condition.level_text(levels.tolist())}"
         scored = int(np.isfinite(answers.z_WPK[w]).all(axis=1).sum())
-        experiment = run.recipe["experiment"] + LEVEL_POINTS
-        where = (experiment, method, seed, run.split, scored)
-        rows.append(result_row(*where, asked | values, intervals, run.config))
+        where = (run.recipe["experiment"], name, seed, run.split, scored)
+        columns = {
+            "request": {"levels": {n: int(level) for n, level in pairs if level}},
+            "objectives": list(run.objective_names),
+            "heldout_objectives": list(run.heldout.objective_names) if run.heldout else [],
+        }
+        rows.append(result_row(*where, values, intervals, run.config, kind="point", **columns))
     return rows

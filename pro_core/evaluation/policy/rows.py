@@ -1,11 +1,11 @@
 """Result rows of a recipe of policies. Higher is better, save for ``igd_plus`` and ``perplexity``.
 
-| experiment | one row a |
+| kind | one row for each |
 |---|---|
-| the recipe's, such as ``wic_small`` | method and seed: every measure of :mod:`pro_core.evaluation.policy.metrics` |
-| ``..._all_seeds`` | method: the means over seeds, ``sd_over_seeds_<measure>``, and ``lead_<measure>_over_<method>`` |
-| ``..._points`` | method, seed and weighting: what figures and the equal-weight tables are made of |
-| ``..._base`` | recipe: the units that the base model fixed |
+| ``method`` | method and seed: every measure of :mod:`pro_core.evaluation.policy.metrics` |
+| ``all_seeds`` | method: the means over seeds, ``sd_over_seeds_<measure>``, and the leads over other methods |
+| ``point`` | method, seed and weighting: what figures and the equal-weight tables are made of |
+| ``base`` | recipe: the units that the base model fixed |
 
 Measures that end in ``_adapter`` are under the adapter's weights for each prompt instead of the grid.
 ``judge_accuracy`` and ``heldout_accuracy_<objective>`` are the judges' own, on test pairs.
@@ -33,12 +33,11 @@ from pro_core.evaluation.policy.metrics import (
     text_measures,
 )
 from pro_core.evaluation.policy.run import PolicyRun
-from pro_core.evaluation.results import result_row
+from pro_core.evaluation.results import lead, result_row
 
 Rows = list[dict[str, Any]]
 Draws = dict[str, Floats]
 BySeed = dict[int, Answers]
-ALL_SEEDS, POINTS, BASE = "_all_seeds", "_points", "_base"
 COUNTS = ("responses", "failed", "cut", "empty", "unscored")
 UNDER_ADAPTER = ("judge_score", "judge_win_rate", "heldout_score", "mean_weighted_score", "length")
 
@@ -71,11 +70,11 @@ def policy_rows(run: PolicyRun) -> Rows:
             draws.append(drawn)
             texts.append(text_measures(mine))
             wall = time.monotonic() - started
-            rows.append(method_row(run, "", name, seed, drawn, texts[-1], wall))
+            rows.append(method_row(run, name, seed, drawn, texts[-1], wall))
             rows += _point_rows(run, name, seed, mine, base, counts_RP)
         if not draws:
             continue
-        rows.append(method_row(run, ALL_SEEDS, name, None, averaged(draws), joined(draws, texts)))
+        rows.append(method_row(run, name, None, averaged(draws), joined(draws, texts)))
     for pooled in [row for row in rows if row["seed"] is None]:
         name = pooled["method"]
         for other in run.compared:
@@ -85,9 +84,7 @@ def policy_rows(run: PolicyRun) -> Rows:
             if defaults:
                 led = _leads(defaults[name], defaults[other], base, counts_RP)
                 gap |= {f"{k}_adapter": v for k, v in led.items() if k in UNDER_ADAPTER}
-            values, intervals = summary({f"lead_{k}_over_{other}": v for k, v in gap.items()})
-            pooled["metrics"] |= {k: round(v, 5) for k, v in values.items()}
-            pooled["ci95"] |= {k: [round(x, 5) for x in v] for k, v in intervals.items()}
+            pooled["leads"][other] = lead(*summary(gap))
     return rows
 
 
@@ -124,18 +121,17 @@ def joined(draws: list[Draws], texts: list[dict[str, float]]) -> dict[str, float
 
 def method_row(
     run: PolicyRun,
-    suffix: str,
     name: str,
     seed: int | None,
     drawn: Draws,
     more: dict[str, float],
     wall_s: float = 0.0,
 ) -> dict[str, Any]:
-    """A row of an experiment with this suffix: draws (R,) as values with intervals, ``more`` without, the judges'."""
+    """A row of one seed, or of all: draws (R,) as values with intervals, ``more`` without, the judges' accuracies."""
     values, intervals = summary(drawn)
     accuracy, of_accuracy = _judges(run)
     return result_row(
-        run.recipe["experiment"] + suffix,
+        run.recipe["experiment"],
         name,
         seed,
         run.split,
@@ -144,6 +140,9 @@ def method_row(
         intervals | of_accuracy,
         run.config,
         wall_s,
+        kind="all_seeds" if seed is None else "method",
+        objectives=list(run.objective_names),
+        heldout_objectives=list(run.heldout.objective_names) if run.heldout else [],
     )
 
 
@@ -174,18 +173,21 @@ def _point_rows(
         parts["length"] = np.array(lengths)[:, None]
         drawn = {key: means(values, counts_RP)[:, 0] for key, values in parts.items()}
         values, intervals = summary(drawn)
-        asked = {f"weight_{n}": float(x) for n, x in zip(run.objective_names, weights, strict=True)}
+        asked = {n: float(x) for n, x in zip(run.objective_names, weights, strict=True)}
         scored = int(np.isfinite(answers.z_WPK[w]).all(axis=1).sum())
         rows.append(
             result_row(
-                run.recipe["experiment"] + POINTS,
-                f"{name} at {'/'.join(f'{x:.2f}' for x in weights)}",
+                run.recipe["experiment"],
+                name,
                 seed,
                 run.split,
                 scored,
-                asked | values,
+                values,
                 intervals,
                 run.config,
+                kind="point",
+                request={"weights": asked},
+                objectives=list(run.objective_names),
             )
         )
     return rows
@@ -204,11 +206,14 @@ def _base_row(run: PolicyRun, base: Base) -> dict[str, Any]:
             metrics[f"std_{prefix}_{name}"] = float(stats.std[k])
     name, seed = run.recipe["base"], run.seeds[0]
     return result_row(
-        run.recipe["experiment"] + BASE,
+        run.recipe["experiment"],
         name,
         seed,
         run.split,
         base.panel.n,
         metrics,
         config=run.config,
+        kind="base",
+        objectives=list(base.panel.objective_names),
+        heldout_objectives=list(base.heldout.objective_names) if base.heldout else [],
     )
