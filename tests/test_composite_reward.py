@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny import tiny_encoder, vivid_adapter
 
-from pro_core.policies.rl.reward import CompositeReward, normalize_groups, run_weights
+from pro_core.policies.rl.reward import CompositeReward, normalize_groups
+from pro_core.policies.rl.weighted import run_weights
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 

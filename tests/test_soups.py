@@ -27,15 +27,16 @@ from pro_core.generation import (
     collect,
 )
 from pro_core.generation.soup import Mixer
+from pro_core.policies.soup_runs import SoupRecipe, make_soups
 from pro_core.policies.soups import interpolate_lattice, interpolate_policies, lattice
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.prompting.templates import Condition
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.storage import StorageError
-from train import soups as script
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("helpful", "harmless", "humor")
 ATTENTION = ["q_proj", "v_proj"]
 
@@ -294,7 +295,7 @@ def test_the_script_says_how_servers_hold_a_lattice(policies, mixing, tmp_path, 
     recipe, folder = tmp_path / "lattice.yaml", tmp_path / "a lattice"
     content = {"policies": str(mixing[0]), "lattices": {str(folder): 2}}
     recipe.write_text(yaml.safe_dump(content))
-    script.main(str(recipe))
+    make_soups(SoupRecipe.read(recipe))
     first, vllm, sglang, tgi, app = capsys.readouterr().out.splitlines()
     assert "6 mixtures in steps of 1/2, LoRAs of rank 2 to 7" in first
     words = shlex.split(vllm)
@@ -308,15 +309,16 @@ def test_the_script_says_how_servers_hold_a_lattice(policies, mixing, tmp_path, 
     words = shlex.split(tgi)
     assert f"LORA_ADAPTERS={adapters}" in words and f"{folder}:/lattice" in words
     assert f"PRO_POLICY='{folder}'" in app
-    for wrong, said in (
-        ({"soups": {"x": None}}, "at least two"),
-        ({"lattices": {}}, "expected {folder: weights, or null} or {folder: steps}"),
-        ({"lattices": {str(folder): 0}}, "a whole number from 1"),
-        ({"seeds": [0, 1]}, "expected {seed} in the name"),
+    for wrong, fields in (
+        ({"soups": {"x": None}}, ("policies",)),
+        ({"lattices": {}}, ("soups", "lattices")),
+        ({"lattices": {"x": 0}}, ("lattices.x",)),
+        ({"seeds": [0, 1]}, ("seeds",)),
     ):
         recipe.write_text(yaml.safe_dump(content | wrong))
-        with pytest.raises(ConfigError, match=said):
-            script.main(str(recipe))
+        with pytest.raises(ConfigError) as refused:
+            make_soups(SoupRecipe.read(recipe))
+        assert refused.value.fields == fields
 
 
 def test_the_script(policies, tmp_path, capsys):
@@ -327,19 +329,26 @@ def test_the_script(policies, tmp_path, capsys):
     def run(**changes):
         content = {"policies": policies[1], "soups": soups, "seeds": [3]} | changes
         recipe.write_text(yaml.safe_dump(content, sort_keys=False))
-        script.main(str(recipe))
+        make_soups(SoupRecipe.read(recipe))
 
     run()
     assert "mixed as it writes" in capsys.readouterr().out
     made = PolicyConfig.read(tmp_path / "fixed3")
     assert made and made.training["weights"] == [1, 0, 0] and not made.ranks
     assert PolicyConfig.read(tmp_path / "mixing3").ranks
-    for changes, said in (
-        ({"seeds": [0, 1]}, "expected {seed} in the name"),
-        ({"policies": {"helpful": "x"}}, "at least two"),
-        ({"soups": {}}, "expected {folder: weights"),
-        ({"soups": {str(tmp_path / "x"): {"helpful": 1.0}}}, "missing: "),
-        ({"policies": {"a": "/absent", "b": "/absent"}}, "no LoRA policy there"),
+    for changes, fields in (
+        ({"seeds": [0, 1]}, ("seeds",)),
+        ({"policies": {"helpful": "x"}}, ("policies",)),
+        ({"soups": {}}, ("soups", "lattices")),
+        ({"soups": {str(tmp_path / "x"): {"helpful": 1.0}}}, ("soups",)),
     ):
-        with pytest.raises((ConfigError, StorageError), match=said):
+        with pytest.raises(ConfigError) as refused:
             run(**changes)
+        assert refused.value.fields == fields
+    with pytest.raises(StorageError):
+        run(policies={"a": "/absent", "b": "/absent"})
+
+
+@pytest.mark.parametrize("name", ["soups_small", "soups_full", "demo_soup", "demo_lattice"])
+def test_the_recipes_that_ship_are_read(name):
+    assert SoupRecipe.read(ROOT / "recipes" / f"{name}.yaml").seeds

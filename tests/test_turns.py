@@ -302,9 +302,8 @@ def test_styles_reach_a_model_without_a_system_role(strict, style):
 
 
 def test_morlhf_gives_trl_a_form_that_the_template_takes(strict, tmp_path):
-    from pro_core.policies.rl.data import RewardData
-    from pro_core.policies.rl.grpo import MorlhfRun
-    from pro_core.policies.rl.recipe import read_morlhf
+    from pro_core.policies.rl.recipe import MorlhfRecipe
+    from pro_core.policies.rl.weighted import PanelPrompts, weighted_task
 
     panel = RewardPanel.build([RewardModelSpec("long", function="length")], tmp_path)
     panel.fit_stats(["a"] * 2, ["x", "xyz"], "two texts")
@@ -316,12 +315,12 @@ def test_morlhf_gives_trl_a_form_that_the_template_takes(strict, tmp_path):
     recipe |= {"data": [{"path": str(tmp_path / "own.jsonl")}], "max_length": 96}
     recipe |= {"output": str(tmp_path / "out"), **TINY_RUN}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    settings = read_morlhf(tmp_path / "recipe.yaml")["PRO-MORLHF"]
-    run = MorlhfRun(settings, 0, RewardData.load(settings))
-    fitted = [run._fitted(prompt) for prompt in prompts]
+    read = MorlhfRecipe.read(tmp_path / "recipe.yaml")
+    reader = weighted_task(read, PanelPrompts.load(read), 0).reader
+    fitted = [reader.fitted(prompt) for prompt in prompts]
     assert fitted == [talk("u hi\n\nhello?"), talk("u Be brief.\n\nhi"), HI]
     for conversation in fitted:  # as TRL renders it
-        run.tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
+        reader.tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
 
 
 # ---------------------------------------------------------------- roles at servers

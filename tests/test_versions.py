@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from test_adapter import heads_by_trainer
 from test_artefacts import recipe_of
 from tiny import TINY_RUN, tiny_classifier, tiny_encoder, tiny_llama, tokenizer
 from transformers import AutoTokenizer
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer
 from pro_core.adapter import runs as adapter_runs
 from pro_core.adapter import training as adapter_training
 from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder
-from pro_core.adapter.model import pairwise_loss
+from pro_core.adapter.targets import pairwise_loss
 from pro_core.adapter.training import fit_adapter
 from pro_core.data.schema import to_messages
 from pro_core.evaluation.policy.text_quality import SURPRISE_VERSION, LanguageModel
@@ -30,13 +31,12 @@ from pro_core.generation.sampling import WRITING_VERSION, sampler
 from pro_core.policies import sft
 from pro_core.policies.conditional.trainer import ROUND_VERSION
 from pro_core.policies.goals import accept_ric, accept_weighted, ask, offline_mask
-from pro_core.policies.rl import grpo as morlhf
-from pro_core.policies.rl import ppo
-from pro_core.policies.rl.data import RewardData
-from pro_core.policies.rl.grpo import MorlhfRun
+from pro_core.policies.rl import grpo, ppo
+from pro_core.policies.rl.methods import train_morlhf
 from pro_core.policies.rl.online_dpo import best_and_worst
-from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.recipe import MorlhfRecipe, PpoSettings
 from pro_core.policies.rl.reward import normalize_groups
+from pro_core.policies.rl.run import TRAINING_VERSION as RL_VERSION
 from pro_core.policies.sft import fine_tune
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
@@ -51,6 +51,7 @@ from pro_core.rewards.classifier_training import classifier_loss
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.rewards.panel_card import grade
 from pro_core.rewards.panel_runs import PanelRun
+from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.system.storage import content_hash
 from pro_core.theory import labelled_worlds, theorem
 from pro_core.theory.alignment_gap import optimal_policy
@@ -197,7 +198,7 @@ def test_answers_have_the_version_of_what_writes_them(tmp_path):
 
 def test_panels_have_the_version_of_what_trains_them(training, tmp_path):
     path = recipe_of(tmp_path, tmp_path / "out")
-    found = training(panel_runs, PanelRun(path).make)
+    found = training(panel_runs, PanelRun(PanelRecipe.read(path)).make)
     check(bradley_terry.TRAINING_VERSION, found, (1, "e8cff1374cbe"))
     logits = torch.tensor([[0.5, 1.0], [0.2, -1.0], [0.1, 0.0], [1.0, 2.0]])
     loss = bradley_terry_loss(logits, torch.tensor([0, 1]), torch.tensor([False, True]))
@@ -234,14 +235,23 @@ def test_figures_have_the_version_of_what_measures_them():
 
 
 @pytest.mark.parametrize(
-    ("target", "golden"),
-    [("pairwise", "b5b8d7d3f257"), ("paper_z", "cd31ceb4152b"), ("annotated", "b5b8d7d3f257")],
+    ("target", "golden", "weights"),
+    [
+        ("pairwise", "b5b8d7d3f257", [0.6433, 0.7014]),
+        ("paper_z", "cd31ceb4152b", [0.4528, 0.5397]),
+        ("annotated", "b5b8d7d3f257", [0.6409, 0.6611]),
+    ],
 )
-def test_adapters_have_the_version_of_what_fits_them(training, tmp_path, target, golden):
+def test_adapters_have_the_version_of_what_fits_them(
+    training, monkeypatch, tmp_path, target, golden, weights
+):
     encoder = tiny_encoder(tmp_path / "e")
     settings = {"encoder": encoder, "target": target, "epochs": 2, "batch_size": 4, "members": 2}
     names = ("helpful", "harmless")
-    fit = lambda: fit_adapter(table(), names, tmp_path / "work", **settings)  # noqa: E731
+    fit = lambda **more: fit_adapter(table(), names, **settings, **more)  # noqa: E731
+    found = fit(learning_rate=0.01).member_weights(torch.linspace(-1, 1, 32)[None])
+    near(adapter_training.TRAINING_VERSION, found[0, :, 0], (1, weights), within=1e-3)
+    monkeypatch.setattr(adapter_training, "fit_heads", heads_by_trainer(tmp_path / "work"))
     check(adapter_training.TRAINING_VERSION, training(adapter_training, fit), (1, golden))
     log = torch.log_softmax(torch.tensor([[[0.5, 1.0]]]), dim=-1)
     loss = pairwise_loss(log, torch.tensor([[[1.0, -2.0]]]), 0.5)
@@ -269,7 +279,9 @@ def test_classifiers_have_the_version_of_what_trains_them(training, tmp_path):
         "max_length": 32,
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    found = training(classifier_runs, ClassifierRun(tmp_path / "r.yaml").make)
+    found = training(
+        classifier_runs, ClassifierRun(ClassifierRecipe.read(tmp_path / "r.yaml")).make
+    )
     check(classifier_training.TRAINING_VERSION, found, (1, "353fb9bb5b51"))
     logits, levels = torch.tensor([[0.5, 1.0, -1.0]]), torch.tensor([[2, 0]])
     losses = [classifier_loss(logits, levels, (2, 1), kind) for kind in ("joint", "per_head")]
@@ -316,14 +328,14 @@ def test_policies_under_rewards_have_the_version_of_what_trains_them(training, t
     recipe |= {"method": "MORLHF uniform", "weights": "uniform", "output": str(tmp_path / "out")}
     recipe |= {"data": [{"path": "own.jsonl"}], "data_dir": str(tmp_path), "max_length": 64}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | TINY_RUN))
-    (settings,) = read_morlhf(tmp_path / "r.yaml").values()
-    found = training(morlhf, MorlhfRun(settings, 0, RewardData.load(settings)).run)
+    read = MorlhfRecipe.read(tmp_path / "r.yaml")
+    found = training(grpo, lambda: train_morlhf(read))
     rows = [{"prompt": 0, "row": 0, "total": t, "text": str(t)} for t in (0.1, 0.3, None, 0.2)]
     found["pairs"] = best_and_worst(rows)
-    check(morlhf.TRAINING_VERSION, found, (1, "7a0bf5db6bff"))
+    check(RL_VERSION, found, (1, "7a0bf5db6bff"))
     rewards, values, mask = torch.tensor([[0.1, 0.5]]), torch.tensor([[0.2, 0.1]]), torch.ones(1, 2)
     batch = {"logp": torch.tensor([[-1.0, -2.0]]), "values": values, "mask": mask}
     batch |= {"advantages": ppo.advantages_by_gae(rewards, values, mask, 0.95), "returns": rewards}
-    loss = ppo.ppo_loss(batch, batch["logp"] + 0.5, values + 0.3, mask, mask.sum(), ppo.DEFAULTS)
+    loss = ppo.ppo_loss(batch, batch["logp"] + 0.5, values + 0.3, mask, mask.sum(), PpoSettings())
     numbers = [*normalize_groups([[1.0], [2.0], [4.0]], 3).ravel(), loss.item()]
-    near(morlhf.TRAINING_VERSION, numbers, (1, [-0.8728, -0.2182, 1.091, -0.463]), within=1e-4)
+    near(RL_VERSION, numbers, (1, [-0.8728, -0.2182, 1.091, -0.463]), within=1e-4)

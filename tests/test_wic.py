@@ -20,15 +20,15 @@ from tiny import Script, in_two_processes, tiny_encoder, tiny_llama, vivid_adapt
 from pro_core.data.schema import read_jsonl, to_messages
 from pro_core.data.sources import is_public
 from pro_core.generation import LocalGenerator, Piece, base
+from pro_core.policies.conditional import rounds
 from pro_core.policies.conditional import trainer as wic
-from pro_core.policies.conditional.recipe import read_arms
+from pro_core.policies.conditional.recipe import WicRecipe
 from pro_core.policies.rollouts import failures, sample
 from pro_core.policies.stages import POLICY, ROLLOUTS
 from pro_core.prompting.policy_config import PolicyConfig
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.artefacts import read_manifest
 from pro_core.system.storage import StorageError
-from train import wic as script
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,10 @@ def parts(tmp_path_factory):
     }
 
 
+def train(path: str, *changes: str) -> None:
+    wic.train_wic(WicRecipe.read(path, changes))
+
+
 def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=ENV, capture_output=True, text=True
@@ -119,7 +123,7 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
         "RiC online": {"condition": "scores", "goals": "ric", "accept": "ric"},
         "RiC online, our rule": {"condition": "scores", "goals": "ric"},
     }
-    script.main(recipe("all", arms=arms, rounds=2))
+    train(recipe("all", arms=arms, rounds=2))
     output = tmp_path / "all"
     said = capsys.readouterr().out
     assert said.count("offline stage") == 3  # one for each kind of condition
@@ -151,13 +155,13 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
     goals = read_jsonl(output / record["stages"][1]["stage"] / "prompts.jsonl")
     assert all(row["text"].startswith("<long_score>") and row["scores"] for row in goals)
     # A finished recipe does nothing again.
-    script.main(recipe("all", arms=arms, rounds=2))
+    train(recipe("all", arms=arms, rounds=2))
     said = capsys.readouterr().out
     assert "offline stage" not in said and "prompts x" not in said
     # A stage that somebody changed is not used.
     (stages[1] / "responses.jsonl").write_text("")
     with pytest.raises(StorageError, match=r"responses\.jsonl: missing or changed"):
-        script.main(recipe("all", arms=arms, rounds=2))
+        train(recipe("all", arms=arms, rounds=2))
 
 
 def run_killed(path: str, place: str, count: int) -> None:
@@ -174,13 +178,13 @@ def run_killed(path: str, place: str, count: int) -> None:
         return original(*arguments, **named)
 
     setattr(module, name, killer)
-    script.main(path)
+    train(path)
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
-    script.main(recipe("whole"))
+    train(recipe("whole"))
     path, processes = recipe("cut"), multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["train.wic"])
+    processes.set_forkserver_preload(["pro_core.policies.conditional.trainer"])
     # A checkpoint every two steps of four: killed at the first of the offline stage, then while the second of three
     # files of responses is written, then at the first checkpoint of the online stage.
     for place, count in (("offline", 1), ("rollouts", 2), ("online", 1)):
@@ -192,7 +196,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
         there = [p.parent.parent.name for p in (tmp_path / "cut").glob("[pr]o*/*/manifest.json")]
         assert len(there) == {"offline": 0, "rollouts": 1, "online": 2}[place]
     capsys.readouterr()
-    script.main(path)
+    train(path)
     said = capsys.readouterr().out
     assert "resuming from" in said and "offline stage" not in said and "prompts x" not in said
     whole, cut = stage_files(tmp_path / "whole"), stage_files(tmp_path / "cut")
@@ -203,7 +207,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
 
 
 def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
-    script.main(recipe("one", rounds=0))
+    train(recipe("one", rounds=0))
     done = in_two_processes("train/wic.py", recipe("two"))
     assert done.stdout.count("finished, ") == 1  # the main process speaks
     policy = tmp_path / "two" / "pro-wic-online" / "seed0"
@@ -224,11 +228,11 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
 
 
 def test_a_round_in_which_nothing_is_accepted(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(wic, "accept_weighted", lambda z, *a: z[:, 0] > 99)
+    monkeypatch.setattr(rounds, "accept_weighted", lambda z, *a: z[:, 0] > 99)
     arms = {"strict": {}, "RiC": {"condition": "scores", "goals": "ric", "accept": "ric"}}
     path = recipe("none", arms=arms)
     with pytest.raises(ConfigError) as said:
-        script.main(path)
+        train(path)
     text = str(said.value)
     assert text.startswith("1 not finished; strict, seed 0: round 1: none of ")
     assert "lower `quantile`" in text and "`rounds: 0`" in text
@@ -236,7 +240,7 @@ def test_a_round_in_which_nothing_is_accepted(recipe, tmp_path, monkeypatch, cap
     assert (tmp_path / "none" / "ric" / "seed0" / "run.json").is_file()
     capsys.readouterr()
     monkeypatch.undo()
-    script.main(path)
+    train(path)
     said = capsys.readouterr().out
     assert (
         "prompts x" not in said and (tmp_path / "none" / "strict" / "seed0" / "run.json").is_file()
@@ -270,7 +274,7 @@ def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, mon
         return original(rows, *arguments, **named)
 
     monkeypatch.setattr(wic, "fine_tune", fine_tune)
-    script.main(recipe("failing", prompts=8))
+    train(recipe("failing", prompts=8))
     said = capsys.readouterr().out
     assert (
         "2 responses to 1 prompts failed three times and are left out (The server is busy.)" in said
@@ -335,9 +339,9 @@ def test_empty_answers_and_thoughts_are_no_text_to_learn(recipe, parts, tmp_path
     rows[0]["response"] = f"<think>it rained</think>{rows[0]['response']}"
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(LocalGenerator, "stream_batch", stream)
-    monkeypatch.setattr(wic, "accept_weighted", lambda z, *a: z[:, 0] == z[:, 0])
+    monkeypatch.setattr(rounds, "accept_weighted", lambda z, *a: z[:, 0] == z[:, 0])
     monkeypatch.setattr(wic, "fine_tune", fine_tune)
-    script.main(recipe("empty", data=[{"path": str(tmp_path / "own.jsonl")}]))
+    train(recipe("empty", data=[{"path": str(tmp_path / "own.jsonl")}]))
     offline, online = learned
     assert len(offline) == 24 and not any("think" in text for text in [*offline, *online])
     assert online.count("why not") == 6 and all(text.strip() for text in online)
@@ -355,7 +359,7 @@ def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wic.WicRun, "_generator", refused)
     with pytest.raises(ConfigError, match="round 1: The LoRA was not loaded"):
-        script.main(recipe("refused"))
+        train(recipe("refused"))
 
 
 def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
@@ -364,9 +368,9 @@ def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match="not one of 12 responses was written: The server is busy"
     ):
-        script.main(path)
+        train(path)
     monkeypatch.undo()
-    script.main(path)  # tries again; the offline stage is there
+    train(path)  # tries again; the offline stage is there
     assert (tmp_path / "down" / "pro-wic-online" / "seed0" / "run.json").is_file()
 
 
@@ -382,7 +386,7 @@ def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
     ]
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    script.main(recipe("odd", data=[{"path": str(file)}], prompts=10, offline_steps=8))
+    train(recipe("odd", data=[{"path": str(file)}], prompts=10, offline_steps=8))
     [rollouts] = (tmp_path / "odd" / "rollouts").glob("[!.]*")
     plan = read_jsonl(rollouts / "prompts.jsonl")
     [failed] = read_jsonl(rollouts / "failed.jsonl")
@@ -401,37 +405,39 @@ def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
 
 def test_a_command_line_names_the_seeds_that_it_wants(recipe, tmp_path):
     path = recipe("shared", rounds=0, method="SFT", condition="none", seeds=[3, 1, 2])
-    done = run("train/wic.py", path, "2", "1")
+    done = run("train/wic.py", path, "seeds=[2, 1]")
     assert done.returncode == 0, done.stderr[-3000:]
     made = tmp_path / "shared" / "sft"
     assert sorted(folder.name for folder in made.glob("[!.]*")) == ["seed1", "seed2"]
-    for seed in ("0", "x"):
-        wrong = rf"got the seeds \['{seed}'\], expected some of the recipe's \[3, 1, 2\]"
-        with pytest.raises(ConfigError, match=wrong):
-            script.main(path, [seed])
+    with pytest.raises(ConfigError) as refused:
+        train(path, "seeds=[x]")
+    assert refused.value.fields == ("seeds.0",)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fields"),
     [
-        ({"objectives": ["long", "kind"]}, r"panel .*: got the objectives \['long', 'kind'\]"),
-        ({"adapter": None}, "the goals 'mix' need an adapter"),
-        ({"model": "/absent/model"}, "cannot load the model '/absent/model'"),
-        ({"prompts": 9}, "got 8 prompts of the train split, expected 9"),
-        ({"arms": {"A": {"model": "other"}}}, r"the arm 'A' sets \['model'\]"),
-        ({"arms": {"A b": {}, "a-B": {}}}, "would share a folder"),
-        ({"arms": {"A": {}, "B": {}}, "policy": "x"}, "`policy` names one folder"),
-        ({"max_new_tokens": 190}, "got max_new_tokens 190, expected at most max_length - 32"),
-        ({"online_learning_rate": "1e-4"}, "YAML reads 1.0e-4"),
-        ({"condition": "none"}, "one that a goal can be written in"),
-        ({"endpoint": "http://localhost:1", "lora": None}, "an endpoint loads a LoRA"),
-        ({"endpoint": "localhost:8000"}, "endpoint is no address: expected something like"),
-        ({"goal": "mix"}, "unknown setting 'goal'"),
+        ({"objectives": ["long", "kind"]}, ["objectives"]),
+        ({"adapter": None}, ["goals", "adapter"]),
+        ({"model": "/absent/model"}, ["model"]),
+        ({"prompts": 9}, ["prompts"]),
+        ({"arms": {"A": {"model": "other"}}}, ["arms.A.model"]),
+        ({"arms": {"A b": {}, "a-B": {}}}, ["arms.a-B"]),
+        ({"arms": {"A": {}, "B": {}}, "policy": "x"}, ["policy"]),
+        ({"max_new_tokens": 190}, ["max_new_tokens"]),
+        ({"online_learning_rate": 0.0}, ["online_learning_rate"]),
+        ({"condition": "none"}, ["condition", "rounds"]),
+        ({"condition": "levels"}, ["condition"]),
+        ({"endpoint": "http://localhost:1", "lora": None}, ["endpoint", "lora"]),
+        ({"endpoint": "localhost:8000"}, ["endpoint"]),
+        ({"goal": "mix"}, ["goal"]),
+        ({"data": []}, ["data"]),
     ],
-)  # fmt: skip
-def test_recipes_that_cannot_be_run(recipe, changes, said):
-    with pytest.raises(ConfigError, match=said):
-        script.main(recipe("wrong", **changes))
+)
+def test_recipes_that_cannot_be_run(recipe, changes, fields):
+    with pytest.raises(ConfigError) as refused:
+        train(recipe("wrong", **changes))
+    assert list(refused.value.fields) == fields
 
 
 # ---------------------------------------------------------------- the recipes that ship, at tiny size
@@ -471,7 +477,7 @@ def test_a_dry_run_of_the_recipes_that_ship(name, parts, tmp_path):
         settings["adapter"] = str(tmp_path / "adapter")
     settings["arms"] = {arm: settings["arms"][arm] for arm in ("RiC online", "PRO-WIC online")}
     (tmp_path / "dry.yaml").write_text(yaml.safe_dump(settings))
-    script.main(str(tmp_path / "dry.yaml"))
+    train(str(tmp_path / "dry.yaml"))
     for arm, kind in (("ric-online", "scores"), ("pro-wic-online", "weights")):
         config = PolicyConfig.read(tmp_path / "out" / arm / "seed0")
         assert (
@@ -480,7 +486,10 @@ def test_a_dry_run_of_the_recipes_that_ship(name, parts, tmp_path):
 
 
 def test_both_comparisons_have_the_same_arms_and_share_their_offline_stages():
-    small, full = (read_arms(ROOT / "recipes" / f"wic_{size}.yaml") for size in ("small", "full"))
+    recipes = [WicRecipe.read(ROOT / "recipes" / f"wic_{size}.yaml") for size in ("small", "full")]
+    small, full = (
+        {name: method.used() for name, method in recipe.methods().items()} for recipe in recipes
+    )
     assert list(small) == list(full) and len(small) == 9
     offline = ("offline_steps", "offline_learning_rate", "lora")
     for arms in (small, full):
@@ -505,3 +514,8 @@ def test_both_comparisons_have_the_same_arms_and_share_their_offline_stages():
 def test_accelerate_reads_the_configs(name, kind):
     found = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
     assert found.distributed_type == kind and found.num_processes == 8
+
+
+@pytest.mark.parametrize("name", ["demo_policy", "paper_hh", "paper_summary"])
+def test_the_recipes_that_ship_are_read(name):
+    assert WicRecipe.read(ROOT / "recipes" / f"{name}.yaml").methods()

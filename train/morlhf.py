@@ -1,7 +1,7 @@
 """Train policies by reinforcement learning on K weighted rewards: MORLHF, PRO-MORLHF, a single reward (Eq 5, 9).
 
     python train/morlhf.py recipes/morlhf_small.yaml
-    python train/morlhf.py recipes/morlhf_small.yaml 1       # seed 1 alone: commands side by side share the work
+    python train/morlhf.py recipes/morlhf_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/morlhf_paper.yaml
 
 A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,
@@ -12,39 +12,22 @@ parameters. Beside a policy's stage lie `prompts.jsonl`, every prompt with its w
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.rl.data import RewardData
-from pro_core.policies.rl.grpo import MorlhfRun
-from pro_core.policies.rl.online_dpo import OnlineDpoRun
-from pro_core.policies.rl.ppo import PpoRun
-from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.methods import train_morlhf
+from pro_core.policies.rl.recipe import MorlhfRecipe
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.runs.training import chosen_seeds, run_script
+from pro_core.runs.scripts import run_script
 from pro_core.system.processes import join_processes, keep_freed_memory
 
-RUNS: dict[str, type[MorlhfRun]] = {
-    "grpo": MorlhfRun,
-    "rloo": MorlhfRun,
-    "online_dpo": OnlineDpoRun,
-    "ppo": PpoRun,
-}
 
-
-def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
-    arms = read_morlhf(recipe_path)
+def main(recipe: MorlhfRecipe) -> None:
     join_processes()
     keep_freed_memory()
     score_only_labelled_tokens()
-    recipe = next(iter(arms.values()))
-    chosen = chosen_seeds(recipe, seeds)
-    data = RewardData.load(recipe)
-    for seed in chosen:
-        for settings in arms.values():
-            RUNS[settings["algorithm"]](settings, seed, data).run()
+    train_morlhf(recipe)
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__, seeds=True)
+    run_script(main, MorlhfRecipe, __doc__)

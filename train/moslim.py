@@ -2,7 +2,7 @@
 
     python train/classifier.py recipes/small_classifier.yaml     # the classifier, first
     python train/moslim.py recipes/moslim_small.yaml
-    python train/moslim.py recipes/moslim_small.yaml 1       # seed 1 alone: commands side by side share the work
+    python train/moslim.py recipes/moslim_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/moslim_paper.yaml
     python train/evaluate.py levels recipes/moslim_evaluation.yaml
 
@@ -13,29 +13,22 @@ a policy's stage lie `prompts.jsonl`, every prompt with the levels it asks for, 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.rl.moslim import RUNS, LevelData
-from pro_core.policies.rl.recipe import read_moslim
+from pro_core.policies.rl.methods import train_moslim
+from pro_core.policies.rl.recipe import MoslimRecipe
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.runs.training import chosen_seeds, run_script
+from pro_core.runs.scripts import run_script
 from pro_core.system.processes import join_processes, keep_freed_memory
 
 
-def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
-    arms = read_moslim(recipe_path)
+def main(recipe: MoslimRecipe) -> None:
     join_processes()
     keep_freed_memory()
     score_only_labelled_tokens()
-    recipe = next(iter(arms.values()))
-    chosen = chosen_seeds(recipe, seeds)
-    data = LevelData.load(recipe)
-    for seed in chosen:
-        for settings in arms.values():
-            RUNS[settings["algorithm"]](settings, seed, data).run()
+    train_moslim(recipe)
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__, seeds=True)
+    run_script(main, MoslimRecipe, __doc__)

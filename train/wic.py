@@ -1,7 +1,7 @@
 """Train policies that read weights (PRO-WIC) or scores (RiC) in their prompt, offline and online (Eq 10, 11).
 
     python train/wic.py recipes/wic_small.yaml
-    python train/wic.py recipes/wic_small.yaml 1       # seed 1 alone: commands side by side share the work
+    python train/wic.py recipes/wic_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_small.yaml   # on CPUs too
     accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper_hh.yaml   # lora: null
 
@@ -14,38 +14,22 @@ others go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
 
-from pro_core.policies.conditional.data import ScoredData
-from pro_core.policies.conditional.recipe import read_arms
-from pro_core.policies.conditional.trainer import RoundError, WicRun
+from pro_core.policies.conditional.recipe import WicRecipe
+from pro_core.policies.conditional.trainer import train_wic
 from pro_core.policies.sft import score_only_labelled_tokens
-from pro_core.runs.training import ConfigError, chosen_seeds, run_script
-from pro_core.system.processes import join_processes, keep_freed_memory, main_process
+from pro_core.runs.scripts import run_script
+from pro_core.system.processes import join_processes, keep_freed_memory
 
 
-def main(recipe_path: str, seeds: Sequence[str] = ()) -> None:
-    arms = read_arms(recipe_path)
+def main(recipe: WicRecipe) -> None:
     join_processes()
     keep_freed_memory()
     score_only_labelled_tokens()
-    recipe = next(iter(arms.values()))
-    chosen = chosen_seeds(recipe, seeds)
-    data = ScoredData.load(recipe)
-    problems: list[str] = []
-    for seed in chosen:
-        for method, settings in arms.items():
-            try:
-                WicRun(settings, seed, data).run()
-            except RoundError as error:
-                problems.append(f"{method}, seed {seed}: {error}")
-                if main_process():
-                    print(problems[-1], flush=True)
-    if problems:
-        raise ConfigError(f"{len(problems)} not finished; " + "; ".join(problems))
+    train_wic(recipe)
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__, seeds=True)
+    run_script(main, WicRecipe, __doc__)

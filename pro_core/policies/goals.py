@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,13 +29,14 @@ from pro_core.weights import (
 
 Array = NDArray[np.float32]
 
-GOALS = ("adapter", "mix", "dirichlet", "uniform", "shuffled", "ric")
+Goal = Literal["adapter", "mix", "dirichlet", "uniform", "shuffled", "ric"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
 NEED_ADAPTER = ("adapter", "mix", "shuffled")
 MIX = (0.7, 0.2, 0.1)
 """Shares of ``mix``: the adapter, Dirichlet around it, uniform on the simplex. If all were the adapter's, users would
 lose control."""
 
-RULES = ("weighted", "ric")
+Rule = Literal["weighted", "ric"]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from pro_core.generation.chat import PromptTooLong, fit, has_template, without_m
 from pro_core.generation.request import checked
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.rewards.bradley_terry import grouped_by_length
+from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import (
-    ConfigError,
     OrderedTrainer,
     Progress,
     cast_for_training,
@@ -270,7 +270,9 @@ def load_to_train(
     try:
         loaded, tokenizer, _ = load_language_model(source, trainable=True, dtype=dtype)
     except Exception as error:  # every loader has exceptions of its own
-        raise ConfigError(f"cannot load the model {source!r}: {first_line(error)}") from error
+        raise ConfigError(
+            f"cannot load the model {source!r}: {first_line(error)}", ["model"]
+        ) from error
     limit = greatest_length(loaded)
     if max_length is not None and limit is not None and max_length > limit:
         raise ConfigError(

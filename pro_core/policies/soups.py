@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 
 from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
@@ -53,15 +52,17 @@ class _Lora:
 
 
 def interpolate_policies(
-    policies: Mapping[str, str | Path], folder: str | Path, weights: ArrayLike | None = None
+    policies: Mapping[str, str | Path],
+    folder: str | Path,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
 ) -> PolicyConfig:
     """Save the soup of single-objective policies in ``folder``, a policy like any other.
 
     Args:
         policies: objective -> folder of its LoRA policy, as `train/morlhf.py` makes them; all on one base.
-        weights: (K,) on the simplex, in the order of the policies. None for a soup that is mixed as it writes, by the
-            weights in force (the app's sliders, or the adapter's for each prompt), in process only; stored in bf16, in
-            which it writes.
+        weights: by name, or (K,) in the order of the policies; on the simplex. None for a soup that is mixed as it
+            writes, by the weights in force (the app's sliders, or the adapter's for each prompt), in process only;
+            stored in bf16, in which it writes.
 
     Raises:
         StorageError: a policy that is no plain LoRA, or one of another base; something else in ``folder``.
@@ -74,7 +75,7 @@ def interpolate_policies(
             f"{folder}: the soup would take the place of a policy that it is made of"
         )
     loras = _loras(policies)
-    mixed = [1.0] * len(names) if weights is None else as_weights(weights, names).tolist()  # type: ignore[arg-type]
+    mixed = [1.0] * len(names) if weights is None else as_weights(weights, names).tolist()
     config = PolicyConfig(
         Condition("none", names),
         loras[0].policy.base,

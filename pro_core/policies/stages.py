@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pro_core.policies.conditional.recipe import folder_name
+from pro_core.policies.recipe import PolicyRecipe
 from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
 from pro_core.system.artefacts import MANIFEST, Artefact, copy_files, once
 from pro_core.system.processes import main_process
@@ -32,20 +32,9 @@ def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, An
     return replace(made, key=key)
 
 
-def lora_base(settings: dict[str, Any]) -> str:
-    """The model that the trained LoRA belongs to; empty where every parameter is trained."""
-    return settings["model"] if settings["lora"] is not None else ""
-
-
-def published(settings: dict[str, Any], seed: int) -> Path:
-    """Where a finished policy goes."""
-    method = folder_name(settings["method"])
-    return Path(settings["policy"] or Path(settings["output"]) / method / f"seed{seed}")
-
-
-def check_place(settings: dict[str, Any], seed: int) -> None:
+def check_place(recipe: PolicyRecipe, seed: int) -> None:
     """Raise a StorageError, before anything is trained, unless the finished policy can go where it is to go."""
-    folder = published(settings, seed)
+    folder = recipe.place(seed)
     check_replaceable(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise StorageError(
@@ -56,8 +45,9 @@ def check_place(settings: dict[str, Any], seed: int) -> None:
 def publish(
     stages: Sequence[Artefact],
     config: PolicyConfig,
-    settings: dict[str, Any],
+    recipe: PolicyRecipe,
     seed: int,
+    used: dict[str, Any],
     counts: Sequence[str],
     **more: int,
 ) -> tuple[Path, dict[str, int]]:
@@ -66,23 +56,22 @@ def publish(
     Every process calls it, the main one writes.
 
     Args:
-        config: what stands beside the policy. ``counts``: what is summed up of the stages' records. ``more``: what else
-            was spent.
+        config: what stands beside the policy. ``used``: the settings that its record keeps.
+        counts: what is summed up of the stages' records. ``more``: what else was spent.
 
     Returns:
         The policy's folder, and what was spent.
     """
-    output, made = Path(settings["output"]), {"method": settings["method"], "seed": seed}
-    folder = published(settings, seed)
+    output, made = Path(recipe.output), {"method": recipe.method, "seed": seed}
+    folder = recipe.place(seed)
     spent = {key: sum(stage.record.get(key, 0) for stage in stages) for key in counts} | more
-    used = {k: v for k, v in settings.items() if k not in ("arms", "seeds", "policy")}
 
     def make(partial: Path) -> dict[str, Any]:
         if main_process():
             listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
             record = made | {"spent": spent, "settings": used, "stages": listed}
             copy_files(stages[-1].checkpoint, partial)
-            replace(config, training=made | {"model": settings["model"]}).save(partial)
+            replace(config, training=made | {"model": recipe.model}).save(partial)
             write_config(partial, "run.json", {"format": RUN, **record})
         return spent
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,15 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.objectives import Message
 from pro_core.data.schema import LabelledResponse
-from pro_core.data.sources import default_data_dir, load_prompts, load_texts
+from pro_core.data.texts import load_prompts, load_texts
+from pro_core.policies.conditional.recipe import WicRecipe
+from pro_core.policies.recipe import load_panel
 from pro_core.prompting.policy_config import load_tokenizer
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.formats import scored_text, thoughts_note
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
-from pro_core.runs.training import ConfigError
-from pro_core.system.processes import main_process, process_device, processes, wait_for_all
+from pro_core.runs.recipes import ConfigError
+from pro_core.system.processes import main_process, processes, wait_for_all
 from pro_core.system.storage import content_hash
 
 Array = NDArray[np.float32]
@@ -56,7 +57,7 @@ class ScoredData:
     key: str = ""
 
     @classmethod
-    def load(cls, recipe: dict[str, Any]) -> ScoredData:
+    def load(cls, recipe: WicRecipe) -> ScoredData:
         """Load and score what a recipe names; scores are files in ``<output>/rewards`` and are made once.
 
         A panel without statistics, such as one of a YAML file, is standardized on these responses, as RiC does, and
@@ -65,13 +66,12 @@ class ScoredData:
         Raises:
             ConfigError: objectives that the panel or the adapter does not have, or no training responses.
         """
-        output = Path(recipe["output"])
-        data_dir = recipe["data_dir"] or default_data_dir()
+        output, data_dir = Path(recipe.output), recipe.data_folder
         panel, names, adapter = load_panel(recipe)
         notes: list[str] = []
         rows = [
             r
-            for r in load_texts(recipe["data"], data_dir, notes)
+            for r in load_texts(recipe.data, data_dir, notes)
             if r.split == "train" and r.prompt and r.prompt[-1]["role"] == "user"
         ]
         notes += thoughts_note([r.response for r in rows])
@@ -81,7 +81,8 @@ class ScoredData:
         responses = [r for r in responses if r.response]
         if len(responses) < 2:
             raise ConfigError(
-                f"data: got {len(responses)} responses to prompts of the train split, expected at least 2"
+                f"data: got {len(responses)} responses to prompts of the train split, expected at least 2",
+                ["data"],
             )
         raw = score(panel, responses, output / "rewards")
         whole = ~np.isnan(raw.sum(axis=1))
@@ -93,10 +94,10 @@ class ScoredData:
             panel.stats = RewardStats.fit(raw[whole], panel.objective_names, described)
             if main_process():
                 panel.save_pretrained(output / "panel")
-        prompts = load_prompts(recipe["prompt_data"] or recipe["data"], data_dir)
+        prompts = load_prompts(recipe.prompt_data or recipe.data, data_dir)
         empty = np.zeros((0, len(names)), np.float32)
         found = cls(
-            panel, panel.fingerprint(), names, responses, empty, prompts, adapter, recipe["model"]
+            panel, panel.fingerprint(), names, responses, empty, prompts, adapter, recipe.model
         )
         found.z_NK = found.standardize(raw[whole], [r.response for r in responses])
         texts = [[r.prompt, r.response] for r in responses]
@@ -130,29 +131,3 @@ def score(panel: RewardPanel, responses: list[LabelledResponse], folder: Path) -
     wait_for_all()
     rows = read_rewards(folder)
     return rows[[f"raw_{name}" for name in panel.objective_names]].to_numpy(np.float32)
-
-
-def load_panel(
-    recipe: dict[str, Any],
-) -> tuple[RewardPanel, tuple[str, ...], PreferenceAdapter | None]:
-    """A recipe's panel, the objectives that it is about, and its adapter, None where it names none.
-
-    Raises:
-        ConfigError: objectives that the panel or the adapter does not have.
-    """
-    panel = RewardPanel.from_pretrained(recipe["panel"], process_device())
-    names = tuple(recipe["objectives"] or panel.objective_names)
-    check_objectives("panel", recipe["panel"], panel.objective_names, names)
-    adapter = None
-    if recipe["adapter"]:
-        adapter = PreferenceAdapter.from_pretrained(recipe["adapter"])
-        check_objectives("adapter", recipe["adapter"], adapter.objective_names, names)
-    return panel, names, adapter
-
-
-def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in has]
-    if missing or len(set(wanted)) < len(wanted):
-        raise ConfigError(
-            f"{key} {source}: got the objectives {list(wanted)}, expected some of its {list(has)}, each once"
-        )

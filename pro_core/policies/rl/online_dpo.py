@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pro_core.data.schema import read_jsonl
 from pro_core.generation import GenerationSettings, LocalGenerator
 from pro_core.generation.sampling import WRITING_VERSION
-from pro_core.policies.rl.grpo import MorlhfRun, clean, explained
+from pro_core.policies.rl.run import Run, clean, explained
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
 from pro_core.policies.stages import POLICY, ROLLOUTS, stage
-from pro_core.runs.training import ConfigError, Progress, cast_for_training, train_resuming
+from pro_core.runs.recipes import ConfigError
+from pro_core.runs.training import Progress, cast_for_training, train_resuming
 from pro_core.system.artefacts import Artefact
 from pro_core.system.extras import needs
 from pro_core.system.processes import main_process, process_device
@@ -38,132 +39,132 @@ class OrderedDPOTrainer(PolicyTrainer, DPOTrainer):
     """TRL's trainer, see :class:`PolicyTrainer`."""
 
 
-class OnlineDpoRun(MorlhfRun):
-    """See :class:`MorlhfRun`. A round has ``round_steps`` updates on ``prompts_per_step`` pairs each."""
+def online_dpo_policy(run: Run) -> list[Artefact]:
+    """Rounds of ``round_steps`` updates on ``prompts_per_step`` pairs each: two stages for every round."""
+    stages: list[Artefact] = []
+    policy = None
+    for number in range(run.recipe.steps // run.recipe.round_steps):
+        scored = score_round(run, number, policy)
+        policy = train_round(run, number, policy, scored)
+        stages += [scored, policy]
+    return stages
 
-    def stages(self) -> list[Artefact]:
-        stages: list[Artefact] = []
-        policy = None
-        for number in range(self.settings["steps"] // self.settings["round_steps"]):
-            rollouts = self._rollouts(number, policy)
-            policy = self._train_round(number, policy, rollouts)
-            stages += [rollouts, policy]
-        return stages
 
-    def _rollouts(self, number: int, policy: Artefact | None) -> Artefact:
-        """G completions to each of a round's prompts, with z scores and totals."""
-        s = self.settings
-        size = s["round_steps"] * s["prompts_per_step"]
-        mine = [i % len(self.rows) for i in range(number * size, (number + 1) * size)]
-        batch = s["rows_per_device"] or s["prompts_per_step"] * s["generations"]
-        before = policy.key if policy else ""
-        decides = [WRITING_VERSION, self.key, before, number, batch]
-        key = content_hash(["online dpo rollouts", *decides])
+def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
+    """G completions of each of a round's prompts by the policy as it is, with their rewards.
 
-        def make(folder: Path) -> dict[str, Any]:
-            self._say(f"round {number + 1}, {size} prompts x {s['generations']} completions")
-            settings = GenerationSettings(
-                s["max_new_tokens"], s["sampling_temperature"], s["top_p"]
-            )
-            asked = [self.reads(self.rows[i]) for i in mine]
-            where = folder / "responses"
-            found = sample(
-                lambda: self._generator(policy),
-                asked,
-                s["generations"],
-                settings,
-                where,
-                batch,
-                key,
-            )
-            reward = self.reward()
-            written = [r for r in found if r.error is None]
-            rows = [mine[r.prompt] for r in written]
-            logged: dict[str, float] = {}
-            totals = reward([], [r.text for r in written], rows, log_metric=logged.__setitem__)
-            failed = failures(found)
-            if main_process():
-                lines = [
-                    {"prompt": r.prompt, "row": row, "text": r.text, "total": total}
-                    for r, row, total in zip(written, rows, totals, strict=True)
-                ]
-                write_jsonl(folder / "scored.jsonl", lines)
-                write_jsonl(folder / "failed.jsonl", failed)
-            there = [total for total in totals if total is not None]
-            if there:
-                logged["reward"] = float(np.mean(there))
-            count = sum(map(len, self.tokenizer([r.text for r in written])["input_ids"]))
-            missing = sum(total is None for total in totals)
-            return {
-                "completions": len(found),
-                "empty": sum(not r.text for r in written),
-                "cut": cut_share(found),
-                "skipped": missing + len(found) - len(written),
-                "new_tokens": count,
-                "log": logged,
-            }
+    Args:
+        policy: the last round's; None for the base model.
+    """
+    recipe, task = run.recipe, run.task
+    size = recipe.round_steps * recipe.prompts_per_step
+    rows_of_round = [i % len(task.reads) for i in range(number * size, (number + 1) * size)]
+    batch = recipe.rows_per_device or run.completions
+    decides = [WRITING_VERSION, run.key, policy.key if policy else "", number, batch]
+    key = content_hash(["online dpo rollouts", *decides])
 
-        return stage(self.output / "rollouts", key, ROLLOUTS, make)
+    def load() -> LocalGenerator:
+        source = policy.checkpoint if policy else recipe.model
+        return LocalGenerator(source, device=process_device(), max_context=recipe.max_length)
 
-    def _train_round(self, number: int, policy: Artefact | None, rollouts: Artefact) -> Artefact:
-        key = content_hash(["online dpo", self.key, rollouts.key])
-
-        def make(folder: Path) -> dict[str, Any]:
-            pairs, dropped = best_and_worst(read_jsonl(rollouts.folder / "scored.jsonl"))
-            if not pairs:
-                raise ConfigError(
-                    f"round {number + 1}: no prompt has two completions of different reward, so there is no pair to "
-                    f"learn from; they lie in {rollouts.folder}: raise `generations` or `sampling_temperature`"
-                )
-            with explained(folder / "work"):
-                trainer = self._dpo_trainer(folder / "work", pairs, policy)
-                train_resuming(trainer)
-                whole = self.settings["lora"] is None
-                save_policy(trainer, folder / "checkpoint", self.config(), whole=whole)
-            log = [clean(e) for e in trainer.state.log_history if "loss" in e]
-            if main_process():
-                write_jsonl(folder / "log.jsonl", log)
-            trainer.accelerator.free_memory()
-            unset_hf_deepspeed_config()
-            return {"steps": self.settings["round_steps"], "pairs": len(pairs), "ties": dropped}
-
-        return stage(self.output / "policies", key, POLICY, make)
-
-    def _dpo_trainer(self, work: Path, pairs: Sequence[dict[str, Any]], policy: Artefact | None):
-        s = self.settings
-        wanted = s["round_steps"] * s["prompts_per_step"]
-        order = random.Random(self.seed).sample(range(len(pairs)), len(pairs))
-        rows = []
-        for n in range(wanted):  # a round whose prompts gave few pairs sees some again
-            pair = pairs[order[n % len(pairs)]]
-            said = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
-            rows.append({"prompt": self._fitted(self.reads(self.rows[pair["row"]])), **said})
-        own = {"max_length": s["max_length"]}
-        arguments = self.arguments(DPOConfig, work, wanted, s["prompts_per_step"], own)
-        start = policy.checkpoint if policy else None
-        model, _ = load_to_train(s["model"], start, s["lora"], s["max_length"])
-        reference = None if s["lora"] is not None else load_to_train(s["model"], None, None)[0]
-        trainer: Any = OrderedDPOTrainer(
-            model=model,
-            ref_model=reference,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=self.tokenizer,
-            peft_config=self.fresh_lora() if start is None else None,
-            callbacks=[Progress()],
+    def make(folder: Path) -> dict[str, Any]:
+        run.say(f"round {number + 1}, {size} prompts x {recipe.generations} completions")
+        found = sample(
+            load,
+            [task.reads[row] for row in rows_of_round],
+            recipe.generations,
+            GenerationSettings(recipe.max_new_tokens, recipe.sampling_temperature, recipe.top_p),
+            folder / "responses",
+            batch,
+            key,
         )
-        trainer.remove_callback(PrinterCallback)
-        # TRL's reference would be a copy of the round's start; without that LoRA it is the base.
-        if "ref" in getattr(trainer.model, "peft_config", {}):
-            trainer.model.delete_adapter("ref")
-        cast_for_training(trainer.model)
-        return trainer
+        written = [r for r in found if r.error is None]
+        texts, rows = [r.text for r in written], [rows_of_round[r.prompt] for r in written]
+        logged: dict[str, float] = {}
+        rewards = task.reward([], texts, rows, log_metric=logged.__setitem__)
+        failed = failures(found)
+        if main_process():
+            lines = [
+                {"prompt": r.prompt, "row": row, "text": r.text, "total": reward}
+                for r, row, reward in zip(written, rows, rewards, strict=True)
+            ]
+            write_jsonl(folder / "scored.jsonl", lines)
+            write_jsonl(folder / "failed.jsonl", failed)
+        there = [reward for reward in rewards if reward is not None]
+        if there:
+            logged["reward"] = float(np.mean(there))
+        return {
+            "completions": len(found),
+            "empty": sum(not text for text in texts),
+            "cut": cut_share(found),
+            "skipped": len(found) - len(there),
+            "new_tokens": sum(map(len, task.reader.tokenizer(texts)["input_ids"])),
+            "log": logged,
+        }
 
-    def _generator(self, policy: Artefact | None) -> LocalGenerator:
-        source = policy.checkpoint if policy else self.settings["model"]
-        return LocalGenerator(
-            source, device=process_device(), max_context=self.settings["max_length"]
-        )
+    return stage(run.output / "rollouts", key, ROLLOUTS, make)
+
+
+def train_round(run: Run, number: int, policy: Artefact | None, scored: Artefact) -> Artefact:
+    """The policy after a round: trained on the round's pairs."""
+    key = content_hash(["online dpo", run.key, scored.key])
+
+    def make(folder: Path) -> dict[str, Any]:
+        pairs, dropped = best_and_worst(read_jsonl(scored.folder / "scored.jsonl"))
+        if not pairs:
+            raise ConfigError(
+                f"round {number + 1}: no prompt has two completions of different reward, so there is no pair to learn "
+                f"from; they lie in {scored.folder}: raise `generations` or `sampling_temperature`",
+                ["generations", "sampling_temperature"],
+            )
+        with explained(folder / "work"):
+            trainer = dpo_trainer(run, folder / "work", pairs, policy)
+            train_resuming(trainer)
+            whole = run.recipe.lora is None
+            save_policy(trainer, folder / "checkpoint", run.task.config, whole=whole)
+        log = [clean(e) for e in trainer.state.log_history if "loss" in e]
+        if main_process():
+            write_jsonl(folder / "log.jsonl", log)
+        trainer.accelerator.free_memory()
+        unset_hf_deepspeed_config()
+        return {"steps": run.recipe.round_steps, "pairs": len(pairs), "ties": dropped}
+
+    return stage(run.output / "policies", key, POLICY, make)
+
+
+def dpo_trainer(
+    run: Run, work: Path, pairs: Sequence[dict[str, Any]], policy: Artefact | None
+) -> Trainer:
+    """TRL's trainer for a round, its checkpoints in ``work``."""
+    recipe, task = run.recipe, run.task
+    wanted = recipe.round_steps * recipe.prompts_per_step
+    order = random.Random(run.seed).sample(range(len(pairs)), len(pairs))
+    rows = []
+    for n in range(wanted):  # a round whose prompts gave few pairs sees some again
+        pair = pairs[order[n % len(pairs)]]
+        said = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
+        rows.append({"prompt": task.reader.fitted(task.reads[pair["row"]]), **said})
+    own = {"max_length": recipe.max_length}
+    arguments = run.arguments(DPOConfig, work, wanted, recipe.prompts_per_step, own)
+    start = policy.checkpoint if policy else None
+    model, _ = load_to_train(recipe.model, start, recipe.lora, recipe.max_length)
+    reference = None if recipe.lora is not None else load_to_train(recipe.model, None, None)[0]
+    trainer: Trainer = OrderedDPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=task.reader.tokenizer,
+        peft_config=run.fresh_lora() if start is None else None,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trained: Any = trainer.model
+    # TRL's reference would be a copy of the round's start; without that LoRA it is the base.
+    if "ref" in getattr(trained, "peft_config", {}):
+        trained.delete_adapter("ref")
+    cast_for_training(trained)
+    return trainer
 
 
 def best_and_worst(scored: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,25 +30,55 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig
 
-from pro_core.generation.chat import fit, whole_text
+from pro_core.generation.chat import whole_text
 from pro_core.generation.decoding import end_tokens
-from pro_core.generation.request import checked
-from pro_core.policies.rl.grpo import MorlhfRun, explained
+from pro_core.policies.rl.recipe import PpoSettings
+from pro_core.policies.rl.run import Run, explained
 from pro_core.policies.sft import load_to_train, save_policy
+from pro_core.policies.stages import POLICY, stage
 from pro_core.runs.training import (
-    ConfigError,
     cast_for_training,
     last_whole_checkpoint,
     optimizer_for,
     whole_checkpoint,
 )
+from pro_core.system.artefacts import Artefact
 from pro_core.system.processes import main_process, wait_for_all
 from pro_core.system.storage import content_hash, write_config
 
-DEFAULTS = {"clip": 0.2, "value_clip": 0.2, "value_weight": 0.1, "lam": 0.95, "entropy": 0.0}
-"""What `trainer` may say under PPO: clips of the ratio and of a value's change, GAE's lambda, the entropy's weight."""
-
 Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Completions:
+    """N completions of one batch, T tokens at most.
+
+    Attributes:
+        rows: (N,) of the task's prompts. ``texts``: as they are scored.
+        ids: (N, L) prompts, padded on the left, and completions. ``attention``: (N, L) 1 for what is read.
+        mask: (N, T) 1 for the tokens of a completion, up to the one that ends it. ``ended``: (N,) whether one does.
+    """
+
+    rows: list[int]
+    texts: list[str]
+    ids: torch.Tensor
+    attention: torch.Tensor
+    mask: torch.Tensor
+    ended: torch.Tensor
+
+
+def ppo_policy(run: Run) -> list[Artefact]:
+    """PPO: one stage."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        run.announce(folder)
+        with explained(folder / "work"):
+            loop = PpoLoop(run, folder / "work")
+            log = loop.train()
+            loop.save(folder / "checkpoint")
+        return run.record(folder, log)
+
+    return [stage(run.output / "policies", run.key, POLICY, make)]
 
 
 def advantages_by_gae(
@@ -75,16 +106,16 @@ def ppo_loss(
     values: torch.Tensor,
     entropy: torch.Tensor,
     tokens: torch.Tensor,
-    settings: Mapping[str, float],
+    settings: PpoSettings,
 ) -> torch.Tensor:
     """The clipped policy loss plus the clipped value loss minus the entropy, summed and divided by ``tokens``."""
     ratio = (logp - batch["logp"]).exp()
-    clipped = ratio.clamp(1 - settings["clip"], 1 + settings["clip"])
+    clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
     policy = -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
-    change = (values - batch["values"]).clamp(-settings["value_clip"], settings["value_clip"])
+    change = (values - batch["values"]).clamp(-settings.value_clip, settings.value_clip)
     errors = [(v - batch["returns"]) ** 2 for v in (values, batch["values"] + change)]
     value = 0.5 * torch.maximum(*errors)
-    each = policy + settings["value_weight"] * value - settings["entropy"] * entropy
+    each = policy + settings.value_weight * value - settings.entropy * entropy
     return (each * batch["mask"]).sum() / tokens
 
 
@@ -113,49 +144,33 @@ class ValuePolicy(nn.Module):
         return logp, self.value(states)[..., 0], -(log.exp() * log).sum(-1)
 
 
-class PpoRun(MorlhfRun):
-    """See :class:`MorlhfRun`; ``iterations`` updates on each batch of completions."""
-
-    def _make(self, folder: Path) -> dict[str, Any]:
-        self._announce(folder)
-        with explained(folder / "work"):
-            loop = PpoLoop(self, folder / "work")
-            log = loop.train()
-            trainer = SimpleNamespace(
-                accelerator=loop.accelerator,
-                model=loop.policy.model,
-                processing_class=loop.tokenizer,
-            )
-            save_policy(
-                trainer, folder / "checkpoint", self.config(), self.settings["lora"] is None
-            )
-        return self._record(folder, log)
-
-
 class PpoLoop:
-    """The training of one run, its checkpoints in ``work``."""
+    """The training of one run, its checkpoints in ``work``; ``iterations`` updates on each batch of completions.
 
-    def __init__(self, run: MorlhfRun, work: Path):
-        self.run, self.work = run, work
-        s = run.settings
-        if unknown := sorted(set(s["trainer"]) - set(DEFAULTS)):
-            raise ConfigError(
-                f"{run.method}: ppo does not take {unknown} in `trainer`, only {sorted(DEFAULTS)}"
-            )
-        self.settings = DEFAULTS | s["trainer"]
+    Attributes:
+        settings: the clips and weights of the loss.
+        policy: the model with its value head. ``reference``: a frozen copy, None where the model without its LoRA is.
+        log: an entry for each update.
+    """
+
+    def __init__(self, run: Run, work: Path):
+        self.run, self.recipe, self.task, self.work = run, run.recipe, run.task, work
+        recipe = run.recipe
+        run.check_shares()
+        self.settings = PpoSettings.model_validate(recipe.trainer)
         cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
         torch.manual_seed(run.seed)
-        model, self.tokenizer = load_to_train(s["model"], None, s["lora"], s["max_length"])
+        model, self.tokenizer = load_to_train(recipe.model, None, recipe.lora, recipe.max_length)
         lora = run.fresh_lora()
         self.reference = None if lora else copy.deepcopy(model).eval().requires_grad_(False)
         model = get_peft_model(model, lora) if lora else model
-        if s["gradient_checkpointing"]:
+        if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
         self.policy = ValuePolicy(cast_for_training(model))
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = optimizer_for([{"params": parameters, "lr": s["learning_rate"]}], 0.01)
+        optimizer = optimizer_for([{"params": parameters, "lr": recipe.learning_rate}], 0.01)
         self.ends = torch.tensor(sorted(end_tokens(model, self.tokenizer)))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -163,22 +178,21 @@ class PpoLoop:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
-        self.reward = run.reward()
         self.log: list[dict[str, Any]] = []
 
     def train(self) -> list[dict[str, Any]]:
         """All steps that are left; the log of every update."""
-        s = self.run.settings
+        recipe = self.recipe
         step = self._resume()
-        while step < s["steps"]:
-            metrics, batch = self._roll_out(step // s["iterations"])
-            for _ in range(s["iterations"]):
+        while step < recipe.steps:
+            metrics, batch = self._roll_out(step // recipe.iterations)
+            for _ in range(recipe.iterations):
                 step += 1
                 entry = {"step": step, **metrics, **self._update(batch)}
                 metrics = {}
                 self.log.append(entry)
                 self._say(entry)
-            if step % s["checkpoint_every"] == 0 and step < s["steps"]:
+            if step % recipe.checkpoint_every == 0 and step < recipe.steps:
                 self._save(step)
         return self.log
 
@@ -187,68 +201,70 @@ class PpoLoop:
     @torch.no_grad()
     def _roll_out(self, number: int) -> tuple[dict[str, float], Batch]:
         """A batch of completions with advantages, and what is to be logged of it."""
-        run, s, device = self.run, self.run.settings, self.accelerator.device
+        written = self._write(number)
+        totals, metrics = self._rewards(written)
+        T = written.mask.shape[1]
+        logp, values, _ = self._forward(self.policy, written.ids, written.attention, T)
+        away = (logp - self._reference_logp(written.ids, written.attention, T)) * written.mask
+        rewards = -self.recipe.kl * away
+        last = written.mask.sum(-1).long() - 1
+        rewards[torch.arange(len(rewards)), last] += totals.nan_to_num()
+        # A completion without a reward teaches nothing.
+        used = written.mask * totals.isfinite()[:, None]
+        advantages = advantages_by_gae(rewards, values, written.mask, self.settings.lam)
+        batch = {
+            **{"ids": written.ids, "attention": written.attention, "logp": logp, "values": values},
+            **{"mask": used, "returns": advantages + values},
+            "advantages": whitened(advantages, used, self.accelerator.reduce),
+        }
+        metrics |= {
+            "kl": away.sum(-1).mean().item(),
+            "completions/mean_length": written.mask.sum(-1).mean().item(),
+            "completions/clipped_ratio": (~written.ended).float().mean().item(),
+        }
+        scored = totals[totals.isfinite()]
+        if len(scored):
+            metrics["reward"] = scored.mean().item()
+        return self._over_processes(metrics), batch
+
+    def _write(self, number: int) -> Completions:
+        """This process's completions of the ``number``-th batch, under a seed of their own."""
+        recipe, task, device = self.recipe, self.task, self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        P, G = s["prompts_per_step"], s["generations"]
-        if P % world:
-            raise ConfigError(f"prompts_per_step {P}: cannot be shared evenly by {world} processes")
-        mine = [(number * P + p) % len(run.rows) for p in range(rank, P, world)]
-        rows = [i for i in mine for _ in range(G)]
-        torch.manual_seed(int(content_hash([run.seed, number, rank])[:8], 16))
+        P, G = recipe.prompts_per_step, recipe.generations
+        rows = [(number * P + p) % len(task.reads) for p in range(rank, P, world) for _ in range(G)]
+        torch.manual_seed(int(content_hash([self.run.seed, number, rank])[:8], 16))
         self.policy.eval()
-        prompts = [self._prompt_ids(i) for i in rows]
+        prompts = [task.reader.ids(task.reads[row]) for row in rows]
         padded = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(device)
-        written = self.policy.model.generate(
+        ids = self.policy.model.generate(
             **padded,
             generation_config=GenerationConfig(
-                max_new_tokens=s["max_new_tokens"],
+                max_new_tokens=recipe.max_new_tokens,
                 do_sample=True,
-                temperature=s["sampling_temperature"],
-                top_p=s["top_p"],
+                temperature=recipe.sampling_temperature,
+                top_p=recipe.top_p,
                 top_k=0,
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.ends.tolist(),
             ),
         )
-        completions = written[:, padded["input_ids"].shape[1] :]
+        completions = ids[:, padded["input_ids"].shape[1] :]
         end = torch.isin(completions, self.ends.to(device)).long()
         mask = (end.cumsum(-1) - end == 0).float()  # all up to the first end, and that
         texts = [
             whole_text(self.tokenizer, row[keep.bool()].tolist())
             for row, keep in zip(completions, mask, strict=True)
         ]
-        logged: dict[str, list[float]] = {}
-        found = self.reward(
-            [], texts, rows, log_metric=lambda k, v: logged.setdefault(k, []).append(v)
-        )
-        totals = torch.tensor([np.nan if t is None else t for t in found], device=device)
-        scored = totals.isfinite()
-        T = completions.shape[1]
         attention = torch.cat([padded["attention_mask"], mask.long()], dim=1)
-        ids = written
-        logp, values, _ = self._forward(self.policy, ids, attention, T)
-        reference = self._reference_logp(ids, attention, T)
-        last = mask.sum(-1).long() - 1
-        away = (logp - reference) * mask
-        rewards = -s["kl"] * away
-        rewards[torch.arange(len(rewards)), last] += totals.nan_to_num()
-        used = mask * scored[:, None]  # a completion without a reward teaches nothing
-        advantages = advantages_by_gae(rewards, values, mask, self.settings["lam"])
-        returns = advantages + values
-        batch = {
-            **{"ids": ids, "attention": attention, "logp": logp, "values": values},
-            **{"mask": used, "returns": returns},
-            "advantages": whitened(advantages, used, self.accelerator.reduce),
-        }
-        metrics = {name: float(np.mean(found)) for name, found in logged.items()}
-        metrics |= {
-            "kl": away.sum(-1).mean().item(),
-            "completions/mean_length": mask.sum(-1).mean().item(),
-            "completions/clipped_ratio": (end.sum(-1) == 0).float().mean().item(),
-        }
-        if scored.any():
-            metrics["reward"] = totals[scored].mean().item()
-        return self._over_processes(metrics), batch
+        return Completions(rows, texts, ids, attention, mask, end.sum(-1) > 0)
+
+    def _rewards(self, written: Completions) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of each completion its reward, NaN where it has none; and what is to be logged of them."""
+        logged: dict[str, float] = {}
+        rewards = self.task.reward([], written.texts, written.rows, log_metric=logged.__setitem__)
+        totals = [np.nan if reward is None else reward for reward in rewards]
+        return torch.tensor(totals, device=self.accelerator.device), logged
 
     def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
         """The mean over those processes that have a figure, as TRL's trainers log."""
@@ -258,18 +274,13 @@ class PpoLoop:
                 found.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in found.items()}
 
-    def _prompt_ids(self, index: int) -> list[int]:
-        run = self.run
-        messages = checked(run.reads(run.rows[index]))
-        return fit(self.tokenizer, messages, run.max_prompt)[0]
-
     def _forward(self, module: Any, ids: torch.Tensor, attention: torch.Tensor, T: int):
-        rows = self.run.settings["rows_per_device"] or len(ids)
+        rows = self.recipe.rows_per_device or len(ids)
         parts = []
         for i in range(0, len(ids), rows):
             with self.accelerator.autocast():
                 chunk = slice(i, i + rows)
-                temperature = self.run.settings["sampling_temperature"]
+                temperature = self.recipe.sampling_temperature
                 parts.append(module(ids[chunk], attention[chunk], T, temperature))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -284,10 +295,9 @@ class PpoLoop:
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """One step of the optimizer on all of the batch."""
-        s = self.run.settings
         self.policy.train()
         N, T = batch["mask"].shape
-        rows = s["rows_per_device"] or N
+        rows = self.recipe.rows_per_device or N
         # Gradients are averaged over processes: by the mean of their counts every token weighs the same.
         tokens = self.accelerator.reduce(batch["mask"].sum(), "mean").clamp(min=1e-3)
         total = 0.0
@@ -295,7 +305,7 @@ class PpoLoop:
             part = {name: tensor[i : i + rows] for name, tensor in batch.items()}
             with self.accelerator.autocast():
                 logp, values, entropy = self.wrapped(
-                    part["ids"], part["attention"], T, s["sampling_temperature"]
+                    part["ids"], part["attention"], T, self.recipe.sampling_temperature
                 )
             loss = ppo_loss(part, logp, values, entropy, tokens, self.settings)
             self.accelerator.backward(loss)
@@ -311,9 +321,18 @@ class PpoLoop:
         if main_process():
             names = ("reward", "kl", "loss")
             shown = ", ".join(f"{name} {entry[name]:.3f}" for name in names if name in entry)
-            print(f"step {entry['step']}/{self.run.settings['steps']} {shown}", flush=True)
+            print(f"step {entry['step']}/{self.recipe.steps} {shown}", flush=True)
 
     # ------------------------------------------------------------ checkpoints
+
+    def save(self, folder: Path) -> None:
+        """The trained policy, without its value head."""
+        trained = SimpleNamespace(
+            accelerator=self.accelerator,
+            model=self.policy.model,
+            processing_class=self.tokenizer,
+        )
+        save_policy(trained, folder, self.task.config, self.recipe.lora is None)
 
     def _save(self, step: int) -> None:
         folder = self.work / f"checkpoint-{step}"

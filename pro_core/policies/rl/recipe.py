@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pro_core.policies.conditional.recipe import LEAST_PROMPT, read_arms
-from pro_core.policies.rl.reward import AGGREGATIONS, NEED, SOURCES
-from pro_core.rewards.classifier import DIVISORS
-from pro_core.runs.training import ConfigError
+from pro_core.policies.goals import NEED_ADAPTER
+from pro_core.policies.recipe import PanelPolicyRecipe, PolicyRecipe, TopP, Trained
+from pro_core.runs.recipes import ConfigError, Count, Positive, Settings
+from pro_core.system.extras import needs
 
-REQUIRED = ("model", "panel", "data", "output")
-OPTIONAL: dict[str, Any] = {
-    "method": "PRO-MORLHF",  # what results call a recipe without arms
-    "policy": None,  # where one method and seed go; else <output>/<method>/seed<n>
-    "algorithm": "grpo",  # see ALGORITHMS
-    "weights": "adapter",  # see pro_core.policies.rl.reward.run_weights
-    "floors": "",  # such as harmless=0.1
-    "adapter": None,  # needed by the weights adapter, shuffled, mean and mix
-    "objectives": None,  # of the panel's; null for all
-    "aggregation": "sum_then_normalize",  # normalize_then_sum: GDPO
-    "data_dir": None,
-    "lora": {},  # PEFT settings, by default rank 16 on every linear layer; null trains every parameter
-    "steps": 100,  # updates of the optimizer
-    "prompts_per_step": 16,  # over all processes
-    "generations": 8,  # G, completions a prompt
-    "iterations": 1,  # grpo, rloo, ppo: updates on each batch of completions
-    "round_steps": 10,  # online_dpo: updates between two sets of rollouts
-    "rows_per_device": None,  # completions at once; the rest of a batch is accumulated
-    "gradient_checkpointing": False,
-    "checkpoint_every": 50,
-    "learning_rate": 1.0e-5,  # constant
-    "kl": 0.1,  # beta of Eq 5
-    "max_length": 512,  # tokens of prompt and completion; a prompt has what max_new_tokens leaves
-    "max_new_tokens": 128,
-    "sampling_temperature": 1.0,
-    "top_p": 1.0,
-    "trainer": {},  # of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true}; of rl/ppo
-    "seeds": [0],
-    "arms": None,  # {method: {setting: value}}
-}
-ALGORITHMS = ("grpo", "rloo", "online_dpo", "ppo")
-ARM = {
-    *("algorithm", "weights", "floors", "aggregation", "iterations", "learning_rate", "kl"),
-    *("lora", "trainer", "steps", "round_steps"),
-}
-"""The settings in which arms may differ; models, data, lengths and rollouts are one for all."""
+with needs("train"):
+    from pydantic import Field, ValidationError, model_validator
 
-PLAIN = {"aggregation": AGGREGATIONS[0]}
-OF_WEIGHTS = ("weights", "floors", "adapter", "aggregation")
-MOSLIM: dict[str, Any] = {k: v for k, v in OPTIONAL.items() if k not in OF_WEIGHTS} | {
-    "method": "MOSLIM",
-    "divide_by": "objectives",  # k of Eq 11: all of the run's; targets: those that a prompt names
-}
-"""The loop's settings are those of `train/morlhf.py`; levels in the prompt stand where weights were."""
-MOSLIM_ARM = ARM - set(OF_WEIGHTS) | {"divide_by"}
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+Divisor = Literal["objectives", "targets"]
 
-COUNTS = (
-    *("steps", "prompts_per_step", "generations", "iterations", "checkpoint_every"),
-    *("max_length", "max_new_tokens", "round_steps"),
-)
 OWN = {
     *("learning_rate", "beta", "num_generations", "num_iterations", "max_completion_length"),
     *("temperature", "top_p", "output_dir", "seed", "multi_objective_aggregation"),
@@ -69,67 +23,155 @@ OWN = {
 """What of TRL's settings has a name of its own in a recipe, or would break a run."""
 
 
-def read_morlhf(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The settings of each method by name, see :func:`pro_core.policies.conditional.recipe.read_arms`."""
-    return read_arms(path, REQUIRED, OPTIONAL, ARM, _check_weights)
+class PpoSettings(Settings):
+    """What `trainer` may say under PPO."""
+
+    clip: Positive = 0.2
+    """of the ratio between the new policy and the one that wrote"""
+    value_clip: Positive = 0.2
+    """of a value's change"""
+    value_weight: Annotated[float, Field(ge=0)] = 0.1
+    """of the values' loss beside the policy's"""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """lambda of the generalized advantages"""
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the entropy"""
 
 
-def read_moslim(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The same of a recipe of `train/moslim.py`."""
-    arms = read_arms(path, ("model", "classifier", "data", "output"), MOSLIM, MOSLIM_ARM, _check)
-    return {method: PLAIN | settings for method, settings in arms.items()}
+class Loop(Trained):
+    """The loop of reinforcement learning, as far as arms may differ in it."""
+
+    algorithm: Literal["grpo", "rloo", "online_dpo", "ppo"] = "grpo"
+    steps: Count = 100
+    """updates of the optimizer"""
+    iterations: Count = 1
+    """grpo, rloo, ppo: updates on each batch of completions"""
+    round_steps: Count = 10
+    """online_dpo: updates between two sets of rollouts"""
+    learning_rate: Positive = 1e-5
+    """constant"""
+    kl: Annotated[float, Field(ge=0)] = 0.1
+    """beta of Eq 5"""
+    trainer: dict[str, Any] = {}
+    """of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true}; of PPO: clip, value_clip, value_weight,
+    lam, entropy"""
 
 
-def _expect(where: str, s: dict[str, Any], right: bool, key: str, expected: str) -> None:
-    if not right:
-        raise ConfigError(f"{where}: got {key} {s[key]!r}, expected {expected}")
+class LoopRecipe(Loop, PolicyRecipe):
+    """A recipe of policies that are trained by reinforcement learning."""
+
+    prompts_per_step: Count = 16
+    """over all processes"""
+    generations: Count = 8
+    """G, completions of each prompt"""
+    checkpoint_every: Count = 50
+    """updates"""
+    sampling_temperature: Positive = 1.0
+    top_p: TopP = 1.0
+
+    @model_validator(mode="after")
+    def _loop(self) -> LoopRecipe:
+        if self.arms is not None:  # each is checked by itself
+            return self
+        if taken := sorted(set(self.trainer) & OWN):
+            raise ConfigError(
+                f"trainer sets {taken}, which the recipe's own settings decide", ["trainer"]
+            )
+        if self.algorithm == "ppo":
+            try:
+                PpoSettings.model_validate(self.trainer)
+            except ValidationError as error:
+                wrong = [".".join(map(str, found["loc"])) for found in error.errors()]
+                raise ConfigError(
+                    f"got {wrong} in trainer {self.trainer}, expected for ppo some of "
+                    f"{sorted(PpoSettings.model_fields)}",
+                    [f"trainer.{name}" for name in wrong],
+                ) from None
+        if self.algorithm == "online_dpo":
+            if self.steps % self.round_steps:
+                raise ConfigError(
+                    f"got steps {self.steps}, expected a multiple of round_steps ({self.round_steps})",
+                    ["steps", "round_steps"],
+                )
+            if self.iterations != 1:
+                raise ConfigError(
+                    f"got iterations {self.iterations}, expected 1: a round of online_dpo has round_steps",
+                    ["iterations"],
+                )
+        for name in ("steps", "checkpoint_every"):
+            if getattr(self, name) % self.iterations:
+                raise ConfigError(
+                    f"got {name} {getattr(self, name)}, expected a multiple of iterations ({self.iterations}): "
+                    "all updates on a batch",
+                    [name, "iterations"],
+                )
+        return self
 
 
-def _check_weights(where: str, s: dict[str, Any]) -> None:
-    _expect(where, s, s["aggregation"] in AGGREGATIONS, "aggregation", f"one of {AGGREGATIONS}")
-    named = isinstance(s["weights"], dict) or s["weights"] in SOURCES
-    _expect(where, s, named, "weights", f"one of {SOURCES}, or {{objective: weight}}")
-    if not isinstance(s["weights"], dict) and s["weights"] in NEED and not s["adapter"]:
-        raise ConfigError(f"{where}: the weights {s['weights']!r} need an adapter: name one")
-    _expect(where, s, isinstance(s["floors"], str), "floors", "text such as harmless=0.1")
-    _check(where, s)
+def check_groups(recipe: LoopRecipe, normalized: bool) -> None:
+    """Raise a ConfigError for one completion of each prompt where completions are judged by their groups."""
+    if recipe.generations == 1 and (recipe.algorithm != "ppo" or normalized):
+        raise ConfigError(
+            "got generations 1, expected at least 2: a completion is judged by its group",
+            ["generations"],
+        )
 
 
-def _check(where: str, s: dict[str, Any]) -> None:
-    """What both have in common: the loop."""
-    s = PLAIN | s
-    expect = partial(_expect, where, s)
+class MorlhfMethod(Loop):
+    """In what the arms of a recipe of `train/morlhf.py` may differ."""
 
-    def number(key: str) -> bool:
-        return type(s[key]) in (int, float)
+    weights: (
+        Literal["uniform", "adapter", "shuffled", "mean", "mix", "dirichlet"] | dict[str, float]
+    ) = "adapter"
+    """where the weights come from (pro_core.policies.rl.weighted.run_weights), or {objective: weight}"""
+    floors: str = ""
+    """such as harmless=0.1"""
+    aggregation: Aggregation = "sum_then_normalize"
+    """normalize_then_sum: GDPO"""
 
-    for key in COUNTS:
-        expect(type(s[key]) is int and s[key] > 0, key, "a whole number above 0")
-    alone = s["algorithm"] == "ppo" and s["aggregation"] == AGGREGATIONS[0]
-    grouped = "at least 2: a completion is judged by its group"
-    expect(s["generations"] > 1 or alone, "generations", grouped)
-    for key in ("learning_rate", "sampling_temperature"):
-        positive = number(key) and s[key] > 0
-        expect(positive, key, "a number above 0 (YAML reads 1.0e-4 as one, and 1e-4 as text)")
-    expect(number("kl") and s["kl"] >= 0, "kl", "a number of at least 0")
-    expect(number("top_p") and 0 < s["top_p"] <= 1, "top_p", "a number above 0, at most 1")
-    expect(s["algorithm"] in ALGORITHMS, "algorithm", f"one of {ALGORITHMS}")
-    if "divide_by" in s:
-        expect(s["divide_by"] in DIVISORS, "divide_by", f"one of {DIVISORS}")
-    expect(s["lora"] is None or isinstance(s["lora"], dict), "lora", "PEFT settings, or null")
-    expect(isinstance(s["trainer"], dict), "trainer", "settings of TRL's trainer")
-    if taken := sorted(set(s["trainer"]) & OWN):
-        raise ConfigError(f"{where}: trainer sets {taken}, which the recipe's own settings decide")
-    seeds = isinstance(s["seeds"], list) and s["seeds"] and all(type(n) is int for n in s["seeds"])
-    expect(bool(seeds), "seeds", "a list of whole numbers")
-    longest = s["max_length"] - LEAST_PROMPT
-    expect(s["max_new_tokens"] <= longest, "max_new_tokens", f"at most max_length - {LEAST_PROMPT}")
-    if s["algorithm"] == "online_dpo":
-        whole = s["steps"] % s["round_steps"] == 0
-        expect(whole, "steps", f"a multiple of round_steps ({s['round_steps']})")
-        expect(s["iterations"] == 1, "iterations", "1: a round of online_dpo has round_steps")
-        plain = s["aggregation"] == AGGREGATIONS[0]
-        expect(plain, "aggregation", f"{AGGREGATIONS[0]}: pairs are taken within a prompt")
-    for key in ("steps", "checkpoint_every"):
-        whole = s[key] % s["iterations"] == 0
-        expect(whole, key, f"a multiple of iterations ({s['iterations']}): all updates on a batch")
+
+class MorlhfRecipe(MorlhfMethod, LoopRecipe, PanelPolicyRecipe):
+    """A recipe of `train/morlhf.py`: weights in the reward."""
+
+    varies: ClassVar[type[Settings]] = MorlhfMethod
+    method: str = "PRO-MORLHF"
+
+    @model_validator(mode="after")
+    def _weighted(self) -> MorlhfRecipe:
+        if self.arms is not None:  # each is checked by itself
+            return self
+        check_groups(self, self.aggregation == "normalize_then_sum")
+        if self.weights in (*NEED_ADAPTER, "mean") and not self.adapter:
+            raise ConfigError(
+                f"the weights {self.weights!r} need an adapter: name one", ["weights", "adapter"]
+            )
+        if self.algorithm == "online_dpo" and self.aggregation != "sum_then_normalize":
+            raise ConfigError(
+                f"got aggregation {self.aggregation!r}, expected 'sum_then_normalize' for online_dpo: pairs are taken "
+                "within a prompt",
+                ["aggregation"],
+            )
+        return self
+
+
+class MoslimMethod(Loop):
+    """In what the arms of a recipe of `train/moslim.py` may differ."""
+
+    divide_by: Divisor = "objectives"
+    """k of Eq 11: all objectives of the run; targets: those that a prompt names"""
+
+
+class MoslimRecipe(MoslimMethod, LoopRecipe):
+    """A recipe of `train/moslim.py`: levels in the prompt, one classifier's heads in the reward."""
+
+    varies: ClassVar[type[Settings]] = MoslimMethod
+    method: str = "MOSLIM"
+    classifier: str
+    """a folder of a RewardClassifier with statistics"""
+
+    @model_validator(mode="after")
+    def _levels(self) -> MoslimRecipe:
+        if self.arms is not None:  # each is checked by itself
+            return self
+        check_groups(self, normalized=False)
+        return self

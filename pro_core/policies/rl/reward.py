@@ -1,15 +1,14 @@
 """Weights in the reward (Eq 5, 9): one reward function for TRL, R(x, y) = sum_k w_k(x) z_k(x, y).
 
-Where the weights come from is the only difference between MORLHF, PRO-MORLHF and a single reward. They are computed
-once for all prompts of a run; z are the panel's standardized scores, computed in token-budget batches. Each objective
-is logged by itself, and so are the weights that each kind of prompt got.
+The weights are computed once for all prompts of a run. The panel's standardized scores z are computed in token-budget
+batches. Each objective is logged by itself, and so are the weights that each kind of prompt got.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,66 +17,20 @@ from pro_core.data.objectives import Prompt
 from pro_core.data.schema import clean_text
 from pro_core.data.turns import split_reasoning
 from pro_core.generation.chat import whole_text
-from pro_core.policies.goals import NEED_ADAPTER, goal_source
+from pro_core.policies.rl.recipe import Aggregation
 from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.panel import RewardPanel
-from pro_core.weights import (
-    AdapterWeights,
-    FixedWeights,
-    FlooredWeights,
-    SelectedWeights,
-    ShuffledWeights,
-    parse_floors,
-)
 
 Array = NDArray[np.float32]
 
-SOURCES = ("uniform", "adapter", "shuffled", "mean", "mix", "dirichlet")
-NEED = (*NEED_ADAPTER, "mean")
-AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 EPSILON = 1e-4
 """Added to a group's deviation, as TRL does."""
 
 
-def run_weights(
-    source: str | Mapping[str, float],
-    prompts: Sequence[Prompt],
-    objective_names: Sequence[str],
-    adapter=None,
-    seed: int = 0,
-    floors: str = "",
-) -> Array:
-    """The weights of all P prompts of a run, (P, K): every prompt is asked once, and keeps its weights throughout.
-
-    Args:
-        source: fixed weights by name (all on one objective is a single reward), or ``uniform`` (MORLHF), ``adapter``
-            (PRO-MORLHF), ``shuffled`` (the adapter's, dealt to the wrong prompts), ``mean`` (their mean, for all
-            prompts alike), ``mix`` or ``dirichlet`` (see :func:`pro_core.policies.goals.goal_source`).
-        floors: such as ``harmless=0.1``, applied to whatever the source says.
-
-    Raises:
-        ValueError: another source, weights off the simplex, or floors that make no sense.
-    """
-    found: Any
-    if isinstance(source, Mapping):
-        given = dict.fromkeys(objective_names, 0.0) | dict(source)
-        found = FixedWeights(objective_names, given)
-    elif source in ("shuffled", "mean"):
-        found = SelectedWeights(AdapterWeights(adapter), objective_names)
-        if source == "shuffled":
-            found = ShuffledWeights(found, seed)
-        else:
-            found = FixedWeights(objective_names, found(prompts).mean(axis=0))
-    else:
-        found = goal_source(source, objective_names, adapter, seed)
-    if floors:
-        found = FlooredWeights(found, parse_floors(floors, objective_names))
-    return found(prompts)
-
-
 class WeightedReward:
-    """The reward function of a run, for TRL's trainers and for our own loops; what the scores are is its subclasses'.
+    """The reward function of a run, for TRL's trainers and for our own loops; a subclass says what the scores are.
 
     Args:
         objective_names: K of them. prompts: the P prompts of the run, as scorers read them; the dataset has a column

@@ -1,38 +1,33 @@
-"""MOSLIM: a policy that is asked for levels in its prompt, rewarded by one classifier's heads (its Eq 11).
+"""The task of MOSLIM: a policy is asked for levels in its prompt, and one classifier's heads reward it (its Eq 11).
 
 Each prompt is prefixed with 1 to 3 objectives drawn at random, each with a random level: ``<helpful 4> <honest 2>``.
 The policy reads that; the classifier scores the prompt without it. Since
 
     r = (1/k) sum_i mask_i (p_i[target_i] - mean_i[target_i]) / std_i[target_i]
 
-is a weighted sum over objectives with the weights mask_i / k, a run is one of :mod:`pro_core.policies.rl.grpo` whose
-prompts, scores and weights are these, under every one of its algorithms. The statistics are those that the classifier
-was saved with, and stay as they are: moving ones would make the reward depend on the order of the batches.
+is a weighted sum over objectives with the weights mask_i / k, every algorithm takes this task as it takes a weighted
+one. The statistics are those that the classifier was saved with, and stay as they are: moving ones would make the
+reward depend on the order of the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pro_core.data.objectives import Message, Prompt
-from pro_core.data.sources import default_data_dir
-from pro_core.policies.conditional.data import check_objectives
-from pro_core.policies.rl.data import load_kinds
-from pro_core.policies.rl.grpo import MorlhfRun
-from pro_core.policies.rl.online_dpo import OnlineDpoRun
-from pro_core.policies.rl.ppo import PpoRun
+from pro_core.data.objectives import Prompt
+from pro_core.policies.recipe import check_objectives
+from pro_core.policies.rl.recipe import MoslimRecipe
 from pro_core.policies.rl.reward import Array, WeightedReward
-from pro_core.policies.stages import lora_base
+from pro_core.policies.rl.task import Conversation, PromptReader, Task, draw_rows, load_kinds
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS, MOST_LEVELS, Condition
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import DIVISORS, RewardClassifier, target_scores
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.processes import process_device
 from pro_core.system.storage import content_hash
 
@@ -55,7 +50,7 @@ def draw_levels(counts: Sequence[int], N: int, seed: int) -> Levels:
 
 
 class LevelReward(WeightedReward):
-    """Eq 11, one term an objective.
+    """Eq 11, one term for each objective.
 
     Args:
         classifier: with statistics; of its objectives those in ``objective_names`` count, and k counts them.
@@ -124,91 +119,68 @@ def level_condition(classifier: RewardClassifier, objective_names: Sequence[str]
 
 
 @dataclass
-class LevelData:
-    """What the arms of a recipe of `train/moslim.py` share, as :class:`pro_core.policies.rl.data.RewardData`."""
+class ClassifierPrompts:
+    """What all methods of a recipe share: the classifier, and the prompts of the train split with their kinds.
+    ``judge`` is a hash of what scores."""
 
     classifier: RewardClassifier
-    panel_key: str
+    judge: str
     objective_names: tuple[str, ...]
-    prompts: list[list[Message]]
+    prompts: list[Conversation]
     kinds: list[str]
 
     @classmethod
-    def load(cls, recipe: dict[str, Any]) -> LevelData:
+    def load(cls, recipe: MoslimRecipe) -> ClassifierPrompts:
         """Load what a recipe names.
 
         Raises:
             ConfigError: objectives that the classifier does not have, a classifier without statistics, no prompts.
         """
-        source = recipe["classifier"]
+        source = recipe.classifier
         classifier = RewardClassifier.from_pretrained(source, process_device())
-        asked = recipe["objectives"] or classifier.objective_names
-        check_objectives("classifier", source, classifier.objective_names, asked)
-        names = tuple(asked)
+        names = tuple(recipe.objectives or classifier.objective_names)
+        check_objectives("classifier", source, classifier.objective_names, names)
         if classifier.stats is None:
             raise ConfigError(
                 f"classifier {source}: it has no statistics, without which its heads cannot be compared (Eq 11): "
-                "train/classifier.py fits them"
+                "train/classifier.py fits them",
+                ["classifier"],
             )
-        prompts, kinds = load_kinds(recipe["data"], recipe["data_dir"] or default_data_dir())
-        key = content_hash([classifier.fingerprint(), classifier.stats.to_dict(), names])
-        return cls(classifier, key, names, prompts, kinds)
+        prompts, kinds = load_kinds(recipe.data, recipe.data_folder)
+        judge = content_hash([classifier.fingerprint(), classifier.stats.to_dict(), names])
+        return cls(classifier, judge, names, prompts, kinds)
 
 
-class MoslimRun(MorlhfRun):
-    """See :class:`MorlhfRun`: each of the data's prompts has its levels, drawn once a run, the same for every arm."""
+def level_task(recipe: MoslimRecipe, data: ClassifierPrompts, seed: int) -> Task:
+    """One method under one seed: each of the data's prompts has its levels, drawn once, the same for every arm.
 
-    data: Any  # a LevelData
-
-    def __init__(self, settings: dict[str, Any], seed: int, data: LevelData):
-        self.condition = level_condition(data.classifier, data.objective_names)
-        counts = self.condition.level_counts or ()
-        self.levels = draw_levels(counts, len(data.prompts), seed)
-        super().__init__(settings, seed, data)  # type: ignore[arg-type]
-
-    def reads(self, row: int) -> list[Message]:
-        asked = self.condition.level_text(self.levels[row].tolist())
-        return self.condition.add(self.data.prompts[row], asked)
-
-    def reward(self) -> LevelReward:
-        d = self.data
-        prompts, kinds = ([of[row] for row in self.rows] for of in (d.prompts, d.kinds))
-        levels, divide_by = self.levels[self.rows], self.settings["divide_by"]
-        reward = LevelReward(d.classifier, d.objective_names, prompts, levels, kinds, divide_by)
-        reward.tokenizer = self.tokenizer
-        return reward
-
-    def config(self) -> PolicyConfig:
-        """What stands beside the policy: how to ask it for levels, and whose levels they are."""
-        panel = self.data.classifier.fingerprint()
-        return PolicyConfig(self.condition, lora_base(self.settings), panel)
-
-    def _weigh(self) -> Array:
-        return level_weights(self.levels[self.rows], self.settings["divide_by"])
-
-    def _listed_prompts(self) -> list[dict[str, Any]]:
-        names = self.data.objective_names
-        listed = super()._listed_prompts()
-        for line, row in zip(listed, self.rows, strict=True):
-            line["levels"] = {
-                name: int(level)
-                for name, level in zip(names, self.levels[row], strict=True)
-                if level
-            }
-        return listed
-
-
-class MoslimOnlineDpoRun(MoslimRun, OnlineDpoRun):
-    """By online DPO."""
-
-
-class MoslimPpoRun(MoslimRun, PpoRun):
-    """By PPO."""
-
-
-RUNS: dict[str, type[MoslimRun]] = {
-    "grpo": MoslimRun,
-    "rloo": MoslimRun,
-    "online_dpo": MoslimOnlineDpoRun,
-    "ppo": MoslimPpoRun,
-}
+    Raises:
+        ConfigError: a model that cannot answer, or no prompt that fits.
+    """
+    names, reader = data.objective_names, PromptReader(recipe.model, recipe.max_prompt)
+    condition = level_condition(data.classifier, names)
+    levels_NK = draw_levels(condition.level_counts or (), len(data.prompts), seed)
+    reads_N = [
+        condition.add(prompt, condition.level_text(levels.tolist()))
+        for prompt, levels in zip(data.prompts, levels_NK, strict=True)
+    ]
+    rows, left_out = draw_rows(reads_N, recipe, seed, reader)
+    reads, prompts = [reads_N[row] for row in rows], [data.prompts[row] for row in rows]
+    kinds = [data.kinds[row] for row in rows]
+    levels_PK = levels_NK[rows]
+    reward = LevelReward(data.classifier, names, prompts, levels_PK, kinds, recipe.divide_by)
+    reward.tokenizer = reader.tokenizer
+    listed = [
+        {
+            "prompt": prompt,
+            "kind": kind,
+            "weights": dict(zip(names, weights, strict=True)),
+            "levels": levels,
+        }
+        for prompt, kind, weights, levels in zip(
+            prompts, kinds, reward.weights.tolist(), reward.targets, strict=True
+        )
+    ]
+    # How to ask the policy for levels, and whose levels they are.
+    config = PolicyConfig(condition, recipe.base, data.classifier.fingerprint())
+    return Task(reads, kinds, left_out, reward, data.judge, config, listed, reader)

@@ -1,0 +1,117 @@
+"""What the recipes of all trained policies have in common, and what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.sources import default_data_dir
+from pro_core.data.texts import TextSource
+from pro_core.rewards.panel import RewardPanel
+from pro_core.runs.recipes import ConfigError, Count, Names, RecipeOfArms, Settings, folder_name
+from pro_core.system.extras import needs
+from pro_core.system.processes import process_device
+
+with needs("train"):
+    from pydantic import Field, model_validator
+
+LEAST_PROMPT = 32
+"""Tokens that a prompt has at the least."""
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+class Trained(Settings):
+    """Which parameters of a policy are trained."""
+
+    lora: dict[str, Any] | None = {}
+    """PEFT settings, by default rank 16 on every linear layer; null trains every parameter"""
+
+
+class PolicyRecipe(Trained, RecipeOfArms):
+    """A recipe of policies: the model, the prompts and the lengths, the same for every method and seed."""
+
+    model: str
+    """the base of every policy: a folder or a hub id"""
+    data: Annotated[list[TextSource], Field(min_length=1)]
+    """files or public sets; of them the train split"""
+    data_dir: str | None = None
+    """where the files of `data` lie; null for the project's own"""
+    objectives: Names | None = None
+    """some of the judge's; null for all"""
+    max_length: Count = 512
+    """tokens of prompt and completion; a prompt has what max_new_tokens leaves"""
+    max_new_tokens: Count = 128
+    rows_per_device: Count | None = None
+    """rows at once; the rest of a batch is accumulated"""
+    gradient_checkpointing: bool = False
+
+    @property
+    def max_prompt(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_length - self.max_new_tokens
+
+    @property
+    def base(self) -> str:
+        """The model that the trained LoRA belongs to; empty where every parameter is trained."""
+        return self.model if self.lora is not None else ""
+
+    @property
+    def data_folder(self) -> str | Path:
+        return self.data_dir or default_data_dir()
+
+    def place(self, seed: int) -> Path:
+        """Where a finished policy goes."""
+        own = Path(self.output) / folder_name(self.method) / f"seed{seed}"
+        return Path(self.policy) if self.policy else own
+
+    def used(self) -> dict[str, Any]:
+        """The settings of one method, as its record keeps them."""
+        return self.model_dump(exclude={"arms", "seeds", "policy"})
+
+    @model_validator(mode="after")
+    def _room(self) -> PolicyRecipe:
+        if self.max_prompt < LEAST_PROMPT:
+            raise ConfigError(
+                f"got max_new_tokens {self.max_new_tokens}, expected at most max_length - {LEAST_PROMPT}",
+                ["max_new_tokens"],
+            )
+        return self
+
+
+class PanelPolicyRecipe(PolicyRecipe):
+    """A recipe whose policies a panel judges."""
+
+    panel: str
+    """a folder or YAML file of a RewardPanel"""
+    adapter: str | None = None
+    """a folder of a PreferenceAdapter, for the weights or goals that it predicts"""
+
+
+def load_panel(
+    recipe: PanelPolicyRecipe,
+) -> tuple[RewardPanel, tuple[str, ...], PreferenceAdapter | None]:
+    """A recipe's panel, the objectives that it is about, and its adapter, None where it names none.
+
+    Raises:
+        ConfigError: objectives that the panel or the adapter does not have.
+    """
+    panel = RewardPanel.from_pretrained(recipe.panel, process_device())
+    names = tuple(recipe.objectives or panel.objective_names)
+    check_objectives("panel", recipe.panel, panel.objective_names, names)
+    adapter = None
+    if recipe.adapter:
+        adapter = PreferenceAdapter.from_pretrained(recipe.adapter)
+        check_objectives("adapter", recipe.adapter, adapter.objective_names, names)
+    return panel, names, adapter
+
+
+def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise a ConfigError unless what the setting ``key`` names has all objectives that are wanted, each once."""
+    missing = [name for name in wanted if name not in has]
+    if missing or len(set(wanted)) < len(wanted):
+        raise ConfigError(
+            f"{key} {source}: got the objectives {list(wanted)}, expected some of its {list(has)}, each once",
+            ["objectives"],
+        )

@@ -1,0 +1,159 @@
+"""A task of reinforcement learning: what is asked of which prompt, and how the completions are rewarded.
+
+A task is data that :func:`pro_core.policies.rl.weighted.weighted_task` or
+:func:`pro_core.policies.rl.levels.level_task` makes for one method and one seed. An algorithm
+(:mod:`pro_core.policies.rl.run`) takes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pro_core.data.objectives import Message
+from pro_core.data.schema import PreferencePair, read_jsonl, to_messages
+from pro_core.data.sources import examples_of, is_public
+from pro_core.data.texts import TextSource
+from pro_core.generation.chat import PromptTooLong, fit, has_template, readable
+from pro_core.generation.request import checked
+from pro_core.policies.rl.recipe import LoopRecipe
+from pro_core.policies.rl.reward import WeightedReward
+from pro_core.prompting.policy_config import PolicyConfig, load_tokenizer
+from pro_core.runs.recipes import ConfigError
+from pro_core.system.storage import content_hash, first_line
+
+UNSAFE: dict[Any, str] = {0: "safe", 1: "unsafe"}
+
+Conversation = list[Message]
+
+
+class PromptReader:
+    """How a policy of a base model reads prompts.
+
+    Args:
+        max_prompt: tokens that it reads at most.
+
+    Raises:
+        ConfigError: a model that cannot be loaded, or one without a chat template.
+    """
+
+    def __init__(self, model: str, max_prompt: int):
+        try:
+            self.tokenizer = load_tokenizer(model)
+        except Exception as error:  # every loader has exceptions of its own
+            raise ConfigError(
+                f"cannot load the model {model!r}: {first_line(error)}", ["model"]
+            ) from error
+        if not has_template(self.tokenizer):
+            raise ConfigError(
+                f"model {model}: its tokenizer has no chat template, so it does not know where an answer ends: name a "
+                "model that was trained to answer"
+            )
+        self.max_prompt = max_prompt
+
+    def fitted(self, prompt: Sequence[Message]) -> Conversation | None:
+        """The conversation as it will be read in generation: the oldest turns left out until it fits, in a form that
+        the template takes, and no text that it would take for its own marks. None where the last message alone is too
+        long."""
+        messages = checked(prompt)
+        try:
+            _, dropped = fit(self.tokenizer, messages, self.max_prompt)
+        except PromptTooLong:
+            return None
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        return readable(self.tokenizer, [*system, *messages[len(system) + dropped :]])
+
+    def ids(self, prompt: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation that fits."""
+        return fit(self.tokenizer, checked(prompt), self.max_prompt)[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """P prompts in the order in which they are asked, and what completions of them are worth.
+
+    Attributes:
+        reads: what the policy reads of each. ``kinds``: a word for each, under which its weights are logged.
+        left_out: how many prompts were too long.
+        reward: of completions to them, with the weights (P, K).
+        judge: a hash of all that scores; the hash of a run holds it.
+        config: what stands beside the policy.
+        listed: a line for each prompt, for people.
+        reader: how the policy reads.
+    """
+
+    reads: list[Conversation]
+    kinds: list[str]
+    left_out: int
+    reward: WeightedReward
+    judge: str
+    config: PolicyConfig
+    listed: list[dict[str, Any]]
+    reader: PromptReader
+
+
+def draw_rows(
+    reads_N: Sequence[Sequence[Message]], recipe: LoopRecipe, seed: int, reader: PromptReader
+) -> tuple[list[int], int]:
+    """The rows of a run's prompts, each once, in a random order that is the same for every arm; and how many were left
+    out because their last message alone is too long.
+
+    Raises:
+        ConfigError: none of N prompts fits.
+    """
+    N = len(reads_N)
+    wanted = recipe.steps // recipe.iterations * recipe.prompts_per_step
+    rows: list[int] = []
+    left_out = 0
+    for row in np.random.default_rng(seed).permutation(N).tolist():
+        if len(rows) == wanted:
+            break
+        if reader.fitted(reads_N[row]) is None:
+            left_out += 1
+        else:
+            rows.append(row)
+    if not rows:
+        raise ConfigError(
+            f"max_length {recipe.max_length}: none of {N} prompts fits into {reader.max_prompt} tokens",
+            ["max_length"],
+        )
+    return rows, left_out
+
+
+def load_kinds(
+    entries: Sequence[TextSource], data_dir: str | Path
+) -> tuple[list[Conversation], list[str]]:
+    """The train prompts of :func:`pro_core.data.texts.load_prompts`, and of what kind each is.
+
+    ``hh_pairs/harmless`` by the objective that a pair was judged by, ``xstest_responses/unsafe`` by a prompt's own
+    label, else the file's name; the first kind of a prompt that is there twice.
+
+    Raises:
+        ConfigError: no prompts.
+    """
+    kinds: dict[str, str] = {}
+    prompts: dict[str, Conversation] = {}
+    for entry in entries:
+        file, name = Path(data_dir) / entry.path, entry.path
+        stem = Path(name).name.split(".")[0]
+        details: dict[str, str] = {}
+        if is_public(file, name):
+            for example in examples_of(name, data_dir):
+                detail = example.objective if isinstance(example, PreferencePair) else ""
+                details.setdefault(content_hash(example.prompt), detail)
+        else:
+            for row in read_jsonl(file):
+                detail = row.get("objective") or UNSAFE.get(row.get("prompt_unsafe"), "")
+                if row.get("prompt"):
+                    details.setdefault(content_hash(to_messages(row["prompt"])), detail)
+        for prompt in entry.prompts(data_dir):
+            key = content_hash(prompt)
+            prompts.setdefault(key, prompt)
+            kinds.setdefault(key, "/".join(filter(None, (stem, details.get(key, "")))))
+    if not prompts:
+        raise ConfigError("data: got no prompts of the train split", ["data"])
+    return list(prompts.values()), [kinds[key] for key in prompts]
