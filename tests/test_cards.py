@@ -14,9 +14,10 @@ import yaml
 from tiny import tiny_classifier
 
 from pro_core.adapter.card import write_adapter_card
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.data import card_parts
 from pro_core.data.card_parts import base_licence, data_licences
-from pro_core.data.sources import data_sources, rated_sources
+from pro_core.data.entries import PairSource
 from pro_core.data.training_pairs import gather_pairs
 from pro_core.policies.card import write_soup_card
 from pro_core.prompting.policy_config import PolicyConfig
@@ -24,9 +25,10 @@ from pro_core.prompting.templates import Condition
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_card import write_classifier_card
-from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
+from pro_core.rewards.classifier_training import RatedResponses
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
+from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.rewards.scores import distinct_texts, fit_reference_stats, pair_table
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import library_versions
@@ -70,7 +72,7 @@ def panel_data(tmp_path):
     ]
     jsonl(tmp_path / "letters.jsonl", polite)
     jsonl(tmp_path / "notes.jsonl", short)
-    sources = data_sources([{"path": "letters.jsonl"}, {"path": "notes.jsonl", "licence": "mine"}])
+    sources = [PairSource(path="letters.jsonl"), PairSource(path="notes.jsonl", licence="mine")]
     return gather_pairs(sources, NAMES, tmp_path)
 
 
@@ -136,8 +138,8 @@ def panel(base):
 
 
 def panel_recipe(base, **changes):
-    recipe = {"model": base, "shared_trunk": True, "method": "full", "max_length": 24, "seed": 0}
-    return recipe | {"licence": None, "grade_on": "test"} | changes
+    settings = {"objectives": NAMES, "data": [{"path": "letters.jsonl"}], "output": "out"}
+    return PanelRecipe(**settings, model=base, max_length=24, **changes)
 
 
 def test_the_panels_card_with_data_of_ones_own(tmp_path, base, panel):
@@ -226,7 +228,10 @@ count a floor.
 
 
 def adapter_card(tmp_path, base, summary, table, names=NAMES):
-    recipe = {"encoder": base, "train_encoder": False, "licence": None}
+    recipe = AdapterRecipe(
+        scores="scores.parquet", panel="panel", output="out", encoder=base, train_encoder=False,
+        targets=[{"target": "pairwise", "temperature": 1.0}],
+    )  # fmt: skip
     write_adapter_card(tmp_path, recipe, "pairwise-t1", names, summary, table)
     return (tmp_path / "README.md").read_text()
 
@@ -268,22 +273,22 @@ def test_the_classifiers_card_names_its_own_data_and_its_limits(tmp_path, base):
         for i in range(4)
     ]
     jsonl(tmp_path / "essays.jsonl", [*rows, rows[0] | {"split": "test"}])
-    scales = intensity_scales({"fluency": {"range": [1, 5], "thresholds": [3]}})
-    sources = rated_sources([{"path": "essays.jsonl", "labels": ["fluency"]}], ["fluency"])
-    data = RatedResponses.load(sources, scales, tmp_path)
+    recipe = ClassifierRecipe(
+        objectives={"fluency": {"range": [1, 5], "thresholds": [3]}},
+        data=[{"path": "essays.jsonl", "labels": ["fluency"]}],
+        model=base,
+        output="out",
+        max_length=9,
+        licence="mit",
+    )
+    scales = recipe.scales
+    data = RatedResponses.load(recipe.data, scales, tmp_path)
     model = SimpleNamespace(config=SimpleNamespace(num_labels=2))
     classifier = RewardClassifier(scales, model, None, "", loss="joint", label_counts=data.counts)
     measured = {"accuracy": 0.6, "ci95": [0.4, 0.8], "n": 5, "prompts": 5}
     classifier.accuracy = {"level_accuracy_fluency": measured}
     majority = {"level_accuracy_fluency": measured | {"accuracy": 0.5}}
-    recipe = {
-        "model": base,
-        "method": "full",
-        "max_length": 9,
-        "grade_on": "test",
-        "licence": "mit",
-    }
-    write_classifier_card(tmp_path, classifier, recipe, sources, data, majority)
+    write_classifier_card(tmp_path, classifier, recipe, data, majority)
     card = (tmp_path / "README.md").read_text()
     assert "license: mit\n" in card and "`a base` (licence bsd-3-clause)" in card
     assert "- essays: fluency; splits train; licence CC-BY-4.0\n" in card

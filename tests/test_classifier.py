@@ -1,6 +1,5 @@
 """MOSLIM's reward classifier: levels from ratings, both losses, Eq 11, the disk form, and what it learns."""
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -16,22 +15,23 @@ from tiny import tiny_classifier, tiny_encoder, tokenizer
 from transformers import Qwen2Config, Qwen2Model
 
 from pro_core import RewardClassifier, RewardStats, map_levels
+from pro_core.data.entries import RatedSource
 from pro_core.data.schema import DataError, LabelledResponse
-from pro_core.data.sources import RatedSource, rated_sources
 from pro_core.reporting.tables import classifier_table
 from pro_core.rewards.classifier import IntensityScale, log_probabilities, moving_stats
 from pro_core.rewards.classifier_grades import grade_levels, majority_class
 from pro_core.rewards.classifier_training import (
     RatedResponses,
-    check_losses,
     classifier_loss,
     count_levels,
-    intensity_scales,
     rated_levels,
 )
 from pro_core.rewards.models import load_reward_model
-from pro_core.runs.training import ConfigError, training_arguments
+from pro_core.rewards.recipes import ClassifierRecipe
+from pro_core.runs.recipes import ConfigError
+from pro_core.runs.training import training_arguments
 from pro_core.system.storage import StorageError
+from train import classifier as script
 
 SCALES = (
     IntensityScale("helpful", 1, 5, (3, 5)),
@@ -84,36 +84,67 @@ def test_an_objective_without_data_or_with_one_class_is_refused(levels, said):
         count_levels(np.array(levels), SCALES)
 
 
-@pytest.mark.parametrize(
-    ("objectives", "said"),
-    [
-        (["helpful"], "expected a mapping"),
-        ({"helpful": {"range": [1, 5]}}, "helpful: got .* expected {range"),
-        ({"helpful": {"range": [1, 5], "thresholds": [4, 3]}}, "ascending thresholds"),
-        ({"helpful": {"range": [1, 5], "thresholds": [1, 3]}}, "above its lower end"),
-        ({"helpful": {"range": [1, 5], "thresholds": [6]}}, "threshold 6, expected at most 5"),
-        ({"helpful": {"range": [5, 1], "thresholds": []}}, "range 5 to 1"),
-        ({"Helpful!": {"range": [1, 5], "thresholds": []}}, "objective name 'Helpful!'"),
-    ],
-)
-def test_a_wrong_scale_is_refused(objectives, said):
-    with pytest.raises(ConfigError, match=said):
-        intensity_scales(objectives)
+def recipe_file(folder: Path, **changes) -> Path:
+    """A recipe that is right but for the changes."""
+    settings = {
+        "objectives": {"helpful": {"range": [1, 5], "thresholds": [3]}},
+        "model": "base",
+        "data": [{"path": "rated.jsonl", "labels": ["helpful"]}],
+        "output": "out",
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings | changes))
+    return path
+
+
+def helpful(*thresholds, low=1, high=5, **more):
+    """One objective with these thresholds."""
+    return {"helpful": {"range": [low, high], "thresholds": list(thresholds)} | more}
 
 
 @pytest.mark.parametrize(
-    ("losses", "thresholds", "said"),
+    ("changes", "field"),
     [
-        (["per_head"], [], "per_head cannot teach .'helpful'."),
-        (["joint"], [], "nothing to learn"),
-        (["cross"], [3], "expected a list of some of"),
-        ("joint", [3], "expected a list of some of"),
+        ({"objectives": ["helpful"]}, "objectives"),
+        ({"objectives": {"helpful": {"range": [1, 5]}}}, "objectives.helpful.thresholds"),
+        ({"objectives": helpful(3, levels=2)}, "objectives.helpful.levels"),
+        ({"objectives": helpful(4, 3)}, "objectives"),  # not ascending
+        ({"objectives": helpful(1, 3)}, "objectives"),  # level 1 would be empty
+        ({"objectives": helpful(6)}, "objectives"),  # above the highest rating
+        ({"objectives": helpful(low=5, high=1)}, "objectives"),
+        ({"objectives": {"Helpful!": {"range": [1, 5], "thresholds": [3]}}}, "objectives"),
+        ({"objectives": helpful(), "losses": ["per_head"]}, "losses"),  # a softmax over one level
+        ({"objectives": helpful()}, "objectives"),  # one level in all
+        ({"losses": ["cross"]}, "losses.0"),
+        ({"losses": "joint"}, "losses"),
+        ({"losses": []}, "losses"),
+        ({"data": [{"path": "rated.jsonl"}]}, "data.0.labels"),
+        ({"data": [{"path": "rated.jsonl", "labels": ["funny"]}]}, "data.0.labels"),
+        ({"data": [{"path": "r.jsonl", "labels": ["helpful"], "kind": "x"}]}, "data.0.kind"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"grade_on": "train"}, "grade_on"),
     ],
 )
-def test_a_loss_that_teaches_nothing_is_refused(losses, thresholds, said):
-    scales = intensity_scales({"helpful": {"range": [1, 5], "thresholds": thresholds}})
-    with pytest.raises(ConfigError, match=said):
-        check_losses(losses, scales)
+def test_a_wrong_setting_is_refused_by_name(tmp_path, changes, field):
+    with pytest.raises(ConfigError) as refused:
+        ClassifierRecipe.read(recipe_file(tmp_path, **changes))
+    assert field in refused.value.fields
+
+
+def test_a_label_is_a_text_or_a_mapping_of_them_but_no_letters(tmp_path):
+    entry = {"path": "rated.jsonl", "labels": "helpful"}
+    with pytest.raises(ConfigError) as refused:
+        ClassifierRecipe.read(recipe_file(tmp_path, data=[entry]))
+    assert all(field.startswith("data.0.labels") for field in refused.value.fields)
+
+
+def test_settings_are_hashed_as_they_were_written(tmp_path):
+    """Else finished classifiers would be trained again: 3 is not 3.0, and no default is added to an entry."""
+    entry = {"path": "rated.jsonl", "labels": {"helpful": "stars"}, "epochs": 1}
+    changes = {"objectives": helpful(2.5, 3), "data": [entry]}
+    recipe = ClassifierRecipe.read(recipe_file(tmp_path, **changes))
+    assert json.dumps(recipe.decides("objectives", "data")) == json.dumps(changes)
+    assert recipe.scales == (IntensityScale("helpful", 1, 5, (2.5, 3)),)
 
 
 def stand_ins(folder: Path, n: int = 60) -> None:
@@ -137,13 +168,11 @@ def stand_ins(folder: Path, n: int = 60) -> None:
 def test_the_four_data_types_of_the_paper(tmp_path, kind, levels):
     """The recipes' own data part, on files that stand in for the two public sets."""
     stand_ins(tmp_path)
-    recipe = yaml.safe_load((ROOT / f"recipes/moslim_type{kind}.yaml").read_text())
-    scales = intensity_scales(recipe["objectives"])
-    check_losses(recipe["losses"], scales)
+    recipe = ClassifierRecipe.read(ROOT / f"recipes/moslim_type{kind}.yaml")
+    scales = recipe.scales
     assert [scale.name for scale in scales] == ["helpful", "honest", "harmless"]
     assert [scale.levels for scale in scales] == levels
-    sources = rated_sources(recipe["data"], recipe["objectives"])
-    data = RatedResponses.load(sources, scales, tmp_path)
+    data = RatedResponses.load(recipe.data, scales, tmp_path)
     assert len(data.train) + len(data.held_out) == 120
     for response, row in zip(data.train, data.levels, strict=True):
         if "harmless" in response.labels:
@@ -156,10 +185,9 @@ def test_the_four_data_types_of_the_paper(tmp_path, kind, levels):
 
 
 def test_the_small_recipe_reads_every_file_of_ours(data_dir):
-    recipe = yaml.safe_load((ROOT / "recipes/small_classifier.yaml").read_text())
-    scales = intensity_scales(recipe["objectives"])
-    sources = rated_sources(recipe["data"], recipe["objectives"])
-    data = RatedResponses.load(sources, scales, data_dir)
+    recipe = ClassifierRecipe.read(ROOT / "recipes/small_classifier.yaml")
+    scales = recipe.scales
+    data = RatedResponses.load(recipe.data, scales, data_dir)
     assert len(scales) == 12 and len(data.counts) == 29
     sizes = pd.Series([r.source for r in data.train]).value_counts()
     assert sizes["truthfulqa_responses"] == 6000 and sizes["colbert_humor_texts"] == 1500
@@ -168,27 +196,15 @@ def test_the_small_recipe_reads_every_file_of_ours(data_dir):
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        ({"labels": ["helpful"], "path": "absent.jsonl"}, "no such file"),
-        ({"path": "rated.jsonl"}, "expected `labels`"),
-        ({"path": "rated.jsonl", "labels": "helpful"}, "expected `labels`"),
-        ({"path": "rated.jsonl", "labels": ["funny"]}, "got the objectives .'funny'."),
-        (
-            {"path": "rated.jsonl", "labels": {"helpful": "stars"}},
-            "no response has the label .*stars",
-        ),
-        ({"path": "rated.jsonl", "labels": ["helpful"], "kind": "x"}, "kind"),
-        ({"path": "pairs.jsonl", "labels": ["helpful"]}, "no response has the label"),
-    ],
+    ("path", "label"),
+    [("absent.jsonl", "helpful"), ("rated.jsonl", "stars"), ("pairs.jsonl", "helpful")],
 )
-def test_a_data_entry_that_cannot_be_read_says_why(tmp_path, entry, said):
+def test_a_file_without_the_label_is_refused(tmp_path, path, label):
     write_rows(tmp_path / "rated.jsonl", [{"response": "a", "labels": {"helpful": 1}}])
     pair = {"prompt": "a", "chosen": "b", "rejected": "c", "objective": "helpful"}
     write_rows(tmp_path / "pairs.jsonl", [pair])
-    with pytest.raises(DataError, match=said):
-        [source] = rated_sources([entry], ["helpful"])
-        source.load(tmp_path)
+    with pytest.raises(DataError, match=path):
+        RatedSource(path=path, labels={"helpful": label}).load(tmp_path)
 
 
 def test_the_sample_of_a_large_source_is_of_its_training_rows(tmp_path):
@@ -197,7 +213,7 @@ def test_the_sample_of_a_large_source_is_of_its_training_rows(tmp_path):
         for i in range(40)
     ]
     write_rows(tmp_path / "rated.jsonl", rows)
-    source = RatedSource("rated.jsonl", {"helpful": "stars"}, max_rows=7)
+    source = RatedSource(path="rated.jsonl", labels={"helpful": "stars"}, max_rows=7)
     loaded = source.load(tmp_path)
     assert [r.split for r in loaded].count("train") == 7
     assert [r.split for r in loaded].count("test") == 20
@@ -500,18 +516,10 @@ def recipe(tmp_path_factory):
     return make
 
 
-def script():
-    """`train/classifier.py` as a module: its `main` in this process saves the imports of another."""
-    spec = importlib.util.spec_from_file_location("classifier", ROOT / "train/classifier.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_planted_levels_are_learned_under_both_losses(recipe, tmp_path):
     path = recipe("planted")
-    script().main(str(path))
+    script.main(ClassifierRecipe.read(path))
     folder = path.parent / "planted"
     for loss in ("joint", "per_head"):
         classifier = RewardClassifier.from_pretrained(folder / f"{loss}-seed0")
@@ -534,7 +542,7 @@ def test_planted_levels_are_learned_under_both_losses(recipe, tmp_path):
     # Started again, it finds everything done; graded, it gives rows and the table.
     model = folder / "joint-seed0/model/model.safetensors"
     before = model.stat().st_mtime_ns
-    script().main(str(path))
+    script.main(ClassifierRecipe.read(path))
     assert model.stat().st_mtime_ns == before
     run("train/evaluate.py", "classifier", path, "--results", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "classifier.jsonl").open()]
@@ -555,7 +563,7 @@ def test_accumulated_steps_are_the_same_steps(recipe):
         settings = yaml.safe_load(path.read_text())
         settings["data"][0]["epochs"] = 1
         path.write_text(yaml.safe_dump(settings))
-        script().main(str(path))
+        script.main(ClassifierRecipe.read(path))
         folder = path.parent / f"by{accumulation}" / "joint-seed0"
         models.append(load_file(folder / "model/model.safetensors"))
     for name, one in models[0].items():
@@ -584,7 +592,7 @@ def test_the_papers_recipe_trains_a_small_model_of_its_architecture(tmp_path):
     places = {"model": base, "output": str(tmp_path / "out"), "data_dir": str(tmp_path)}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | places))
-    script().main(str(path))
+    script.main(ClassifierRecipe.read(path))
     for loss in ("joint", "per_head"):
         classifier = RewardClassifier.from_pretrained(tmp_path / f"out/{loss}-seed42")
         assert len(classifier.columns) == 12 and classifier.input_format == "chat"
@@ -602,5 +610,5 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
 def test_a_recipe_without_test_responses_stops_before_training(recipe):
     path = recipe("none", grade_on="validation")
     with pytest.raises(DataError, match="no validation responses"):
-        script().main(str(path))
+        script.main(ClassifierRecipe.read(path))
     assert not (path.parent / "none").exists()

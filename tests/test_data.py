@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from pro_core.data.entries import PairSource
 from pro_core.data.pairs import (
     HUMOR_REQUESTS,
     constructed_humor_pairs,
@@ -32,7 +34,7 @@ from pro_core.data.schema import (
     split_of,
     to_messages,
 )
-from pro_core.data.sources import DataSource, data_sources, load_texts
+from pro_core.data.texts import TextSource, load_texts
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -292,7 +294,7 @@ def test_halves_of_a_character_enter_no_field_of_an_example(tmp_path):
     assert (second.response, second.labels, second.extra, second.licence) == (
         "d \ufffd", {"\ufffd": 1}, {"context": "😀"}, "\ufffd",
     )  # fmt: skip
-    assert {r.response for r in load_texts([{"path": "f.jsonl"}], tmp_path)} == {
+    assert {r.response for r in load_texts([TextSource(path="f.jsonl")], tmp_path)} == {
         chosen,
         rejected,
         "d \ufffd",
@@ -373,11 +375,34 @@ def test_constructed_humor_is_marked_and_split_by_template():
 def test_a_source_says_what_it_lacks(tmp_path):
     write(tmp_path / "a.jsonl.gz", [{"prompt": "Hi", "response": "a", "labels": {"truthful": 1}}])
     with pytest.raises(DataError, match=r"no pairs for \['truthful'\]"):
-        DataSource("a.jsonl.gz", "labels", ("truthful",)).load(tmp_path)
-    with pytest.raises(DataError, match="expected one of"):
-        DataSource("a.jsonl.gz", "labelled").load(tmp_path)
-    with pytest.raises(DataError, match="epoch"):
-        data_sources([{"path": "a.jsonl.gz", "epoch": 2}])
+        PairSource(path="a.jsonl.gz", kind="labels", objectives=["truthful"]).load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "place"),
+    [
+        ({"path": "f.jsonl", "kind": "labelled"}, ("kind",)),
+        ({"path": "f.jsonl", "epoch": 2}, ("epoch",)),
+        ({"path": "f.jsonl", "epochs": 0}, ("epochs",)),
+        ({"path": "f.jsonl", "splits": "train"}, ("splits",)),
+        ({"path": "f.jsonl", "splits": ["dev"]}, ("splits", 0)),
+        ({"path": "f.jsonl", "splits": []}, ("splits",)),
+        ({"path": "f.jsonl", "objectives": "helpful"}, ("objectives",)),
+        ({"path": ""}, ("path",)),
+        ({"kind": "pairs"}, ("path",)),
+        ("f.jsonl", ()),
+    ],
+)
+def test_an_entry_that_does_not_fit_is_refused_by_name(entry, place):
+    with pytest.raises(ValidationError) as refused:
+        PairSource.model_validate(entry)
+    assert all(error["loc"][: len(place)] == place for error in refused.value.errors())
+
+
+def test_an_entry_is_hashed_as_it_was_written():
+    entry = {"path": "f.jsonl", "splits": ["train"], "objectives": {"helpful": "good"}}
+    assert PairSource(**entry).model_dump() == entry
+    assert PairSource(path="f.jsonl").model_dump() == {"path": "f.jsonl"}
 
 
 def test_the_real_files_have_no_prompt_in_two_splits(data_dir):
@@ -432,7 +457,7 @@ def test_an_objective_without_pairs_says_why(tmp_path, labels, said):
         for i, label in enumerate(labels)
     ]
     write(tmp_path / "f.jsonl.gz", rows)
-    source = DataSource("f.jsonl.gz", "labels", ("truthful",))
+    source = PairSource(path="f.jsonl.gz", kind="labels", objectives=["truthful"])
     with pytest.raises(DataError, match=f"no pairs for .'truthful'.; {said}"):
         source.load(tmp_path)
 
@@ -454,7 +479,7 @@ def test_every_form_of_a_response_is_found_once(tmp_path):
         {"id": "d", "response": "alone", "labels": {"humor": "?"}},  # labels are not looked at
     ]
     write(tmp_path / "f.jsonl.gz", rows)
-    found = load_texts([{"path": "f.jsonl.gz"}] * 2, tmp_path)
+    found = load_texts([TextSource(path="f.jsonl.gz")] * 2, tmp_path)
     assert [(r.id, r.response) for r in found] == [
         ("a", "one"), ("b-1", "two"), ("b-2", ""), ("c-0", "three"), ("c-1", "four"), ("d", "alone"),
     ]  # fmt: skip
@@ -465,32 +490,37 @@ def test_every_form_of_a_response_is_found_once(tmp_path):
 def test_an_entry_of_a_recipe_gives_both_sides_of_its_pairs(tmp_path):
     rows = [{"prompt": "a", "response": t, "labels": {"truthful": t == "x"}} for t in "xyz"]
     write(tmp_path / "f.jsonl.gz", rows)
-    entry = {"path": "f.jsonl.gz", "kind": "labels", "objectives": ["truthful"]}
-    assert [r.response for r in load_texts([entry], tmp_path)] == ["x", "y", "z"]
+    source = TextSource(path="f.jsonl.gz", kind="labels", objectives=["truthful"])
+    assert [r.response for r in load_texts([source], tmp_path)] == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize(
-    ("entry", "row", "said"),
+    ("path", "row", "said"),
     [
-        ({"path": "f.jsonl.gz", "split": "x"}, {}, "expected a path, and more only beside a kind"),
-        ({}, {}, "expected a path"),
-        ({"path": "absent"}, {}, "no such file"),
-        ({"path": "f.jsonl.gz"}, {"prompt": "a"}, "record 1 .id None.: no field 'response'"),
-        ({"path": "f.jsonl.gz"}, {"prompt": "a", "responses": "x"}, "expected texts"),
-        ({"path": "f.jsonl.gz"}, {"prompt": " ", "response": "x"}, "empty prompt"),
+        ("absent", {}, "no such file"),
+        ("f.jsonl.gz", {"prompt": "a"}, "record 1 .id None.: no field 'response'"),
+        ("f.jsonl.gz", {"prompt": "a", "responses": "x"}, "expected texts"),
+        ("f.jsonl.gz", {"prompt": " ", "response": "x"}, "empty prompt"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tmp_path, entry, row, said):
+def test_what_cannot_be_scored_is_named(tmp_path, path, row, said):
     write(tmp_path / "f.jsonl.gz", [row] if row else [])
     with pytest.raises(DataError, match=said):
-        load_texts([entry], tmp_path)
+        load_texts([TextSource(path=path)], tmp_path)
+
+
+def test_a_file_of_texts_has_a_path_alone():
+    """Settings of pairs would have no effect on it."""
+    with pytest.raises(ValidationError):
+        TextSource(path="f.jsonl", splits=["train"])
+    assert TextSource(path="f.jsonl", kind="pairs", splits=["train"]).splits == ["train"]
 
 
 def test_pairs_of_several_objectives_can_count_as_one(tmp_path):
     row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}
     rows = [row | {"objective": name} for name in ("helpful", "harmless")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (source,) = data_sources([{"path": "pairs.jsonl", "as_objective": "overall"}])
+    source = PairSource(path="pairs.jsonl", as_objective="overall")
     assert [p.objective for p in source.load(tmp_path)] == ["overall", "overall"]
 
 

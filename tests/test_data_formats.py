@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from pro_core.data.entries import PairSource, RatedSource
 from pro_core.data.schema import DataError, load_examples, load_responses
-from pro_core.data.sources import DataSource, data_sources, load_prompts, load_texts, rated_sources
+from pro_core.data.texts import TextSource, load_prompts, load_texts
 from pro_core.doctor.inputs import load_pairs
 
 
@@ -223,7 +224,7 @@ def test_pairs_without_an_objective_take_the_only_one_that_their_entry_names(tmp
     written(tmp_path, row, row | {"prompt": "b", "objective": "honest"})
 
     def objectives(**entry):
-        [source] = data_sources([{"path": "f.jsonl", **entry}])
+        source = PairSource(path="f.jsonl", **entry)
         return [p.objective for p in source.load(tmp_path)]
 
     assert objectives(objectives=["helpful"]) == ["helpful"]
@@ -251,9 +252,8 @@ def completion(text, **ratings):
 
 def pairs_of(tmp_path, objectives, *rows, **entry):
     written(tmp_path, *rows)
-    [source] = data_sources(
-        [{"path": "f.jsonl", "kind": "labels", "objectives": objectives, **entry}]
-    )
+    settings = {"path": "f.jsonl", "kind": "labels", "objectives": objectives}
+    source = PairSource(**settings | entry)
     notes: list[str] = []
     found = [
         (p.objective, p.prompt[-1]["content"], p.chosen, p.rejected)
@@ -345,7 +345,7 @@ def test_a_classifier_reads_ratings_in_columns_too(tmp_path):
         "labels": {"good": "helpfulness", "liked": "stars"},
         "licence": "CC0-1.0",
     }
-    [source] = rated_sources([entry], ["good", "liked"])
+    source = RatedSource(**entry)
     notes: list[str] = []
     found = source.load(tmp_path, notes)
     assert [(r.response, r.labels, r.licence) for r in found] == [
@@ -375,7 +375,7 @@ def test_what_a_source_leaves_out_is_counted(tmp_path):
     rows += [{"prompt": "a", "response": "x", "labels": {"good": 1}}]
     written(tmp_path, *rows)
     notes: list[str] = []
-    assert len(DataSource("f.jsonl").load(tmp_path, notes)) == 2
+    assert len(PairSource(path="f.jsonl").load(tmp_path, notes)) == 2
     assert notes == [
         "f.jsonl: 1 labelled responses left out, kind `labels` pairs them.",
         "f.jsonl: 1 pairs left out, their two completions are the same text.",
@@ -383,7 +383,7 @@ def test_what_a_source_leaves_out_is_counted(tmp_path):
     ]
     written(tmp_path, same)
     with pytest.raises(DataError, match="no pairs for any objective. 1 pairs left out, their two"):
-        DataSource("f.jsonl").load(tmp_path)
+        PairSource(path="f.jsonl").load(tmp_path)
 
 
 @pytest.mark.parametrize("other", ["Un cafe\u0301.", "Un  café.", "Un\ncafé. "])
@@ -391,7 +391,7 @@ def test_one_text_in_two_spellings_is_no_comparison(tmp_path, other):
     row = {"objective": "helpful", "prompt": "a", "chosen": "Un café.", "rejected": other}
     path = written(tmp_path, row, row | {"rejected": "un café."})
     notes: list[str] = []
-    [kept] = DataSource("f.jsonl").load(tmp_path, notes)
+    [kept] = PairSource(path="f.jsonl").load(tmp_path, notes)
     assert kept.rejected == "un café."
     said = "1 pairs left out, their two completions are the same text."
     assert notes == [f"f.jsonl: {said}"]
@@ -413,37 +413,16 @@ def test_licences_travel_with_the_rows_and_a_recipes_own_wins(tmp_path, key):
     rated = [{"prompt": "b", "response": text, "labels": {"good": g}, key: said}
              for text, g, said in (("x", 1, "MIT"), ("y", 0, None))]  # fmt: skip
     written(tmp_path, pair, *rated)
-    source = DataSource("f.jsonl", "labels", ("good",))
+    source = PairSource(path="f.jsonl", kind="labels", objectives=["good"])
     assert [p.licence for p in source.load(tmp_path)] == ["CC-BY-4.0", "MIT"]
-    [named] = data_sources([{"path": "f.jsonl", "licence": "CC0-1.0"}])
+    named = PairSource(path="f.jsonl", licence="CC0-1.0")
     assert [p.licence for p in named.load(tmp_path)] == ["CC0-1.0"]
-    assert [r.licence for r in load_texts([{"path": "f.jsonl"}], tmp_path)] == ["CC-BY-4.0"] * 2 + [
+    assert [r.licence for r in load_texts([TextSource(path="f.jsonl")], tmp_path)] == [
+        "CC-BY-4.0"
+    ] * 2 + [
         "MIT",
         "",
     ]
-
-
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        (
-            {"path": "f.jsonl", "objectives": "helpful"},
-            "got 'helpful' as `objectives`, expected a list",
-        ),
-        ({"path": "f.jsonl", "splits": "train"}, "got 'train' as `splits`, expected a list"),
-        ({"path": "f.jsonl", "splits": ["dev"]}, r"got the splits \['dev'\]"),
-        ("f.jsonl", "expected a mapping with a `path`"),
-        ({"kind": "pairs"}, "expected a mapping with a `path`"),
-    ],
-)
-def test_an_entry_that_would_be_read_by_letters_is_refused(entry, said):
-    with pytest.raises(DataError, match=said):
-        data_sources([entry])
-
-
-def test_a_recipe_without_a_list_of_data_is_refused():
-    with pytest.raises(DataError, match="data: got None, expected a list"):
-        data_sources(None)
 
 
 # ---------------------------------------------------------------- texts to be scored, prompts to be answered
@@ -472,7 +451,7 @@ def test_prompts_of_every_form_can_be_answered(tmp_path):
             "rejected": [user("e"), assistant("y")]}, {"chosen": HH + "x", "rejected": "\n\nHuman: e\n\nAssistant: x"},
             {"conversations": [{"from": "human", "value": "f"}]}, {"response": "no prompt"}]  # fmt: skip
     written(tmp_path, *(row | {"split": "train"} for row in rows))
-    found = load_prompts([{"path": "f.jsonl"}], tmp_path)
+    found = load_prompts([TextSource(path="f.jsonl")], tmp_path)
     assert [p[-1]["content"] for p in found] == list("abcdef")
 
 

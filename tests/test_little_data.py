@@ -12,9 +12,11 @@ import yaml
 from tiny import tiny_encoder
 
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.data.schema import DataError, fold_of
 from pro_core.rewards.panel import RewardPanel
-from pro_core.runs.training import ConfigError
+from pro_core.rewards.recipes import PanelRecipe
+from pro_core.runs.recipes import ConfigError
 from train import adapter, reward_models
 from ui.models import Models
 
@@ -98,8 +100,8 @@ def test_with_all_rows_in_train_nothing_is_measured_and_the_app_works(
     own, tmp_path, evaluate, capsys
 ):
     panel, fitted = own(both(range(8)))
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     said = capsys.readouterr().out
     assert "no validation pairs to choose by: the first target of the recipe" in said
     assert "chosen: pairwise-t1;" in said
@@ -118,10 +120,10 @@ def test_with_all_rows_in_train_nothing_is_measured_and_the_app_works(
 
 def test_without_validation_pairs_the_test_pairs_still_grade(own, tmp_path, evaluate):
     panel, fitted = own([*both(range(8)), *both(range(8, 10), "test")])
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     rows = evaluate.reward_models(panel, "test")
-    assert {row["method"] for row in rows} >= {"panel (heads)", "longer wins"}
+    assert {row["method"] for row in rows} >= {"panel", "longer wins"}
     graded = evaluate.adapters(fitted, "test")
     targets = {row["method"] for row in graded if row["experiment"] == "adapter_targets"}
     assert targets == {"pairwise-t1", "paper_z-t1"}
@@ -131,8 +133,8 @@ def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, t
     rows = [*both(range(8)), *(pair(n, "helpful", "test") for n in range(8, 12))]
     rows += [pair(n, "helpful", "validation") for n in range(12, 14)]
     panel, fitted = own(rows)
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     assert "- harmless: not measured" in card_of(tmp_path, "panel")
     assert "for want of pairs: harmless." in card_of(tmp_path, "adapter")
     for what, recipe in (("reward_models", panel), ("adapters", fitted)):
@@ -145,7 +147,7 @@ def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, t
 
 def test_empty_test_pairs_of_a_trained_prompt_are_no_measurement(own, tmp_path, evaluate, capsys):
     panel, _ = own([*both(range(8)), *both(range(4), "test")])
-    reward_models.main(panel)
+    reward_models.main(PanelRecipe.read(panel))
     assert "Leak: the prompts of 8 of 8 test pairs were trained on" in capsys.readouterr().out
     assert RewardPanel.from_pretrained(tmp_path / "own/panel").accuracy == {}
     with pytest.raises(ConfigError, match="Leak: the prompts of 8 of 8 test pairs"):
@@ -163,40 +165,40 @@ def test_empty_test_pairs_of_a_trained_prompt_are_no_measurement(own, tmp_path, 
 def test_too_little_for_scores_out_of_fold_is_said_before_anything_is_trained(own, tmp_path, rows):
     panel, _ = own(rows)
     with pytest.raises(DataError, match="all its training pairs lie in one of 2 folds"):
-        reward_models.main(panel)
+        reward_models.main(PanelRecipe.read(panel))
     assert not (tmp_path / "own").exists()
 
 
 def test_two_pairs_make_a_panel_without_folds(own, tmp_path):
     panel, fitted = own([pair(0), pair(1, "harmless")], folds=0)
-    reward_models.main(panel)
+    reward_models.main(PanelRecipe.read(panel))
     assert np.isfinite(
         RewardPanel.from_pretrained(tmp_path / "own/panel").standardized(["Hi"], ["no"])
     ).all()
     with pytest.raises(ConfigError, match="no out-of-fold scores: train the panel with folds"):
-        adapter.main(fitted)
+        adapter.main(AdapterRecipe.read(fitted))
 
 
 def test_two_prompts_in_two_folds_are_enough_for_an_app(own, tmp_path):
     panel, fitted = own(both(in_other_folds()))
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     check_app(tmp_path)
 
 
 def test_more_folds_than_prompts_leave_the_empty_ones_out(own, tmp_path):
     panel, fitted = own(both(in_other_folds(50)), folds=50)
-    reward_models.main(panel)
+    reward_models.main(PanelRecipe.read(panel))
     assert len(list((tmp_path / "own/folds").glob("[!.]*"))) == 3  # all, and the two
-    adapter.main(fitted)
+    adapter.main(AdapterRecipe.read(fitted))
     check_app(tmp_path)
 
 
 def test_a_single_objective_goes_all_the_way(own, tmp_path, evaluate):
     rows = [pair(n, split=("train", "train", "validation", "test")[n % 4]) for n in range(16)]
     panel, fitted = own(rows, ["helpful"])
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     assert PreferenceAdapter.from_pretrained(tmp_path / "own/adapter").predict(["Hi"]) == [[1.0]]
     assert evaluate.reward_models(panel, "test") and evaluate.adapters(fitted, "test")
     assert "its weight is always 1" in card_of(tmp_path, "adapter")
@@ -207,18 +209,18 @@ def test_length_cannot_be_removed_where_all_answers_are_as_long(own):
     rows = [pair(n, name, chosen="yes", rejected="not") for n in range(8) for name in NAMES]
     panel, _ = own(rows, remove_length=True)
     with pytest.raises(DataError, match="no length component to remove"):
-        reward_models.main(panel)
+        reward_models.main(PanelRecipe.read(panel))
 
 
 def test_a_licence_that_the_rows_name_later_makes_new_cards_and_no_new_models(own, tmp_path):
     panel, fitted = own(both(range(8)))
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     made = (tmp_path / "own/folds/all/trunk/model.safetensors").stat().st_mtime_ns
     rows = (json.loads(line) for line in (tmp_path / "pairs.jsonl").open())
     own([row | {"licence": "CC0-1.0"} for row in rows])
-    reward_models.main(panel)
-    adapter.main(fitted)
+    reward_models.main(PanelRecipe.read(panel))
+    adapter.main(AdapterRecipe.read(fitted))
     assert (tmp_path / "own/folds/all/trunk/model.safetensors").stat().st_mtime_ns == made
     for what in ("panel", "adapter"):
         assert "pairs" in card_of(tmp_path, what) and "licence CC0-1.0" in card_of(tmp_path, what)

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from tiny import in_two_processes, tiny_classifier
 
-from pro_core.data.schema import LabelledResponse
+from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.recipes import ScoreRecipe
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.storage import StorageError
 from train import score_rewards
 
@@ -76,6 +78,7 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 
 KILLED_AT_THE_THIRD = """
 import os, signal, sys
+from pro_core.rewards.recipes import ScoreRecipe
 from train import score_rewards
 replace, written = os.replace, []
 def kill_before_the_third(a, b):
@@ -84,14 +87,14 @@ def kill_before_the_third(a, b):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(a, b)
 os.replace = kill_before_the_third
-score_rewards.main(sys.argv[1])
+score_rewards.main(ScoreRecipe.read(sys.argv[1]))
 """
 
 
 def test_killed_and_started_again_it_loses_nothing_and_repeats_nothing(
     recipe, panel_file, tmp_path, monkeypatch, capsys
 ):
-    score_rewards.main(recipe("whole"))
+    score_rewards.main(ScoreRecipe.read(recipe("whole")))
     assert "23 responses, 3 objectives, 6 shards; none missing" in capsys.readouterr().out
     path = recipe("cut")
     command = [sys.executable, "-c", KILLED_AT_THE_THIRD, path]
@@ -110,7 +113,7 @@ def test_killed_and_started_again_it_loses_nothing_and_repeats_nothing(
             scored.append(len(prompts)) or original(self, prompts, *a, **k)
         ),
     )
-    score_rewards.main(path)
+    score_rewards.main(ScoreRecipe.read(path))
     said = capsys.readouterr()
     assert "6 of 6 shards, 2 there already" in said.out
     assert "15/15 scored, 0 s left" in said.err
@@ -130,12 +133,12 @@ def test_killed_and_started_again_it_loses_nothing_and_repeats_nothing(
         whole[rewards], panel.score(prompts, list(whole["completion"])), atol=0.05
     )
     scored.clear()
-    score_rewards.main(path)
+    score_rewards.main(ScoreRecipe.read(path))
     assert not scored and shards_of(tmp_path / "cut") == after
 
 
 def test_two_processes_give_the_same_files_as_one(recipe, tmp_path):
-    score_rewards.main(recipe("one"))
+    score_rewards.main(ScoreRecipe.read(recipe("one")))
     done = in_two_processes("train/score_rewards.py", recipe("two"))
     for rank in (0, 1):
         assert f"process {rank} of 2: 3 of 6 shards, 0 there already" in done.stdout
@@ -178,7 +181,7 @@ def test_a_reward_that_is_not_there_is_null_and_counted(
     word = tokenizer("yes", add_special_tokens=False)["input_ids"][0]
     model.bert.embeddings.word_embeddings.weight.data[word] = float("nan")
     monkeypatch.setattr(RewardPanel, "from_pretrained", lambda *a, **k: panel)
-    score_rewards.main(recipe("nan", save_panel=str(tmp_path / "saved")))
+    score_rewards.main(ScoreRecipe.read(recipe("nan", save_panel=str(tmp_path / "saved"))))
     said = capsys.readouterr().out
     assert "missing rewards, null there (objective: count): {'harmless': 11}" in said
     rows = read_rewards(tmp_path / "nan")
@@ -195,7 +198,9 @@ def test_a_reward_that_is_not_there_is_null_and_counted(
 
 
 def test_a_panel_calibrated_on_its_rewards(recipe, tmp_path):
-    score_rewards.main(recipe("c", save_panel=str(tmp_path / "saved"), remove_length=True))
+    score_rewards.main(
+        ScoreRecipe.read(recipe("c", save_panel=str(tmp_path / "saved"), remove_length=True))
+    )
     panel = RewardPanel.from_pretrained(tmp_path / "saved")
     rows = read_rewards(tmp_path / "c")
     train = rows[rows["split"] == "train"]
@@ -210,13 +215,13 @@ def test_a_panel_calibrated_on_its_rewards(recipe, tmp_path):
 
 def test_a_shard_that_was_damaged_is_noticed(recipe, tmp_path):
     path = recipe("d")
-    score_rewards.main(path)
+    score_rewards.main(ScoreRecipe.read(path))
     first = sorted((tmp_path / "d").glob("*.parquet"))[0]
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StorageError, match=f"{first.name}: missing or changed"):
         read_rewards(tmp_path / "d")
-    score_rewards.main(path)  # half a file is no file
+    score_rewards.main(ScoreRecipe.read(path))  # half a file is no file
     assert len(read_rewards(tmp_path / "d")) == 23
 
 
@@ -232,15 +237,27 @@ def test_an_unfinished_run_has_no_manifest(panel_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "error"),
+    [({"panel": "absent.yaml"}, StorageError), ({"data": [{"path": "absent.jsonl"}]}, DataError)],
+)
+def test_what_is_not_there_is_said(recipe, changes, error):
+    with pytest.raises(error, match="absent"):
+        score_rewards.main(ScoreRecipe.read(recipe("bad", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
     [
-        ({"panel": "absent.yaml"}, "no such file"),
-        ({"data": [{"path": "absent.jsonl"}]}, "no such file"),
-        ({"shard_sise": 3}, "unknown setting 'shard_sise'"),
-        ({"save_panel": "x", "data": [{"path": "alone.jsonl"}]}, "got 0 training responses"),
+        ({"shard_sise": 3}, "shard_sise"),
+        ({"shard_size": 0}, "shard_size"),
+        ({"data": []}, "data"),
+        ({"data": [{"path": "data.jsonl", "kinds": "pairs"}]}, "data.0.kinds"),
+        ({"data": [{"path": "data.jsonl", "splits": ["train"]}]}, "data.0"),
+        ({"save_panel": "x", "data": [{"path": "alone.jsonl"}]}, "save_panel"),
     ],
 )
-def test_a_config_that_cannot_run_says_why(recipe, tmp_path, changes, said):
+def test_a_setting_that_cannot_be_run_is_named(recipe, tmp_path, changes, field):
     (tmp_path / "alone.jsonl").write_text('{"response": "x", "split": "test"}\n')
-    with pytest.raises(ValueError, match=said):
-        score_rewards.main(recipe("bad", **changes))
+    with pytest.raises(ConfigError) as refused:
+        score_rewards.main(ScoreRecipe.read(recipe("bad", **changes)))
+    assert refused.value.fields == (field,)

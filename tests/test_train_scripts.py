@@ -19,8 +19,12 @@ from safetensors.torch import load_file
 from tiny import in_two_processes, tiny_encoder, tiny_qwen
 
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.schema import DataError
 from pro_core.rewards.bradley_terry import BradleyTerryTrainer
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.panel_runs import train_panel
+from pro_core.rewards.recipes import PanelRecipe
+from pro_core.system.storage import StorageError
 
 pytestmark = pytest.mark.slow
 
@@ -137,8 +141,8 @@ def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
 
     settings = {"method": "lora", "lora": {"r": 4}, "pooling": pooling}
     settings["data"] = [{"path": "pairs.jsonl", "epochs": 1}]
-    reward_models.main(str(recipe("whole", **settings)))
-    path, original = str(recipe("cut", **settings)), BradleyTerryTrainer.compute_loss
+    reward_models.main(PanelRecipe.read(recipe("whole", **settings)))
+    path, original = recipe("cut", **settings), BradleyTerryTrainer.compute_loss
     dtypes = []
 
     def stopped(self, model, inputs, *arguments, **named):
@@ -152,9 +156,9 @@ def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
 
     monkeypatch.setattr(BradleyTerryTrainer, "compute_loss", stopped)
     with pytest.raises(KeyboardInterrupt):
-        reward_models.main(path)
+        reward_models.main(PanelRecipe.read(path))
     monkeypatch.setattr(BradleyTerryTrainer, "compute_loss", watched)
-    reward_models.main(path)
+    reward_models.main(PanelRecipe.read(path))
     assert dtypes == [(step, {torch.bfloat16}) for step in range(4, 6)]  # from checkpoint-4 on
     whole, resumed = (
         load_file(tmp_path / name / "panel/trunk/model.safetensors") for name in ("whole", "cut")
@@ -193,28 +197,33 @@ def test_separate_models_and_one_trunk_give_the_same_result_shape(recipe, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "error"),
     [
-        ({"learning_rat": 1}, "unknown setting 'learning_rat'"),
-        ({"data": [{"path": "absent.jsonl"}]}, "no such file"),
-        ({"objectives": ["helpful", "helpful"]}, "two objectives are called 'helpful'"),
-        ({"objectives": ["helpful"]}, "harmless"),
-        ({"objectives": ["helpful", "harmless", "humor"]}, "humor"),
-        ({"model": "/absent/model"}, "cannot load the base model"),
+        ({"data": [{"path": "absent.jsonl"}]}, DataError),
+        ({"objectives": ["helpful"]}, DataError),
+        ({"objectives": ["helpful", "harmless", "humor"]}, DataError),
+        ({"model": "/absent/model"}, StorageError),
     ],
 )
-def test_a_recipe_that_cannot_run_says_why_in_one_line(recipe, changes, said):
-    done = attempt([sys.executable, "train/reward_models.py", recipe("bad", **changes)])
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_a_recipe_names_must_be_there(recipe, changes, error):
+    with pytest.raises(error):
+        train_panel(PanelRecipe.read(recipe("bad", **changes)))
+
+
+def test_a_misspelt_setting_of_an_entry_is_told_its_nearest(recipe):
+    """As a user sees it: one line, without a traceback."""
+    entry = {"path": "pairs.jsonl", "objectves": ["helpful"]}
+    done = attempt([sys.executable, "train/reward_models.py", recipe("bad", data=[entry])])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "data.0" in done.stderr and "'objectives'" in done.stderr
 
 
 def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
     """The README's own block, run as it stands, in a folder with the user's pairs."""
     readme = (ROOT / "README.md").read_text()
     block = readme.split("<!-- own pairs -->\n```bash\n")[1].split("```")[0]
-    commands = [line.split("   #")[0].strip() for line in block.splitlines() if line.strip()]
+    commands = [line.split("   #")[0].strip() for line in block.splitlines()]
+    doctor = next(line for line in readme.splitlines() if "-m pro_core.doctor" in line)
     assert len(commands) == 4
     for name in ("train", "recipes", "pro_core", "ui", "app.py"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -227,6 +236,8 @@ def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
     panel = RewardPanel.from_pretrained(tmp_path / "outputs/own/panel")
     adapter = PreferenceAdapter.from_pretrained(tmp_path / "outputs/own/adapter")
     adapter.check_panel(panel)
+    done = attempt(doctor, shell=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and (tmp_path / "outputs/doctor.html").is_file(), done.stderr
     # The fourth starts the app: its settings are read and shown, without serving.
     assert commands[3].endswith("python app.py")
     shown = subprocess.run(
@@ -298,7 +309,7 @@ def test_the_papers_recipe_and_one_trunk_give_the_same_result_shape(tmp_path):
         output = tmp_path / name
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe | {"output": str(output), "shared_trunk": shared}))
-        reward_models.main(str(path))
+        reward_models.main(PanelRecipe.read(path))
         panel = RewardPanel.from_pretrained(output / "panel")
         assert len(panel.models) == (1 if shared else 5)
         scores = panel.score(["Please tell me about topic 3.", "Hi"], ["gladly, topic 3", "no"])

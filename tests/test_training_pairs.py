@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from pro_core.data.entries import PairSource, RatedSource
 from pro_core.data.schema import DataError, LabelledResponse, PreferencePair, fold_of
-from pro_core.data.sources import data_sources, rated_sources
 from pro_core.data.training_pairs import (
     CONTRADICTED,
     TRAINED_ON,
@@ -21,7 +21,8 @@ from pro_core.data.training_pairs import (
 )
 from pro_core.evaluation.adapter_grades import unseen_sources
 from pro_core.evaluation.policy.recipe import held_out_prompts
-from pro_core.rewards.classifier_training import RatedResponses, intensity_scales
+from pro_core.rewards.classifier import IntensityScale
+from pro_core.rewards.classifier_training import RatedResponses
 from pro_core.runs.training import ConfigError
 
 NAMES = ("helpful", "harmless")
@@ -38,7 +39,7 @@ HARMLESS = pair("Something else?", objective="harmless")
 def gathered(tmp_path, rows, **entry):
     lines = "".join(json.dumps(row) + "\n" for row in [*rows, HARMLESS])
     (tmp_path / "own.jsonl").write_text(lines)
-    return gather_pairs(data_sources([{"path": "own.jsonl"} | entry]), NAMES, tmp_path)
+    return gather_pairs([PairSource(**{"path": "own.jsonl"} | entry)], NAMES, tmp_path)
 
 
 def ungraded(data):
@@ -153,8 +154,8 @@ def test_rated_responses_to_trained_prompts_are_not_graded(tmp_path):
         )
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scales = intensity_scales({"fluency": {"range": [1, 5], "thresholds": [3]}})
-    sources = rated_sources([{"path": "rated.jsonl", "labels": ["fluency"]}], ["fluency"])
+    scales = (IntensityScale("fluency", 1, 5, (3,)),)
+    sources = [RatedSource(path="rated.jsonl", labels=["fluency"])]
     data = RatedResponses.load(sources, scales, tmp_path)
     assert [r.ungraded for r in data.held_out] == [TRAINED_ON, ""]
     assert data.licences == [["MIT"]] and "1 of 2 test responses" in data.notes[-1]
@@ -227,7 +228,7 @@ def test_an_objective_of_ties_alone_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kinds = [{"path": "x.jsonl", "kind": kind} for kind in ("refusals", "harmless_ties")]
     with pytest.raises(DataError, match="harmless: all its training pairs are ties"):
-        gather_pairs(data_sources(kinds), NAMES, tmp_path)
+        gather_pairs([PairSource(**kind) for kind in kinds], NAMES, tmp_path)
 
 
 # ---------------------------------------------------------------- sources left out

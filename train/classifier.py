@@ -11,20 +11,17 @@ again only when a setting, the data, the base model or the code has changed.
 
 from __future__ import annotations
 
-from pro_core.rewards.classifier_runs import ClassifierRun
-from pro_core.runs.training import run_script
-from pro_core.system.processes import join_processes, keep_freed_memory, main_process
+from pro_core.rewards.classifier_runs import train_classifiers
+from pro_core.rewards.recipes import ClassifierRecipe
+from pro_core.runs.scripts import run_script
+from pro_core.system.processes import join_processes, keep_freed_memory
 
 
-def main(recipe_path: str) -> None:
+def main(recipe: ClassifierRecipe) -> None:
     join_processes()
     keep_freed_memory()
-    run = ClassifierRun(recipe_path)
-    if main_process():
-        for note in run.data.notes:
-            print(note, flush=True)
-    run.make()
+    train_classifiers(recipe)
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, ClassifierRecipe, __doc__)

@@ -11,21 +11,18 @@ base model or the code has changed.
 
 from __future__ import annotations
 
-from pro_core.rewards.panel_runs import PanelRun
-from pro_core.runs.training import run_script
-from pro_core.system.processes import join_processes, keep_freed_memory, main_process
+from pro_core.rewards.panel_runs import train_panel
+from pro_core.rewards.recipes import PanelRecipe
+from pro_core.runs.scripts import run_script
+from pro_core.system.processes import join_processes, keep_freed_memory
 
 
-def main(recipe_path: str) -> None:
+def main(recipe: PanelRecipe) -> None:
     join_processes()
     keep_freed_memory()
-    run = PanelRun(recipe_path)
-    if main_process():
-        for note in run.data.notes:
-            print(note, flush=True)
-    if panel := run.make():
-        print(f"{run.final}: {', '.join(panel.objective_names)}", flush=True)
+    if panel := train_panel(recipe):
+        print(f"{panel.source}: {', '.join(panel.objective_names)}", flush=True)
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, PanelRecipe, __doc__)

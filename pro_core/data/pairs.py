@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from pro_core.data.schema import (
     SPLITS,
@@ -17,7 +18,7 @@ from pro_core.data.schema import (
     render_messages,
 )
 
-KINDS = (
+Kind = Literal[
     "pairs",
     "labels",
     "controlled",
@@ -25,16 +26,19 @@ KINDS = (
     "harmless_ties",
     "unprompted",
     "constructed_humor",
-)
+]
 """What a recipe may make of a file: take its pairs as they are, or pair its responses."""
 RATED = ("labels", "controlled", "unprompted")
 """The kinds that make pairs of the ratings that ``objectives`` names."""
 
 
 def pairs_of_kind(
-    kind: str, responses: Sequence[LabelledResponse], objectives: Sequence[str], max_per_prompt: int
+    kind: Kind,
+    responses: Sequence[LabelledResponse],
+    objectives: Sequence[str],
+    max_per_prompt: int,
 ) -> list[PreferencePair]:
-    """Pairs of one of the :data:`KINDS`, ``pairs`` aside; see the function that each calls."""
+    """Pairs of any :data:`Kind` but ``pairs``; see the function that each calls."""
     match kind:
         case "labels":
             made = [pairs_from_labels(responses, name, max_per_prompt) for name in objectives]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pro_core.data.formats import LeftOut, Row, message_of, parse_turns, schema_rows
 from pro_core.data.jsonl import (
@@ -26,7 +26,8 @@ from pro_core.data.jsonl import read_jsonl as read_jsonl
 from pro_core.data.objectives import Message, Prompt
 
 MAX_PROMPT_CHARS = 200_000
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INVISIBLE_CATEGORIES = ("Cc", "Cf", "Zs", "Zl", "Zp")

@@ -15,9 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pro_core.data.objectives import Message
+from pro_core.data.objectives import Message, check_objective_names
 from pro_core.data.schema import (
     DataError,
     LabelledResponse,
@@ -26,7 +26,9 @@ from pro_core.data.schema import (
     one_spelling,
     render_messages,
 )
-from pro_core.data.sources import DataSource, check_pairs
+
+if TYPE_CHECKING:  # typed entries need the extra `train`, and who only grades does not
+    from pro_core.data.entries import PairSource
 
 TRAINED_ON, CONTRADICTED = "its prompt was trained on", "another pair says the opposite"
 """Why a held-out row is not graded; what stands in the ``ungraded`` of pairs, responses and score tables."""
@@ -42,7 +44,7 @@ class Entry:
         pairs: objective -> training pairs, ties among them, of which ``constructed`` have made-up prompts.
     """
 
-    source: DataSource
+    source: PairSource
     licences: list[str]
     pairs: dict[str, int]
     constructed: int
@@ -68,12 +70,12 @@ class TrainingPairs:
 
 
 def gather_pairs(
-    sources: Sequence[DataSource], objectives: Sequence[str], data_dir: str | Path
+    sources: Sequence[PairSource], objectives: Sequence[str], data_dir: str | Path
 ) -> TrainingPairs:
     """Load a recipe's sources and tell apart what trains, what is held out and what of that is graded.
 
     Raises:
-        DataError: as :meth:`DataSource.load` does; an objective of the recipe without training pairs, or of another
+        DataError: as :meth:`PairSource.load` does; an objective of the recipe without training pairs, or of another
             name.
     """
     data = TrainingPairs()
@@ -87,7 +89,7 @@ def gather_pairs(
         data.training += mine
         data.epochs += [source.epochs] * len(mine)
         data.held_out += [p for p in pairs if p.split not in source.splits and not p.tie]
-    check_pairs(data.training, objectives)
+    _check_objectives(data.training, objectives)
     for name in objectives:
         if all(p.tie for p in data.training if p.objective == name):
             raise DataError(f"{name}: all its training pairs are ties, which say nothing is better")
@@ -99,6 +101,20 @@ def gather_pairs(
     data.notes += ungraded_note(data.held_out)
     _mark_contradicted(data)
     return data
+
+
+def _check_objectives(pairs: Sequence[PreferencePair], objectives: Sequence[str]) -> None:
+    """Every objective has training pairs, and every pair an objective of the recipe."""
+    try:
+        check_objective_names(objectives)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    judged = {p.objective for p in pairs}
+    if judged != set(objectives):
+        raise DataError(
+            f"the recipe's objectives are {list(objectives)}, its training pairs have {sorted(judged)}; "
+            "name the same ones, or choose with `objectives` in a data entry"
+        )
 
 
 def graded_pairs(pairs: Iterable[PreferencePair], split: str) -> list[PreferencePair]:

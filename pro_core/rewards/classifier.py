@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ from pro_core.system.storage import (
 )
 
 FORMAT = "pro-classifier"
-LOSSES = ("joint", "per_head")
+Loss = Literal["joint", "per_head"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 DIVISORS = ("objectives", "targets")
 
 

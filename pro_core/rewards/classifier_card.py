@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,16 @@ from pro_core.data.card_parts import (
     one_line,
     write_card,
 )
-from pro_core.data.sources import RatedSource
 from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.classifier_training import RatedResponses
+from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.system.storage import library_versions
 
 
 def write_classifier_card(
     folder: Path,
     classifier: RewardClassifier,
-    recipe: Mapping[str, Any],
-    sources: Sequence[RatedSource],
+    recipe: ClassifierRecipe,
     data: RatedResponses,
     majority: Mapping[str, dict[str, Any]],
 ) -> None:
@@ -35,9 +34,9 @@ def write_classifier_card(
     """
     title = f"Reward classifier: {', '.join(classifier.objective_names)}"
     lines = [
-        *card_head(title, recipe["licence"], recipe["model"], "reward-model"),
-        f"MOSLIM's multi-head classifier on {named_base(recipe['model'])}, trained by `train/classifier.py` (loss "
-        f"`{classifier.loss}`, method `{recipe['method']}`, {recipe['max_length']} tokens). Each head answers with "
+        *card_head(title, recipe.licence, recipe.model, "reward-model"),
+        f"MOSLIM's multi-head classifier on {named_base(recipe.model)}, trained by `train/classifier.py` (loss "
+        f"`{classifier.loss}`, method `{recipe.method}`, {recipe.max_length} tokens). Each head answers with "
         "the intensity of its objective; a higher level is more of it.",
         "",
         "| objective | ratings | level 2, 3, ... begins at | training responses a level |",
@@ -51,7 +50,7 @@ def write_classifier_card(
         )
     lines += [
         "",
-        f"Measured on {recipe['grade_on']} responses. Preference and intensity accuracy: the head, and head and level, "
+        f"Measured on {recipe.grade_on} responses. Preference and intensity accuracy: the head, and head and level, "
         "of the joint argmax; level accuracy: within a labelled head.",
         "",
         "| metric | accuracy | 95% interval | majority class | responses | prompts |",
@@ -63,7 +62,7 @@ def write_classifier_card(
             f"{majority[metric]['accuracy']:.3f} | {a['n']} | {a['prompts']} |"
         )
     lines += ["", "## Data", "", "Trained on (none of the text is in here):", ""]
-    for source, licences in zip(sources, data.licences, strict=True):
+    for source, licences in zip(recipe.data, data.licences, strict=True):
         labels, splits = ", ".join(source.labels), ", ".join(source.splits)
         lines.append(
             f"- {name_of(source.path)}: {labels}; splits {splits}; {licence_text(licences)}"

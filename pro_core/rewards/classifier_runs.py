@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pro_core.data.schema import DataError, LabelledResponse
-from pro_core.data.sources import default_data_dir, rated_sources
+from pro_core.data.sources import default_data_dir
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.classifier import RewardClassifier, level_columns
 from pro_core.rewards.classifier_card import write_classifier_card
@@ -29,15 +29,13 @@ from pro_core.rewards.classifier_training import (
     TRAINING_VERSION,
     ClassifierTrainer,
     RatedResponses,
-    check_losses,
-    intensity_scales,
     tokenize_rated,
 )
 from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
+from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.runs.training import (
     Progress,
     cast_for_training,
-    read_recipe,
     train_resuming,
     training_arguments,
 )
@@ -46,28 +44,6 @@ from pro_core.system.fingerprints import fingerprint
 from pro_core.system.processes import from_main, main_process, process_device
 from pro_core.system.storage import content_hash, replacing
 
-REQUIRED = ("objectives", "model", "data", "output")
-OPTIONAL: dict[str, Any] = {
-    "licence": None,  # the classifiers' own, for their cards
-    "losses": ["joint"],  # joint, per_head
-    "seeds": [0],
-    "method": "full",  # full, upper, lora, heads
-    "upper_layers": 3,
-    "lora": None,
-    "pooling": "own",  # "mean" for sentence encoders
-    "batch_size": 32,  # rows a step
-    "accumulation": 1,  # forward passes that share a step's rows
-    "learning_rate": 1e-4,
-    "fast_heads": True,  # the fresh heads at ten times the rate
-    "warmup_steps": None,  # default: 6% of the steps
-    "weight_decay": 0.01,
-    "activation_checkpointing": False,  # less memory, a third more time
-    "max_length": 256,
-    "input_format": "pair",  # "chat" for causal models
-    "grade_on": "test",  # "validation" while settings are being chosen
-    "checkpoint_every": 100,
-    "data_dir": None,
-}
 ARCHITECTURE = ("method", "upper_layers", "lora", "pooling")
 OPTIMIZATION = ("accumulation", "weight_decay", "activation_checkpointing")
 DECIDING = (
@@ -84,31 +60,47 @@ REFERENCE_SIZE = 2000
 """Training responses, at most, that the statistics of Eq 11 are fitted on."""
 
 
+def train_classifiers(recipe: ClassifierRecipe) -> list[Path]:
+    """Train what a recipe says and is not finished yet; print notes, progress and accuracies.
+
+    Returns:
+        The folders of its classifiers, one for each loss and seed: what ``RewardClassifier.from_pretrained`` takes.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share. DataError: responses that cannot be read, do not fit the
+            objectives, or none to grade on. StorageError: a base that cannot be loaded, or a full disk.
+    """
+    run = ClassifierRun(recipe)
+    if main_process():
+        for note in run.data.notes:
+            print(note, flush=True)
+    run.make()
+    return [folder for _, _, folder in run.arms()]
+
+
 class ClassifierRun:
     """A recipe with its rated responses.
 
     Raises:
-        ConfigError: a wrong recipe. DataError: responses that cannot be read, or do not fit the objectives.
+        DataError: responses that cannot be read, or do not fit the objectives.
     """
 
-    def __init__(self, recipe_path: str | Path):
-        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
-        self.config = Path(recipe_path).name
-        self.command = f"python train/classifier.py {recipe_path}"
-        self.scales = intensity_scales(self.recipe["objectives"])
-        check_losses(self.recipe["losses"], self.scales)
-        self.sources = rated_sources(self.recipe["data"], self.recipe["objectives"])
+    def __init__(self, recipe: ClassifierRecipe):
+        self.recipe = recipe
+        self.config = recipe.config
+        self.command = f"python train/classifier.py {recipe.arguments}"
+        self.scales = recipe.scales
 
     @cached_property
     def data(self) -> RatedResponses:
-        folder = self.recipe["data_dir"] or default_data_dir()
-        return RatedResponses.load(self.sources, self.scales, folder)
+        folder = self.recipe.data_dir or default_data_dir()
+        return RatedResponses.load(self.recipe.data, self.scales, folder)
 
     def arms(self) -> Iterator[tuple[str, int, Path]]:
         """Each loss and seed of the recipe, and the folder of its classifier."""
-        for loss in self.recipe["losses"]:
-            for seed in self.recipe["seeds"]:
-                yield loss, seed, Path(self.recipe["output"]) / f"{loss}-seed{seed}"
+        for loss in self.recipe.losses:
+            for seed in self.recipe.seeds:
+                yield loss, seed, Path(self.recipe.output) / f"{loss}-seed{seed}"
 
     def make(self) -> None:
         """All classifiers of the recipe.
@@ -116,7 +108,7 @@ class ClassifierRun:
         Raises:
             DataError: nothing to grade them on.
         """
-        split = self.recipe["grade_on"]
+        split = self.recipe.grade_on
         if not any(r.split == split and not r.ungraded for r in self.data.held_out):
             raise DataError(
                 f"no {split} responses to grade on, or none whose prompt is not trained on too"
@@ -147,7 +139,7 @@ class ClassifierRun:
     # ------------------------------------------------------------ parts
 
     def _place(self, name: str) -> Path:
-        return Path(self.recipe["output"]) / "trained" / name
+        return Path(self.recipe.output) / "trained" / name
 
     def _trained(self, loss: str, seed: int, name: str) -> Artefact:
         """The network alone."""
@@ -165,8 +157,8 @@ class ClassifierRun:
         data = self.data
         return {
             "code": [TRAINING_VERSION, SCORING_VERSION],
-            "model's files": fingerprint(self.recipe["model"]),
-            **{name: self.recipe[name] for name in DECIDING},
+            "model's files": fingerprint(self.recipe.model),
+            **self.recipe.decides(*DECIDING),
             **{"loss": loss, "seed": seed},
             "training responses": _responses_hash(data.train, data.epochs),
         }
@@ -174,7 +166,7 @@ class ClassifierRun:
     def _final_inputs(self, trained: str) -> dict[str, Any]:
         """All that decides the figures and the card, too."""
         data = self.data
-        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
+        said = self.recipe.decides("grade_on", "licence", "data")
         held_out = _responses_hash(data.held_out, [r.ungraded for r in data.held_out])
         read = {"held-out responses": held_out, "notes": data.notes, "licences": data.licences}
         return {"code": GRADING_VERSION, "trained": trained} | read | said
@@ -182,18 +174,18 @@ class ClassifierRun:
     def _train(self, loss: str, seed: int, folder: Path, target: Path) -> None:
         """The network, into ``folder/model``; ``target`` is where it will be, to be told to people."""
         recipe, data = self.recipe, self.data
-        parts = {key: recipe[key] for key in ARCHITECTURE}
-        parts |= {"base": recipe["model"], "num_labels": len(level_columns(self.scales))}
+        parts = recipe.decides(*ARCHITECTURE)
+        parts |= {"base": recipe.model, "num_labels": len(level_columns(self.scales))}
         model, tokenizer = new_reward_model(**parts, seed=seed)
-        shape = (recipe["batch_size"], recipe["max_length"], seed, recipe["input_format"])
+        shape = (recipe.batch_size, recipe.max_length, seed, recipe.input_format)
         rows = tokenize_rated(tokenizer, data, *shape)
-        overrides = {key: recipe[key] for key in (*OPTIMIZATION, "checkpoint_every")}
-        if recipe["warmup_steps"] is not None:
-            overrides["warmup_steps"] = recipe["warmup_steps"]
-        sizes = (len(rows), recipe["batch_size"], recipe["learning_rate"], seed)
+        overrides = recipe.decides(*OPTIMIZATION, "checkpoint_every")
+        if recipe.warmup_steps is not None:
+            overrides["warmup_steps"] = recipe.warmup_steps
+        sizes = (len(rows), recipe.batch_size, recipe.learning_rate, seed)
         overrides["disable_tqdm"] = not sys.stderr.isatty()
         arguments = training_arguments(folder / WORK, *sizes, **overrides)
-        model, fast, show = cast_for_training(model), recipe["fast_heads"], [Progress()]
+        model, fast, show = cast_for_training(model), recipe.fast_heads, [Progress()]
         trainer = ClassifierTrainer(
             model, tokenizer, arguments, rows, self.scales, loss, fast, callbacks=show
         )
@@ -208,7 +200,7 @@ class ClassifierRun:
         """Statistics, held-out predictions, accuracies and the card of a trained model."""
         recipe, data = self.recipe, self.data
         model, tokenizer = load_reward_model(str(folder / "model"), device=process_device())
-        settings = {key: recipe[key] for key in ("input_format", "max_length")}
+        settings = recipe.decides("input_format", "max_length")
         settings |= {"loss": loss, "label_counts": data.counts}
         classifier = RewardClassifier(self.scales, model, tokenizer, folder, **settings)
         sample = random.Random(0).sample(data.train, min(REFERENCE_SIZE, len(data.train)))
@@ -218,10 +210,10 @@ class ClassifierRun:
         predictions = prediction_table(classifier, data.held_out, data.held_out_levels)
         with replacing(folder / PREDICTIONS) as partial:
             predictions.to_parquet(partial)
-        table = graded_responses(predictions, recipe["grade_on"])
+        table = graded_responses(predictions, recipe.grade_on)
         classifier.accuracy = grade_levels(table, self.scales, loss)
         majority = majority_class(table, self.scales, data.counts)
-        write_classifier_card(folder, classifier, recipe, self.sources, data, majority)
+        write_classifier_card(folder, classifier, recipe, data, majority)
         classifier.save_pretrained(folder)
         for metric, measured in classifier.accuracy.items():
             baseline = majority[metric]["accuracy"]

@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import TrainingArguments
 
-from pro_core.data.objectives import check_objective_names
+from pro_core.data.entries import RatedSource
 from pro_core.data.schema import DataError, LabelledResponse
-from pro_core.data.sources import RatedSource
 from pro_core.data.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
 from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.bradley_terry import OrderedRows, training_order
-from pro_core.rewards.classifier import LOSSES, IntensityScale, level_columns, log_probabilities
+from pro_core.rewards.classifier import IntensityScale, level_columns, log_probabilities
 from pro_core.rewards.models import HEADS
-from pro_core.runs.training import ConfigError, OrderedTrainer
+from pro_core.runs.training import OrderedTrainer
 
 TRAINING_VERSION = 1
 """Of the way from ratings to parameters and figures: raised with every change of it that moves one of them."""
-
-
-def intensity_scales(objectives: Mapping[str, Any]) -> tuple[IntensityScale, ...]:
-    """A recipe's ``objectives``, ``{name: {range: [low, high], thresholds: [...]}}``, in its order.
-
-    Raises:
-        ConfigError: another form, a wrong name, thresholds that do not ascend within the range.
-    """
-    if not isinstance(objectives, Mapping):
-        raise ConfigError(
-            f"objectives: got {objectives!r}, expected a mapping of each to its range and thresholds"
-        )
-    try:
-        check_objective_names(objectives)
-        return tuple(_scale(name, settings) for name, settings in objectives.items())
-    except ValueError as error:
-        raise ConfigError(f"objectives: {error}") from None
-
-
-def _scale(name: str, settings: Any) -> IntensityScale:
-    try:
-        low, high = (float(x) for x in settings["range"])
-        thresholds = tuple(float(t) for t in settings["thresholds"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{name}: got {settings!r}, expected {{range: [low, high], thresholds: [ascending ratings]}}"
-        ) from None
-    return IntensityScale(name, low, high, thresholds)
-
-
-def check_losses(losses: Any, scales: Sequence[IntensityScale]) -> None:
-    """A ConfigError where a recipe's ``losses`` are unknown or cannot teach these heads anything."""
-    if not isinstance(losses, list) or not losses or set(losses) - set(LOSSES):
-        raise ConfigError(f"losses: got {losses!r}, expected a list of some of {LOSSES}")
-    single = [scale.name for scale in scales if scale.levels == 1]
-    if "per_head" in losses and single:
-        raise ConfigError(
-            f"losses: per_head cannot teach {single}: a softmax over one level is always 1; "
-            "use joint, or give it thresholds"
-        )
-    if len(level_columns(scales)) < 2:
-        raise ConfigError(f"objectives: {single} is one level in all, so there is nothing to learn")
 
 
 @dataclass

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -40,8 +40,10 @@ from pro_core.system.storage import (
 )
 
 FORMAT = "pro-reward-model"
-METHODS = ("full", "upper", "lora", "heads")
-POOLINGS = ("own", "mean")
+Method = Literal["full", "upper", "lora", "heads"]
+Pooling = Literal["own", "mean"]
+METHODS: tuple[Method, ...] = get_args(Method)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 HEADS = ("classifier", "score")
 PEFT_PREFIX = "base_model.model."
 

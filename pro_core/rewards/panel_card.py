@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pro_core.data.training_pairs import TrainingPairs
 from pro_core.metrics import accuracy_with_interval
 from pro_core.rewards.length import EQUAL_LENGTH, length_report, share_cut
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.recipes import PanelRecipe
 from pro_core.rewards.scores import graded_rows, own_margin
 from pro_core.system.storage import library_versions
 
@@ -45,7 +46,7 @@ def grade(
 def write_panel_card(
     folder: Path,
     panel: RewardPanel,
-    recipe: Mapping[str, Any],
+    recipe: PanelRecipe,
     data: TrainingPairs,
     scores: pd.DataFrame,
 ) -> None:
@@ -55,18 +56,18 @@ def write_panel_card(
         scores: the panel's table, of which ``panel.accuracy`` was measured.
     """
     stats, trained = panel.require_stats(), Counter(p.objective for p in data.training)
-    split = recipe["grade_on"]
+    split = recipe.grade_on
     rows = [
         _measured_row(name, trained[name], panel.accuracy.get(name), scores, split)
         for name in panel.objective_names
     ]
     title = f"Reward panel: {', '.join(panel.objective_names)}"
     lines = [
-        *card_head(title, recipe["licence"], recipe["model"], "reward-model"),
-        f"Bradley-Terry reward models on {named_base(recipe['model'])}, "
-        + ("one trunk with a head an objective" if recipe["shared_trunk"] else "one an objective")
-        + f", trained by `train/reward_models.py` (method `{recipe['method']}`, "
-        f"{recipe['max_length']} tokens, seed {recipe['seed']}). Higher is better for every objective.",
+        *card_head(title, recipe.licence, recipe.model, "reward-model"),
+        f"Bradley-Terry reward models on {named_base(recipe.model)}, "
+        + ("one trunk with a head an objective" if recipe.shared_trunk else "one an objective")
+        + f", trained by `train/reward_models.py` (method `{recipe.method}`, "
+        f"{recipe.max_length} tokens, seed {recipe.seed}). Higher is better for every objective.",
         "",
         "| objective | training pairs | accuracy on pairs | 95% interval | pairs | prompts | measured on | "
         "correlation with length | accuracy at equal length |",

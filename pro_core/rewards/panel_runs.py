@@ -17,13 +17,14 @@ from typing import Any
 import pandas as pd
 
 from pro_core.data.schema import PreferencePair
-from pro_core.data.sources import data_sources, default_data_dir
+from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.panel import RewardModelSpec, RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
+from pro_core.rewards.recipes import PanelRecipe
 from pro_core.rewards.scores import (
     PANEL,
     check_table,
@@ -35,7 +36,6 @@ from pro_core.rewards.scores import (
 from pro_core.runs.training import (
     Progress,
     cast_for_training,
-    read_recipe,
     train_resuming,
     training_arguments,
 )
@@ -50,27 +50,6 @@ from pro_core.system.fingerprints import fingerprint
 from pro_core.system.processes import from_main, main_process, process_device
 from pro_core.system.storage import content_hash, replacing
 
-REQUIRED = ("objectives", "model", "data", "output")
-OPTIONAL: dict[str, Any] = {
-    "panel": None,  # where the finished panel goes; default: <output>/panel
-    "licence": None,  # the panel's own, for its card
-    "shared_trunk": True,  # false: one model an objective, as in the papers
-    "method": "full",  # full, upper, lora, heads
-    "upper_layers": 3,
-    "trunk_layers": None,  # how many of the base's layers to keep, from the bottom; None for all
-    "lora": None,
-    "pooling": "own",  # "mean" for sentence encoders
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "max_length": 256,
-    "input_format": "pair",  # "chat" for causal models
-    "seed": 0,
-    "folds": 5,  # 0: no out-of-fold scores
-    "remove_length": False,  # take the length component out of standardized scores
-    "grade_on": "test",  # "validation" while settings are being chosen
-    "checkpoint_every": 100,
-    "data_dir": None,
-}
 ARCHITECTURE = ("method", "upper_layers", "trunk_layers", "lora", "pooling")
 DECIDING = (
     *("model", *ARCHITECTURE),
@@ -85,30 +64,47 @@ GRADING_VERSION = 1
 """Of accuracies and card: raised with every change of what they say."""
 
 
+def train_panel(recipe: PanelRecipe) -> RewardPanel | None:
+    """Train what a recipe says and is not finished yet; print notes and progress.
+
+    Returns:
+        The finished panel, in the main process alone; None in the others that `accelerate launch` started.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share. DataError: pairs that cannot be read, do not fit the
+            objectives, or are too few. StorageError: a base that cannot be loaded, or a full disk.
+    """
+    run = PanelRun(recipe)
+    if main_process():
+        for note in run.data.notes:
+            print(note, flush=True)
+    return run.make()
+
+
 class PanelRun:
     """A recipe with its pairs.
 
     Raises:
-        ConfigError: a wrong recipe. DataError: pairs that cannot be read, or do not fit the objectives.
+        DataError: pairs that cannot be read, or do not fit the objectives.
     """
 
-    def __init__(self, recipe_path: str | Path):
-        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
-        self.config = Path(recipe_path).name
-        self.command = f"python train/reward_models.py {recipe_path}"
-        self.output = Path(self.recipe["output"])
-        self.final = Path(self.recipe["panel"] or self.output / "panel")
-        self.objective_names = tuple(self.recipe["objectives"])
+    def __init__(self, recipe: PanelRecipe):
+        self.recipe = recipe
+        self.config = recipe.config
+        self.command = f"python train/reward_models.py {recipe.arguments}"
+        self.output = Path(recipe.output)
+        self.final = Path(recipe.panel or self.output / "panel")
+        self.objective_names = tuple(recipe.objectives)
 
     @cached_property
     def data(self) -> TrainingPairs:
         """The recipe's pairs, of all splits."""
-        folder = self.recipe["data_dir"] or default_data_dir()
-        return gather_pairs(data_sources(self.recipe["data"]), self.objective_names, folder)
+        folder = self.recipe.data_dir or default_data_dir()
+        return gather_pairs(self.recipe.data, self.objective_names, folder)
 
     def make(self) -> RewardPanel | None:
         """All of it; the finished panel, in the main process alone."""
-        folds = out_of_fold(self.data.training, self.recipe["folds"])  # before anything is trained
+        folds = out_of_fold(self.data.training, self.recipe.folds)  # before anything is trained
         whole = self.trained("all", range(len(self.data.training)))
         scores = [self._scores(whole, self.data.held_out, -1, "held_out")]
         for fold in folds:
@@ -147,7 +143,7 @@ class PanelRun:
         inputs = self._inputs(training, epochs)
         finished(self.output / "folds" / "all", TRAINED, inputs, self.command)
         keys = [self._scores_key(inputs, self.data.held_out, -1)]
-        for fold in out_of_fold(training, self.recipe["folds"]):
+        for fold in out_of_fold(training, self.recipe.folds):
             rest = [training[i] for i in fold.rest], [epochs[i] for i in fold.rest]
             mine = [training[i] for i in fold.scored]
             keys.append(self._scores_key(self._inputs(*rest), mine, fold.number))
@@ -161,8 +157,8 @@ class PanelRun:
     def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
         return {
             "code": [TRAINING_VERSION, SCORING_VERSION],
-            "model's files": fingerprint(self.recipe["model"]),
-            **{name: self.recipe[name] for name in DECIDING},
+            "model's files": fingerprint(self.recipe.model),
+            **self.recipe.decides(*DECIDING),
             "training pairs": pairs_hash(pairs, epochs),
         }
 
@@ -175,7 +171,7 @@ class PanelRun:
             folder: where it is made. target: where it will be, to be told to people.
         """
         recipe, names = self.recipe, self.objective_names
-        shared = recipe["shared_trunk"]
+        shared = recipe.shared_trunk
         groups = {"trunk": names} if shared else {name: (name,) for name in names}
         specs = {}
         for source, objectives in groups.items():
@@ -185,13 +181,13 @@ class PanelRun:
                 self._train_model(*some, objectives, folder, source, f"{target}: {source}")
             for k, name in enumerate(objectives):
                 specs[name] = RewardModelSpec(
-                    name, source, None, recipe["input_format"], k, 1, recipe["max_length"]
+                    name, source, None, recipe.input_format, k, 1, recipe.max_length
                 )
         if main_process():
             panel = RewardPanel.build(
                 [specs[name] for name in names], folder, device=process_device()
             )
-            fit_reference_stats(panel, pairs, remove_length=recipe["remove_length"])
+            fit_reference_stats(panel, pairs, remove_length=recipe.remove_length)
             panel.save_pretrained(folder)
         return {"pairs": len(pairs)}
 
@@ -205,26 +201,26 @@ class PanelRun:
         what: str,
     ) -> None:
         recipe = self.recipe
-        parts = {key: recipe[key] for key in ARCHITECTURE}
-        parts |= {"base": recipe["model"], "num_labels": len(objectives)}
-        model, tokenizer = new_reward_model(**parts, seed=recipe["seed"])
+        parts = recipe.decides(*ARCHITECTURE)
+        parts |= {"base": recipe.model, "num_labels": len(objectives)}
+        model, tokenizer = new_reward_model(**parts, seed=recipe.seed)
         rows = tokenize_pairs(
             tokenizer,
             pairs,
             objectives,
             epochs,
-            recipe["batch_size"],
-            recipe["max_length"],
-            recipe["seed"],
-            recipe["input_format"],
+            recipe.batch_size,
+            recipe.max_length,
+            recipe.seed,
+            recipe.input_format,
         )
         arguments = training_arguments(
             folder / WORK / source,
             len(rows),
-            recipe["batch_size"],
-            recipe["learning_rate"],
-            recipe["seed"],
-            checkpoint_every=recipe["checkpoint_every"],
+            recipe.batch_size,
+            recipe.learning_rate,
+            recipe.seed,
+            checkpoint_every=recipe.checkpoint_every,
             disable_tqdm=not sys.stderr.isatty(),
         )
         trainer = BradleyTerryTrainer(
@@ -282,7 +278,7 @@ class PanelRun:
                 copy_files(trained.folder, folder)
                 trained.check()
                 panel = RewardPanel.from_pretrained(folder)
-                panel.accuracy = grade(table, panel.objective_names, recipe["grade_on"])
+                panel.accuracy = grade(table, panel.objective_names, recipe.grade_on)
                 panel.save_pretrained(folder)
                 write_panel_card(folder, panel, recipe, self.data, table)
             return {"notes": self.data.notes, "table": table_hash(table)}
@@ -290,7 +286,7 @@ class PanelRun:
         return once(self.final, PANEL, self._final_inputs([part.key for part in scores]), make)
 
     def _final_inputs(self, scores: Sequence[str]) -> dict[str, Any]:
-        said = {key: self.recipe[key] for key in ("grade_on", "licence", "data")}
+        said = self.recipe.decides("grade_on", "licence", "data")
         licences = [entry.licences for entry in self.data.entries]
         read = {"notes": self.data.notes, "licences": licences}
         return {"code": GRADING_VERSION, "scores": list(scores)} | read | said

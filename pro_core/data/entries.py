@@ -1,0 +1,219 @@
+"""The typed entries of a recipe's ``data`` list: what to take from which file or public set.
+
+Each kind of recipe has its own kind of entry: :class:`PairSource` gives preference pairs, :class:`RatedSource` rated
+responses, :class:`pro_core.data.texts.TextSource` texts to be scored and prompts to be answered.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pro_core.data.pairs import RATED, Kind, pairs_of_kind, why_no_pairs
+from pro_core.data.schema import (
+    DataError,
+    LabelledResponse,
+    PreferencePair,
+    Split,
+    is_blank,
+    one_spelling,
+)
+from pro_core.data.sources import add_notes, counted, examples_of
+from pro_core.system.extras import needs
+from pro_core.system.settings import Count, Names, Settings
+
+with needs("train"):
+    from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+Splits = Annotated[list[Split], Field(min_length=1)]
+
+
+class DataEntry(Settings):
+    """An entry of a recipe's ``data`` list. As plain data it is what the recipe said, without defaults."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """a JSON Lines file, absolute or under the data folder; or the hub name of a public set"""
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class PairSettings(DataEntry):
+    """Which preference pairs to make of a file, and which of them to take."""
+
+    objectives: list[str] | dict[str, str] = []
+    """which to take, [] for all that a file of pairs has; {name: the file's name for it} renames"""
+    splits: Splits = ["train"]
+    """what may be trained on"""
+    epochs: Count = 1
+    """how often each of those pairs is seen"""
+    max_per_prompt: Count = 20
+    """pairs of one prompt's responses, at most"""
+    max_pairs: Count | None = None
+    """of each objective and split, the first that many"""
+    as_objective: str = ""
+    """one name for all pairs, whatever they were judged by: an overall judge"""
+    licence: str = ""
+    """of all rows, where the recipe knows better than the file"""
+
+
+class PairSource(PairSettings):
+    """An entry that gives preference pairs.
+
+    The ratings of a file are its rows' ``labels`` or fields of that name. Pairs that name no objective are taken under
+    the only one of the entry, where there is one only.
+    """
+
+    kind: Kind = "pairs"
+    """the pairs of a file, or how responses are paired: see the function of that name in pro_core.data.pairs"""
+
+    def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[PreferencePair]:
+        """All pairs of the file, of every split.
+
+        Args:
+            notes: gets a sentence for each kind of row that was left out, or counted as odd, with how many.
+
+        Raises:
+            DataError: no pairs, or an objective without any.
+        """
+        said: list[str] = []
+        pairs, responses = self._examples(data_dir, said)
+        if self.kind == "pairs":
+            said += counted(len(responses), "labelled responses left out, kind `labels` pairs them")
+        else:
+            made = pairs_of_kind(self.kind, responses, tuple(self.objectives), self.max_per_prompt)
+            pairs = [*pairs, *made] if self.kind in RATED else made
+        if self.objectives:
+            pairs = [p for p in pairs if p.objective in self.objectives]
+        told_apart = [p for p in pairs if one_spelling(p.chosen) != one_spelling(p.rejected)]
+        same, pairs = len(pairs) - len(told_apart), told_apart
+        said += counted(same, "pairs left out, their two completions are the same text")
+        blank = sum(is_blank(p.chosen) or is_blank(p.rejected) for p in pairs)
+        said += counted(blank, "pairs kept in which a completion shows no text")
+        missing = sorted(set(self.objectives) - {p.objective for p in pairs})
+        if missing or not pairs:
+            reasons = "".join(f"; {why_no_pairs(name, responses)}" for name in missing)
+            where = f"{Path(data_dir) / self.path}: no pairs for {missing or 'any objective'}"
+            raise DataError(" ".join([f"{where}{reasons}.", *said]))
+        add_notes(notes, self.path, said)
+        if self.as_objective:
+            pairs = [replace(p, objective=self.as_objective) for p in pairs]
+        if self.max_pairs is not None:
+            pairs = _first_of_each(pairs, self.max_pairs)
+        if self.licence:
+            pairs = [replace(p, licence=self.licence) for p in pairs]
+        return pairs
+
+    def _examples(
+        self, data_dir: str | Path, notes: list[str]
+    ) -> tuple[list[PreferencePair], list[LabelledResponse]]:
+        """The file's pairs and responses under this recipe's names of the objectives."""
+        names = _names_in_file(self.objectives)
+        only = next(iter(names.values())) if len(names) == 1 else ""
+        columns = tuple(names.values()) if self.kind in RATED else ()
+        default = only if names else self.as_objective
+        examples = examples_of(self.path, data_dir, default, columns, notes)
+        pairs = [e for e in examples if isinstance(e, PreferencePair)]
+        responses = [e for e in examples if isinstance(e, LabelledResponse)]
+        if isinstance(self.objectives, dict):
+            pairs = [
+                replace(p, objective=name)
+                for p in pairs
+                for name, in_file in names.items()
+                if p.objective == in_file
+            ]
+            responses = [replace(r, labels=_renamed(r.labels, names)) for r in responses]
+        if self.kind in RATED:
+            rated = set(self.objectives)
+            unrated = sum(rated.isdisjoint(r.labels) for r in responses)
+            notes += counted(unrated, f"responses have no rating of {', '.join(names)}")
+            texts = {(json.dumps(r.prompt), one_spelling(r.response)) for r in responses}
+            notes += counted(
+                len(responses) - len(texts),
+                "responses repeat another one to their prompt; a text makes no pair with itself",
+            )
+        return pairs, responses
+
+
+def _first_of_each(pairs: Sequence[PreferencePair], most: int) -> list[PreferencePair]:
+    """Of each objective and split, the first so many pairs."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for pair in pairs:
+        seen[pair.objective, pair.split] += 1
+        if seen[pair.objective, pair.split] <= most:
+            kept.append(pair)
+    return kept
+
+
+def _names_in_file(objectives: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Objective -> what the file calls it."""
+    if isinstance(objectives, Mapping):
+        return dict(objectives)
+    return {name: name for name in objectives}
+
+
+def _renamed(labels: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Labels under the recipe's names of the objectives; the file's others stay, unless such a name hides them."""
+    others = {k: v for k, v in labels.items() if k not in names and k not in names.values()}
+    return others | {name: labels[k] for name, k in names.items() if k in labels}
+
+
+class RatedSource(DataEntry):
+    """An entry that gives responses with a rating for each of some objectives."""
+
+    labels: Names | Annotated[dict[str, str], Field(min_length=1)]
+    """objectives that the file has ratings of; {name: the file's name for it} renames"""
+    splits: Splits = ["train"]
+    """what may be trained on"""
+    epochs: Count = 1
+    """how often each of those responses is seen"""
+    max_rows: Count | None = None
+    """of each split that may be trained on, a random sample of that many; always the same one"""
+    licence: str = ""
+    """of all rows, where the recipe knows better than the file"""
+
+    def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
+        """All responses of the file, of every split, that have at least one of the labels; no other label is kept.
+
+        Args:
+            notes: as in :meth:`PairSource.load`.
+
+        Raises:
+            DataError: no file, no labelled responses, or a label that none of them has.
+        """
+        names = _names_in_file(self.labels)
+        said: list[str] = []
+        rated: list[LabelledResponse] = []
+        labelled: set[str] = set()
+        left_out: Counter[str] = Counter()
+        for e in examples_of(self.path, data_dir, "", tuple(names.values()), said):
+            if isinstance(e, PreferencePair):
+                left_out["pairs, not rated responses"] += 1
+                continue
+            labels = {o: e.labels[name] for o, name in names.items() if name in e.labels}
+            labelled |= set(labels)
+            if labels:
+                rated.append(replace(e, labels=labels, licence=self.licence or e.licence))
+            else:
+                left_out["responses without a rating"] += 1
+        said += [f"{n:,} {what} left out." for what, n in left_out.items()]
+        add_notes(notes, self.path, said)
+        missing = sorted(names[o] for o in set(names) - labelled)
+        if missing or not rated:
+            raise DataError(
+                f"{self.path}: no response has the label {missing or 'of any objective'}"
+            )
+        if self.max_rows is None:
+            return rated
+        kept = {i for i, e in enumerate(rated) if e.split not in self.splits}
+        for split in self.splits:
+            rows = [i for i, e in enumerate(rated) if e.split == split]
+            kept |= set(random.Random(0).sample(rows, min(self.max_rows, len(rows))))
+        return [e for i, e in enumerate(rated) if i in kept]

@@ -1,0 +1,175 @@
+"""What the runs of reward models are told: a panel, MOSLIM's classifiers, and the scoring of a data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pro_core.data.entries import PairSource, RatedSource
+from pro_core.data.objectives import check_objective_names
+from pro_core.data.texts import TextSource
+from pro_core.rewards.classifier import IntensityScale, Loss, level_columns
+from pro_core.rewards.models import Method, Pooling
+from pro_core.runs.recipes import ConfigError, Count, Names, Positive, Recipe, Seeds
+from pro_core.system.extras import needs
+from pro_core.system.settings import Settings
+
+with needs("train"):
+    from pydantic import Field, model_validator
+
+AtLeastZero = Annotated[int, Field(ge=0)]
+Number = int | float
+"""As it was written: 1 and 1.0 are two keys of one finished folder."""
+
+
+class RewardModelRecipe(Recipe):
+    """What recipes of panels and of classifiers share: the base model, how it is trained, and on what it is graded."""
+
+    model: str
+    """the base: a folder or a hub id"""
+    output: str
+    """the folder for all that the run makes"""
+    licence: str | None = None
+    """of what is trained, for its model card"""
+    method: Method = "full"
+    """which parameters are trained: all, the upper layers, a LoRA, or the heads alone"""
+    upper_layers: Count = 3
+    """how many of the last layers the method `upper` trains"""
+    lora: dict[str, Any] | None = None
+    """PEFT settings of the method `lora`; null for rank 16 on every linear layer"""
+    pooling: Pooling = "own"
+    """`mean` for sentence encoders"""
+    batch_size: Count = 32
+    """rows per optimizer step"""
+    learning_rate: Positive = 1e-4
+    max_length: Count = 256
+    """tokens of prompt and completion together"""
+    input_format: str = "pair"
+    """`chat` for causal models; or a template, see pro_core.rewards.formats"""
+    grade_on: Literal["validation", "test"] = "test"
+    """the split of the accuracies; `validation` while settings are being chosen"""
+    checkpoint_every: Count = 100
+    """optimizer steps"""
+    data_dir: str | None = None
+    """where the files of `data` lie; null for the project's own"""
+
+
+class PanelRecipe(RewardModelRecipe):
+    """A reward panel: one reward for each objective, learned from preference pairs."""
+
+    objectives: Names
+    """names, in the order of every K axis"""
+    data: Annotated[list[PairSource], Field(min_length=1)]
+    """where the preference pairs come from"""
+    panel: str | None = None
+    """where the finished panel goes; null for <output>/panel"""
+    shared_trunk: bool = True
+    """one model with a head for each objective; false for one model per objective, as in the papers"""
+    trunk_layers: Count | None = None
+    """how many of the base's layers to keep, from the bottom; null for all"""
+    seed: int = 0
+    folds: AtLeastZero = 5
+    """parts of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
+    remove_length: bool = False
+    """take the length component out of standardized scores"""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        _check_names(self.objectives)
+        return self
+
+
+class Levels(Settings):
+    """The ratings of an objective, and where its levels begin."""
+
+    range: Annotated[list[Number], Field(min_length=2, max_length=2)]
+    """[lowest, highest] rating"""
+    thresholds: list[Number]
+    """the ratings, ascending, at which level 2, 3, ... begins; [] for one level"""
+
+
+class ClassifierRecipe(RewardModelRecipe):
+    """MOSLIM's reward classifiers: one head per objective over its intensity levels, learned from rated responses."""
+
+    objectives: Annotated[dict[str, Levels], Field(min_length=1)]
+    """{name: its ratings and levels}, in the order of every K axis"""
+    data: Annotated[list[RatedSource], Field(min_length=1)]
+    """where the rated responses come from"""
+    losses: Annotated[list[Loss], Field(min_length=1)] = ["joint"]
+    """one classifier for each: a softmax over all levels of all heads (Eq 10), or over each head's own (Eq 7)"""
+    seeds: Seeds = [0]
+    """one classifier for each"""
+    accumulation: Count = 1
+    """forward passes that share the rows of a step"""
+    fast_heads: bool = True
+    """the fresh heads learn at ten times the rate"""
+    warmup_steps: AtLeastZero | None = None
+    """null for 6% of the steps"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    activation_checkpointing: bool = False
+    """less memory, a third more time"""
+
+    @property
+    def scales(self) -> tuple[IntensityScale, ...]:
+        """The objectives with their levels, in the order of every K axis."""
+        return tuple(
+            IntensityScale(
+                name, float(o.range[0]), float(o.range[1]), tuple(map(float, o.thresholds))
+            )
+            for name, o in self.objectives.items()
+        )
+
+    @model_validator(mode="after")
+    def _levels_to_learn(self) -> Self:
+        _check_names(self.objectives)
+        try:
+            scales = self.scales
+        except ValueError as error:
+            raise ConfigError(str(error), ["objectives"]) from None
+        single = [scale.name for scale in scales if scale.levels == 1]
+        if "per_head" in self.losses and single:
+            raise ConfigError(
+                f"per_head cannot teach {single}: a softmax over one level is always 1; use joint, or give it "
+                "thresholds",
+                ["losses"],
+            )
+        if len(level_columns(scales)) < 2:
+            raise ConfigError(
+                f"{single} is one level in all, so there is nothing to learn", ["objectives"]
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_of_objectives(self) -> Self:
+        for i, source in enumerate(self.data):
+            if unknown := sorted(set(source.labels) - set(self.objectives)):
+                raise ConfigError(
+                    f"got the objectives {unknown}, expected some of {list(self.objectives)}",
+                    [f"data.{i}.labels"],
+                )
+        return self
+
+
+class ScoreRecipe(Recipe):
+    """The raw rewards of every response of a data set, by a panel."""
+
+    panel: str
+    """a folder, a YAML file of specs, or a hub id"""
+    data: Annotated[list[TextSource], Field(min_length=1)]
+    """where the responses come from"""
+    output: str
+    """the folder of the Parquet shards"""
+    data_dir: str | None = None
+    """where the files of `data` lie; null for the project's own"""
+    shard_size: Count = 1000
+    """responses per file, and what a kill can cost"""
+    save_panel: str | None = None
+    """a folder for the panel with statistics of the train split of these rewards; null for none"""
+    remove_length: bool = False
+    """take the length component out of these statistics' standardized scores"""
+
+
+def _check_names(objectives: Any) -> None:
+    try:
+        check_objective_names(objectives)
+    except ValueError as error:
+        raise ConfigError(str(error), ["objectives"]) from None
