@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from test_train_scripts import ENV, NICE, ROOT, own_pairs, run, write_rows
 from tiny import tiny_encoder
 
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.adapter.runs import AdapterRun
 from pro_core.rewards.panel_runs import PanelRun
+from pro_core.rewards.recipes import PanelRecipe
 from pro_core.runs.training import last_whole_checkpoint, whole_checkpoint
 from pro_core.system.artefacts import MANIFEST, WORK, copy_files, finished, once, read_manifest
 from pro_core.system.storage import (
@@ -385,8 +387,8 @@ def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_pa
 
     def both() -> str:
         capsys.readouterr()
-        reward_models.main(str(panel))
-        train_adapter.main(str(adapter))
+        reward_models.main(PanelRecipe.read(panel))
+        train_adapter.main(AdapterRecipe.read(adapter))
         return capsys.readouterr().out
 
     def made() -> dict:
@@ -432,7 +434,7 @@ def test_whatever_changes_all_that_follows_is_made_again_and_nothing_else(tmp_pa
     # Objectives in another order: another panel.
     recipe_of(tmp_path, output, objectives=["harmless", "helpful"])
     capsys.readouterr()
-    reward_models.main(str(panel))
+    reward_models.main(PanelRecipe.read(panel))
     said = capsys.readouterr().out
     assert "made again: objectives was ['helpful', 'harmless'], is ['harmless', 'helpful']" in said
     # A grader says so when the recipe is no longer the one that was trained.
@@ -471,8 +473,8 @@ def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
 def test_negated_scores_give_new_heads(tmp_path):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)
-    reward_models.main(str(panel))
-    train_adapter.main(str(adapter))
+    reward_models.main(PanelRecipe.read(panel))
+    train_adapter.main(AdapterRecipe.read(adapter))
     heads = output / "adapters/adapter/model.safetensors"
     before = heads.read_bytes()
     table = pd.read_parquet(output / "scores.parquet")
@@ -480,13 +482,13 @@ def test_negated_scores_give_new_heads(tmp_path):
     table[numbers] = -table[numbers]
     table.to_parquet(output / "scores.parquet")
     with pytest.raises(StorageError, match="not the scores that .* was finished with"):
-        train_adapter.main(str(adapter))
+        train_adapter.main(AdapterRecipe.read(adapter))
     with pytest.raises(StorageError, match="not the scores that .* was finished with"):
-        PanelRun(panel).table()
+        PanelRun(PanelRecipe.read(panel)).table()
     # Scores and a panel from elsewhere, that no run finished together.
     (output / "panel" / MANIFEST).unlink()
-    run = AdapterRun(adapter)
+    run = AdapterRun(AdapterRecipe.read(adapter))
     with pytest.raises(StorageError, match=r"other inputs made it \(.*scores changed"):
         run.load(run.targets[0], 0)
-    train_adapter.main(str(adapter))
+    train_adapter.main(AdapterRecipe.read(adapter))
     assert heads.read_bytes() != before

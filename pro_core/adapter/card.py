@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.data.card_parts import card_head, licence_text, named_base, one_line, write_card
 from pro_core.rewards.scores import graded_rows
 
 
 def write_adapter_card(
     folder: Path,
-    recipe: Mapping[str, Any],
+    recipe: AdapterRecipe,
     target: str,
     names: Sequence[str],
     summary: pd.DataFrame,
@@ -23,7 +23,7 @@ def write_adapter_card(
     """``README.md`` beside the adapter: what it is, what it was fitted on, how it did on validation.
 
     Args:
-        summary: the validation figures, a row a target and seed; without rows where nothing could be measured.
+        summary: the validation figures, one row per target and seed; without rows where nothing could be measured.
         scores: the table that it was fitted on (out of fold) and graded on.
     """
     train = scores[scores.fold >= 0]
@@ -46,9 +46,9 @@ def write_adapter_card(
     )
     title = f"Preference adapter: a prompt to weights over {', '.join(names)}"
     lines = [
-        *card_head(title, recipe["licence"], recipe["encoder"], "preference-adapter"),
-        f"Target `{target}`, {chosen}. Encoder {named_base(recipe['encoder'])}, "
-        f"{'trained' if recipe['train_encoder'] else 'frozen'}. Fitted by `train/adapter.py` on out-of-fold scores of "
+        *card_head(title, recipe.licence, recipe.encoder, "preference-adapter"),
+        f"Target `{target}`, {chosen}. Encoder {named_base(recipe.encoder)}, "
+        f"{'trained' if recipe.train_encoder else 'frozen'}. Fitted by `train/adapter.py` on out-of-fold scores of "
         f"{len(train):,} pairs of {train.prompt.nunique():,} prompts.",
         "",
         measured,

@@ -124,10 +124,10 @@ def fit_heads(
     parameters = list(stacked.values())
     normalized = F.layer_norm(features_PD.float(), features_PD.shape[-1:])
     prompt = np.stack([own.prompt for own in rows])
-    margin, target, weight = (
-        torch.stack([torch.as_tensor(getattr(own, name), dtype=torch.float32) for own in rows])
+    learned = {
+        name: torch.stack([torch.as_tensor(getattr(own, name)).float() for own in rows])
         for name in ("margin", "target", "weight")
-    )
+    }  # (S, N, ...) each
     order = np.stack([own.order for own in rows])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:  # a Trainer's data loader draws one number before the first step
@@ -145,10 +145,10 @@ def fit_heads(
         distinct, back, sizes = _distinct(np.take_along_axis(prompt, batch, axis=1))
         logits = _logits(stacked, normalized[distinct], sizes, generators)  # (S, U, M, K)
         log_weights = F.log_softmax(logits, dim=-1)[sets, back]  # over objectives; (S, B, M, K)
-        own = (part[sets, torch.from_numpy(batch)] for part in (margin, target, weight))
+        own = {name: part[sets, torch.from_numpy(batch)] for name, part in learned.items()}
         optimizer.zero_grad()
         # A sum over adapters: none feels another's gradient.
-        batch_loss(loss, log_weights, *own, load_balance).sum().backward()
+        batch_loss(loss, log_weights, own, load_balance).sum().backward()
         _clip([p.grad for p in parameters if p.grad is not None])
         optimizer.step()
     with torch.no_grad():

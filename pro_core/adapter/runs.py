@@ -8,7 +8,7 @@ again when the scores, a setting, the encoder or the code has changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,22 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pro_core.adapter.card import write_adapter_card
+from pro_core.adapter.controls import compare, control_weights
 from pro_core.adapter.encoder import FEATURES_VERSION, PromptEncoder, encode_prompts
 from pro_core.adapter.global_weights import best_global_weights
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.recipe import AdapterRecipe, AdapterTarget
 from pro_core.adapter.training import TRAINING_VERSION, fit_adapter
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import check_table, graded_rows, read_scores, table_hash, what_fits
-from pro_core.runs.training import ConfigError, read_recipe
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.artefacts import MANIFEST, WORK, Artefact, copy_files, finished, once
 from pro_core.system.fingerprints import fingerprint
-from pro_core.system.processes import main_process
-from pro_core.system.storage import read_config
+from pro_core.system.processes import from_main, main_process
+from pro_core.system.storage import read_config, replacing
+from pro_core.weights import entropy
 
-REQUIRED = ("scores", "panel", "output", "targets")
-OPTIONAL = {
-    "adapter": None,  # where the chosen adapter goes; default: <output>/adapter
-    "licence": None,  # the adapter's own, for its card
-    "encoder": "FacebookAI/xlm-roberta-base",  # the paper's
-    "train_encoder": True,
-    "layers": 1,  # how many of the encoder's upper layers the heads read
-    "hidden": 128,
-    "members": 5,  # heads on the one encoder; their spread is the weights' uncertainty
-    "max_length": 256,
-    "epochs": 3,
-    "batch_size": 32,
-    "learning_rate": 1e-5,
-    "load_balance": 0.0,
-    "seeds": [0, 1, 2, 3, 4],
-    "folds": 5,  # 0: nothing is fitted again without a fold or a source
-    "validation": None,  # a copy of the validation figures, such as results/adapter_validation.csv
-}
 FITTING = (
     *("encoder", "train_encoder", "layers", "hidden", "members", "max_length"),
     *("epochs", "batch_size", "learning_rate", "load_balance"),
@@ -57,12 +43,44 @@ FITTED, ADAPTER = "pro-fitted-adapter", "pro-finished-adapter"
 """The kinds of finished folders; the second is for people."""
 CHOOSING_VERSION = 1
 """Of the choice and the card: raised with every change of what they say."""
+CHOSEN = "validation accuracy"
+FIRST = "no validation pairs to choose by: the first target of the recipe"
 
 
-def name_of(target: dict[str, Any]) -> str:
-    """``pairwise-t1``: a target with its settings, fit for a folder and a table."""
-    rest = [f"-{k}{v}" for k, v in target.items() if k not in ("target", "temperature")]
-    return f"{target['target']}-t{target['temperature']:g}" + "".join(rest)
+def train_adapter(recipe: AdapterRecipe) -> PreferenceAdapter | None:
+    """Fit what a recipe says and is not finished yet, choose a target on the validation pairs, and finish its adapter.
+
+    Every target is fitted with every seed. The one with the best accuracy, averaged over objectives and seeds, becomes
+    the adapter (its first seed); without validation pairs, the recipe's first. Prints the figures as they come.
+
+    Returns:
+        The finished adapter, in the main process alone; None in the others that `accelerate launch` started.
+
+    Raises:
+        ConfigError: scores without an out-of-fold part, or a batch that the processes cannot share.
+        StorageError: scores, a panel or an encoder that cannot be read, or a full disk.
+    """
+    run = AdapterRun(recipe)
+    fits = [(target, seed) for target in run.targets for seed in run.seeds]
+    rows = [row for fit in fits if (row := run.graded(*fit))]
+    summary = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["target", "adapter"]).round(4)
+    means = summary.groupby("target")["adapter"].mean().sort_values(ascending=False)
+    chosen, reason = run.targets[0], FIRST
+    if rows:
+        chosen, reason = next(t for t in run.targets if t.name == means.index[0]), CHOSEN
+    chosen, reason, summary = from_main((chosen, reason, summary))  # processes may round otherwise
+    if main_process():
+        for path in filter(None, (str(run.output / "validation.csv"), recipe.validation)):
+            with replacing(path) as partial:
+                summary.to_csv(partial, index=False)
+        figures = means.round(4).to_string() if rows else f"not measured, {FIRST}"
+        print(f"\nvalidation accuracy, mean over seeds:\n{figures}", flush=True)
+    run.fit_folds(chosen)
+    adapter = run.finish(chosen, reason, summary).folder
+    if not main_process():
+        return None
+    print(f"\nchosen: {chosen.name}; saved in {adapter}", flush=True)
+    return PreferenceAdapter.from_pretrained(adapter)
 
 
 class AdapterRun:
@@ -72,25 +90,23 @@ class AdapterRun:
         train: rows with out-of-fold scores. scores: all rows; texts without a prompt teach no weights and are left out.
 
     Raises:
-        ConfigError: a wrong recipe, or scores without an out-of-fold part.
+        ConfigError: scores without an out-of-fold part.
     """
 
-    def __init__(self, recipe_path: str | Path):
-        self.recipe = read_recipe(recipe_path, REQUIRED, OPTIONAL)
-        self.config = Path(recipe_path).name
-        self.command = f"python train/adapter.py {recipe_path}"
-        self.output = Path(self.recipe["output"])
-        self.final = Path(self.recipe["adapter"] or self.output / "adapter")
-        self.targets: list[dict[str, Any]] = self.recipe["targets"]
-        self.seeds: list[int] = self.recipe["seeds"]
-        self.objective_names = RewardPanel.from_pretrained(self.recipe["panel"]).objective_names
-        scores = read_scores(self.recipe["scores"], self.objective_names)
-        check_table(self.recipe["panel"], self.recipe["scores"], scores)
+    def __init__(self, recipe: AdapterRecipe):
+        self.recipe, self.config = recipe, recipe.config
+        self.command = f"python train/adapter.py {recipe.arguments}"
+        self.output = Path(recipe.output)
+        self.final = Path(recipe.adapter or self.output / "adapter")
+        self.targets, self.seeds = recipe.targets, recipe.seeds
+        self.objective_names = RewardPanel.from_pretrained(recipe.panel).objective_names
+        scores = read_scores(recipe.scores, self.objective_names)
+        check_table(recipe.panel, recipe.scores, scores)
         self.scores = scores[scores.prompt != "[]"].reset_index(drop=True)
         self.train = self.scores[self.scores.fold >= 0]
         if self.train.empty:
             raise ConfigError(
-                f"{self.recipe['scores']} has no out-of-fold scores: train the panel with folds"
+                f"{recipe.scores} has no out-of-fold scores: train the panel with folds"
             )
         self._features: dict[str, torch.Tensor] = {}
 
@@ -103,28 +119,64 @@ class AdapterRun:
         """The rows of one split that accuracies are measured on, see :func:`pro_core.rewards.scores.graded_rows`."""
         return graded_rows(self.scores, split)
 
+    def graded(self, target: AdapterTarget, seed: int) -> dict[str, Any] | None:
+        """The validation figures of one fit, which are printed; None where there are no validation pairs."""
+        adapter = self.fit(self.folder(target, seed), self.train, target, seed)
+        validation, names = self.held_out("validation"), self.objective_names
+        if validation.empty:
+            return None
+        weights = self.weights(adapter, validation)
+        controls = control_weights(self.train, validation, weights, names, seed, self.best)
+        report = compare(validation, controls, names)
+        row: dict[str, Any] = {"target": target.name, "seed": seed}
+        row |= {method: r["accuracy"] for method, r in report.items()}
+        row["entropy_of_targets"] = adapter.training_record["entropy_of_targets"]
+        row["entropy_of_weights"] = float(entropy(weights).mean())
+        if main_process():
+            shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            print(shown, flush=True)
+        return row
+
+    def fit_folds(self, chosen: AdapterTarget) -> None:
+        """For the prompts that trained the panel: adapters of the chosen target that did not see one fold of them."""
+        for seed in self.seeds:
+            for fold in sorted(self.train.fold.unique()) if self.recipe.folds else ():
+                self.fit(
+                    self.fold_folder(seed, fold), self.train[self.train.fold != fold], chosen, seed
+                )
+
     def fit(
-        self, folder: Path, rows: pd.DataFrame, target: dict[str, Any], seed: int, global_weights
+        self,
+        folder: Path,
+        rows: pd.DataFrame,
+        target: AdapterTarget,
+        seed: int,
+        global_weights: NDArray | None = None,
     ) -> PreferenceAdapter:
-        """The adapter in ``folder``, fitted on ``rows`` unless it is there."""
+        """The adapter in ``folder``, fitted on ``rows`` unless it is there.
+
+        Args:
+            global_weights: (K,) what it is pulled to; :attr:`best` when not given.
+        """
+        towards = self.best if global_weights is None else global_weights
 
         def make(building: Path) -> dict[str, Any]:
-            own = self._settings(target, seed) | {"global_weights": global_weights}
-            if not self.recipe["train_encoder"]:
+            own = self._settings(target, seed) | {"global_weights": towards}
+            if not self.recipe.train_encoder:
                 own |= {"encoder": self.encoder, "features": self.features(rows["prompt"])}
             adapter = fit_adapter(rows, self.objective_names, building / WORK, **own)
             if main_process():
                 adapter.save_pretrained(building)
             return {}
 
-        inputs = self._inputs(rows, target, seed, global_weights)
+        inputs = self._inputs(rows, target, seed, towards)
         return PreferenceAdapter.from_pretrained(once(folder, FITTED, inputs, make).folder)
 
-    def load(self, target: dict[str, Any], seed: int, fold: int | None = None) -> PreferenceAdapter:
+    def load(self, target: AdapterTarget, seed: int, fold: int | None = None) -> PreferenceAdapter:
         """See :meth:`made`."""
         return PreferenceAdapter.from_pretrained(self.made(target, seed, fold).folder)
 
-    def made(self, target: dict[str, Any], seed: int, fold: int | None = None) -> Artefact:
+    def made(self, target: AdapterTarget, seed: int, fold: int | None = None) -> Artefact:
         """The fitted adapter of one target and seed; of the chosen one also that which did not see one fold.
 
         Raises:
@@ -136,18 +188,11 @@ class AdapterRun:
         inputs = self._inputs(rows, target, seed, self.best)
         return finished(folder, FITTED, inputs, self.command)
 
-    def finish(
-        self,
-        chosen: dict[str, Any],
-        reason: str,
-        summary: pd.DataFrame,
-        write_card: Callable[[Path], None],
-    ) -> Artefact:
+    def finish(self, chosen: AdapterTarget, reason: str, summary: pd.DataFrame) -> Artefact:
         """The adapter for people: that of the chosen target under the first seed, with its card.
 
         Args:
-            reason: how the target was chosen. summary: the validation figures, a row a target and seed.
-            write_card: writes the card into a folder; it may read these and the run.
+            reason: how the target was chosen. summary: the validation figures, one row per target and seed.
         """
         fitted = self.made(chosen, self.seeds[0])
 
@@ -155,43 +200,47 @@ class AdapterRun:
             if main_process():
                 copy_files(fitted.folder, folder)
                 fitted.check()
-                write_card(folder)
-            return {"target": chosen, "reason": reason}
+                names = self.objective_names
+                write_adapter_card(folder, self.recipe, chosen.name, names, summary, self.scores)
+            return {"target": chosen.plain, "reason": reason}
 
         inputs = {
             "code": CHOOSING_VERSION,
-            "chosen": chosen,
+            "chosen": chosen.plain,
             "reason": reason,
             "adapter": fitted.key,
             "validation": summary.to_csv(index=False),
             "scores": table_hash(self.scores),
-            "licence": self.recipe["licence"],
+            "licence": self.recipe.licence,
         }
         return once(self.final, ADAPTER, inputs, make)
 
     @property
-    def chosen(self) -> dict[str, Any]:
-        """The target that was chosen. Raises ConfigError before `train/adapter.py` ended."""
+    def chosen(self) -> AdapterTarget:
+        """The target that was chosen. Raises ConfigError before :func:`train_adapter` ended."""
         if not (self.final / MANIFEST).is_file():
             raise ConfigError(f"{self.final} is not finished: run {self.command} first")
-        return read_config(self.final, MANIFEST, ADAPTER)["record"]["target"]
+        record = read_config(self.final, MANIFEST, ADAPTER)["record"]
+        return AdapterTarget.model_validate(record["target"])
 
-    def folder(self, target: dict[str, Any], seed: int) -> Path:
-        return self.output / name_of(target) / f"seed{seed}"
+    def folder(self, target: AdapterTarget, seed: int) -> Path:
+        return self.output / target.name / f"seed{seed}"
 
     def fold_folder(self, seed: int, fold: int) -> Path:
         """Where the chosen target's adapter is that did not see one fold of the training prompts."""
         return self.output / "folds" / f"seed{seed}" / str(fold)
 
-    def _settings(self, target: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _settings(self, target: AdapterTarget, seed: int) -> dict[str, Any]:
         """Of one fit: the recipe's, but where its target has some of its own, such as its load_balance."""
-        return {key: self.recipe[key] for key in FITTING} | {"seed": seed} | target
+        return self.recipe.decides(*FITTING) | {"seed": seed} | target.plain
 
-    def _inputs(self, rows: pd.DataFrame, target, seed: int, global_weights) -> dict[str, Any]:
+    def _inputs(
+        self, rows: pd.DataFrame, target: AdapterTarget, seed: int, global_weights: NDArray
+    ) -> dict[str, Any]:
         """All that decides a fit."""
         return self._settings(target, seed) | {
             "code": [TRAINING_VERSION, FEATURES_VERSION],
-            "encoder's files": fingerprint(self.recipe["encoder"]),
+            "encoder's files": fingerprint(self.recipe.encoder),
             "objectives": list(self.objective_names),
             "global weights": [round(float(w), 4) for w in global_weights],
             "scores": table_hash(rows[what_fits(self.objective_names)]),
@@ -216,4 +265,4 @@ class AdapterRun:
     def encoder(self) -> PromptEncoder:
         """The recipe's encoder as it comes, loaded once for all adapters on it."""
         r = self.recipe
-        return PromptEncoder(r["encoder"], r["max_length"], r["layers"])
+        return PromptEncoder(r.encoder, r.max_length, r.layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -122,19 +122,18 @@ def regularizers(
 def batch_loss(
     loss: RowLoss,
     log_weights: torch.Tensor,
-    margin: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor,
+    rows: Mapping[str, torch.Tensor],
     load_balance: float = 0.0,
 ) -> torch.Tensor:
     """What one step of an adapter's fit minimizes: (...), one value per batch of B rows and M members.
 
     Args:
-        log_weights: (..., B, M, K). margin, target: (..., B, K). weight: (..., B, M).
+        log_weights: (..., B, M, K).
+        rows: ``margin`` and ``target`` (..., B, K), ``weight`` (..., B, M).
         load_balance: times :func:`load_balance_loss`.
     """
-    losses = loss(log_weights, margin[..., None, :], target[..., None, :]) * weight
-    mean = losses.mean(dim=(-2, -1))
+    margin, target = (rows[name][..., None, :] for name in ("margin", "target"))
+    mean = (loss(log_weights, margin, target) * rows["weight"]).mean(dim=(-2, -1))
     if load_balance:
-        mean = mean + load_balance * load_balance_loss(log_weights, weight)
+        mean = mean + load_balance * load_balance_loss(log_weights, rows["weight"])
     return mean

@@ -69,15 +69,14 @@ class AdapterTrainer(OrderedTrainer):
         self.row_loss, self.load_balance = loss, load_balance
 
         def collator(batch):
-            prompt, margin, target, weight = zip(*batch, strict=True)
+            prompt, *parts = zip(*batch, strict=True)
+            learned = dict(zip(("margin", "target", "weight"), parts, strict=True))
             # Many pairs share a prompt: read each once.
             distinct, back = np.unique(prompt, return_inverse=True)
             return {
                 "inputs": read(distinct),
                 "back": torch.tensor(back),
-                "margin": torch.tensor(np.stack(margin)),
-                "target": torch.tensor(np.stack(target)),
-                "weight": torch.tensor(np.stack(weight)),
+                "rows": {name: torch.tensor(np.stack(part)) for name, part in learned.items()},
             }
 
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator)
@@ -85,8 +84,7 @@ class AdapterTrainer(OrderedTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits = model(**inputs["inputs"])
         log_weights = F.log_softmax(logits.float(), dim=-1)[inputs["back"]]
-        rows = (inputs[key] for key in ("margin", "target", "weight"))
-        loss = batch_loss(self.row_loss, log_weights, *rows, self.load_balance)
+        loss = batch_loss(self.row_loss, log_weights, inputs["rows"], self.load_balance)
         return (loss, logits) if return_outputs else loss
 
 

@@ -83,7 +83,7 @@ def load_world(recipe: ConvergenceRecipe) -> LabelledWorld:
     inputs = {
         "code": [WORLD_VERSION, FEATURES_VERSION],
         "responses": [file_hash(file) for file in files],
-        "panels": [saved_key(path) for path in (run.recipe.panel, *folds)],
+        "panels": [saved_key(path) for path in (run.recipe.panel, *map(str, folds))],
         "adapters": [run.made(run.chosen, s, fold).key for s in run.seeds for fold in numbered],
         "encoder": fingerprint(recipe.encoder),
     }

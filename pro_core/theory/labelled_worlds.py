@@ -98,7 +98,7 @@ def labelled_world(
     trained = set(zip(run.train["source"], run.train["split"], strict=True))
     fold = np.array(
         [
-            fold_of(prompt, run.recipe["folds"]) if (file, part) in trained else -1
+            fold_of(prompt, run.recipe.folds) if (file, part) in trained else -1
             for prompt, file, part in zip(prompts, source, split, strict=True)
         ]
     )
@@ -110,7 +110,7 @@ def labelled_world(
     weights = np.zeros((len(run.seeds), len(prompts), len(run.objective_names)))
     for f in map(int, np.unique(fold)):
         rows = np.flatnonzero(fold[owner] == f)
-        panel = run.recipe["panel"] if f < 0 else Path(panel_folds) / str(f)
+        panel = run.recipe.panel if f < 0 else Path(panel_folds) / str(f)
         of_rows = [prompts[owner[i]] for i in rows], [texts[i] for i in rows]
         rewards[rows] = _scored(panel, *of_rows, Path(parts) / f"fold{f}.npy")
         for a, seed in enumerate(run.seeds):

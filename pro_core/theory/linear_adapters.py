@@ -65,7 +65,9 @@ def fit_adapters(
         a function from features (P, D) to weights (S, P, K).
     """
     n, D = examples[0].features.shape
-    adapters, rows, towards = [], [], []
+    adapters: list[Heads] = []
+    rows: list[ScoredRows] = []
+    towards: list[NDArray[np.float32]] = []
     for own, seed in zip(examples, seeds, strict=True):
         margin, K = own.z_chosen - own.z_rejected, own.z_chosen.shape[1]
         torch.manual_seed(seed)
@@ -81,8 +83,9 @@ def fit_adapters(
     if target == "pairwise":
         loss = regularized_pairwise_loss(temperature, np.stack(towards)[:, None, None])
     features = torch.tensor(np.concatenate([e.features for e in examples]), dtype=torch.float32)
-    how = {"batch_size": batch_size, "learning_rate": learning_rate}
-    fit_heads(adapters, features, rows, loss, seeds, **how)
+    fit_heads(
+        adapters, features, rows, loss, seeds, batch_size=batch_size, learning_rate=learning_rate
+    )
 
     @torch.inference_mode()
     def predict(features: ArrayLike) -> NDArray[np.float32]:
