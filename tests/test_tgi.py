@@ -19,6 +19,7 @@ from pro_core.generation import (
     GenerationSettings,
     LocalGenerator,
     Request,
+    RequestError,
     collect,
     generator_from_env,
 )
@@ -315,7 +316,9 @@ def test_a_tokenizer_that_does_not_load_is_told_to_the_reader(tgi, tmp_path):
 
 def test_a_soup_without_weights_is_not_asked(tgi, lattice):
     soup = generator(tgi, policy=PolicyConfig.read(lattice))
-    assert "none were given" in collect(soup, [ASK], GREEDY)[0].error
+    with pytest.raises(RequestError) as said:
+        ASK.read_by(soup.policy)
+    assert collect(soup, [ASK], GREEDY)[0].error == said.value.message
     assert not tgi.log.bodies
 
 
