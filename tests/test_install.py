@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_classifier, tiny_encoder, vivid_adapter
 
+import pro_core
 from pro_core import PreferenceAdapter, RewardModelSpec, RewardPanel
 
 pytestmark = pytest.mark.slow
@@ -29,8 +30,13 @@ NAMES = ("helpful", "harmless")
 PROMPTS = ["How do I kill a Python process?", "Tell me a joke about cats."]
 COMPLETIONS = ["Press Ctrl-C.", "I would rather not."]
 LEFT_OUT = ("gradio", "trl", "datasets", "moocore", "matplotlib", "sklearn", "pytest")
-NEED_TRAIN = ["hypervolume", "igd_plus", "is_nondominated"]
-"""Public names that say which extra they need; all others import."""
+METRICS = {"hypervolume", "igd_plus", "is_nondominated"}
+TRAINING = {
+    name
+    for name in pro_core.__all__
+    if name.endswith(("Recipe", "Source")) or name.startswith(("train_", "make_", "score_"))
+}
+"""Recipes, their parts, and what runs them: they may need an extra. All other names import, but METRICS."""
 
 USE = """
 import importlib.util, json, sys
@@ -135,7 +141,10 @@ def test_with_base_dependencies_alone_it_scores_predicts_and_writes(clean, qwen,
     said = json.loads(done.stdout.splitlines()[-1])
     assert Path(said["where"]).is_relative_to(clean.bin.parent)
     assert said["present"] == []
-    assert said["missing"] == {name: ["moocore", "train"] for name in NEED_TRAIN}
+    extras = {name: extra for name, (_, extra) in said["missing"].items()}
+    assert set(extras.values()) == {"train"}
+    # What needs pydantic alone imports where another package brings it.
+    assert METRICS | {"train_panel"} <= set(extras) <= METRICS | TRAINING
     scores = panel.score(PROMPTS, COMPLETIONS)
     assert scores.std() > 0.01  # else equal scores would say nothing
     np.testing.assert_allclose(said["scores"], scores, rtol=0.01)  # bf16
