@@ -34,7 +34,8 @@ METRICS = {"hypervolume", "igd_plus", "is_nondominated"}
 TRAINING = {
     name
     for name in pro_core.__all__
-    if name.endswith(("Recipe", "Source")) or name.startswith(("train_", "make_", "score_"))
+    if name.endswith(("Recipe", "Source", "Target"))
+    or name.startswith(("train_", "make_", "score_"))
 }
 """Recipes, their parts, and what runs them: they may need an extra. All other names import, but METRICS."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import importlib.util
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pro_core.data.pairs import pairs_from_labels, refusal_pairs
 from pro_core.data.public_sets import (
@@ -32,15 +30,12 @@ from pro_core.data.schema import (
     load_examples,
     split_of,
 )
+from pro_core.rewards.recipes import PanelRecipe
 from pro_core.system.storage import content_hash
+from train import prepare_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "train" / "prepare_data.py"
-
-spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-assert spec and spec.loader
-prepare_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_data)
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -368,11 +363,9 @@ def test_a_hub_name_is_a_name_too(sources):
 
 
 def test_the_shipped_recipes_find_their_files_among_them():
-    for recipe in ("demo_panel", "lora_panel", "full_panel"):
-        data = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["data"]
-        assert {entry["path"].removesuffix(".jsonl.gz") for entry in data} <= set(PUBLIC_SETS), (
-            recipe
-        )
+    for name in ("demo_panel", "lora_panel", "full_panel"):
+        data = PanelRecipe.read(ROOT / "recipes" / f"{name}.yaml").data
+        assert {source.path.removesuffix(".jsonl.gz") for source in data} <= set(PUBLIC_SETS), name
 
 
 def test_a_file_is_made_again_when_its_source_or_its_own_bytes_changed(sources, tmp_path, capsys):
@@ -417,7 +410,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(sources, tmp_pat
 
     command = [str(tmp_path), "xstest_responses", *options(sources, ["xstest_responses"])]
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data.gzip, "GzipFile", Full)
+        patched.setattr(gzip, "GzipFile", Full)
         with pytest.raises(SystemExit, match=r"^StorageError: .*the disk is full"):
             prepare_data.main(command)
     assert not list(tmp_path.glob("*xstest*"))

@@ -1,10 +1,11 @@
 """Train MOSLIM's multi-head reward classifier on rated responses (its Eq 6-10).
 
     python train/classifier.py recipes/small_classifier.yaml
+    python train/classifier.py --help                                      # every setting of a recipe
     accelerate launch --num_processes 8 train/classifier.py recipes/moslim_type4.yaml
     python train/evaluate.py classifier recipes/small_classifier.yaml
 
-One classifier a loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out predictions and
+One classifier for each loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out predictions and
 a model card. A killed run, started again, goes on from its last checkpoint to the same result; what is finished is made
 again only when a setting, the data, the base model or the code has changed.
 """

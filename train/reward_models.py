@@ -1,6 +1,8 @@
-"""Train K reward models on preference pairs, as one trunk with K heads or one model an objective (Eq 2).
+"""Train K reward models on preference pairs, as one trunk with K heads or as one model per objective (Eq 2).
 
     python train/reward_models.py recipes/demo_panel.yaml
+    python train/reward_models.py recipes/demo_panel.yaml seed=1 output=outputs/seed1
+    python train/reward_models.py --help                                   # every setting of a recipe
     accelerate launch --multi_gpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml   # on CPUs too
 
 Writes a panel (models, statistics, accuracies, model card) and `scores.parquet`: every pair scored by a panel

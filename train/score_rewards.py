@@ -1,6 +1,7 @@
 """Score every response of a data set with a panel: (N, K) raw rewards as Parquet shards.
 
     python train/score_rewards.py recipes/score_rewards.yaml
+    python train/score_rewards.py --help                                   # every setting of a recipe
     accelerate launch --multi_gpu --num_processes 2 train/score_rewards.py recipes/score_rewards.yaml
 
 Killed and started again, it goes on with the shards that are not there yet: what a kill costs is the shard that each
