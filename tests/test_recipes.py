@@ -269,6 +269,7 @@ def test_the_repositorys_recipes_are_read(kind, pattern):
         ({"objectives": ["Helpful!"]}, "objectives"),
         ({"folds": -1}, "folds"),
         ({"method": "upper_layers"}, "method"),
+        ({"input_format": "{prompt}"}, "input_format"),  # without the completion
         ({"data": [{"path": "a.jsonl"}, {"path": "b.jsonl", "objectves": []}]}, "data.1.objectves"),
     ],
 )

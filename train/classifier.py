@@ -5,9 +5,9 @@
     accelerate launch --num_processes 8 train/classifier.py recipes/moslim_type4.yaml
     python train/evaluate.py classifier recipes/small_classifier.yaml
 
-One classifier for each loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out predictions and
-a model card. A killed run, started again, goes on from its last checkpoint to the same result; what is finished is made
-again only when a setting, the data, the base model or the code has changed.
+One classifier for each loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out
+predictions and a model card. A killed run, started again, goes on from its last checkpoint to the same result; what is
+finished is made again only when a setting, the data, the base model or the code has changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train K reward models on preference pairs, as one trunk with K heads or as one model per objective (Eq 2).
 
     python train/reward_models.py recipes/demo_panel.yaml
-    python train/reward_models.py recipes/demo_panel.yaml seed=1 output=outputs/seed1
+    python train/reward_models.py recipes/own_panel.yaml learning_rate=5e-5 folds=0
     python train/reward_models.py --help                                   # every setting of a recipe
     accelerate launch --multi_gpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml   # on CPUs too
 

@@ -8,6 +8,7 @@ from pro_core.data.entries import PairSource, RatedSource
 from pro_core.data.objectives import check_objective_names
 from pro_core.data.texts import TextSource
 from pro_core.rewards.classifier import IntensityScale, Loss, level_columns
+from pro_core.rewards.formats import check_format
 from pro_core.rewards.models import Method, Pooling
 from pro_core.runs.recipes import ConfigError, Count, Names, Positive, Recipe, Seeds
 from pro_core.system.extras import needs
@@ -51,6 +52,14 @@ class RewardModelRecipe(Recipe):
     """optimizer steps"""
     data_dir: str | None = None
     """where the files of `data` lie; null for the project's own"""
+
+    @model_validator(mode="after")
+    def _format(self) -> Self:
+        try:
+            check_format(self.input_format)
+        except ValueError as error:
+            raise ConfigError(str(error), ["input_format"]) from None
+        return self
 
 
 class PanelRecipe(RewardModelRecipe):
