@@ -15,6 +15,7 @@ from pro_core.adapter.encoder import PromptEncoder, encode_prompts
 from pro_core.adapter.global_weights import balanced, fit_global_weights
 from pro_core.adapter.heads import fit_heads
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.adapter.recipe import AdapterRecipe, AdapterTarget
 from pro_core.adapter.targets import (
     kl_to_target,
     load_balance_loss,
@@ -22,6 +23,7 @@ from pro_core.adapter.targets import (
     target_weights,
 )
 from pro_core.adapter.training import bootstrap_weights, fit_adapter
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import StorageError
 
@@ -400,6 +402,38 @@ def test_the_adapter_recovers_planted_weights_and_eq_7_on_raw_rewards_does_not(f
     assert recovered(raw) < 0.5
 
 
+# ---------------------------------------------------------------- a recipe
+
+NEEDED = {"scores": "scores.parquet", "panel": "panel", "output": "out"}
+WRONG = {
+    "misspelt": ([{"target": "pairwise", "temprature": 1.0}], "targets.0.temprature"),
+    "another target": ([{"target": "pair", "temperature": 1.0}], "targets.0.target"),
+    "tau of 0": ([{"target": "margin", "temperature": 0.0}], "targets.0.temperature"),
+    "of another target": (
+        [{"target": "margin", "temperature": 1.0, "annotated": 0.1}],
+        "targets.0.annotated",
+    ),
+    "twice": ([{"target": "paper", "temperature": 0.1}] * 2, "targets"),
+    "none": ([], "targets"),
+}
+
+
+@pytest.mark.parametrize(("targets", "field"), WRONG.values(), ids=WRONG)
+def test_a_target_that_cannot_be_fitted_is_named_before_anything_is_read(tmp_path, targets, field):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(NEEDED | {"targets": targets}))
+    with pytest.raises(ConfigError) as refused:
+        AdapterRecipe.read(tmp_path / "recipe.yaml")
+    assert field in refused.value.fields
+
+
+def test_a_target_is_named_by_what_was_said_of_it():
+    """Folders, tables and the keys of finished fits keep these names."""
+    said = {"target": "pairwise", "temperature": 0.5, "load_balance": 0.1}
+    target = AdapterTarget.model_validate(said)
+    assert target.plain == said and target.name == "pairwise-t0.5-load_balance0.1"
+    assert AdapterTarget(target="paper", temperature=1).name == "paper-t1"
+
+
 # ---------------------------------------------------------------- two ways to fit
 
 
@@ -420,7 +454,7 @@ def heads_by_trainer(folder):
 
 
 WAYS = {
-    "pairwise": {"members": 5},
+    "pairwise, clipped": {"members": 5, "temperature": 0.02},
     "pairwise, wide": {"hidden": 128, "annotated": 0.3, "load_balance": 0.1},
     "one linear head": {"target": "margin", "hidden": 0, "members": 1, "seed": 3},
     "short batches": {"target": "paper_z", "batch_size": 50, "members": 2, "seed": 1},
@@ -447,6 +481,7 @@ def test_adapters_fitted_together_are_those_fitted_alone():
     """Other prompts, other starts, hidden layers with dropout: adapters of one batch share nothing but the loop."""
     table, seeds = planted(240), (0, 4)
     settings = SETTINGS | {"epochs": 3, "members": 2, "features": features_of(table)}
+    settings["temperature"] = 0.02  # gradients that are clipped
     calls = []
 
     def kept(adapters, features, rows, loss, seeds, **how):
