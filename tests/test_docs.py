@@ -30,7 +30,6 @@ from pro_core.evaluation.results import read_rows
 from pro_core.reporting.tables import fill_tables
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.runs.recipes import Recipe
-from train import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -185,7 +184,7 @@ GRADED = {
 def check_evaluate(arguments: list[str]) -> None:
     what, *rest = arguments
     recipes = [word for word in rest if word.endswith(".yaml")]
-    assert what in evaluate.GRADERS and recipes
+    assert what in importlib.import_module("train.evaluate").GRADERS and recipes
     assert [word for word in rest if word not in recipes] in ([], ["--split", "validation"])
     for recipe in recipes:
         assert (ROOT / recipe).is_file()
@@ -244,6 +243,7 @@ def check_launch(arguments: list[str], block: Block) -> None:
     check_python(arguments[script:], block)
 
 
+@pytest.mark.slow  # it imports every script
 @pytest.mark.parametrize(("block", "command"), COMMANDS)
 def test_a_command_is_one_that_exists_and_takes_what_it_is_given(block, command):
     words = list(command)
@@ -394,6 +394,7 @@ RUN = re.compile(r"train/(\w+\.py (?:\w+ )?recipes/[\w/.]+\.yaml(?: [\w.]+=(?:'[
 """A script's call in a recipe's header, without what stands behind it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_recipes_header_has_its_command_what_it_took_and_what_to_expect(recipe):
     """Panels and launchers are no runs of their own: they need no time and no number."""
