@@ -122,7 +122,7 @@ def short_adapter_table(rows: Rows) -> str:
         for name in SHORT
         if any(r["method"] == name for r in main)
     ]
-    header = ["weights", "pairs that go people's way", "adapter's lead, points (95%)"]
+    header = ["weights", "accuracy", "adapter's lead, points (95%)"]
     return markdown_table(header, table) if table else ""
 
 
