@@ -594,9 +594,7 @@ def test_wrong_recipes(recipe, changes, fields):
         assert list(refused.value.fields) == fields
 
 
-@pytest.mark.parametrize(
-    "name", ["demo_morlhf", "morlhf_small", "morlhf_full", "morlhf_paper"]
-)
+@pytest.mark.parametrize("name", ["demo_morlhf", "morlhf_small", "morlhf_full", "morlhf_paper"])
 def test_the_recipes_that_ship_are_read(name):
     assert MorlhfRecipe.read(ROOT / "recipes" / f"{name}.yaml").methods()
 

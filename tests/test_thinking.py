@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tiny import reciting_llama
 from transformers import AutoTokenizer
 
-from pro_core.data.schema import read_jsonl
 from pro_core.data.turns import THOUGHTS, ThoughtSplitter, split_reasoning, without_reasoning
 from pro_core.evaluation.policy.responses import GeneratorPolicy, respond
 from pro_core.generation import (
@@ -32,7 +31,8 @@ from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.rewards.batching import encode
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.formats import thoughts_note
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from tests.servers.scripted import says, scripted, token
 
 HI = [{"role": "user", "content": "Name three colours."}]
@@ -392,20 +392,19 @@ def test_rollouts_keep_thoughts_apart_and_answers_that_are_all_thought_fail(tmp_
     [failed] = failures(found)
     assert failed["prompt"] == 0 and "spent all 8 tokens on its reasoning" in failed["error"]
     assert cut_share(found) == 0.5
-    lines = read_jsonl(tmp_path / "try0-00000.jsonl")
-    assert {line["finish"] for line in lines} == {"length", "stop"}
-    assert {line["reasoning"] for line in lines} == {"So,", "Hm.", ""}
-    # Read from the files again, not asked for again.
-    assert sample(load, prompts, 1, EIGHT, tmp_path, 3, "own") == found
+    # Read from the file again; what failed is asked for again.
+    with scripted(by_prompt) as (url, seen):
+        assert sample(load, prompts, 1, EIGHT, tmp_path, 3, "own") == found
+        assert len(seen) == 2
 
 
 def test_evaluation_keeps_thoughts_apart(tmp_path):
     with scripted(by_prompt) as (url, _):
         generator = EndpointGenerator(url, model="m", retries=0)
-        policy = GeneratorPolicy("p", lambda: generator, "server", ("long",))
-        prompts = ["only thoughts", "both", "neither"]
-        answers = respond(policy, prompts, [1.0], EIGHT, 0, tmp_path)
-        again = respond(policy, prompts, [1.0], EIGHT, 0, tmp_path)
+        policy = GeneratorPolicy("p", lambda: generator, "server")
+        requests = [Request(ask(prompt)) for prompt in ("only thoughts", "both", "neither")]
+        answers = respond(policy, requests, EIGHT, 0, tmp_path)
+        again = respond(policy, requests, EIGHT, 0, tmp_path)
     found = [(a.text, a.reasoning, a.finish) for [a] in answers]
     assert found == [
         (None, "So,", "length"),

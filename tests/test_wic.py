@@ -165,10 +165,11 @@ def test_both_methods_share_what_they_have_in_common(recipe, tmp_path, capsys):
 
 
 def run_killed(path: str, place: str, count: int) -> None:
-    """In a process of its own: the script, killed at the ``count``-th checkpoint or file of responses."""
-    from pro_core.policies import rollouts, sft
+    """In a process of its own: the script, killed at the ``count``-th checkpoint or batch of responses."""
+    from pro_core.generation import responses
+    from pro_core.policies import sft
 
-    module, name = (rollouts, "write_jsonl") if place == "rollouts" else (sft.Progress, "on_save")
+    module, name = (responses, "append_jsonl") if place == "rollouts" else (sft.Progress, "on_save")
     original, calls = getattr(module, name), []
 
     def killer(*arguments, **named):
@@ -185,8 +186,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(recipe, tmp_path, capsys):
     train(recipe("whole"))
     path, processes = recipe("cut"), multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["pro_core.policies.conditional.trainer"])
-    # A checkpoint every two steps of four: killed at the first of the offline stage, then while the second of three
-    # files of responses is written, then at the first checkpoint of the online stage.
+    # A checkpoint every two steps of four: killed at the first of the offline stage, before the second of three
+    # batches of responses is kept, then at the first checkpoint of the online stage.
     for place, count in (("offline", 1), ("rollouts", 2), ("online", 1)):
         process = processes.Process(target=run_killed, args=(path, place, count))
         process.start()
@@ -310,7 +311,7 @@ def test_an_empty_answer_is_an_answer(tmp_path):
     # A generator that writes nothing but those is no policy.
     with pytest.raises(ConfigError, match="not one of 4 responses was written: The model ended"):
         sample(lambda: Script(empty="o"), messages, 2, settings, tmp_path / "all", 4, "own")
-    assert not list((tmp_path / "all").glob("*"))
+    assert not (tmp_path / "all").exists()
 
 
 def test_empty_answers_and_thoughts_are_no_text_to_learn(recipe, parts, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -181,6 +181,36 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSON Lines file, whole or not at all. :func:`pro_core.data.schema.read_jsonl` reads it."""
     with replacing(path) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
+    """Add a line to a JSON Lines file. Half a line, which a kill left at its end, goes; processes take turns.
+
+    Raises:
+        StorageError: the disk is full, read-only or forbidden, in one sentence.
+    """
+    import fcntl
+
+    path, line = Path(path), json.dumps(row).encode() + b"\n"
+    with explained_disk(path.parent, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a killed process holds it no longer
+            file.truncate(_whole_lines(file))
+            file.write(line)
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """How many bytes of a file are whole lines."""
+    place = file.seek(0, os.SEEK_END)
+    while place:
+        start = max(0, place - (1 << 16))
+        file.seek(start)
+        end = file.read(place - start).rfind(b"\n")
+        if end >= 0:
+            return start + end + 1
+        place = start
+    return 0
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], **settings: Any) -> None:

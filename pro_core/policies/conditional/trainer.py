@@ -10,6 +10,7 @@ and the rollouts of arms that differ in their rule alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import TEMPLATE_VERSION, Condition
 from pro_core.rewards.scores import progress
 from pro_core.runs.recipes import ConfigError
-from pro_core.system.artefacts import Artefact
+from pro_core.system.artefacts import WORK, Artefact
 from pro_core.system.fingerprints import fingerprint
 from pro_core.system.processes import from_main, main_process, process_device
 from pro_core.system.storage import content_hash, write_jsonl
@@ -146,33 +147,29 @@ class WicRun:
             self._say(f"round {number}, {len(plan)} prompts x {recipe.samples} responses")
             if main_process():
                 write_jsonl(folder / "prompts.jsonl", plan)
-            conversations = [self.condition.add(row["prompt"], row["text"]) for row in plan]
             try:
                 responses = sample(
                     lambda: self._generator(policy),
-                    conversations,
+                    [self.condition.add(row["prompt"], row["text"]) for row in plan],
                     recipe.samples,
                     self.sampling,
-                    folder,
+                    folder / WORK,
                     recipe.rollout_batch,
                     key,
-                    progress(f"{self.recipe.method}, seed {self.seed}, round {number}", "written"),
+                    progress(f"{recipe.method}, seed {self.seed}, round {number}", "written"),
                 )
             except (ConfigError, GenerationError) as error:
                 raise RoundError(f"round {number}: {error}") from None
-            written = [r for r in responses if r.error is None]
-            raw = score(
-                self.data.panel,
-                [
-                    LabelledResponse(
-                        plan[r.prompt]["prompt"], r.text, {}, "rollouts", f"{r.prompt}-{r.sample}"
-                    )
-                    for r in written
-                ],
-                folder / "rewards",
-            )
-            there = [[None if v != v else v for v in row] for row in raw.tolist()]
-            rewards = dict(zip(((r.prompt, r.sample) for r in written), there, strict=True))
+            written = [(r.prompt, r.sample, r.text) for r in responses if r.text is not None]
+            scored = [
+                LabelledResponse(plan[p]["prompt"], text, {}, "rollouts", f"{p}-{g}")
+                for p, g, text in written
+            ]
+            raw = score(self.data.panel, scored, folder / "rewards").tolist()
+            rewards = {
+                (p, g): [None if math.isnan(reward) else reward for reward in row]
+                for (p, g, _), row in zip(written, raw, strict=True)
+            }
             failed = failures(responses)
             if main_process():
                 write_jsonl(folder / "failed.jsonl", failed)
@@ -185,14 +182,15 @@ class WicRun:
                     f"round {number}: {len(responses) - len(written)} responses to {len(failed)} prompts failed three "
                     f"times and are left out ({failed[0]['error']}); listed in {folder / 'failed.jsonl'}"
                 )
-            count = self.data.count_tokens([r.text for r in written])
+            texts = [text for _, _, text in written]
             return {
                 "prompts": len(plan),
                 "responses": len(written),
-                "empty": sum(not r.text for r in written),
+                "empty": sum(not text for text in texts),
                 "cut": cut_share(responses),
                 "failed_prompts": len(failed),
-            } | {"new_tokens": count}
+                "new_tokens": self.data.count_tokens(texts),
+            }
 
         return stage(self.output / "rollouts", key, ROLLOUTS, make)
 

@@ -25,7 +25,7 @@ from pro_core.policies.sft import PolicyTrainer, load_to_train, save_policy
 from pro_core.policies.stages import POLICY, ROLLOUTS, stage
 from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import Progress, cast_for_training, train_resuming
-from pro_core.system.artefacts import Artefact
+from pro_core.system.artefacts import WORK, Artefact
 from pro_core.system.extras import needs
 from pro_core.system.processes import main_process, process_device
 from pro_core.system.storage import content_hash, write_jsonl
@@ -74,19 +74,19 @@ def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
             [task.reads[row] for row in rows_of_round],
             recipe.generations,
             GenerationSettings(recipe.max_new_tokens, recipe.sampling_temperature, recipe.top_p),
-            folder / "responses",
+            folder / WORK,
             batch,
             key,
         )
-        written = [r for r in found if r.error is None]
-        texts, rows = [r.text for r in written], [rows_of_round[r.prompt] for r in written]
+        written = [(r.prompt, r.text) for r in found if r.text is not None]
+        texts, rows = [text for _, text in written], [rows_of_round[p] for p, _ in written]
         logged: dict[str, float] = {}
         rewards = task.reward([], texts, rows, log_metric=logged.__setitem__)
         failed = failures(found)
         if main_process():
             lines = [
-                {"prompt": r.prompt, "row": row, "text": r.text, "total": reward}
-                for r, row, reward in zip(written, rows, rewards, strict=True)
+                {"prompt": p, "row": row, "text": text, "total": reward}
+                for (p, text), row, reward in zip(written, rows, rewards, strict=True)
             ]
             write_jsonl(folder / "scored.jsonl", lines)
             write_jsonl(folder / "failed.jsonl", failed)
