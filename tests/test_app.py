@@ -560,7 +560,7 @@ def test_a_stock_model_reads_the_prompt_alone(monkeypatch) -> None:
 def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_path) -> None:
     models = conditioned_models(tmp_path / "other", ("helpful", "kind"))
     expected = (
-        "the policy was trained for ['helpful', 'kind'], got weights of ['helpful', 'harmless', "
+        "the policy was trained for ['helpful', 'kind'], this panel has ['helpful', 'harmless', "
     )
     assert f"No answers: {expected}" in run_sync(models.status())["warning"]
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))

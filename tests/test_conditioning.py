@@ -5,10 +5,19 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_llama
 
 from pro_core.data.schema import to_messages
-from pro_core.generation import GenerationError, Request, RequestError
-from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.generation import (
+    GenerationError,
+    GenerationSettings,
+    LocalGenerator,
+    Request,
+    RequestError,
+    collect,
+)
+from pro_core.generation.chat import PromptTooLong, fit
+from pro_core.prompting.policy_config import PolicyConfig, load_tokenizer
 from pro_core.prompting.templates import (
     Condition,
     add_condition,
@@ -204,6 +213,19 @@ def test_a_policy_reads_weights_and_levels_in_its_prompt(condition, asked, read)
     assert found == Request([{"role": "user", "content": read}])
     assert found.read_by(policy) == found  # as in training, where prompts hold their condition
     assert Request(HI).read_by(policy) == Request(HI)
+
+
+def test_a_policy_in_this_process_is_told_what_it_reads(tmp_path):
+    folder = tiny_llama(tmp_path)
+    PolicyConfig(Condition("weights", OWN)).save(folder)
+    prompt, _ = fit(load_tokenizer(folder), HI, 1000)
+    generator = LocalGenerator(folder, device="cpu", max_context=len(prompt) + 4)
+    asked, settings = Request(HI, WEIGHTS), GenerationSettings(4, seed=0)
+    with_weights, without = collect(generator, [asked, Request(HI)], settings)
+    assert without.text and not without.error
+    with pytest.raises(PromptTooLong) as said:  # with its weights there is no room for it
+        fit(load_tokenizer(folder), asked.read_by(generator.policy).messages, len(prompt))
+    assert with_weights.error == said.value.message
 
 
 @pytest.mark.parametrize(

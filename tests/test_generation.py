@@ -33,6 +33,8 @@ from pro_core.generation.chat import (
     plain_prompt,
     readable,
 )
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
 from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 from pro_core.weights import FixedWeights
 
@@ -483,6 +485,11 @@ def test_best_of_n_refuses_what_makes_no_sense():
         best_of_n(Script(), ByLength(), FixedWeights(("short", "long")), HI, 1)
     with pytest.raises(ValueError, match="unknown"):
         best_of_n(Script(), ByLength(), {"long": 1.0, "brief": 0.0}, HI, 1)
+    stranger = Script(("a", None))
+    stranger._policy = PolicyConfig(Condition("weights", ("long", "kind")))
+    with pytest.raises(ValueError, match="trained for"):
+        best_of_n(stranger, ByLength(), None, HI, 1)
+    assert stranger.batch is None  # nothing was asked for
 
 
 def test_all_candidates_failed():

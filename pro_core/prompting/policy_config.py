@@ -97,11 +97,11 @@ class PolicyConfig:
             raise StorageError(f"{folder}/{FILE}: {error}") from None
 
     def check_objectives(self, objective_names: Sequence[str]) -> None:
-        """Raise a ValueError unless weights of these objectives are enough for the policy."""
+        """Raise a ValueError unless a panel with these objectives has all of the policy's."""
         missing = [name for name in self.condition.objective_names if name not in objective_names]
         if missing and self.reads:
             raise ValueError(
-                f"the policy was trained for {list(self.condition.objective_names)}, got weights of "
+                f"the policy was trained for {list(self.condition.objective_names)}, this panel has "
                 f"{list(objective_names)}: use the policy and the panel that belong together (PRO_POLICY, PRO_PANEL)"
             )
 
