@@ -26,10 +26,11 @@ from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_card import write_classifier_card
 from pro_core.rewards.classifier_training import RatedResponses
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.rewards.scores import distinct_texts, fit_reference_stats, pair_table
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import library_versions
 

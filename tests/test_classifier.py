@@ -18,7 +18,7 @@ from pro_core import RewardClassifier, RewardStats, map_levels
 from pro_core.data.entries import RatedSource
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.reporting.tables import classifier_table
-from pro_core.rewards.classifier import IntensityScale, log_probabilities, moving_stats
+from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.classifier_grades import grade_levels, majority_class
 from pro_core.rewards.classifier_training import (
     RatedResponses,
@@ -26,7 +26,7 @@ from pro_core.rewards.classifier_training import (
     count_levels,
     rated_levels,
 )
-from pro_core.rewards.models import load_reward_model
+from pro_core.rewards.levels import IntensityScale, log_probabilities, moving_stats
 from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import training_arguments

@@ -12,7 +12,8 @@ from tiny import tiny_encoder, vivid_adapter
 from pro_core.policies.rl.reward import CompositeReward, normalize_groups
 from pro_core.policies.rl.weighted import run_weights
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 
 pytestmark = pytest.mark.slow
 

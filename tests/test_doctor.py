@@ -22,7 +22,8 @@ from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt
 from pro_core.doctor.page import render_html
 from pro_core.doctor.text import WIDTH, render_text
 from pro_core.doctor.verdict import ENOUGH_PROMPTS, examine
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.cache import Cache
 from pro_core.system.fingerprints import fingerprint
 

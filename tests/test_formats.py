@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from pro_core.rewards.batching import encode
 from pro_core.rewards.formats import check_format, render
-from pro_core.rewards.panel import RewardModelSpec
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import StorageError
 
 PANELS = Path(__file__).resolve().parent.parent / "recipes" / "panels"

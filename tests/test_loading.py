@@ -52,11 +52,14 @@ from pro_core.data.schema import PreferencePair
 from pro_core.prompting.policy_config import load_language_model
 from pro_core.rewards.batching import check_scoring, encode
 from pro_core.rewards.bradley_terry import tokenize_pairs
-from pro_core.rewards.classifier import IntensityScale, RewardClassifier
+from pro_core.rewards.checkpoints import load_reward_model
+from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_training import RatedResponses, tokenize_rated
 from pro_core.rewards.length import share_cut
-from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.levels import IntensityScale
+from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import StorageError, local_folder
 
 QUESTION = "What is the capital of France?"

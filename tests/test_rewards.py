@@ -13,8 +13,10 @@ from tiny import tiny_classifier, tiny_encoder, tiny_gpt2, tiny_qwen, tokenizer
 from pro_core.rewards.batching import collate, encode, token_budget_batches
 from pro_core.rewards.bradley_terry import bradley_terry_loss, grouped_by_length
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.checkpoints import load_reward_model
+from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import StorageError
 
 NAMES = ("helpful", "harmless")

@@ -44,7 +44,8 @@ from pro_core.policies.sft import tokenize_row
 from pro_core.prompting.policy_config import load_language_model, load_tokenizer
 from pro_core.rewards.batching import encode
 from pro_core.rewards.formats import chat_text, special_tokens, without_special_tokens
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import StorageError
 from tests.servers.scripted import refuses, says, scripted, token
 

@@ -44,14 +44,15 @@ from pro_core.rewards import bradley_terry, classifier_runs, classifier_training
 from pro_core.rewards.batching import SCORING_VERSION, encode
 from pro_core.rewards.bradley_terry import bradley_terry_loss
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.classifier import IntensityScale
 from pro_core.rewards.classifier_grades import grade_levels
 from pro_core.rewards.classifier_runs import ClassifierRun
 from pro_core.rewards.classifier_training import classifier_loss
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.levels import IntensityScale
+from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade
 from pro_core.rewards.panel_runs import PanelRun
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import content_hash
 from pro_core.theory import labelled_worlds, theorem
 from pro_core.theory.alignment_gap import optimal_policy

@@ -14,8 +14,9 @@ from pro_core.data.card_parts import (
     one_line,
     write_card,
 )
-from pro_core.rewards.classifier import RewardClassifier, level_columns
+from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_training import RatedResponses
+from pro_core.rewards.levels import level_columns
 from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.system.storage import library_versions
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from pro_core.data.schema import LabelledResponse, first_user_turn
 from pro_core.metrics import accuracy_with_interval, prompt_counts
-from pro_core.rewards.classifier import IntensityScale, RewardClassifier, level_columns
+from pro_core.rewards.classifier import RewardClassifier
+from pro_core.rewards.levels import IntensityScale, level_columns
 
 Measured = dict[str, dict[str, Any]]
 

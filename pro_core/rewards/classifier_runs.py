@@ -17,7 +17,8 @@ from typing import Any
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.sources import default_data_dir
 from pro_core.rewards.batching import SCORING_VERSION
-from pro_core.rewards.classifier import RewardClassifier, level_columns
+from pro_core.rewards.checkpoints import load_reward_model
+from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_card import write_classifier_card
 from pro_core.rewards.classifier_grades import (
     grade_levels,
@@ -31,7 +32,8 @@ from pro_core.rewards.classifier_training import (
     RatedResponses,
     tokenize_rated,
 )
-from pro_core.rewards.models import load_reward_model, new_reward_model, save_reward_model
+from pro_core.rewards.levels import level_columns
+from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.runs.training import (
     Progress,

@@ -16,7 +16,7 @@ from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.training_pairs import UNKNOWN, mark_trained_on, ungraded_note
 from pro_core.rewards.batching import check_length, collate, encode
 from pro_core.rewards.bradley_terry import OrderedRows, training_order
-from pro_core.rewards.classifier import IntensityScale, level_columns, log_probabilities
+from pro_core.rewards.levels import IntensityScale, level_columns, log_probabilities
 from pro_core.rewards.models import HEADS
 from pro_core.runs.training import OrderedTrainer
 

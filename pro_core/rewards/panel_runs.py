@@ -22,7 +22,7 @@ from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fol
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
 from pro_core.rewards.models import new_reward_model, save_reward_model
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
+from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.recipes import PanelRecipe
 from pro_core.rewards.scores import (
@@ -33,6 +33,7 @@ from pro_core.rewards.scores import (
     score_pairs,
     table_hash,
 )
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.runs.training import (
     Progress,
     cast_for_training,

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pro_core.data.entries import PairSource, RatedSource
 from pro_core.data.objectives import check_objective_names
 from pro_core.data.texts import TextSource
-from pro_core.rewards.classifier import IntensityScale, Loss, level_columns
 from pro_core.rewards.formats import check_format
+from pro_core.rewards.levels import IntensityScale, Loss, level_columns
 from pro_core.rewards.models import Method, Pooling
 from pro_core.runs.recipes import ConfigError, Count, Names, Positive, Recipe, Seeds
 from pro_core.system.extras import needs

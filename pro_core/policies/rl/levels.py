@@ -26,7 +26,8 @@ from pro_core.policies.rl.task import Conversation, PromptReader, Task, draw_row
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS, MOST_LEVELS, Condition
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.classifier import DIVISORS, RewardClassifier, target_scores
+from pro_core.rewards.classifier import RewardClassifier
+from pro_core.rewards.levels import DIVISORS, target_scores
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.processes import process_device
 from pro_core.system.storage import content_hash
@@ -55,7 +56,7 @@ class LevelReward(WeightedReward):
     Args:
         classifier: with statistics; of its objectives those in ``objective_names`` count, and k counts them.
         prompts: without the prefix. levels_PK: of each prompt, 0 where it does not name an objective.
-        divide_by: see :func:`pro_core.rewards.classifier.map_levels`. The rest: see :class:`WeightedReward`.
+        divide_by: see :func:`pro_core.rewards.levels.map_levels`. The rest: see :class:`WeightedReward`.
 
     Raises:
         ValueError: no statistics, a prompt that names nothing, or a level that its objective does not have.

@@ -1,0 +1,105 @@
+"""Where each objective's reward comes from, and what decides the scores of a panel of such specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.formats import check_format
+from pro_core.rewards.functions import check_function
+from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import StorageError, content_hash
+
+
+@dataclass(frozen=True)
+class RewardModelSpec:
+    """Where one objective's reward comes from: a model's output, or a plain function of the response.
+
+    Attributes:
+        name: the objective.
+        source: a folder inside the panel's own, another local folder, or a hub id.
+        revision: of a hub id.
+        input_format: the text that the model reads, see :mod:`pro_core.rewards.formats`: ``"pair"`` (prompt and
+            completion as the two segments of an encoder), ``"chat"`` (the tokenizer's chat template), or a text
+            with ``{completion}``.
+        logit: index of the model's output that is this objective's reward.
+        direction: 1 when a higher logit (or value) is better, -1 when a lower one is.
+        max_length: tokens in all.
+        outputs: how many the model has, where a hub checkpoint's config does not say.
+        function: instead of a source, see :mod:`pro_core.rewards.functions`; ``pattern`` is a rule's.
+    """
+
+    name: str
+    source: str = ""
+    revision: str | None = None
+    input_format: str = "pair"
+    logit: int = 0
+    direction: int = 1
+    max_length: int = 512
+    outputs: int | None = None
+    function: str | None = None
+    pattern: str = ""
+
+    def __post_init__(self):
+        try:
+            if self.direction not in (1, -1):
+                raise ValueError(f"got the direction {self.direction}, expected 1 or -1")
+            if bool(self.source) == bool(self.function):
+                raise ValueError(
+                    f"got the source {self.source!r} and the function {self.function!r}, expected one of them"
+                )
+            if self.function:
+                check_function(self.function, self.pattern)
+            check_format(self.input_format)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+
+def read_specs(file: Path) -> dict[str, Any]:
+    """``{"models": [...]}`` of a YAML file.
+
+    Raises:
+        StorageError: no such file, not YAML, or of another form.
+    """
+    if not file.is_file():
+        raise StorageError(f"{file}: no such file")
+    try:
+        config = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise StorageError(f"{file}: not YAML ({error})") from None
+    if not isinstance(config, dict) or set(config) != {"models"}:
+        said = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise StorageError(f"{file}: got {said}, expected one key, 'models', with a list of specs")
+    models = config["models"]
+    if not isinstance(models, list) or not all(isinstance(spec, dict) for spec in models):
+        raise StorageError(f"{file}: got models {models!r}, expected a list of specs")
+    return config
+
+
+def panel_fingerprint(
+    specs: Sequence[RewardModelSpec],
+    folder: str | Path,
+    models: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
+) -> str:
+    """A hash of all that decides a panel's scores, wherever its files lie: specs, models and the code that scores.
+
+    Nothing is loaded.
+
+    Args:
+        folder: where sources that are no path of their own lie. models: those that are loaded, by their sources: what
+            counts of one that has no files.
+    """
+    sources = {spec.source: i for i, spec in enumerate(specs)}
+    read = [asdict(spec) | {"source": sources[spec.source], "revision": None} for spec in specs]
+    fingerprints = {
+        s.source: fingerprint(s.source, s.revision, folder, models.get(s.source))
+        for s in specs
+        if s.source
+    }
+    return content_hash([SCORING_VERSION, read, list(fingerprints.values())])
