@@ -211,16 +211,21 @@ def test_every_setting_is_described_with_type_range_default_and_meaning():
 
 SCRIPT = '''
 """Usage here."""
+from huggingface_hub import constants
 from pro_core.runs.recipes import Count, Recipe
 from pro_core.runs.scripts import run_script
 class Own(Recipe):
     steps: Count
     """updates"""
-run_script(lambda recipe: print("steps", recipe.steps), Own, __doc__)
+def main(recipe):
+    print("steps", recipe.steps)
+    print("telemetry off:", constants.HF_HUB_DISABLE_TELEMETRY)
+run_script(main, Own, __doc__)
 '''
 
 
-def test_a_script_takes_a_recipe_and_changes(tmp_path):
+def test_a_script_takes_a_recipe_and_changes(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     script, recipe = tmp_path / "own.py", written(tmp_path, "steps: 3")
     script.write_text(SCRIPT)
 
@@ -228,7 +233,7 @@ def test_a_script_takes_a_recipe_and_changes(tmp_path):
         command = [sys.executable, str(script), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
-    assert run(str(recipe), "steps=4").stdout == "steps 4\n"
+    assert run(str(recipe), "steps=4").stdout == "steps 4\ntelemetry off: True\n"
     shown = run("--help")
     assert shown.returncode == 0 and "Usage here." in shown.stdout
     assert "steps: whole number > 0; required. updates" in shown.stdout

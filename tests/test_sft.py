@@ -16,7 +16,7 @@ from pro_core.generation.chat import fit
 from pro_core.policies.sft import fine_tune, score_only_labelled_tokens, tokenize_row, tokenize_rows
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.prompting.templates import Condition
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError
 
 CONDITION = Condition.fit("weights", ("long", "short"), [[0, 0], [1, 1]], 1.0)
 

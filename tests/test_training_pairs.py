@@ -20,10 +20,10 @@ from pro_core.data.training_pairs import (
     out_of_fold,
 )
 from pro_core.evaluation.adapter_grades import unseen_sources
-from pro_core.evaluation.policy.recipe import held_out_prompts
-from pro_core.rewards.classifier import IntensityScale
+from pro_core.evaluation.policy.prompts import held_out_prompts
 from pro_core.rewards.classifier_training import RatedResponses
-from pro_core.runs.training import ConfigError
+from pro_core.rewards.levels import IntensityScale
+from pro_core.runs.recipes import ConfigError
 
 NAMES = ("helpful", "harmless")
 
@@ -164,11 +164,11 @@ def test_rated_responses_to_trained_prompts_are_not_graded(tmp_path):
 def test_policies_are_not_graded_on_prompts_that_train(tmp_path, capsys):
     rows = [pair("Q"), pair("q", "c", "d", split="test"), pair("R", split="test")]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (prompt,) = held_out_prompts([{"path": "own.jsonl"}], tmp_path, "test", 1)
+    (prompt,) = held_out_prompts([PairSource(path="own.jsonl")], tmp_path, "test", 1)
     assert prompt[-1]["content"] == "R"
     assert "1 test prompts" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="got 1 test prompts"):
-        held_out_prompts([{"path": "own.jsonl"}], tmp_path, "test", 2)
+        held_out_prompts([PairSource(path="own.jsonl")], tmp_path, "test", 2)
 
 
 # ---------------------------------------------------------------- folds
@@ -245,7 +245,9 @@ def test_a_source_left_out_takes_along_what_was_made_of_it(tmp_path):
     def fit(folder, rows, *rest):
         raise KeyboardInterrupt(sorted(rows.source))
 
-    run = SimpleNamespace(recipe={"folds": 2}, train=table, objective_names=NAMES, seeds=[0])
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(folds=2), train=table, objective_names=NAMES, seeds=[0]
+    )
     run.output, run.chosen, run.fit = tmp_path, {"target": "pairwise"}, fit
     run.held_out = lambda split: table[table.source == "truth"]
     with pytest.raises(KeyboardInterrupt) as stopped:

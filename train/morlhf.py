@@ -11,10 +11,6 @@ parameters. Beside a policy's stage lie `prompts.jsonl`, every prompt with its w
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
-
 from pro_core.policies.rl.methods import train_morlhf
 from pro_core.policies.rl.recipe import MorlhfRecipe
 from pro_core.policies.sft import score_only_labelled_tokens

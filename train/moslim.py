@@ -12,10 +12,6 @@ a policy's stage lie `prompts.jsonl`, every prompt with the levels it asks for, 
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
-
 from pro_core.policies.rl.methods import train_moslim
 from pro_core.policies.rl.recipe import MoslimRecipe
 from pro_core.policies.sft import score_only_labelled_tokens

@@ -13,10 +13,6 @@ others go on.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
-
 from pro_core.policies.conditional.recipe import WicRecipe
 from pro_core.policies.conditional.trainer import train_wic
 from pro_core.policies.sft import score_only_labelled_tokens

@@ -24,7 +24,7 @@ from pro_core.adapter.model import PreferenceAdapter
 from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.adapter.runs import AdapterRun
 from pro_core.evaluation.results import SOURCE, Row, lead, result_row
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError
 from pro_core.weights import entropy
 
 Rows = list[Row]
@@ -34,6 +34,17 @@ DERIVED = ("_controlled", "_ties")
 too."""
 FIXED_HARMLESS = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
 """The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
+
+
+def adapter_rows(recipe: AdapterRecipe, split: str) -> Rows:
+    """The chosen target beside its controls, all targets, unseen sources, XSTest.
+
+    Raises:
+        ConfigError: no held-out pairs of that split. StorageError: an adapter that is not fitted yet.
+    """
+    run = AdapterRun(recipe)
+    rows = held_out(run, split) + all_targets(run, split)
+    return rows + unseen_sources(run, split) + xstest(run)
 
 
 def held_out(run: AdapterRun, split: str) -> Rows:
@@ -180,10 +191,20 @@ def _rows(
             other: lead({"accuracy_points": led["points"]}, {"accuracy_points": led["ci95"]})
             for other, led in r.get("lead", {}).items()
         }
-        columns = {"setting": setting or {}, "objectives": list(r["by_objective"]), "leads": leads}
         where = (experiment, method, seed, split, r["n"])
         wall = time.monotonic() - started
-        rows.append(result_row(*where, metrics, intervals, run.config, wall, **columns))
+        rows.append(
+            result_row(
+                *where,
+                metrics,
+                intervals,
+                run.config,
+                wall,
+                setting=setting,
+                objectives=list(r["by_objective"]),
+                leads=leads,
+            )
+        )
     return rows
 
 
@@ -201,9 +222,9 @@ TEN_PROMPTS = (
 )
 
 
-def example_weights(recipe_path: str, split: str) -> Rows:
-    """The chosen adapter's weights for ten prompts of different kinds."""
-    run = AdapterRun(AdapterRecipe.read(recipe_path))
+def example_weights(recipe: AdapterRecipe, split: str) -> Rows:
+    """The chosen adapter's weights for ten prompts of different kinds, whatever the split."""
+    run = AdapterRun(recipe)
     weights = PreferenceAdapter.from_pretrained(run.final).predict(list(TEN_PROMPTS))
     return [
         result_row(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pro_core.data.schema import DataError
 from pro_core.runs.recipes import ConfigError, Recipe, described
+from pro_core.system.processes import send_no_telemetry
 from pro_core.system.storage import StorageError
 
 R = TypeVar("R", bound=Recipe)
@@ -25,6 +26,7 @@ def run_script(main: Callable[[R], None], kind: type[R], usage: str | None) -> N
         return
     if not path:
         sys.exit(usage)
+    send_no_telemetry()
     try:
         main(kind.read(path, changes))
     except (ConfigError, DataError, StorageError) as error:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pro_core.data.schema import DataError
-from pro_core.runs.recipes import ConfigError as ConfigError
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.processes import (
     WAIT,
     from_main,
@@ -25,7 +21,7 @@ from pro_core.system.processes import (
     return_freed_memory,
     wait_for_all,
 )
-from pro_core.system.storage import StorageError, explained_disk, write_config
+from pro_core.system.storage import explained_disk, write_config
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -244,57 +240,3 @@ def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
         return model
     return_freed_memory()  # what another model left
     return model.to(torch.bfloat16)
-
-
-def read_recipe(
-    path: str | Path, required: tuple[str, ...], optional: dict[str, Any]
-) -> dict[str, Any]:
-    """A YAML recipe with its defaults filled in.
-
-    Raises:
-        ConfigError: no such file, not a mapping, a missing or an unknown key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe")
-    try:
-        recipe = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML ({error})") from None
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings")
-    known = {*required, *optional}
-    for key in recipe:
-        if key not in known:
-            raise ConfigError(f"{path}: unknown setting {key!r}, expected one of {sorted(known)}")
-    for key in required:
-        if key not in recipe:
-            raise ConfigError(f"{path}: the setting {key!r} is missing")
-    return {**optional, **recipe}
-
-
-def run_script(main: Callable[..., None], usage: str | None, seeds: bool = False) -> None:
-    """Call ``main`` with the recipe that the command line names; what a user can mend ends in one line.
-
-    Args:
-        seeds: whether ``main`` also takes what stands after the recipe, see :func:`chosen_seeds`.
-    """
-    path, *more = sys.argv[1:] or [""]
-    if not path or (more and not seeds):
-        sys.exit(usage)
-    try:
-        main(path, more) if seeds else main(path)
-    except (ConfigError, DataError, StorageError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-def chosen_seeds(recipe: dict[str, Any], chosen: Sequence[str]) -> list[int]:
-    """The recipe's seeds, or those of them that a command line names: several commands can share the work.
-
-    Raises:
-        ConfigError: a seed that the recipe does not have.
-    """
-    known = [str(seed) for seed in recipe["seeds"]]
-    if wrong := [seed for seed in chosen if seed not in known]:
-        raise ConfigError(f"got the seeds {wrong}, expected some of the recipe's {recipe['seeds']}")
-    return [seed for seed in recipe["seeds"] if not chosen or str(seed) in chosen]

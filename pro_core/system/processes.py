@@ -3,6 +3,8 @@
 Which of how many a process is comes from accelerate, and from here alone. Importing the library changes nothing in a
 process; what training wants changed, a script asks for at the top of its ``main``, as those in ``train/`` do:
 
+- :func:`send_no_telemetry`: have the hub's client tell nobody what runs here (:func:`pro_core.runs.scripts.run_script`
+  does);
 - :func:`join_processes`: let the processes find each other before the first long piece of work;
 - :func:`keep_freed_memory`: on a CPU, spare a training step its page faults;
 - :func:`pro_core.policies.sft.score_only_labelled_tokens`: on a CPU, spare TRL the prompt's tokens.
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import constants
 
 T = TypeVar("T")
 WAIT = 7200
@@ -62,6 +66,18 @@ def from_main(value: T) -> T:
     if processes().num_processes > 1:
         torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def send_no_telemetry() -> None:
+    """Have the hub's client, which TRL uses, send nothing about this process.
+
+    A variable HF_HUB_DISABLE_TELEMETRY in the environment decides, where there is one.
+    """
+    if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of the processes that this one starts
+        constants.HF_HUB_DISABLE_TELEMETRY = (
+            True  # the client read the variable when it was imported
+        )
 
 
 # ---------------------------------------------------------------- memory of training on a CPU
