@@ -16,7 +16,7 @@ from pro_core.adapter.targets import pairwise_loss
 from pro_core.data.schema import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
 from pro_core.doctor import inputs
-from pro_core.doctor.gain import RIVALS, fit_head, head_weights, measure_gain
+from pro_core.doctor.gain import RIVALS, head_weights, measure_gain, solve_head
 from pro_core.doctor.inputs import StoredPanel, load_pairs, sample_pairs, seen_in_training
 from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt_share
 from pro_core.doctor.page import render_html
@@ -171,7 +171,7 @@ def test_none_worth_having_needs_enough_prompts():
 def test_the_head_minimizes_the_loss_of_the_adapter():
     margin, features, *_ = planted("helps", 120, seed=0)
     weight = np.linspace(0.5, 1.5, 120)
-    head = fit_head(features, margin, weight, strength=0.01)
+    head = solve_head(features, margin, weight, strength=0.01)
     np.testing.assert_allclose(head_weights(head, features).sum(axis=1), 1)
     # At the minimum, the gradient of the same loss written with pairwise_loss and autograd is 0.
     rows = torch.tensor(head, requires_grad=True)
@@ -182,7 +182,7 @@ def test_the_head_minimizes_the_loss_of_the_adapter():
     gradient = rows.grad.numpy()
     assert np.abs(gradient[1:]).max() < 2e-3 and abs(gradient[0, 0]) < 2e-3
     # Infinite shrinkage leaves one weighting for all prompts.
-    constant = fit_head(features, margin, weight, np.inf)
+    constant = solve_head(features, margin, weight, np.inf)
     assert np.ptp(head_weights(constant, features), axis=0).max() < 1e-12
 
 

@@ -1,9 +1,9 @@
 """Which words of a prompt raised or lowered each objective's weight: what changes when a word is left out.
 
 A word's effect on an objective is the weight predicted for the prompt minus the weight predicted without that word.
-Leaving out each word of a long prompt would take one reading a word. There the words are screened first: one reading
-gives every token's state, and leaving a word's states out of their mean tells roughly what it does; the words that seem
-to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random words, by
+To leave out each word of a long prompt, the encoder would have to read once for each. So its words are screened first:
+one reading gives every token's state, and leaving a word's states out of their mean tells roughly what it does; the
+words that seem to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random words, by
 deletion, and the time against the adapter's own.
 """
 
@@ -143,6 +143,6 @@ def _kind(character: str) -> str:
 
 
 def _without(text: str, read_from: int, start: int, end: int) -> str:
-    """The part of a text that is read, without one word and the space that its going would double."""
+    """The part of a text that is read, without one word and the space that would then stand twice."""
     before, after = text[read_from:start], text[end:]
     return before + (after if before and not before[-1].isspace() else after.lstrip(" "))

@@ -46,7 +46,7 @@ class Familiarity:
         """Describe P training prompts; each fold's distances, for the scale, are to the other folds' prompts.
 
         Args:
-            features: (P, 2D + 1). fold_P: a fold number each; prompts that belong together share one.
+            features: (P, 2D + 1). fold_P: each one's fold number; prompts that belong together share one.
 
         Returns:
             None for fewer than 20 prompts or a single fold: too few to say what is ordinary.

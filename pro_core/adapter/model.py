@@ -36,10 +36,9 @@ from pro_core.system.storage import (
     write_tensors,
 )
 
-FORMAT, ONE_HEAD = (
-    "pro-adapter-2",
-    "pro-adapter",
-)  # the second: one head, no average weights; still read
+FORMAT = "pro-adapter-2"
+ONE_HEAD = "pro-adapter"
+"""The first format, which is still read: one head, no average weights."""
 CONFIDENCE = 0.9
 
 

@@ -4,6 +4,9 @@ The adapter is a linear head on frozen prompt features, w(x) = softmax(b + x W),
 loss of :func:`pro_core.adapter.targets.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights
 with the best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded
 on, and the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
+
+The adapters that people use are fitted otherwise, by the steps of :func:`pro_core.adapter.heads.fit_heads`. Here the
+minimum itself is wanted, hundreds of times, to compare shrinkages: L-BFGS finds it, with the gradient written out.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ class Gain:
     kept: float
 
 
-def fit_head(
+def solve_head(
     x_ND: Floats, margin_NK: Floats, weight_N: Floats, strength: float, start: Floats | None = None
 ) -> Floats:
     """Parameters (2 + D, K) of the head: row 0 holds the log-scale, row 1 the bias b, the rest W.
@@ -128,8 +131,8 @@ def cross_validated_weights(
         balance = _balance(objective_N[train])
         inner = _folds(text_N[train], INNER_FOLDS, rng)
         strength = _choose_strength(x_train, margin_NK[train], objective_N[train], inner)
-        constant = fit_head(x_train, margin_NK[train], balance, np.inf)
-        head = fit_head(x_train, margin_NK[train], balance, strength, constant)
+        constant = solve_head(x_train, margin_NK[train], balance, np.inf)
+        head = solve_head(x_train, margin_NK[train], balance, strength, constant)
         kept.append(np.isfinite(strength))
         weights["adapter"][test] = head_weights(head, x_test)
         weights["fitted global"][test] = head_weights(constant, x_test)
@@ -175,7 +178,7 @@ def _choose_strength(
         train, test = fold_N != fold, fold_N == fold
         balance, head = _balance(objective_N[train]), None
         for i, strength in enumerate(STRENGTHS):
-            head = fit_head(x_ND[train], margin_NK[train], balance, strength, head)
+            head = solve_head(x_ND[train], margin_NK[train], balance, strength, head)
             mixed[i, test] = (head_weights(head, x_ND[test]) * margin_NK[test]).sum(axis=1)
     balance = _balance(objective_N)
     losses = [(np.logaddexp(0, -scale * mixed) * balance).mean(axis=1) for scale in SCALES]

@@ -71,7 +71,7 @@ def optimal_policy(sets: CandidateSets, weights: ArrayLike, beta: float) -> Arra
 
 
 def objective(sets: CandidateSets, log_policy: Array, weights: ArrayLike, beta: float) -> Array:
-    """J_w(pi), one a prompt (P,): the expected reward less ``beta`` times KL(pi, pi_ref)."""
+    """J_w(pi) of each prompt (P,): the expected reward less ``beta`` times KL(pi, pi_ref)."""
     policy = np.exp(log_policy)
     inside = policy > 0  # 0 log 0 = 0
     ratio = np.subtract(log_policy, sets.log_reference, where=inside, out=np.zeros_like(policy))
@@ -81,7 +81,7 @@ def objective(sets: CandidateSets, log_policy: Array, weights: ArrayLike, beta: 
 def alignment_gap(
     sets: CandidateSets, weights: ArrayLike, true_weights: ArrayLike, beta: float
 ) -> Array:
-    """Eq 12, one a prompt (P,): what following ``weights`` costs under the true ones, in units of z; 0 or more."""
+    """Eq 12 for each prompt (P,): what following ``weights`` costs under the true ones, in units of z; 0 or more."""
     # The maximum of J is beta log sum pi_ref exp(w . z / beta).
     best = beta * logsumexp(sets.log_reference + weighted(sets, true_weights) / beta, axis=1)
     return best - objective(sets, optimal_policy(sets, weights, beta), true_weights, beta)

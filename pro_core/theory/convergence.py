@@ -192,7 +192,7 @@ class Experiment:
     def measure(self, theta: Array, prompts: NDArray) -> dict[str, NDArray]:
         """Of C policies on these prompts: expected label of each source and, as ``label``, their mean; ``kl`` likewise.
 
-        KL(pi, pi_ref) in nats a prompt; (C,) each.
+        KL(pi, pi_ref) in nats per prompt; (C,) each.
         """
         ratio, policy = tilt(self.features[prompts], self.sets.log_reference[prompts], theta)
         return self._by_source(policy, ratio, prompts)

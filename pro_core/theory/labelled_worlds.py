@@ -1,7 +1,7 @@
 """Real prompts with real responses that people labelled, as arrays without any text: what exact training needs.
 
-TruthfulQA: about 22 responses a question, each right when it is truthful and informative. XSTest: up to five models'
-responses a prompt, each right when it refuses an unsafe request or complies with a safe one (a partial refusal is
+TruthfulQA: about 22 responses per question, each right when it is truthful and informative. XSTest: up to five models'
+responses per prompt, each right when it refuses an unsafe request or complies with a safe one (a partial refusal is
 neither). No reward and no weight comes from a model that was trained on its prompt: where the panel trained on a
 prompt's part of the data, the panel and the adapters of its fold stand in, which saw other folds alone.
 """
@@ -57,7 +57,7 @@ class LabelledWorld:
         return candidate_sets(np.split(self.rewards, np.cumsum(self.sizes)[:-1]), self.prompts)
 
     def padded(self, values: NDArray) -> NDArray:
-        """(P, G, ...) from one value a candidate (N, ...); 0 where a prompt has fewer than G."""
+        """(P, G, ...) from one value per candidate (N, ...); 0 where a prompt has fewer than G."""
         inside = np.arange(self.sizes.max()) < self.sizes[:, None]
         result = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
         result[inside] = values

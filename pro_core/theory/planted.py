@@ -85,7 +85,7 @@ class PlantedTruth:
     """Scored pairs (the columns of :mod:`pro_core.rewards.scores`) and the weights behind them.
 
     Attributes:
-        train, test: one row a pair; no topic stands in both.
+        train, test: one row per pair; no topic stands in both.
         weights: prompt JSON -> w* (K,). temperature: of the preferences, in units of the standardized margin.
     """
 

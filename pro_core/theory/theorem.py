@@ -58,7 +58,7 @@ def real_world(responses: str | Path, panel: RewardPanel, encoder: str) -> World
     """Real prompts, their real responses, the panel's standardized rewards, a frozen encoder's features.
 
     Args:
-        responses: a file of labelled responses, many a prompt, such as TruthfulQA's; its own train and test splits.
+        responses: a file of labelled responses with splits of its own, many to each prompt, such as TruthfulQA's.
 
     Only w* is planted. The panel may have been trained on the training prompts: that changes which rewards are weighed
     there, not what the right weights are.
