@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pro_core.evaluation.policy.fronts import attainment, front, simplex_grid
+from pro_core.evaluation.policy.fronts import attainment, front
+from pro_core.evaluation.policy.grids import simplex_grid
 from pro_core.metrics import hypervolume, igd_plus, is_nondominated
 
 # Few whole numbers, so that ties and equal points come often.

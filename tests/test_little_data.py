@@ -13,10 +13,15 @@ from tiny import tiny_encoder
 
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.adapter.recipe import AdapterRecipe
+from pro_core.adapter.runs import train_adapter
 from pro_core.data.schema import DataError, fold_of
+from pro_core.evaluation.adapter_grades import adapter_rows
+from pro_core.evaluation.reward_models import length_rows, panel_rows
+from pro_core.reporting.tables import TABLES
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.recipes import PanelRecipe
 from pro_core.runs.recipes import ConfigError
+from pro_core.system.storage import StorageError
 from train import adapter, reward_models
 from ui.models import Models
 
@@ -70,12 +75,12 @@ def own(tmp_path, encoder):
     return make
 
 
-@pytest.fixture
-def evaluate(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "train"))
-    import evaluate
+def panel_graded(path):
+    return panel_rows(PanelRecipe.read(path), "test")
 
-    return evaluate
+
+def adapter_graded(path):
+    return adapter_rows(AdapterRecipe.read(path), "test")
 
 
 def check_app(tmp_path):
@@ -96,12 +101,12 @@ def card_of(tmp_path, what):
     return (tmp_path / "own" / what / "README.md").read_text()
 
 
-def test_with_all_rows_in_train_nothing_is_measured_and_the_app_works(
-    own, tmp_path, evaluate, capsys
-):
+def test_with_all_rows_in_train_nothing_is_measured_and_the_app_works(own, tmp_path, capsys):
     panel, fitted = own(both(range(8)))
     reward_models.main(PanelRecipe.read(panel))
-    adapter.main(AdapterRecipe.read(fitted))
+    made = train_adapter(AdapterRecipe.read(fitted))
+    saved = PreferenceAdapter.from_pretrained(tmp_path / "own/adapter")
+    np.testing.assert_array_equal(made.predict(["Hi"]), saved.predict(["Hi"]))
     said = capsys.readouterr().out
     assert "no validation pairs to choose by: the first target of the recipe" in said
     assert "chosen: pairwise-t1;" in said
@@ -110,26 +115,26 @@ def test_with_all_rows_in_train_nothing_is_measured_and_the_app_works(
         assert f"| {name} | 8 | not measured |" in card_of(tmp_path, "panel")
     assert "Nothing about its weights was measured." in card_of(tmp_path, "adapter")
     with pytest.raises(ConfigError, match="no test pairs to grade on"):
-        evaluate.reward_models(panel, "test")
+        panel_graded(panel)
     with pytest.raises(ConfigError, match="no test pairs to grade on"):
-        evaluate.length(panel, "test")
+        length_rows(PanelRecipe.read(panel), "test")
     with pytest.raises(ConfigError, match="no test pairs with a prompt to grade on"):
-        evaluate.adapters(fitted, "test")
+        adapter_graded(fitted)
     check_app(tmp_path)
 
 
-def test_without_validation_pairs_the_test_pairs_still_grade(own, tmp_path, evaluate):
+def test_without_validation_pairs_the_test_pairs_still_grade(own, tmp_path):
     panel, fitted = own([*both(range(8)), *both(range(8, 10), "test")])
     reward_models.main(PanelRecipe.read(panel))
     adapter.main(AdapterRecipe.read(fitted))
-    rows = evaluate.reward_models(panel, "test")
+    rows = panel_graded(panel)
     assert {row["method"] for row in rows} >= {"panel", "longer wins"}
-    graded = evaluate.adapters(fitted, "test")
+    graded = adapter_graded(fitted)
     targets = {row["method"] for row in graded if row["experiment"] == "adapter_targets"}
     assert targets == {"pairwise-t1", "paper_z-t1"}
 
 
-def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, tmp_path, evaluate):
+def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, tmp_path):
     rows = [*both(range(8)), *(pair(n, "helpful", "test") for n in range(8, 12))]
     rows += [pair(n, "helpful", "validation") for n in range(12, 14)]
     panel, fitted = own(rows)
@@ -137,21 +142,21 @@ def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, t
     adapter.main(AdapterRecipe.read(fitted))
     assert "- harmless: not measured" in card_of(tmp_path, "panel")
     assert "for want of pairs: harmless." in card_of(tmp_path, "adapter")
-    for what, recipe in (("reward_models", panel), ("adapters", fitted)):
-        results = getattr(evaluate, what)(recipe, "test")
+    graded = {"reward_models": panel_graded(panel), "adapter": adapter_graded(fitted)}
+    for what, results in graded.items():
         assert results and all("accuracy_harmless" not in row["metrics"] for row in results)
-        tables = [t for file, t in evaluate.TABLES.values() if what.startswith(file.split(".")[0])]
+        tables = [table for file, table in TABLES.values() if file == f"{what}.jsonl"]
         assert tables and all("harmless" not in table(results) for table in tables)
     check_app(tmp_path)
 
 
-def test_empty_test_pairs_of_a_trained_prompt_are_no_measurement(own, tmp_path, evaluate, capsys):
+def test_empty_test_pairs_of_a_trained_prompt_are_no_measurement(own, tmp_path, capsys):
     panel, _ = own([*both(range(8)), *both(range(4), "test")])
     reward_models.main(PanelRecipe.read(panel))
     assert "Leak: the prompts of 8 of 8 test pairs were trained on" in capsys.readouterr().out
     assert RewardPanel.from_pretrained(tmp_path / "own/panel").accuracy == {}
     with pytest.raises(ConfigError, match="Leak: the prompts of 8 of 8 test pairs"):
-        evaluate.reward_models(panel, "test")
+        panel_graded(panel)
 
 
 @pytest.mark.parametrize(
@@ -194,13 +199,13 @@ def test_more_folds_than_prompts_leave_the_empty_ones_out(own, tmp_path):
     check_app(tmp_path)
 
 
-def test_a_single_objective_goes_all_the_way(own, tmp_path, evaluate):
+def test_a_single_objective_goes_all_the_way(own, tmp_path):
     rows = [pair(n, split=("train", "train", "validation", "test")[n % 4]) for n in range(16)]
     panel, fitted = own(rows, ["helpful"])
     reward_models.main(PanelRecipe.read(panel))
     adapter.main(AdapterRecipe.read(fitted))
     assert PreferenceAdapter.from_pretrained(tmp_path / "own/adapter").predict(["Hi"]) == [[1.0]]
-    assert evaluate.reward_models(panel, "test") and evaluate.adapters(fitted, "test")
+    assert panel_graded(panel) and adapter_graded(fitted)
     assert "its weight is always 1" in card_of(tmp_path, "adapter")
     check_app(tmp_path)
 
@@ -226,8 +231,8 @@ def test_a_licence_that_the_rows_name_later_makes_new_cards_and_no_new_models(ow
         assert "pairs" in card_of(tmp_path, what) and "licence CC0-1.0" in card_of(tmp_path, what)
 
 
-def test_grading_before_training_says_what_to_run(own, evaluate):
+def test_grading_before_training_says_what_to_run(own):
     panel, fitted = own(both(range(8)))
-    for grader, recipe in ((evaluate.reward_models, panel), (evaluate.adapters, fitted)):
-        with pytest.raises((ConfigError, evaluate.StorageError)):
-            grader(recipe, "test")
+    for grade, recipe in ((panel_graded, panel), (adapter_graded, fitted)):
+        with pytest.raises((ConfigError, StorageError)):
+            grade(recipe)

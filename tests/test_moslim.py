@@ -21,8 +21,10 @@ from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForC
 
 from pro_core import RewardClassifier
 from pro_core.data.schema import read_jsonl
-from pro_core.evaluation.policy.levels import LevelRun, control, requests
-from pro_core.evaluation.policy.metrics import Answers, resampled
+from pro_core.evaluation.policy.grids import Grid, level_grid
+from pro_core.evaluation.policy.levels import LevelStudy, control, level_rows
+from pro_core.evaluation.policy.metrics import Answers, JudgeUnits, resampled
+from pro_core.evaluation.policy.recipe import LevelEvaluation
 from pro_core.evaluation.results import read_rows
 from pro_core.policies.rl.levels import ClassifierPrompts, LevelReward, draw_levels, level_task
 from pro_core.policies.rl.methods import train_moslim
@@ -32,7 +34,7 @@ from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition, levels_for_weights
 from pro_core.reporting.policy_tables import levels_table
 from pro_core.rewards.calibration import RewardStats
-from pro_core.rewards.classifier import IntensityScale
+from pro_core.rewards.levels import IntensityScale
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError, folder_name
 from pro_core.system.storage import StorageError
@@ -349,7 +351,7 @@ def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
 
 
 def test_every_level_alone_then_the_corners_of_every_pair():
-    asked = requests((3, 1, 2)).astype(int).tolist()
+    asked = level_grid((3, 1, 2)).astype(int).tolist()
     assert asked[:6] == [[1, 0, 0], [2, 0, 0], [3, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 2]]
     assert asked[6:8] == [[1, 1, 0], [3, 1, 0]]
     assert asked[8:12] == [[1, 0, 1], [1, 0, 2], [3, 0, 1], [3, 0, 2]]
@@ -381,7 +383,6 @@ def evaluation(parts, tmp_path):
             "output": str(tmp_path / "kit"),
             "judge": None,
             "heldout_panel": None,
-            "perplexity": False,
             "base": "stock",
             "prompts": 5,
             "data": [{"path": str(file)}],
@@ -415,7 +416,7 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
     said = capsys.readouterr()
     assert "MOSLIM, seed 1: " in said.err and "is not there, left out" in said.err
     rows = read_rows(tmp_path / "results" / "levels.jsonl")
-    W = len(requests(COUNTS))
+    W = len(level_grid(COUNTS))
     assert len(rows) == 2 * (1 + W) + 1 + (1 + W) + 1
     pooled = {r["method"]: r for r in rows if r["kind"] == "all_seeds"}
     for name in NAMES:
@@ -427,8 +428,9 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
     asked = {"levels": {"helpful": 5, "funny": 1}}
     (point,) = [r for r in rows if r["method"] == "MOSLIM" and r["request"] == asked]
     assert 1 <= point["metrics"]["mean_helpful"] <= 5 and point["kind"] == "point"
-    written = [json.loads(f.read_text()) for f in (tmp_path / "kit" / "responses").glob("*.json")]
-    starts = {m[0]["content"].partition(" tell me")[0] for w in written for m in w["messages"]}
+    files = (tmp_path / "kit" / "responses").glob("*.jsonl")
+    read = [one for file in files for line in read_jsonl(file) for one in line["read"].values()]
+    starts = {one["messages"][0]["content"].partition(" tell me")[0] for one in read}
     assert len(starts) == W and "<helpful 5> <funny 1>" in starts
     assert "| MOSLIM, less stock |" in levels_table(rows) and levels_table(rows) in said.out
     for kind in ("levels", "level_pairs"):
@@ -436,55 +438,70 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
         assert "MOSLIM" in svg and "funny" in svg
 
 
-def controlled(run: LevelRun, strength: float) -> Answers:
+GRID = Grid("levels", NAMES, level_grid(COUNTS))
+
+
+def controlled(strength: float, P: int = 5) -> Answers:
     """Answers whose levels are those asked for, in part, under differences between prompts."""
-    asked_WK, P = run.weights_WK, len(run.prompts)
+    asked_WK = GRID.values_WK
     offsets = np.random.default_rng(0).normal(size=(P, 3))
     levels = 2 + strength * (asked_WK[:, None, :] - 2) * (asked_WK > 0)[:, None, :] + offsets
-    asked_WPK = np.repeat(asked_WK[:, None, :], P, axis=1)
-    return Answers(asked_WPK, [["x"] * P for _ in asked_WK], levels)
+    return Answers([["x"] * P for _ in asked_WK], levels)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, -1.0])
-def test_control_by_hand(evaluation, strength):
+def test_control_by_hand(strength):
     """Levels given that follow those asked for: rank correlation is the sign, gains are the part that is followed."""
-    run = LevelRun(evaluation())
-    nothing = {"judge": None, "heldout": None}
-    found = control(run, controlled(run, strength), nothing, resampled(5, 50))
+    draws = control(controlled(strength), GRID, JudgeUnits(None, None), resampled(5, 50))
     for name, count in zip(NAMES, COUNTS, strict=True):
-        np.testing.assert_allclose(found[f"spearman_{name}"], np.sign(strength), atol=1e-9)
-        np.testing.assert_allclose(found[f"gain_{name}"], strength * (count - 1), atol=1e-9)
+        np.testing.assert_allclose(draws[f"spearman_{name}"], np.sign(strength), atol=1e-9)
+        np.testing.assert_allclose(draws[f"gain_{name}"], strength * (count - 1), atol=1e-9)
         for other in set(NAMES) - {name}:
-            beside = found[f"gain_{name}_beside_{other}"]
+            beside = draws[f"gain_{name}_beside_{other}"]
             np.testing.assert_allclose(beside, strength * (count - 1), atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"),
+    "condition",
     [
-        (Condition("weights", NAMES), "it reads weights of"),
-        (Condition("levels", NAMES, level_counts=(3, 2, 2)), r"\(3, 2, 2\); this recipe asks for"),
-        (Condition("levels", NAMES[:2], level_counts=(5, 2)), r"\['helpful', 'on-topic'\], \(5, 2"),
-        (Condition("levels", ("kind",), level_counts=(5,)), r"trained for \['kind'\]"),
+        Condition("weights", NAMES),
+        Condition("levels", NAMES, level_counts=(3, 2, 2)),
+        Condition("levels", NAMES[:2], level_counts=(5, 2)),
+        Condition("levels", ("kind",), level_counts=(5,)),
     ],
 )
-def test_a_checkpoint_that_reads_something_else(parts, evaluation, tmp_path, condition, said):
+def test_a_checkpoint_that_reads_something_else(parts, evaluation, tmp_path, condition):
     shutil.copytree(parts["model"], tmp_path / "other")
     PolicyConfig(condition).save(tmp_path / "other")
     entries = [{"name": "stock", "model": parts["model"]}]
     entries += [{"name": "other", "model": str(tmp_path / "other")}]
-    with pytest.raises(ConfigError, match=said):
-        LevelRun(evaluation(policies=entries)).policy("other", 0)
+    study = LevelStudy(LevelEvaluation.read(evaluation(policies=entries)))
+    study.run.policies("stock", 0)
+    with pytest.raises(ConfigError) as refused:
+        study.run.policies("other", 0)
+    assert refused.value.fields == ("policies",)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "field"),
     [
-        ({"objectives": ["kind"]}, r"got the objectives \['kind'\], expected some of its"),
-        ({"policies": [{"name": "stock", "model": "m", "candidates": 2}]}, "stock: got candidates"),
+        ({"objectives": ["kind"]}, "objectives"),
+        ({"policies": [{"name": "stock", "model": "m", "candidates": 2}]}, "policies"),
         ({"weights": 5}, "weights"),
     ],
 )
-def test_wrong_evaluations(evaluation, changes, said):
-    with pytest.raises(ConfigError, match=said):
-        LevelRun(evaluation(**changes))
+def test_wrong_evaluations(evaluation, changes, field):
+    with pytest.raises(ConfigError) as refused:
+        LevelStudy(LevelEvaluation.read(evaluation(**changes)))
+    assert refused.value.fields == (field,)
+
+
+def test_a_base_that_is_not_there_fixes_no_units(parts, evaluation):
+    entries = [
+        {"name": "stock", "model": parts["model"]},
+        {"name": "gone", "model": "no/seed{seed}"},
+    ]
+    recipe = LevelEvaluation.read(evaluation(policies=entries, base="gone"))
+    with pytest.raises(ConfigError) as refused:
+        level_rows(recipe)
+    assert refused.value.fields == ("base",)

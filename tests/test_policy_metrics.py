@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pro_core.evaluation.policy import weights
 from pro_core.evaluation.policy.metrics import (
     Answers,
-    Base,
-    leads,
+    JudgeUnits,
     means,
-    measure,
     rank_correlation,
     resampled,
     summary,
     text_measures,
 )
 from pro_core.evaluation.policy.text_quality import distinct_n
+from pro_core.evaluation.policy.weights import Base, front_size
 from pro_core.rewards.calibration import RewardStats
 
 NAMES = ("helpful", "harmless")
@@ -30,20 +30,32 @@ def unit_stats(names, mean=0.0, std=1.0):
 def base_of(names=NAMES, mean=0.0, std=1.0):
     return Base(
         unit_stats(names, mean, std),
-        unit_stats(["overall"]),
-        unit_stats(NAMES),
+        JudgeUnits(unit_stats(["overall"]), unit_stats(NAMES)),
         np.zeros((1, len(names))),
         1,
     )
 
 
-def answered(z_WPK, grid=GRID, **more) -> Answers:
+def answered(z_WPK, **more) -> Answers:
     """Answers with these scores, each a text of its own."""
     z = np.array(z_WPK, dtype=float)
     W, P, _ = z.shape
     texts = [[f"text {w} {p}" for p in range(P)] for w in range(W)]
-    weights = np.repeat(grid[:W, None, :], P, axis=1)
-    return Answers(weights, more.pop("texts", texts), z, **more)
+    return Answers(more.pop("texts", texts), z, **more)
+
+
+def asked(answers: Answers, grid=GRID):
+    """The grid's first weightings, of each prompt."""
+    W, P, _ = answers.scores_WPK.shape
+    return np.repeat(grid[:W, None, :], P, axis=1)
+
+
+def measure(answers, base, of_base, counts_RP, grid=GRID):
+    return weights.measure(answers, asked(answers, grid), base, of_base, counts_RP)
+
+
+def leads(mine, theirs, base, counts_RP):
+    return weights.leads(mine, theirs, asked(mine[0]), base, counts_RP)
 
 
 def steerable(P=40, noise=0.1, strength=1.0, seed=0):
@@ -64,7 +76,8 @@ def value(found, name):
 def test_the_measures_by_hand():
     """Two prompts, two weightings. Higher is better; the reference point is one deviation below the base's mean."""
     z = [[[0, 3], [0, 1]], [[2, 0], [2, 0]]]  # means (0, 2) and (2, 0)
-    found = measure(answered(z, np.array([[0.0, 1.0], [1.0, 0.0]])), base_of(), None, resampled(2))
+    ends = np.array([[0.0, 1.0], [1.0, 0.0]])
+    found = measure(answered(z), base_of(), None, resampled(2), ends)
     # Boxes above (-1, -1): 1 x 3 and 3 x 1 share 1 x 1.
     assert value(found, "hypervolume") == pytest.approx(5)
     assert value(found, "mean_helpful") == 1 and value(found, "mean_harmless") == 1
@@ -81,8 +94,8 @@ def test_the_measures_by_hand():
 def test_the_base_at_its_own_mean_has_hypervolume_one():
     for K in (1, 2, 5):
         names = [f"objective-{k}" for k in range(K)]
-        still = Answers(np.ones((1, 3, K)) / K, [["a", "b", "c"]], np.full((1, 3, K), 7.0))
-        found = measure(still, base_of(names, mean=7.0, std=3.0), None, resampled(3))
+        still, even = Answers([["a", "b", "c"]], np.full((1, 3, K), 7.0)), np.ones((1, K)) / K
+        found = measure(still, base_of(names, mean=7.0, std=3.0), None, resampled(3), even)
         assert value(found, "hypervolume") == pytest.approx(1)
 
 
@@ -99,7 +112,7 @@ def test_a_nan_is_counted_and_left_out_never_zero():
 
 
 def test_a_weighting_whose_generations_all_failed_is_left_out_and_said():
-    z = np.array(steerable().z_WPK)
+    z = np.array(steerable().scores_WPK)
     z[2] = np.nan
     texts = [["x"] * 40 if w != 2 else [None] * 40 for w in range(5)]
     failures = [(2, p, "no") for p in range(40)]
@@ -107,7 +120,7 @@ def test_a_weighting_whose_generations_all_failed_is_left_out_and_said():
     found = measure(gone, base_of(), None, resampled(40))
     values, intervals = summary(found)
     assert np.isfinite(list(values.values())).all() and "hypervolume" in intervals
-    assert text_measures(gone)["points"] == 4 and text_measures(gone)["failed"] == 40
+    assert front_size(gone)["points"] == 4 and text_measures(gone)["failed"] == 40
     assert values["length"] == 1  # characters of what is there
 
 
@@ -135,10 +148,10 @@ def test_a_policy_that_ignores_its_weights_has_no_control():
     for name in NAMES:
         assert abs(values[f"spearman_{name}"]) < 0.1
         assert intervals[f"spearman_{name}"][0] < 0 < intervals[f"spearman_{name}"][1]
-    same = answered(np.repeat(noise.z_WPK[:1], 5, axis=0))
+    same = answered(np.repeat(noise.scores_WPK[:1], 5, axis=0))
     values, intervals = summary(measure(same, base_of(), None, resampled(200)))
     assert values["spearman_helpful"] == 0 and intervals["spearman_helpful"] == [0, 0]
-    assert text_measures(same)["points_on_front"] == 1  # five equal points are one
+    assert front_size(same)["points_on_front"] == 1  # five equal points are one
 
 
 def test_rank_correlation_by_hand():
@@ -163,8 +176,8 @@ def test_the_held_out_panel_says_whether_control_is_real():
 
 
 def test_one_objective_has_one_weighting_and_no_control():
-    line = Answers(np.ones((1, 4, 1)), [["a"] * 4], np.array([[[1.0], [2], [3], [2]]]))
-    values, _ = summary(measure(line, base_of(("helpful",)), None, resampled(4)))
+    line, only = Answers([["a"] * 4], np.array([[[1.0], [2], [3], [2]]])), np.ones((1, 1))
+    values, _ = summary(measure(line, base_of(("helpful",)), None, resampled(4), only))
     assert values["hypervolume"] == pytest.approx(3)  # from -1 to 2
     assert values["mean_weighted_score"] == 2 and "spearman_helpful" not in values
 
@@ -185,9 +198,9 @@ def test_the_win_rate_counts_ties_as_half():
 def test_leads_are_paired_over_prompts():
     """Prompts differ by far more than the policies: only the paired interval sees a lead of 0.3."""
     worse = steerable(P=60, seed=1)
-    better = answered(worse.z_WPK + 0.3)
+    better = answered(worse.scores_WPK + 0.3)
     for answers, judge in ((worse, 0.0), (better, 0.3)):
-        answers.judge_WP = worse.z_WPK[:, :, 0] + judge
+        answers.judge_WP = worse.scores_WPK[:, :, 0] + judge
     counts = resampled(60)
     values, intervals = summary(leads([better], [worse], base_of(), counts))
     assert values["judge_score"] == pytest.approx(0.3)
@@ -202,7 +215,7 @@ def test_a_prompt_that_one_policy_failed_counts_for_neither():
     z = np.zeros((1, 3, 2))
     z[0, 0] = 100
     whole, hole = answered(z), answered(z + 1)
-    hole.z_WPK[0, 0] = np.nan
+    hole.scores_WPK[0, 0] = np.nan
     values, _ = summary(leads([hole], [whole], base_of(), resampled(3)))
     assert values["mean_weighted_score"] == 1
     assert value(measure(hole, base_of(), None, resampled(3)), "mean_weighted_score") == 1
@@ -212,7 +225,7 @@ def test_a_prompt_that_one_policy_failed_counts_for_neither():
 def test_more_seeds_of_the_same_prompts_do_not_shrink_the_interval():
     """The prompts are the same for every seed, so is their luck: three copies of a seed know no more than one."""
     one, counts = steerable(seed=2), resampled(40)
-    other = answered(np.random.default_rng(0).normal(size=one.z_WPK.shape))
+    other = answered(np.random.default_rng(0).normal(size=one.scores_WPK.shape))
     single = summary(leads([one], [other], base_of(), counts))[1]
     triple = summary(leads([one] * 3, [other] * 3, base_of(), counts))[1]
     assert triple["mean_weighted_score"] == pytest.approx(single["mean_weighted_score"])

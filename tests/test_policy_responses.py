@@ -7,14 +7,17 @@ import pytest
 import torch
 from tiny import Script, conditioned_qwen
 
-from pro_core.evaluation.policy.recipe import RecipePolicies
+from pro_core.data.schema import to_messages
+from pro_core.evaluation.policy.policies import NamedPolicies
+from pro_core.evaluation.policy.recipe import PolicyEntry
 from pro_core.evaluation.policy.responses import GeneratorPolicy, best_answer, respond
 from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.generation.best_of_n import Candidate, rank
 from pro_core.prompting.templates import Condition
-from pro_core.rewards.panel import RewardModelSpec, RewardPanel
-from pro_core.runs.training import ConfigError
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
+from pro_core.runs.recipes import ConfigError
 
 NAMES = ("helpful", "harmless")
 SETTINGS = GenerationSettings(max_new_tokens=6, temperature=0.7)
@@ -36,32 +39,49 @@ RIC = Condition("scores", NAMES, score_range=((-1, 2), (-2, 3)))
 )
 def test_a_conditioned_checkpoint_is_asked_in_its_own_way(qwen, tmp_path, condition, weights, read):
     """Its own objectives in its own order; what a visitor types is no tag; an SFT model reads the prompt alone."""
-    entry = {"name": "own", "model": conditioned_qwen(tmp_path / "own", qwen, condition)}
-    policy = RecipePolicies([entry], NAMES)("own", 0)
-    (turn,) = policy.request("Tell me <helpful> 1.00 a joke.", np.float32(weights)).messages
+    policy = named(name="own", model=conditioned_qwen(tmp_path / "own", qwen, condition))
+    (turn,) = policy.reads(request("Tell me <helpful> 1.00 a joke.", weights)).messages
     said = "(helpful)" if condition else "<helpful>"
     assert turn["content"] == f"Tell me {said} 1.00 a joke. {read}".strip()
+
+
+def named(names=NAMES, **entry):
+    """A recipe's only policy, under weights."""
+    policies = NamedPolicies.under_weights([PolicyEntry(**entry)], names)
+    return policies(entry["name"], 0)
+
+
+def request(prompt, weights):
+    return Request.weighted(to_messages(prompt), np.float32(weights), NAMES)
+
+
+def test_a_stock_model_under_levels_is_asked_in_the_words_of_the_trained(qwen):
+    condition = Condition("levels", NAMES, level_counts=(3, 2))
+    policies = NamedPolicies.under_levels([PolicyEntry(name="stock", model=qwen)], condition)
+    asked = Request(to_messages("Hi <helpful 3>"), levels={"harmless": 2})
+    (turn,) = policies("stock", 0).reads(asked).messages
+    assert turn["content"] == "<harmless 2> Hi (helpful 3)"
 
 
 def test_an_endpoint_is_asked_as_the_checkpoint_that_it_serves(qwen, tmp_path):
     folder = conditioned_qwen(tmp_path / "own", qwen, Condition("weights", NAMES))
     stock = {"name": "served", "endpoint": "http://localhost:9/v1", "model": "lora"}
-    ask, weights = "Hi", np.float32([0.62, 0.38])
-    policy = RecipePolicies([stock | {"policy": folder}], NAMES)("served", 0)
-    (turn,) = policy.request(ask, weights).messages
-    assert turn["content"] == "Hi <helpful> 0.62 <harmless> 0.38"
-    plain = RecipePolicies([stock], NAMES)("served", 0)
-    assert plain.request(ask, weights).messages[0]["content"] == ask
-    assert plain.identity(weights) != policy.identity(weights)
-    for wrong, said in (({"policy": qwen}, "no pro_policy.json"), ({"endpoint": "x y"}, "served:")):
-        with pytest.raises(ConfigError, match=said):
-            RecipePolicies([stock | wrong], NAMES)("served", 0)
+    ask = request("Hi", [0.62, 0.38])
+    policy, plain = named(**stock, policy=folder), named(**stock)
+    assert policy.reads(ask).messages[0]["content"] == "Hi <helpful> 0.62 <harmless> 0.38"
+    assert plain.reads(ask).messages[0]["content"] == "Hi"
+    assert plain.identity(ask) != policy.identity(ask)
+    for wrong in ({"policy": qwen}, {"endpoint": "x y"}):
+        with pytest.raises(ConfigError) as refused:
+            named(**stock | wrong)
+        assert refused.value.fields == ("policies",)
 
 
 def test_a_checkpoint_for_other_objectives_is_refused(qwen, tmp_path):
     model = conditioned_qwen(tmp_path / "own", qwen, Condition("weights", NAMES))
-    with pytest.raises(ConfigError, match="own: the policy was trained for.*humor"):
-        RecipePolicies([{"name": "own", "model": model}], ("humor", "helpful"))("own", 0)
+    with pytest.raises(ConfigError) as refused:
+        named(("humor", "helpful"), name="own", model=model)
+    assert refused.value.fields == ("policies",)
 
 
 def function_panel():
@@ -97,8 +117,9 @@ PROMPTS = ["one", "two", "three", "four", "five"]
 
 
 def asked(generator, folder, weights=(0.5, 0.5), seed=0, source="script", n=1):
-    policy = GeneratorPolicy("p", lambda: generator, source, NAMES, n)
-    return respond(policy, PROMPTS, np.array(weights), SETTINGS, seed, folder, batch_size=2)
+    policy = GeneratorPolicy("p", lambda: generator, source, n)
+    requests = [Request.weighted(to_messages(prompt), weights, NAMES) for prompt in PROMPTS]
+    return respond(policy, requests, SETTINGS, seed, folder, batch_size=2)
 
 
 def texts_of(answers):
@@ -135,44 +156,26 @@ def test_every_policy_and_weighting_gets_the_same_random_numbers(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_texts(tmp_path, qwen):
     """A batch that was not finished is written again whole, under its own seed: the real generator, tiny."""
     whole = asked(LocalGenerator(qwen, device="cpu"), tmp_path / "whole", n=2)
-    files = sorted((tmp_path / "whole").glob("*.json"))
-    assert len(files) == 5 and len(texts_of(whole)[0]) == 2
-    killed = tmp_path / "killed"
-    killed.mkdir()
-    (killed / files[0].name).write_bytes(files[0].read_bytes())
-    (killed / files[1].name).write_text("{half a")
-    assert asked(LocalGenerator(qwen, device="cpu"), killed, n=2) == whole
-
-
-def test_a_file_of_answers_that_was_changed_is_written_again(tmp_path):
-    script = Script()
-    first = asked(script, tmp_path)
-    file = next(tmp_path.glob("*.json"))
-    file.write_text(file.read_text().replace('"[', '"a better [', 1))
-    assert asked(script, tmp_path) == first and len(script.asked) == 4
+    [file] = (tmp_path / "whole").iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5 and len(texts_of(whole)[0]) == 2
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / file.name).write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    assert asked(LocalGenerator(qwen, device="cpu"), tmp_path / "killed", n=2) == whole
 
 
 def test_what_fails_is_tried_again_and_the_rest_stands(tmp_path):
     script = Script({"two": 1, "four": 3})
     answers = asked(script, tmp_path)
     assert texts_of(answers)[1][0].startswith("[two]")  # at the second try
-    assert (
-        answers[3][0].text is None and answers[3][0].error == "four failed"
-    )  # half a text is none
-    assert [b for b in script.asked if len(b) == 1] == [["two"], ["four"], ["three"]]
+    # Half a text is none.
+    assert answers[3][0].text is None and answers[3][0].error == "four failed"
+    assert script.asked[3:] == [["two", "four"], ["four"]]
     again = asked(script, tmp_path)
     assert again[3][0].text.startswith("[four]") and again[:3] == answers[:3]
     count = len(script.asked)
     asked(script, tmp_path)
     assert len(script.asked) == count
-
-
-def test_an_empty_answer_is_an_answer(tmp_path):
-    script = Script(empty="three")
-    answers = asked(script, tmp_path)
-    assert answers[2][0].text == "" and answers[2][0].error is None
-    asked(script, tmp_path)
-    assert len(script.asked) == 3  # not a failure: not tried again
 
 
 class Soup:
@@ -183,20 +186,24 @@ class Soup:
     def __init__(self):
         self.writers = {}
 
-    def identity(self, weights):
-        return f"soup {weights.tolist()}"
+    def identity(self, request):
+        return f"soup {request.weights}"
 
-    def generator(self, weights):
-        return self.writers.setdefault(self.identity(weights), Script())
+    def generator(self, request):
+        return self.writers.setdefault(self.identity(request), Script())
 
-    def request(self, prompt, weights):
-        return Request([{"role": "user", "content": prompt}])
+    def reads(self, request):
+        return Request(request.messages)
 
 
 def test_a_policy_may_have_a_writer_for_each_weighting(tmp_path):
     soup = Soup()
-    rows = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [0, 1]])
-    answers = respond(soup, PROMPTS, rows, SETTINGS, 0, tmp_path, batch_size=2)
+    rows = [[1, 0], [0, 1], [1, 0], [1, 0], [0, 1]]
+    requests = [
+        Request.weighted(to_messages(prompt), weights, NAMES)
+        for prompt, weights in zip(PROMPTS, rows, strict=True)
+    ]
+    answers = respond(soup, requests, SETTINGS, 0, tmp_path, batch_size=2)
     assert [a[0].text.split()[0] for a in answers] == [f"[{p}]" for p in PROMPTS]
     assert [w.asked for w in soup.writers.values()] == [
         [["one", "four"], ["three"]],

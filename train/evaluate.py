@@ -4,122 +4,110 @@ python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_pane
 python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
 python train/evaluate.py adapter recipes/demo_adapter.yaml
+python train/evaluate.py weights recipes/demo_adapter.yaml    # the shipped adapter's weights for ten prompts
 python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; killed, it goes on
 python train/evaluate.py levels recipes/moslim_evaluation.yaml   # the same of train/moslim.py: levels asked and given
 python train/evaluate.py readme          # tables and figures of policies again, from results/ alone
+
+Each recipe may be followed by changes, `key=value`, which hold for all recipes of the command. With --help behind one
+of the words above: the settings of its recipes.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pro_core.adapter.recipe import AdapterRecipe
-from pro_core.adapter.runs import AdapterRun
 from pro_core.data.schema import DataError
-from pro_core.evaluation.adapter_grades import (
-    all_targets,
-    example_weights,
-    held_out,
-    unseen_sources,
-    xstest,
-)
+from pro_core.evaluation.adapter_grades import adapter_rows, example_weights
 from pro_core.evaluation.classifiers import classifier_rows
 from pro_core.evaluation.policy.levels import level_rows
-from pro_core.evaluation.policy.rows import policy_rows
-from pro_core.evaluation.policy.run import PolicyRun
+from pro_core.evaluation.policy.recipe import LevelEvaluation, PolicyEvaluation
+from pro_core.evaluation.policy.weight_rows import policy_rows
 from pro_core.evaluation.results import Row, read_rows, write_rows
-from pro_core.evaluation.reward_models import length_rows, panel_rows
+from pro_core.evaluation.reward_models import judge_rows, length_rows, panel_rows
 from pro_core.reporting.policy_figures import draw_figures
 from pro_core.reporting.tables import TABLES, fill_tables
-from pro_core.rewards.classifier_runs import ClassifierRun
-from pro_core.rewards.panel_runs import PanelRun
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
-from pro_core.runs.training import ConfigError
+from pro_core.runs.recipes import ConfigError, Recipe, described
 from pro_core.system.storage import StorageError
 
 ROOT = Path(__file__).parent.parent
-
-
-def reward_models(recipe_path: str, split: str) -> list[Row]:
-    """A panel and the two baselines on the same pairs."""
-    return panel_rows(PanelRun(PanelRecipe.read(recipe_path)), split)
-
-
-def judges(recipe_path: str, split: str) -> list[Row]:
-    """The same rows for a judge."""
-    return panel_rows(PanelRun(PanelRecipe.read(recipe_path)), split, "judges")
-
-
-def length(recipe_path: str, split: str) -> list[Row]:
-    """A panel with the length component of its scores kept and removed."""
-    return length_rows(PanelRun(PanelRecipe.read(recipe_path)), split)
-
-
-def adapters(recipe_path: str, split: str) -> list[Row]:
-    """Rows of an adapter's recipe: chosen target beside its controls, all targets, unseen sources, XSTest."""
-    run = AdapterRun(AdapterRecipe.read(recipe_path))
-    rows = held_out(run, split) + all_targets(run, split)
-    return rows + unseen_sources(run, split) + xstest(run)
-
-
-def classifiers(recipe_path: str, split: str) -> list[Row]:
-    """Rows of every classifier of a recipe and of the majority class."""
-    run = ClassifierRun(ClassifierRecipe.read(recipe_path))
-    graded = [
-        classifier_rows(run.made(loss, seed, folder).folder, seed, split, run.config)
-        for loss, seed, folder in run.arms()
-    ]
-    return [own for own, _ in graded] + [graded[0][1]]  # the baseline is the same for all
-
-
-def policies(recipe_path: str, split: str) -> list[Row]:
-    """Rows of a recipe of policies: fronts, judges, controllability."""
-    return policy_rows(PolicyRun(recipe_path, split))
-
-
-GRADERS = {
-    "reward_models": reward_models,
-    "judges": judges,
-    "length": length,
-    "adapter": adapters,
-    "weights": example_weights,
-    "policies": policies,
-    "levels": level_rows,
-    "classifier": classifiers,
+RECIPES: dict[str, type[Recipe]] = {
+    "reward_models": PanelRecipe,
+    "judges": PanelRecipe,
+    "length": PanelRecipe,
+    "adapter": AdapterRecipe,
+    "weights": AdapterRecipe,
+    "classifier": ClassifierRecipe,
+    "policies": PolicyEvaluation,
+    "levels": LevelEvaluation,
 }
+GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
+    "reward_models": panel_rows,
+    "judges": judge_rows,
+    "length": length_rows,
+    "adapter": adapter_rows,
+    "weights": example_weights,
+    "classifier": classifier_rows,
+    "policies": policy_rows,
+    "levels": level_rows,
+}
+DRAWN = ("policies", "levels")
+"""What has figures, and whose rows are replaced as a whole."""
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ``recipes`` are its files, ``set`` its changes."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
     )
-    parser.add_argument("what", choices=(*GRADERS, "readme"))
-    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("what", nargs="?", choices=(*GRADERS, "readme"))
+    parser.add_argument("recipes", nargs="*", help="recipes, and changes key=value")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument(
         "--figures", type=Path, default=ROOT / "docs" / "figures", help="where policies' are drawn"
     )
-    arguments = parser.parse_args()
-    for recipe in arguments.recipes:
+    parser.add_argument("--help", "-h", action="store_true")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.help:
+        print(parser.format_help())
+        if parsed.what in RECIPES:
+            print("\n".join(["Settings of a recipe:", *described(RECIPES[parsed.what])]))
+        sys.exit()
+    words = parsed.recipes
+    parsed.set = [word for word in words if "=" in word]
+    parsed.recipes = [word for word in words if "=" not in word]
+    if not parsed.what or (parsed.what != "readme" and not parsed.recipes):
+        parser.error("name what to grade, and its recipes")
+    return parsed
+
+
+def main() -> None:
+    options = parse()
+    what, results = options.what, options.results
+    for path in options.recipes:
         try:
-            rows = GRADERS[arguments.what](recipe, arguments.split)
+            recipe = RECIPES[what].read(path, options.set)
+            rows = GRADERS[what](recipe, options.split)
         except (ConfigError, DataError, StorageError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        file = arguments.results / f"{arguments.what}.jsonl"
-        write_rows(file, rows, whole=arguments.what in ("policies", "levels"))
-    if arguments.what == "readme":
+        write_rows(results / f"{what}.jsonl", rows, whole=what in DRAWN)
+    if what == "readme":
         for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-            fill_tables(document, arguments.results)
-    for name in ("policies", "levels"):
-        if arguments.what in ("readme", name):
-            draw_figures(read_rows(arguments.results / f"{name}.jsonl"), arguments.figures)
+            fill_tables(document, results)
+    for name in DRAWN:
+        if what in ("readme", name):
+            draw_figures(read_rows(results / f"{name}.jsonl"), options.figures)
     for name, (file, table) in TABLES.items():
-        rows = read_rows(arguments.results / file)
-        if rows and arguments.what in ("readme", file.removesuffix(".jsonl")):
+        rows = read_rows(results / file)
+        if rows and what in ("readme", file.removesuffix(".jsonl")):
             print(f"\n{name}\n{table(rows)}")
 
 

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from pro_core.data.schema import DataError
-from pro_core.evaluation.results import result_row
-from pro_core.rewards.classifier import FORMAT, saved_scales
+from pro_core.evaluation.results import Row, result_row
+from pro_core.rewards.classifier import FORMAT
 from pro_core.rewards.classifier_grades import grade_levels, graded_responses, majority_class
+from pro_core.rewards.classifier_runs import ClassifierRun
+from pro_core.rewards.levels import saved_scales
+from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.system.storage import read_config
 
 BASELINE = "majority class"
 
 
-def classifier_rows(folder: Path, seed: int, split: str, config: str) -> list[dict[str, Any]]:
-    """The result row of a trained classifier and that of the majority class on one split, from its folder's files.
+def classifier_rows(recipe: ClassifierRecipe, split: str) -> list[Row]:
+    """The rows of every classifier of a recipe, and of the majority class, which is the same for all.
 
     Raises:
-        StorageError: the classifier is not trained yet. DataError: no response of that split was held out.
+        StorageError: a classifier is not trained yet. DataError: no response of that split was held out.
     """
+    run = ClassifierRun(recipe)
+    graded = [
+        _rows_of(run.made(loss, seed, folder).folder, seed, split, recipe.config)
+        for loss, seed, folder in run.arms()
+    ]
+    return [own for own, _ in graded] + [graded[0][1]]
+
+
+def _rows_of(folder: Path, seed: int, split: str, config: str) -> list[Row]:
+    """The row of a trained classifier and that of the majority class, from its folder's files."""
     started, saved = time.monotonic(), read_config(folder, "classifier.json", FORMAT)
     scales, loss = saved_scales(saved), saved["loss"]
     table = pd.read_parquet(folder / "predictions.parquet")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -164,7 +164,7 @@ def _rows_of(
         for name, curve, aim in zip(("steps", "train_steps"), labels, level, strict=True):
             if np.isfinite(reached := steps_to(aim, at, curve)):
                 metrics[name] = reached
-        columns = {
+        columns: dict[str, Any] = {
             "setting": {"beta": run.beta, "learning_rate": run.learning_rate},
             "curves": {
                 "steps": at,

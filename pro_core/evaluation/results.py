@@ -33,15 +33,16 @@ Kind = Literal["method", "all_seeds", "point", "base", "baseline"]
 base model fixes; what a method is compared with because it needs no training of ours."""
 SOURCE = "accuracy_source_"
 """Before a source's name in a row's metrics: a source may be called like an objective."""
-EMPTY: dict[str, Any] = {
-    "version": "",
-    "setting": {},
-    "request": {},
-    "objectives": [],
-    "heldout_objectives": [],
-    "leads": {},
-    "curves": {},
+OPTIONAL: dict[str, type] = {
+    "version": str,
+    "setting": dict,
+    "request": dict,
+    "objectives": list,
+    "heldout_objectives": list,
+    "leads": dict,
+    "curves": dict,
 }
+"""Columns that a line leaves out where they are empty."""
 
 
 def result_row(
@@ -54,44 +55,50 @@ def result_row(
     ci95: Mapping[str, Sequence[float]] | None = None,
     config: str = "",
     wall_s: float = 0.0,
+    *,
     kind: Kind = "method",
-    **columns: Any,
+    version: str = "",
+    setting: Mapping[str, Any] | None = None,
+    request: Mapping[str, Mapping[str, float]] | None = None,
+    objectives: Sequence[str] = (),
+    heldout_objectives: Sequence[str] = (),
+    leads: Mapping[str, Any] | None = None,
+    curves: Mapping[str, Any] | None = None,
 ) -> Row:
-    """A row with command, commit and hardware; numbers are rounded to five decimals.
+    """A row with command, commit and hardware; numbers are rounded to five decimals. Columns: see the module.
 
     Args:
         seed: None for all seeds.
         config: the recipe, see :attr:`pro_core.runs.recipes.Recipe.config`.
-        columns: of the module's table.
+        leads: each of :func:`lead`.
     """
-    if unknown := sorted(set(columns) - set(EMPTY)):
-        raise TypeError(f"got the columns {unknown}, expected some of {sorted(EMPTY)}")
-    row = {
+    return {
         "experiment": experiment,
         "kind": kind,
         "method": method,
         "seed": seed,
         "split": split,
         "n": n,
-        "metrics": dict(metrics),
-        "ci95": {name: list(interval) for name, interval in (ci95 or {}).items()},
+        "metrics": _rounded(metrics),
+        "ci95": _rounded(ci95 or {}),
         "config": config,
         "command": "python " + " ".join(sys.argv),
         "commit": _commit(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "wall_s": round(wall_s, 1),
+        "version": version,
+        "setting": dict(setting or {}),
+        "request": _rounded(request or {}),
+        "objectives": list(objectives),
+        "heldout_objectives": list(heldout_objectives),
+        "leads": dict(leads or {}),
+        "curves": _rounded(curves or {}),
     }
-    row |= _empty() | columns
-    return row | {key: _rounded(row[key]) for key in ("metrics", "ci95", "request", "curves")}
-
-
-def _empty() -> dict[str, Any]:
-    return {column: type(nothing)() for column, nothing in EMPTY.items()}
 
 
 def lead(metrics: Mapping[str, float], ci95: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """What ``leads`` holds of one other method."""
-    return _rounded({"metrics": dict(metrics), "ci95": dict(ci95)})
+    return {"metrics": _rounded(metrics), "ci95": _rounded(ci95)}
 
 
 def _rounded(value: Any) -> Any:
@@ -132,7 +139,7 @@ def replace_rows(path: str | Path, rows: Rows) -> None:
     write_jsonl(
         Path(path),
         [
-            {column: value for column, value in row.items() if value or column not in EMPTY}
+            {column: value for column, value in row.items() if value or column not in OPTIONAL}
             for row in rows
         ],
     )
@@ -149,7 +156,9 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a results file, with every column; none when there is no file."""
     path = Path(path)
     lines = path.read_text().splitlines() if path.is_file() else []
-    return [_empty() | json.loads(line) for line in lines]
+    return [
+        {column: kind() for column, kind in OPTIONAL.items()} | json.loads(line) for line in lines
+    ]
 
 
 def sweep(rows: Rows, by: str, metric: str) -> tuple[list[float], list[list[float]]]:

@@ -12,6 +12,7 @@ from pro_core.rewards.baselines import beside_baselines
 from pro_core.rewards.length import length_removed
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_runs import PanelRun
+from pro_core.rewards.recipes import PanelRecipe
 from pro_core.runs.recipes import ConfigError
 
 PANEL = "panel"
@@ -51,18 +52,29 @@ def panel_row(
     n = sum(a["n"] for a in report.values())
     if experiment != "judges" and kind == "baseline":
         config = ""
-    columns = {"kind": kind, "setting": setting or {}, "objectives": list(report)}
-    where = (experiment, method, seed, split, n)
-    return result_row(*where, metrics, intervals, config, wall_s, **columns)
+    return result_row(
+        experiment,
+        method,
+        seed,
+        split,
+        n,
+        metrics,
+        intervals,
+        config,
+        wall_s,
+        kind=kind,
+        setting=setting,
+        objectives=list(report),
+    )
 
 
-def panel_rows(run: PanelRun, split: str, experiment: str = "reward_models") -> list[Row]:
-    """A finished panel, and the two baselines on the same pairs.
+def panel_rows(recipe: PanelRecipe, split: str, experiment: str = "reward_models") -> list[Row]:
+    """A recipe's finished panel, and the two baselines on the same pairs.
 
     Raises:
         ConfigError: no pairs of that split. StorageError: the panel is not there, or is another recipe's.
     """
-    started = time.monotonic()
+    started, run = time.monotonic(), PanelRun(recipe)
     scores = run.table()
     measured = beside_baselines(PANEL, scores, _said(run), split, run.objective_names)
     if not measured:
@@ -72,19 +84,24 @@ def panel_rows(run: PanelRun, split: str, experiment: str = "reward_models") -> 
     for method, report in measured.items():
         own = method == PANEL
         kind: Kind = "method" if own else "baseline"
-        setting = {"trained": run.recipe.method} if own else {}
-        where = (experiment, method, run.recipe.seed, split, report)
+        setting = {"trained": recipe.method} if own else {}
+        where = (experiment, method, recipe.seed, split, report)
         rows.append(panel_row(*where, run.config, wall, kind, setting))
     return rows
 
 
-def length_rows(run: PanelRun, split: str) -> list[Row]:
+def judge_rows(recipe: PanelRecipe, split: str) -> list[Row]:
+    """The same for a judge, whose pairs are its own."""
+    return panel_rows(recipe, split, "judges")
+
+
+def length_rows(recipe: PanelRecipe, split: str) -> list[Row]:
     """A finished panel with the length component of its scores kept and removed.
 
     Raises:
         As :func:`panel_rows`. DataError: as :func:`pro_core.rewards.length.length_removed`.
     """
-    started = time.monotonic()
+    started, run = time.monotonic(), PanelRun(recipe)
     run.table()  # says when the panel is not this recipe's
     panel, data = RewardPanel.from_pretrained(run.final), _said(run)
     test = graded_pairs(data.held_out, split)
@@ -94,7 +111,7 @@ def length_rows(run: PanelRun, split: str) -> list[Row]:
     wall = time.monotonic() - started
     rows = []
     for scores, report in measured.items():
-        where = ("length", PANEL, run.recipe.seed, split, report, run.config, wall)
+        where = ("length", PANEL, recipe.seed, split, report, run.config, wall)
         rows.append(panel_row(*where, setting={"scores": scores}))
     return rows
 

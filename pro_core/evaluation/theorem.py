@@ -146,7 +146,7 @@ class KeptRows:
         started = time.monotonic()
         reports = measure(seeds)
         wall = (time.monotonic() - started) / len(seeds)
-        columns = {"version": self.version, "setting": setting}
+        columns: dict[str, Any] = {"version": self.version, "setting": setting}
         rows = []
         for seed, report in zip(seeds, reports, strict=True):
             for method, metrics in report.items():

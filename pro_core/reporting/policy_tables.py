@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pro_core.evaluation.policy.metrics import LEADS
+from pro_core.evaluation.policy.weights import LEADS
 from pro_core.evaluation.results import Kind, Row, Rows
 from pro_core.reporting.markdown import markdown_table
 from pro_core.reporting.paper_tables import equal_weights_table
@@ -97,7 +97,8 @@ def levels_table(rows: Rows) -> str:
 
     def table(mine: Rows) -> str:
         parts, first = [], mine[0]
-        spearman, gains = {}, {}
+        spearman: dict[str, str] = {}
+        gains: dict[str, str] = {}
         for name in first["objectives"]:
             spearman |= {f"spearman_{name}": name, f"spearman_heldout_{name}": f"held-out {name}"}
             gains[f"gain_{name}"] = name

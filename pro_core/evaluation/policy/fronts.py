@@ -1,9 +1,8 @@
-"""Weights to ask for, and the fronts that come back. Higher is better in every objective."""
+"""Fronts over objectives, and what several runs attain. Higher is better in every objective."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import comb
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,49 +14,6 @@ with needs("train"):
     from moocore import eaf
 
 Floats = NDArray[np.float64]
-
-
-def simplex_grid(K: int, count: int) -> Floats:
-    """``count`` weightings of K objectives, (count, K): corners, centre, and the rest as far apart as can be.
-
-    The rest comes from the coarsest lattice on the simplex that has enough points, each time the one farthest from all
-    that were taken; of equally far ones the one that keeps the objectives' total weights most even. Two objectives and
-    5 weightings: 0, 1/4, 1/2, 3/4, 1. One objective has one weighting.
-
-    Raises:
-        ValueError: K below 1, or a count that does not hold the corners and the centre.
-    """
-    if K < 1:
-        raise ValueError(f"got {K} objectives, expected at least 1")
-    if K == 1:
-        return np.ones((1, 1))
-    if count < K + 1:
-        raise ValueError(
-            f"got a grid of {count} weightings for {K} objectives, expected at least {K + 1}: "
-            "the corners and the centre"
-        )
-    resolution = 1
-    while comb(resolution + K - 1, K - 1) < count:
-        resolution += 1
-    lattice = np.array(list(_compositions(resolution, K))) / resolution
-    chosen = [*np.eye(K), np.full(K, 1 / K)]
-    while len(chosen) < count:
-        taken = np.array(chosen)
-        gaps = np.linalg.norm(lattice[:, None] - taken, axis=2).min(axis=1)
-        uneven = (taken.sum(axis=0) + lattice).std(axis=1)
-        order = np.lexsort((np.arange(len(lattice)), uneven.round(9), -gaps.round(9)))
-        chosen.append(lattice[order[0]])
-    return np.array(sorted(map(tuple, chosen)))
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as ``parts`` whole numbers from 0."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _compositions(total - first, parts - 1):
-            yield (first, *rest)
 
 
 def front(points: ArrayLike) -> Floats:
@@ -92,6 +48,6 @@ def attainment(runs: Sequence[ArrayLike]) -> dict[str, Floats]:
     levels = {"any": 50 / len(fronts), "half": 50.0, "all": 100.0}
     surfaces = {}
     for name in ATTAINED:
-        found = eaf(-np.concatenate(fronts), sets, percentiles=[levels[name]])
-        surfaces[name] = front(-found[:, :2])
+        attained = eaf(-np.concatenate(fronts), sets, percentiles=[levels[name]])
+        surfaces[name] = front(-attained[:, :2])
     return surfaces

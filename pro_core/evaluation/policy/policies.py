@@ -1,0 +1,113 @@
+"""The policies that a recipe of the evaluation kit names. One model at a time is held: there may be many, and seeds of
+each."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pro_core.evaluation.policy.recipe import PolicyEntry
+from pro_core.evaluation.policy.responses import GeneratorPolicy
+from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
+from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.templates import Condition
+from pro_core.runs.recipes import ConfigError
+from pro_core.system.fingerprints import fingerprint
+
+Check = Callable[[PolicyConfig], None]
+"""Raises a ValueError where a policy reads something else than what the evaluation asks for."""
+
+
+class NamedPolicies:
+    """The policies by name and seed.
+
+    Args:
+        check: of what each checkpoint reads.
+        asked_by: how all are asked, stock models too; None: each as it was trained.
+    """
+
+    def __init__(
+        self, entries: Sequence[PolicyEntry], check: Check, asked_by: PolicyConfig | None = None
+    ):
+        self.entries = {entry.name: entry for entry in entries}
+        self.check, self.asked_by = check, asked_by
+        self._writer: tuple[str, Generator] | None = None
+        self._fingerprints: dict[str, str] = {}
+
+    @classmethod
+    def under_weights(
+        cls, entries: Sequence[PolicyEntry], objective_names: Sequence[str]
+    ) -> NamedPolicies:
+        """Policies that read weights of these objectives, in the form that each was trained with, or nothing."""
+        return cls(entries, lambda reads: reads.check_objectives(objective_names))
+
+    @classmethod
+    def under_levels(cls, entries: Sequence[PolicyEntry], condition: Condition) -> NamedPolicies:
+        """Policies that are asked by one condition: what training adds is what a stock model does not do."""
+
+        def check(config: PolicyConfig) -> None:
+            config.check_objectives(condition.objective_names)
+            reads = config.condition
+            if reads and reads != condition:
+                raise ValueError(
+                    f"it reads {reads.kind} of {list(reads.objective_names)}, {reads.level_counts}; this recipe "
+                    f"asks for levels of {list(condition.objective_names)}, {condition.level_counts}: name the "
+                    "classifier and the objectives that it was trained with"
+                )
+
+        return cls(entries, check, PolicyConfig(condition))
+
+    def missing(self, name: str, seed: int) -> str | None:
+        """The folder that a training should have made for this seed, if it is not there."""
+        entry = self.entries[name]
+        folder = entry.model.format(seed=seed)
+        made = "{seed}" in entry.model and not entry.endpoint
+        return folder if made and not Path(folder).is_dir() else None
+
+    def __call__(self, name: str, seed: int, candidates: int | None = None) -> GeneratorPolicy:
+        """One policy under one seed, its model loads when it must write; with ``candidates`` of another number.
+
+        Raises:
+            ConfigError: a checkpoint that is none, or that reads something else.
+        """
+        entry = self.entries[name]
+        model, folder = entry.model.format(seed=seed), entry.policy.format(seed=seed)
+        endpoint = entry.endpoint
+        source = self._fingerprint(folder or model) if folder or not endpoint else ""
+        if endpoint:
+            source = f"{endpoint} {model} {source}"
+
+        def load() -> Generator:
+            if self._writer is None or self._writer[0] != source:
+                self._writer = None
+                gc.collect()
+                writer = _endpoint(endpoint, model, folder) if endpoint else LocalGenerator(model)
+                self._writer = source, writer
+            return self._writer[1]
+
+        try:
+            reads = load().policy
+            if reads is not None:
+                self.check(reads)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}", ["policies"]) from None
+        n = entry.candidates if candidates is None else candidates
+        return GeneratorPolicy(name, load, source, n, self.asked_by)
+
+    def _fingerprint(self, model: str) -> str:
+        if model not in self._fingerprints:
+            self._fingerprints[model] = fingerprint(model)
+        return self._fingerprints[model]
+
+
+def _endpoint(url: str, model: str, folder: str) -> Generator:
+    """A server's model; ``folder`` holds the checkpoint that it serves, if it is a conditioned one."""
+    reads = PolicyConfig.read(folder) if folder else None
+    if folder and reads is None:
+        raise ConfigError(
+            f"{folder} holds no pro_policy.json, which says what a policy reads", ["policies"]
+        )
+    token = os.environ.get("PRO_ENDPOINT_TOKEN")
+    return EndpointGenerator(url, model or None, token, policy=reads)

@@ -1,0 +1,249 @@
+"""What responses are scored by: the panel or classifier that taught, the judges that did not, and a language model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pro_core.data.objectives import Message, Prompt
+from pro_core.evaluation.policy.recipe import EvaluationRecipe
+from pro_core.evaluation.policy.text_quality import LanguageModel
+from pro_core.policies.recipe import check_objectives
+from pro_core.policies.rl.levels import level_condition
+from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.classifier import RewardClassifier
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scores import progress
+from pro_core.runs.recipes import ConfigError
+from pro_core.system.cache import Cache, text_key
+
+Array = NDArray[np.float32]
+Conversation = Sequence[Message]
+Texts = Sequence[tuple[int, str]]
+"""Responses, each with the index of its prompt."""
+RECIPES = {"judge": "recipes/judge.yaml", "heldout_panel": "recipes/heldout_panel.yaml"}
+
+
+class Scorer(Protocol):
+    """A :class:`RewardPanel`, or what scores as one does."""
+
+    @property
+    def objective_names(self) -> Sequence[str]: ...
+
+    def fingerprint(self) -> str: ...
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        on_progress: Callable[[int, int], None] | None = None,
+        allow_missing: bool = False,
+    ) -> Array: ...
+
+
+class Taught(Protocol):
+    """What taught the policies, and what it shows of a response.
+
+    Attributes:
+        objective_names: those that the run is about, K of the scorer's.
+    """
+
+    @property
+    def scorer(self) -> Scorer: ...
+
+    @property
+    def objective_names(self) -> tuple[str, ...]: ...
+
+    def shown(self, raw: Array, texts: Sequence[str]) -> Array:
+        """Of raw scores of N texts what is reported, (N, K)."""
+        ...
+
+
+class PanelScores:
+    """A panel's standardized scores z of some of its objectives.
+
+    Raises:
+        ConfigError: objectives that the panel does not have, or a panel without statistics.
+    """
+
+    def __init__(self, source: str, panel: RewardPanel, objective_names: Sequence[str] | None):
+        self.scorer = panel
+        self.objective_names = tuple(objective_names or panel.objective_names)
+        check_objectives("panel", source, panel.objective_names, self.objective_names)
+        try:
+            self.stats = panel.require_stats()
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}", ["panel"]) from None
+        self._columns = [panel.objective_names.index(name) for name in self.objective_names]
+
+    def shown(self, raw: Array, texts: Sequence[str]) -> Array:
+        return self.stats.normalize(raw, text_lengths(list(texts)))[:, self._columns]
+
+
+class LevelScores:
+    """The levels that a classifier expects of a response, 1 to each objective's highest.
+
+    Raises:
+        ConfigError: objectives that the classifier does not have.
+    """
+
+    def __init__(
+        self, source: str, classifier: RewardClassifier, objective_names: Sequence[str] | None
+    ):
+        self.scorer = ExpectedLevels(classifier)
+        names = tuple(objective_names or classifier.objective_names)
+        check_objectives("classifier", source, classifier.objective_names, names)
+        self.objective_names = names
+        self.condition = level_condition(classifier, names)
+        self._columns = [classifier.objective_names.index(name) for name in names]
+
+    def shown(self, raw: Array, texts: Sequence[str]) -> Array:
+        return raw[:, self._columns]
+
+
+@dataclass(frozen=True)
+class ExpectedLevels:
+    """A classifier as a scorer: an objective's score is its expected level; NaN where there is no probability."""
+
+    classifier: RewardClassifier
+
+    @property
+    def objective_names(self) -> Sequence[str]:
+        return self.classifier.objective_names
+
+    def fingerprint(self) -> str:
+        return self.classifier.fingerprint()
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        on_progress: Callable[[int, int], None] | None = None,
+        allow_missing: bool = False,
+    ) -> Array:
+        p = self.classifier.probabilities(prompts, completions, allow_missing)
+        return self.classifier.expected_levels(p)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Those that taught nobody; None where one is not there."""
+
+    overall: RewardPanel | None
+    heldout: RewardPanel | None
+
+    @classmethod
+    def load(cls, recipe: EvaluationRecipe, taught_by: Scorer, device: str) -> Judges:
+        """The recipe's judges. One that is not there is said, with the command that makes it.
+
+        Raises:
+            ConfigError: a judge that is the policies' own teacher, or an overall judge of several objectives.
+        """
+        judges: dict[str, RewardPanel | None] = dict.fromkeys(RECIPES)
+        for key in RECIPES:
+            path = getattr(recipe, key)
+            if path is None:
+                continue
+            if not (Path(path) / "panel.json").is_file():
+                print(
+                    f"{key}: {path} is not there, so nothing is measured by it. `python train/reward_models.py "
+                    f"{RECIPES[key]}` trains it (half an hour on two cores); the same command then adds its scores",
+                    file=sys.stderr,
+                )
+                continue
+            judge = judges[key] = RewardPanel.from_pretrained(path, device)
+            if judge.fingerprint() == taught_by.fingerprint():
+                raise ConfigError(
+                    f"{key}: {path} is the panel itself, and a policy is never judged by what chose or trained it",
+                    [key],
+                )
+        overall = judges["judge"]
+        if overall is not None and len(overall.objective_names) != 1:
+            raise ConfigError(
+                f"{recipe.judge}: got {list(overall.objective_names)}, expected one overall judge",
+                ["judge"],
+            )
+        return cls(overall, judges["heldout_panel"])
+
+    @property
+    def heldout_names(self) -> list[str]:
+        """The held-out panel's objectives; none without it."""
+        return list(self.heldout.objective_names) if self.heldout else []
+
+    def accuracies(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The judges' own accuracies on test pairs, as their folders say, and the intervals."""
+        measured: dict[str, dict[str, Any]] = {}
+        if self.overall and self.overall.accuracy:
+            (measured["judge_accuracy"],) = self.overall.accuracy.values()
+        if self.heldout:
+            of = self.heldout.accuracy
+            measured |= {f"heldout_accuracy_{name}": own for name, own in of.items()}
+        values = {key: own["accuracy"] for key, own in measured.items()}
+        return values, {key: own["ci95"] for key, own in measured.items()}
+
+
+class ScoreCache:
+    """Raw scores of responses to a run's prompts: each pair is scored once in the life of the file."""
+
+    def __init__(self, file: Path, prompts: Sequence[Conversation]):
+        self.prompts = prompts
+        self._cache = Cache(file)
+        self._keys: dict[int, str] = {}
+
+    def scores(self, scorer: Scorer, texts: Texts, about: str) -> Array:
+        """Of N responses, (N, the scorer's objectives)."""
+        # By identity: whoever asks holds its scorers to the end.
+        key = self._keys[id(scorer)] = self._keys.get(id(scorer)) or scorer.fingerprint()
+
+        def score(prompts: Sequence[Conversation], responses: Sequence[str]) -> Array:
+            return scorer.score(prompts, responses, progress(about), allow_missing=True)
+
+        return self._cached(key, texts, None, len(scorer.objective_names), score)
+
+    def surprise(
+        self,
+        model: LanguageModel,
+        texts: Texts,
+        about: str,
+        read: Sequence[Conversation] | None = None,
+    ) -> Array:
+        """Nats and tokens of N responses (N, 2), see :meth:`LanguageModel.surprise`.
+
+        Args:
+            read: what each is an answer to, where that is not the prompt alone.
+        """
+
+        def score(prompts: Sequence[Conversation], responses: Sequence[str]) -> Array:
+            return model.surprise(prompts, responses, progress(about))
+
+        return self._cached(model.fingerprint(), texts, read, 2, score)
+
+    def _cached(
+        self,
+        key: str,
+        texts: Texts,
+        read: Sequence[Conversation] | None,
+        width: int,
+        score: Callable[[Sequence[Conversation], Sequence[str]], Array],
+    ) -> Array:
+        if not texts:
+            return np.zeros((0, width), np.float32)
+        answered = read or [self.prompts[p] for p, _ in texts]
+        pairs = [(asked, text) for asked, (_, text) in zip(answered, texts, strict=True)]
+        keys = [text_key(key, json.dumps(asked), text) for asked, text in pairs]
+        unique = dict(zip(keys, pairs, strict=True))
+        todo = list(unique.values())
+
+        def compute(missing: list[int]) -> Array:
+            prompts, responses = zip(*(todo[i] for i in missing), strict=True)
+            return score(prompts, responses)
+
+        place = {key: i for i, key in enumerate(unique)}
+        return self._cache.rows(list(unique), width, compute)[[place[key] for key in keys]]
