@@ -98,7 +98,7 @@ tags:
 ---
 # Reward panel: polite, short
 
-Bradley-Terry reward models on `a base` (licence bsd-3-clause), one trunk with a head an objective, trained by \
+Bradley-Terry reward models on `a base` (licence bsd-3-clause), one trunk with a head for each objective, trained by \
 `train/reward_models.py` (method `full`, 24 tokens, seed 0). Higher is better for every objective.
 
 | objective | training pairs | accuracy on pairs | 95% interval | pairs | prompts | measured on | correlation with \

@@ -286,8 +286,8 @@ def _rated_row(row: Row, columns: Collection[str]) -> Row:
         rated["prompt"] = helpsteer_prompt(row["prompt"])
     names = [*(HELPSTEER_RATINGS if helpsteer else ()), *columns]
     if names:
-        found = {name: row[name] for name in names if row.get(name) not in NOT_RATED}
-        rated["labels"] = found | dict(row.get("labels") or {})
+        ratings = {name: row[name] for name in names if row.get(name) not in NOT_RATED}
+        rated["labels"] = ratings | dict(row.get("labels") or {})
     return rated
 
 

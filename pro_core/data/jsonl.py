@@ -27,8 +27,8 @@ def read_jsonl(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {found}; PRO_DATA_DIR names the folder of the data files")
+        reason = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {reason}; PRO_DATA_DIR names the folder of the data files")
     rows: list[Row] = []
     number = 0
     try:

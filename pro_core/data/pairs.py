@@ -75,7 +75,7 @@ def pairs_from_labels(
 
     One text that was labelled twice makes no pair with itself.
 
-    At most ``max_per_prompt`` pairs a prompt, drawn by a generator seeded with the seed and the prompt,
+    At most ``max_per_prompt`` pairs per prompt, drawn by a generator seeded with the seed and the prompt,
     so that one prompt's pairs do not depend on the others in the list.
     """
     by_prompt: dict[tuple[str, str], list[LabelledResponse]] = defaultdict(list)

@@ -311,18 +311,18 @@ def load_responses(path: str | Path, notes: list[str] | None = None) -> list[Lab
     """
     path = Path(path)
     source = clean_text(path.name.split(".")[0])
-    found = []
+    responses = []
     left_out: Counter[str] = Counter()
     for number, row in enumerate(read_jsonl(path), 1):
         try:
-            found += _responses_of(row, source, f"{source}-{number}")
+            responses += _responses_of(row, source, f"{source}-{number}")
         except LeftOut as error:
             left_out[error.reason] += 1
         except NO_EXAMPLE as error:
             raise DataError(broken_record(path, number, row, error)) from None
     if notes is not None:
         notes += [f"{n:,} rows left out, {reason}." for reason, n in left_out.items()]
-    return found
+    return responses
 
 
 def _responses_of(row: Row, source: str, default_id: str) -> list[LabelledResponse]:
@@ -338,15 +338,15 @@ def _responses_of(row: Row, source: str, default_id: str) -> list[LabelledRespon
         else:
             said = [record["response"]]
         texts += [(record, text) for text in said]
-    found = []
+    responses = []
     for i, (record, text) in enumerate(texts):
         kept = {k: record[k] for k in KEPT if k in record}
         name = default_id if row.get("id") is None else row["id"]
         kept |= {"id": f"{name}-{i}" if len(texts) > 1 else name, "response": text, "labels": {}}
         example = example_of(kept, source, default_id)
         assert isinstance(example, LabelledResponse)
-        found.append(example)
-    return found
+        responses.append(example)
+    return responses
 
 
 KEPT = ("prompt", "split", "licence", "license")

@@ -58,7 +58,7 @@ class TrainingPairs:
         training, epochs: pairs, and how often each is seen.
         held_out: pairs of the other splits, of the recipe's objectives, ties aside. ``ungraded`` is set in those that
             no accuracy counts.
-        entries: one an entry of the recipe.
+        entries: one for each entry of the recipe.
         notes: sentences about what was left out, is not graded, or stands there twice.
     """
 

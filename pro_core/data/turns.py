@@ -46,16 +46,16 @@ def merged(messages: Sequence[Message]) -> list[Message]:
 
     The last turn stays: an empty one may be a completion.
     """
-    found: list[Message] = []
+    turns: list[Message] = []
     for i, message in enumerate(messages):
         if not message["content"].strip() and i < len(messages) - 1:
             continue
-        if found and found[-1]["role"] == message["role"]:
-            texts = filter(None, (found[-1]["content"], message["content"]))
-            found[-1] = found[-1] | message | {"content": "\n\n".join(texts)}
+        if turns and turns[-1]["role"] == message["role"]:
+            texts = filter(None, (turns[-1]["content"], message["content"]))
+            turns[-1] = turns[-1] | message | {"content": "\n\n".join(texts)}
         else:
-            found.append(dict(message))
-    return found
+            turns.append(dict(message))
+    return turns
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
@@ -63,11 +63,11 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
 
     An assistant who speaks first answers an empty user turn, so that nothing said is lost.
     """
-    found = merged(messages)
-    first = next((i for i, m in enumerate(found) if m["role"] != "system"), None)
-    if first is not None and found[first]["role"] == "assistant":
-        found.insert(first, {"role": "user", "content": ""})
-    return found
+    turns = merged(messages)
+    first = next((i for i, m in enumerate(turns) if m["role"] != "system"), None)
+    if first is not None and turns[first]["role"] == "assistant":
+        turns.insert(first, {"role": "user", "content": ""})
+    return turns
 
 
 def plainest(messages: Sequence[Message]) -> list[Message]:

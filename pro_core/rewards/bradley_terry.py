@@ -54,7 +54,7 @@ def tokenize_pairs(
 
     Args:
         epochs: how often each pair is seen, one number a pair.
-        batch_size: pairs a step over all processes; batches hold pairs of like length, batches are shuffled.
+        batch_size: pairs per step, of all processes together; batches hold pairs of like length, batches are shuffled.
 
     Raises:
         StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.

@@ -83,14 +83,14 @@ def _load_classifier(source: str, revision: str | None, outputs: int | None):
 
     resolved = resolve_encoder(source)
     tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, **SAFE)
-    model, found = _classifier(resolved, revision, outputs)
+    model, loading = _classifier(resolved, revision, outputs)
     # What is missing would be random numbers, and so would the scores.
-    for name, there, expected in found["mismatched_keys"]:
+    for name, there, expected in loading["mismatched_keys"]:
         raise ValueError(
             f"its {name} has the shape {tuple(there)}, expected {tuple(expected)}: give the spec the number of outputs"
         )
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])[0]
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[0]
         raise ValueError(f"its checkpoint lacks {missing}, so it is no reward model")
     match_tokenizer(model, tokenizer)
     return model, tokenizer
@@ -151,11 +151,11 @@ def _load_peft(folder: Path, outputs: int | None):
         raise ValueError(f"its {PEFT_FILE} has no head, so it is no reward model")
     where = str(folder / base) if (folder / base).is_dir() else resolve_encoder(base)
     try:
-        model, found = _classifier(where, config.get("revision"), outputs or rows[0])
+        model, loading = _classifier(where, config.get("revision"), outputs or rows[0])
     except Exception as error:  # every loader has exceptions of its own
         raise ValueError(f"its base {base!r}: {loading_failure(error, where)}") from error
     # What neither has would be random numbers: the head always, and a pooler where the base is a language model.
-    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    lacking = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
     if lacking := {name for name in lacking if PEFT_PREFIX + name not in saved}:
         raise ValueError(f"neither its {PEFT_FILE} nor its base {base!r} has {min(lacking)}")
     adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")

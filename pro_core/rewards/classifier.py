@@ -54,7 +54,7 @@ class RewardClassifier:
     """A multi-head classifier with what is needed to use it as a reward.
 
     Attributes:
-        scales: one an objective, in the order of every K axis.
+        scales: one per objective, in the order of every K axis.
         folder: where ``model/`` lies.
         loss: what it was trained with, and so how its outputs become probabilities; see :func:`log_probabilities`.
         input_format, max_length: see :class:`pro_core.rewards.specs.RewardModelSpec`.

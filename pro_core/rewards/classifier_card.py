@@ -40,7 +40,7 @@ def write_classifier_card(
         f"`{classifier.loss}`, method `{recipe.method}`, {recipe.max_length} tokens). Each head answers with "
         "the intensity of its objective; a higher level is more of it.",
         "",
-        "| objective | ratings | level 2, 3, ... begins at | training responses a level |",
+        "| objective | ratings | level 2, 3, ... begins at | training responses per level |",
         "|---|---|---|---|",
     ]
     for scale in classifier.scales:

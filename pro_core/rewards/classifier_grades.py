@@ -28,7 +28,7 @@ Measured = dict[str, dict[str, Any]]
 def prediction_table(
     classifier: RewardClassifier, responses: Sequence[LabelledResponse], levels: NDArray
 ) -> pd.DataFrame:
-    """One row a response: ``id, source, split, ungraded`` (why no accuracy counts it), ``text`` (the first user turn,
+    """One row per response: ``id, source, split, ungraded`` (why no accuracy counts it), ``text`` (the first user turn,
     else the response), ``level_<objective>`` (0 without a label) and ``p_<objective>-<level>``."""
     p = classifier.probabilities([r.prompt for r in responses], [r.response for r in responses])
     table: dict[str, Any] = {

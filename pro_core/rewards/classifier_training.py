@@ -33,7 +33,7 @@ class RatedResponses:
         levels, held_out_levels: (N, K), see :func:`rated_levels`.
         epochs: how often each training response is seen.
         counts: training responses of each level.
-        licences: one list an entry of the recipe: what it, or its training rows, name.
+        licences: for each entry of the recipe what it, or its training rows, name.
         notes: sentences about what was left out or is not graded.
     """
 
@@ -128,7 +128,7 @@ def tokenize_rated(
     others would end the run alone, at a learning rate near 0.
 
     Args:
-        batch_size: rows a step over all processes; batches hold rows of like length, batches are shuffled.
+        batch_size: rows per step, of all processes together; batches hold rows of like length, batches are shuffled.
 
     Raises:
         StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.

@@ -46,8 +46,8 @@ def function_scores(name: str, pattern: str, completions: Sequence[str]) -> NDAr
     elif name == "readability":
         values = [reading_ease(text) for text in completions]
     else:
-        found = re.compile(pattern).search
-        values = [float(found(text) is not None) for text in completions]
+        search = re.compile(pattern).search
+        values = [float(search(text) is not None) for text in completions]
     return np.asarray(values, dtype=np.float32)
 
 

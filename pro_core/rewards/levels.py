@@ -149,8 +149,8 @@ def target_scores(
         raise ValueError(f"got {len(targets)} targets for {len(z)} rows of probabilities")
     column = {name: j for j, name in enumerate(stats.objective_names)}
     heads = list(dict.fromkeys(name.rpartition("-")[0] for name in column))
-    found = np.full((len(z), len(heads)), np.nan, dtype=np.float32)
-    mask = np.zeros(found.shape, dtype=bool)
+    terms = np.full((len(z), len(heads)), np.nan, dtype=np.float32)
+    mask = np.zeros(terms.shape, dtype=bool)
     for i, row in enumerate(targets):
         unknown = [name for name, level in row.items() if f"{name}-{level}" not in column]
         if unknown or not row:
@@ -160,8 +160,8 @@ def target_scores(
             )
         for name, level in row.items():
             k = heads.index(name)
-            found[i, k], mask[i, k] = z[i, column[f"{name}-{level}"]], True
-    return found, mask
+            terms[i, k], mask[i, k] = z[i, column[f"{name}-{level}"]], True
+    return terms, mask
 
 
 def moving_stats(stats: RewardStats, probabilities: ArrayLike, momentum: float) -> RewardStats:

@@ -39,7 +39,7 @@ HEADS = ("classifier", "score")
 
 
 class MeanPooledClassifier(nn.Module):
-    """An encoder, the mean of its token states, and a linear head an output: logits (B, num_labels)."""
+    """An encoder, the mean of its token states, and one linear head per output: logits (B, num_labels)."""
 
     def __init__(self, encoder, num_labels: int):
         super().__init__()
@@ -107,7 +107,7 @@ def new_reward_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **SAFE)
         kind = AutoModel if pooling == "mean" else AutoModelForSequenceClassification
         with quiet_loading():
-            model, found = kind.from_pretrained(
+            model, loading = kind.from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
@@ -119,7 +119,7 @@ def new_reward_model(
         reason = loading_failure(error, source)
         raise StorageError(f"cannot load the base model {base!r}: {reason}") from error
     # What the base lacks is random (the heads; the pooler of a language model's BERT), so it is trained and saved.
-    fresh = [p for name, p in model.named_parameters() if name in found["missing_keys"]]
+    fresh = [p for name, p in model.named_parameters() if name in loading["missing_keys"]]
     if pooling == "mean":
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used, so it must not wait for gradients

@@ -1,6 +1,6 @@
 """K reward models behind one call.
 
-A panel is a folder: ``panel.json`` (objective order, one spec an objective, statistics, test accuracies,
+A panel is a folder: ``panel.json`` (objective order, one spec per objective, statistics, test accuracies,
 versions) and the models that live in it. Objectives that name the same source share one forward pass, so
 a trunk with K heads and K separate models are scored by the same code and give the same result shape.
 
@@ -43,7 +43,7 @@ class RewardPanel:
     """K reward models, their statistics, and how far each can be trusted.
 
     Attributes:
-        specs: one an objective, in the order of every K axis.
+        specs: one per objective, in the order of every K axis.
         models: source -> (model, tokenizer).
         folder: where sources that are no path of their own lie.
         stats: mean and deviation on the reference set; None until fitted.

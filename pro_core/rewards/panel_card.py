@@ -65,7 +65,11 @@ def write_panel_card(
     lines = [
         *card_head(title, recipe.licence, recipe.model, "reward-model"),
         f"Bradley-Terry reward models on {named_base(recipe.model)}, "
-        + ("one trunk with a head an objective" if recipe.shared_trunk else "one an objective")
+        + (
+            "one trunk with a head for each objective"
+            if recipe.shared_trunk
+            else "one for each objective"
+        )
         + f", trained by `train/reward_models.py` (method `{recipe.method}`, "
         f"{recipe.max_length} tokens, seed {recipe.seed}). Higher is better for every objective.",
         "",

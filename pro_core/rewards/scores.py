@@ -1,4 +1,4 @@
-"""Pairs scored by a panel, as a table: one row a pair, what adapters learn from and evaluations read.
+"""Pairs scored by a panel, as a table: one row per pair, what adapters learn from and evaluations read.
 
 Columns: ``id, source, licence, objective, split, fold, constructed, ungraded`` (why no accuracy counts it; empty for
 most), ``prompt`` (messages as JSON), ``text`` (the first user turn, which decides folds), ``length_chosen,
