@@ -293,9 +293,20 @@ def accumulation(batch_size: int, rows_per_device: int | None) -> int:
     return share // rows_per_device
 
 
-def save_policy(trainer, folder: Path, config: PolicyConfig, whole: bool) -> None:
-    """The trained parameters as safetensors, gathered from all processes where they are shared out."""
-    state = trainer.accelerator.get_state_dict(trainer.model)
+def save_policy(
+    trainer,
+    folder: Path,
+    config: PolicyConfig,
+    whole: bool,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """The trained parameters as safetensors, gathered from all processes where they are shared out.
+
+    Args:
+        state: all parameters, where the trainer's accelerator does not know that they are shared out.
+    """
+    if state is None:
+        state = trainer.accelerator.get_state_dict(trainer.model)
     if not main_process():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)

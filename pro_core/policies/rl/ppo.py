@@ -3,7 +3,8 @@
 TRL has dropped its PPO, so this is a loop of our own on accelerate. The reward of a token is
 -beta (log pi - log pi_ref), and the last one of a completion adds sum_k w_k(x) z_k (Eq 5). The value head is linear on
 the policy's last hidden states and does not move them: there is no second model. With a LoRA the reference is the same
-model without it.
+model without it. Where every parameter is trained by several processes, policy, reference and optimizer are shared out
+among them (:mod:`pro_core.policies.rl.sharding`).
 
 Every batch of completions has a seed of its own and checkpoints lie between batches, so a killed run goes on to the
 same parameters.
@@ -15,7 +16,6 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,14 +28,17 @@ from accelerate.utils import gather_object
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from pro_core.generation.chat import whole_text
 from pro_core.generation.decoding import end_tokens
 from pro_core.policies.rl.recipe import PpoSettings
 from pro_core.policies.rl.run import Run, explained
+from pro_core.policies.rl.sharding import gathered, load_share, own_share, share_out, whole_state
 from pro_core.policies.sft import load_to_train, save_policy
 from pro_core.policies.stages import POLICY, stage
+from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import (
     cast_for_training,
     last_whole_checkpoint,
@@ -128,6 +131,10 @@ class ValuePolicy(nn.Module):
         self.value = nn.Linear(model.config.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
 
+    def generate(self, **settings: Any) -> torch.Tensor:
+        """As transformers' method; through the policy, so that shares are gathered."""
+        return self.model.generate(**settings)
+
     def forward(self, ids: torch.Tensor, attention: torch.Tensor, T: int, temperature: float):
         """Log-probabilities, values and entropies (N, T) of the last T tokens of ids (N, L), padded on the left."""
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
@@ -149,7 +156,8 @@ class PpoLoop:
 
     Attributes:
         settings: the clips and weights of the loss.
-        policy: the model with its value head. ``reference``: a frozen copy, None where the model without its LoRA is.
+        policy: the model with its value head. ``reference``: a frozen copy; None with a LoRA.
+        shared: parameters are shared out among the processes.
         log: an entry for each update.
     """
 
@@ -163,21 +171,26 @@ class PpoLoop:
         torch.manual_seed(run.seed)
         model, self.tokenizer = load_to_train(recipe.model, None, recipe.lora, recipe.max_length)
         lora = run.fresh_lora()
-        self.reference = None if lora else copy.deepcopy(model).eval().requires_grad_(False)
         model = get_peft_model(model, lora) if lora else model
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
         self.policy = ValuePolicy(cast_for_training(model))
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = optimizer_for([{"params": parameters, "lr": recipe.learning_rate}], 0.01)
+        self.reference = None if lora else copy.deepcopy(self.policy).eval().requires_grad_(False)
+        self.shared = lora is None and self.accelerator.num_processes > 1
         self.ends = torch.tensor(sorted(end_tokens(model, self.tokenizer)))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # else the ratio of a policy to itself would not be 1
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
-        if self.reference is not None:
+        if self.shared and self.reference is not None:
+            share_out(self.policy)
+            share_out(self.reference)
+        elif self.reference is not None:
             self.reference.to(self.accelerator.device)
+        self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = optimizer_for([{"params": self.parameters, "lr": recipe.learning_rate}], 0.01)
+        self.wrapped = self.policy if self.shared else self.accelerator.prepare(self.policy)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.log: list[dict[str, Any]] = []
 
     def train(self) -> list[dict[str, Any]]:
@@ -237,18 +250,17 @@ class PpoLoop:
         self.policy.eval()
         prompts = [task.reader.ids(task.reads[row]) for row in rows]
         padded = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(device)
-        ids = self.policy.model.generate(
-            **padded,
-            generation_config=GenerationConfig(
-                max_new_tokens=recipe.max_new_tokens,
-                do_sample=True,
-                temperature=recipe.sampling_temperature,
-                top_p=recipe.top_p,
-                top_k=0,
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.ends.tolist(),
-            ),
+        sampling = GenerationConfig(
+            max_new_tokens=recipe.max_new_tokens,
+            do_sample=True,
+            temperature=recipe.sampling_temperature,
+            top_p=recipe.top_p,
+            top_k=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.ends.tolist(),
         )
+        with gathered(self.policy):
+            ids = self.policy.generate(**padded, generation_config=sampling)
         completions = ids[:, padded["input_ids"].shape[1] :]
         end = torch.isin(completions, self.ends.to(device)).long()
         mask = (end.cumsum(-1) - end == 0).float()  # all up to the first end, and that
@@ -285,13 +297,10 @@ class PpoLoop:
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def _reference_logp(self, ids: torch.Tensor, attention: torch.Tensor, T: int) -> torch.Tensor:
-        model = self.policy.model
-        with model.disable_adapter() if self.reference is None else nullcontext():
-            self.policy.model = model if self.reference is None else self.reference
-            try:
-                return self._forward(self.policy, ids, attention, T)[0]
-            finally:
-                self.policy.model = model
+        if self.reference is not None:
+            return self._forward(self.reference, ids, attention, T)[0]
+        with self.policy.model.disable_adapter():
+            return self._forward(self.policy, ids, attention, T)[0]
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """One step of the optimizer on all of the batch."""
@@ -310,9 +319,8 @@ class PpoLoop:
             loss = ppo_loss(part, logp, values, entropy, tokens, self.settings)
             self.accelerator.backward(loss)
             total += loss.item()
-        norm = self.accelerator.clip_grad_norm_(
-            [p for p in self.policy.parameters() if p.requires_grad], 1.0
-        )
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimizer.step()
         self.optimizer.zero_grad()
         return self._over_processes({"loss": total, "grad_norm": float(norm)})
@@ -332,34 +340,64 @@ class PpoLoop:
             model=self.policy.model,
             processing_class=self.tokenizer,
         )
-        save_policy(trained, folder, self.task.config, self.recipe.lora is None)
+        state = whole_state(self.policy) if self.shared else None
+        save_policy(trained, folder, self.task.config, self.recipe.lora is None, state)
 
     def _save(self, step: int) -> None:
+        """Trained parameters and the optimizer: one file of each, or one for each process's share."""
         folder = self.work / f"checkpoint-{step}"
         with whole_checkpoint(folder):
             if main_process():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
+                state = {"global_step": step, "log": self.log, "shares": self._shares}
+                write_config(folder, "trainer_state.json", state)
+            wait_for_all()
+            if self.shared or main_process():
                 named = self.policy.named_parameters()
-                trained = {n: p.detach().cpu() for n, p in named if p.requires_grad}
+                trained = {n: own_share(p.detach()).cpu() for n, p in named if p.requires_grad}
                 tensors = {n: p.contiguous() for n, p in trained.items()}
-                save_file(tensors, folder / "trained.safetensors")
-                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-                write_config(folder, "trainer_state.json", {"global_step": step, "log": self.log})
+                save_file(tensors, folder / f"trained{self._share}.safetensors")
+                torch.save(
+                    own_share(self.optimizer.state_dict()), folder / f"optimizer{self._share}.pt"
+                )
         if main_process():
             earlier = [int(p.name.rpartition("-")[2]) for p in self.work.glob("checkpoint-*")]
             for old in sorted(earlier)[:-2]:  # two are kept, should the newest be damaged
                 shutil.rmtree(self.work / f"checkpoint-{old}", ignore_errors=True)
         wait_for_all()
 
+    @property
+    def _shares(self) -> int:
+        return self.accelerator.num_processes if self.shared else 1
+
+    @property
+    def _share(self) -> str:
+        """Of a file's name, which share it holds."""
+        return f"-{self.accelerator.process_index}" if self.shared else ""
+
     def _resume(self) -> int:
-        """The step to go on from."""
+        """The step to go on from.
+
+        Raises:
+            ConfigError: the checkpoint was shared out among another number of processes.
+        """
         last = last_whole_checkpoint(self.work)
         if last is None:
             return 0
-        self.policy.load_state_dict(load_file(last / "trained.safetensors"), strict=False)
-        self.optimizer.load_state_dict(torch.load(last / "optimizer.pt", weights_only=True))
         state = json.loads((last / "trainer_state.json").read_text())
+        if state["shares"] != self._shares:
+            raise ConfigError(
+                f"{last} is shared out among {state['shares']} processes, got {self._shares}: go on with as many as "
+                "before"
+            )
+        saved = load_file(last / f"trained{self._share}.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                if name in saved:
+                    own_share(parameter).copy_(saved[name])
+        optimizer = torch.load(last / f"optimizer{self._share}.pt", weights_only=True)
+        load_share(self.optimizer, optimizer)
         self.log = state["log"]
         return state["global_step"]
 
