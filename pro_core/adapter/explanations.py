@@ -3,8 +3,8 @@
 A word's effect on an objective is the weight predicted for the prompt minus the weight predicted without that word.
 To leave out each word of a long prompt, the encoder would have to read once for each. So its words are screened first:
 one reading gives every token's state, and leaving a word's states out of their mean tells roughly what it does; the
-words that seem to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random words, by
-deletion, and the time against the adapter's own.
+words that seem to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random
+words, by deletion, and the time against the adapter's own.
 """
 
 from __future__ import annotations
