@@ -21,17 +21,17 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from pro_core import RewardPanel
-from pro_core.policies.rl.data import RewardData
-from pro_core.policies.rl.grpo import MorlhfRun, RewardProgress
-from pro_core.policies.rl.recipe import read_morlhf
+from pro_core.policies.rl.grpo import RewardProgress, group_trainer
+from pro_core.policies.rl.recipe import MorlhfRecipe
 from pro_core.policies.rl.reward import text_of
+from pro_core.policies.rl.run import Run
+from pro_core.policies.rl.weighted import PanelPrompts, run_weights, weighted_task
 from pro_core.policies.sft import score_only_labelled_tokens
 from pro_core.system.processes import keep_freed_memory
 
@@ -108,50 +108,57 @@ def alone(panel: RewardPanel, k: int) -> RewardPanel:
     return RewardPanel([spec], models, stats)
 
 
-class TrlRun(MorlhfRun):
-    """TRL's trainer with a reward function an objective, each with its own model."""
+class SeparateRewards(list):
+    """A reward function for each objective, each with its own model, as TRL's trainers take them."""
 
-    def reward(self):
-        def function(one):
-            def score(prompts, completions, row, **columns):
-                asked = [self.data.prompts[self.rows[r]] for r in row]
-                texts = [text_of(completion) for completion in completions]
-                return one.standardized(asked, texts)[:, 0].tolist()
+    aggregation = "sum_then_normalize"
 
-            return score
+    def __init__(self, panel: RewardPanel, prompts: list):
+        super().__init__(self.function(alone(panel, k), prompts) for k in range(len(panel.specs)))
 
-        return [function(alone(self.data.panel, k)) for k in range(len(self.data.objective_names))]
+    @staticmethod
+    def function(panel: RewardPanel, asked: list):
+        def score(prompts, completions, row, **columns):
+            texts = [text_of(completion) for completion in completions]
+            return panel.standardized([asked[r] for r in row], texts)[:, 0].tolist()
+
+        return score
 
 
-def settings_of(recipe: str, output: str) -> dict[str, Any]:
+def recipe_of(path: str, output: str) -> MorlhfRecipe:
     """Of the recipe's first arm, one step at a time, under a learning rate that leaves the policy as it is."""
-    settings = next(iter(read_morlhf(recipe).values()))
-    settings |= {"objectives": None, "output": output, "weights": "uniform", "steps": 1}
-    settings |= {"learning_rate": 1e-12, "checkpoint_every": 1}
-    return settings | {"trainer": settings["trainer"] | {"save_strategy": "no"}}
+    first = next(iter(MorlhfRecipe.read(path).methods().values()))
+    changes = {"objectives": None, "output": output, "weights": "uniform", "steps": 1}
+    changes |= {"learning_rate": 1e-12, "checkpoint_every": 1}
+    return first.model_copy(update=changes | {"trainer": first.trainer | {"save_strategy": "no"}})
 
 
-def runs_of(settings: dict[str, Any], data: RewardData, seed: int) -> dict[str, MorlhfRun]:
+def runs_of(recipe: MorlhfRecipe, data: PanelPrompts, seed: int) -> dict[str, Run]:
     single = alone(data.panel, 0)
     one = replace(data, panel=single, objective_names=single.objective_names)
     K = len(data.objective_names)
-    separate = settings | {"trainer": settings["trainer"] | {"reward_weights": [1 / K] * K}}
-    return {
-        ONE: MorlhfRun(settings, seed, one),
-        FIXED: MorlhfRun(settings, seed, data),
-        ADAPTER: MorlhfRun(settings | {"weights": "adapter"}, seed, data),
-        TRL: TrlRun(separate, seed, data),
+    separate = recipe.model_copy(
+        update={"trainer": recipe.trainer | {"reward_weights": [1 / K] * K}}
+    )
+    adapted = recipe.model_copy(update={"weights": "adapter"})
+    runs = {
+        ONE: Run(recipe, weighted_task(recipe, one, seed), seed),
+        FIXED: Run(recipe, weighted_task(recipe, data, seed), seed),
+        ADAPTER: Run(adapted, weighted_task(adapted, data, seed), seed),
     }
+    task = runs[FIXED].task
+    rewards = SeparateRewards(data.panel, task.reads)
+    return runs | {TRL: Run(separate, replace(task, reward=rewards), seed)}
 
 
-def step_of(name: str, run: MorlhfRun, work: Path) -> tuple[dict[str, tuple], float]:
+def step_of(name: str, run: Run, data: PanelPrompts, work: Path) -> tuple[dict[str, tuple], float]:
     """The parts of a run's one step, and how long its answers were."""
     adapter = (0.0, 0.0)
     if name == ADAPTER:
         started = now()
-        run._weigh()
+        run_weights("adapter", run.task.reads, data.objective_names, data.adapter, run.seed)
         adapter = since(started)
-    trainer = run.trainer(work)
+    trainer = group_trainer(run, work)
     trainer.remove_callback(RewardProgress)
     clock = Clock(trainer)
     trainer.train()
@@ -174,23 +181,24 @@ def main() -> None:
     measured: dict[str, list[dict]] = {name: [] for name in (ONE, FIXED, ADAPTER, TRL)}
     lengths: dict[str, list[float]] = {name: [] for name in measured}
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_of(arguments.recipe, folder)
-        data = RewardData.load(settings)
-        step_of(ADAPTER, runs_of(settings, data, 0)[ADAPTER], Path(folder))  # warm-up
+        recipe = recipe_of(arguments.recipe, folder)
+        data = PanelPrompts.load(recipe)
+        step_of(ADAPTER, runs_of(recipe, data, 0)[ADAPTER], data, Path(folder))  # warm-up
         for turn in range(arguments.rounds):
-            runs = runs_of(settings, data, turn)
+            runs = runs_of(recipe, data, turn)
             names = [*measured, *measured][turn % len(measured) :][: len(measured)]
             for name in names:
-                parts, written = step_of(name, runs[name], Path(folder))
+                parts, written = step_of(name, runs[name], data, Path(folder))
                 measured[name].append(parts)
                 lengths[name].append(written)
     if any(written != lengths[ONE] for written in lengths.values()):
         raise RuntimeError(f"the answers should have the same lengths in every way, got {lengths}")
 
-    s, size = settings, f"{settings['prompts_per_step']} x {settings['generations']}"
+    size = f"{recipe.prompts_per_step} x {recipe.generations}"
     print(
-        f"{s['model']}, {arguments.rounds} steps each of {size} answers ({statistics.mean(lengths[ONE]):.0f} tokens on "
-        f"average, at most {s['max_new_tokens']}), K = {len(data.objective_names)}, {torch.get_num_threads()} threads"
+        f"{recipe.model}, {arguments.rounds} steps each of {size} answers ({statistics.mean(lengths[ONE]):.0f} tokens "
+        f"on average, at most {recipe.max_new_tokens}), K = {len(data.objective_names)}, "
+        f"{torch.get_num_threads()} threads"
     )
     for clock, unit in ((CPU, "CPU seconds"), (WALL, "wall seconds")):
         print(f"\n{unit:17s}" + "".join(f"{column:>{width(column)}s}" for column in COLUMNS))

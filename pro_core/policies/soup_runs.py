@@ -33,8 +33,8 @@ class SoupRecipe(Recipe):
     policies: dict[str, str] | str
     """{objective: folder of its LoRA policy}, at least two; for lattices alone also the folder of a soup that is mixed
     as it writes"""
-    soups: dict[str, dict[str, float] | None] = {}
-    """{folder: {objective: weight}}; null for a soup that is mixed as it writes"""
+    soups: dict[str, dict[str, float] | list[float] | None] = {}
+    """{folder: weights}, by objective or in the order of the policies; null for a soup that is mixed as it writes"""
     lattices: dict[str, Annotated[int, Field(ge=1, le=100)]] = {}
     """{folder: n}: every mixture in steps of 1/n, for servers"""
     seeds: Seeds = [0]
