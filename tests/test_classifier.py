@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2Model
 from pro_core import RewardClassifier, RewardStats, map_levels
 from pro_core.data.entries import RatedSource
 from pro_core.data.schema import DataError, LabelledResponse
-from pro_core.reporting.tables import classifier_table
+from pro_core.reporting.reward_tables import classifier_table
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.classifier_grades import grade_levels, majority_class
 from pro_core.rewards.classifier_training import (

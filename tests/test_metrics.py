@@ -16,13 +16,9 @@ from pro_core.metrics import (
     macro_accuracy,
     prompt_counts,
 )
+from pro_core.reporting.adapter_tables import adapter_table
 from pro_core.reporting.markdown import replace_section
-from pro_core.reporting.tables import (
-    adapter_table,
-    judges_table,
-    length_table,
-    reward_models_table,
-)
+from pro_core.reporting.reward_tables import judges_table, length_table, reward_models_table
 from pro_core.rewards.baselines import bag_of_words
 from pro_core.rewards.length import length_report
 from pro_core.rewards.panel_card import grade

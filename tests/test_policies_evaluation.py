@@ -31,7 +31,7 @@ from pro_core.policies.rl.recipe import MorlhfRecipe, MoslimRecipe
 from pro_core.prompting.policy_config import load_language_model
 from pro_core.prompting.templates import Condition
 from pro_core.reporting.paper_tables import PAPER_TABLES, paper_table_for
-from pro_core.reporting.policy_figures import draw_figures, front_figure
+from pro_core.reporting.policy_figures import draw_figures
 from pro_core.reporting.policy_tables import (
     control_table,
     equal_weights_tables,
@@ -39,10 +39,10 @@ from pro_core.reporting.policy_tables import (
     main_table,
     texts_table,
 )
+from pro_core.reporting.weight_figures import front_figure
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.specs import RewardModelSpec
-from pro_core.runs.recipes import folder_name
-from pro_core.runs.recipes import ConfigError
+from pro_core.runs.recipes import ConfigError, folder_name
 from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 
 pytestmark = pytest.mark.slow

@@ -77,7 +77,7 @@ class LanguageModel:
         of_prompt: dict[str, list[int]] = {}
         for i, prompt in enumerate(prompts):
             of_prompt.setdefault(chat_prompt(tokenizer, to_messages(prompt)), []).append(i)
-        found = np.zeros((len(prompts), 2), dtype=np.float32)
+        surprise = np.zeros((len(prompts), 2), dtype=np.float32)
         done = 0
         for text, rows in of_prompt.items():
             before = tokenizer(text, add_special_tokens=not has_template(tokenizer))["input_ids"]
@@ -85,11 +85,11 @@ class LanguageModel:
             ids = [tokenizer(t, add_special_tokens=False)["input_ids"][: limit - 1] for t in said]
             longest = max(map(len, ids))
             if longest:
-                found[rows] = self._read(before[-(limit - longest) :], ids)
+                surprise[rows] = self._read(before[-(limit - longest) :], ids)
             done += len(rows)
             if on_progress:
                 on_progress(done, len(prompts))
-        return found
+        return surprise
 
     @torch.inference_mode()
     def _read(self, prompt: list[int], responses: list[list[int]]) -> NDArray[np.float32]:
@@ -99,7 +99,7 @@ class LanguageModel:
         shared = None
         if len(prompt) > 1:
             shared = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
-        found = np.zeros((len(responses), 2), dtype=np.float32)
+        surprise = np.zeros((len(responses), 2), dtype=np.float32)
         for batch in token_budget_batches([len(r) for r in responses], self.token_budget):
             own = [responses[b] for b in batch]
             width = max(1, *map(len, own))
@@ -120,6 +120,6 @@ class LanguageModel:
             loss = torch.nn.functional.cross_entropy(
                 logits.float().transpose(1, 2), target.to(self.device), reduction="none"
             )
-            found[batch, 0] = loss.sum(dim=1).cpu().numpy()
-            found[batch, 1] = [len(ids) for ids in own]
-        return found
+            surprise[batch, 0] = loss.sum(dim=1).cpu().numpy()
+            surprise[batch, 1] = [len(ids) for ids in own]
+        return surprise
