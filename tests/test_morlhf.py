@@ -363,6 +363,26 @@ def test_ppo_gives_a_token_the_policys_own_probability(recipe, tmp_path, lora):
         torch.testing.assert_close(batch["logp"], reference)
 
 
+def test_the_reward_comes_with_the_last_token_of_a_completion(recipe, tmp_path, monkeypatch):
+    """Under lambda 1 and without a penalty what is to come is the reward, from every token on."""
+    original, rewards = PpoLoop._rewards, []
+
+    def spy(self, written):
+        found = original(self, written)
+        rewards.extend(found[0].tolist())
+        return found
+
+    monkeypatch.setattr(PpoLoop, "_rewards", spy)
+    settings = {"algorithm": "ppo", "kl": 0.0, "trainer": {"lam": 1.0}}
+    loop = PpoLoop(run_of(recipe("last", **settings)), tmp_path / "work")
+    _, batch = loop._roll_out(0)
+    lengths = batch["mask"].sum(-1).tolist()
+    assert len(rewards) == 6 and max(lengths) > 1
+    for reward, returns, mask in zip(rewards, batch["returns"], batch["mask"], strict=True):
+        there = returns[mask.bool()]
+        torch.testing.assert_close(there, torch.full_like(there, reward), atol=1e-4, rtol=1e-4)
+
+
 def test_ppo_killed_goes_on_to_the_same_parameters(recipe, tmp_path, monkeypatch, capsys):
     changes = {"algorithm": "ppo", "steps": 4, "iterations": 2, "checkpoint_every": 2}
     changes |= {"rows_per_device": 4, "trainer": {"entropy": 0.01}}
@@ -594,7 +614,7 @@ def test_wrong_recipes(recipe, changes, fields):
         assert list(refused.value.fields) == fields
 
 
-@pytest.mark.parametrize("name", ["demo_morlhf", "morlhf_small", "morlhf_full", "morlhf_paper"])
+@pytest.mark.parametrize("name", ["demo_morlhf", "morlhf_small", "morlhf_full"])
 def test_the_recipes_that_ship_are_read(name):
     assert MorlhfRecipe.read(ROOT / "recipes" / f"{name}.yaml").methods()
 
@@ -608,7 +628,7 @@ def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts
         train(recipe("base", model=model))
 
 
-@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_full", "morlhf_paper"])
+@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_full"])
 def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
     """The first arm of each, with everything large made small."""
     given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
