@@ -168,7 +168,7 @@ def stand_ins(folder: Path, n: int = 60) -> None:
 def test_the_four_data_types_of_the_paper(tmp_path, kind, levels):
     """The recipes' own data part, on files that stand in for the two public sets."""
     stand_ins(tmp_path)
-    recipe = ClassifierRecipe.read(ROOT / f"recipes/moslim_type{kind}.yaml")
+    recipe = ClassifierRecipe.read(ROOT / f"recipes/paper/moslim_type{kind}.yaml")
     scales = recipe.scales
     assert [scale.name for scale in scales] == ["helpful", "honest", "harmless"]
     assert [scale.levels for scale in scales] == levels
@@ -586,7 +586,7 @@ def tiny_causal(folder: Path) -> str:
 @pytest.mark.slow
 def test_the_papers_recipe_trains_a_small_model_of_its_architecture(tmp_path):
     """Chat format, accumulation, checkpointing, no fast heads: all its settings but the model and the data."""
-    recipe = yaml.safe_load((ROOT / "recipes/moslim_type4.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "recipes/paper/moslim_type4.yaml").read_text())
     stand_ins(tmp_path)
     base = tiny_causal(tmp_path / "base")
     places = {"model": base, "output": str(tmp_path / "out"), "data_dir": str(tmp_path)}

@@ -246,7 +246,7 @@ def test_a_script_takes_a_recipe_and_changes(tmp_path, monkeypatch):
 
 FILES = {
     PanelRecipe: ("*_panel.yaml", "judge.yaml"),
-    ClassifierRecipe: ("*_classifier.yaml", "moslim_type*.yaml"),
+    ClassifierRecipe: ("*_classifier.yaml", "paper/moslim_type*.yaml"),
     ScoreRecipe: ("score_rewards.yaml",),
 }
 

@@ -16,9 +16,10 @@ import pytest
 import yaml
 from tiny import in_two_processes, tiny_classifier
 
-from pro_core.data.schema import DataError, LabelledResponse
+from pro_core.data.schema import DataError, LabelledResponse, fold_of
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.recipes import ScoreRecipe
+from pro_core.rewards.scores import read_scores
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.storage import StorageError
@@ -123,7 +124,7 @@ def test_killed_and_started_again_it_loses_nothing_and_repeats_nothing(
     assert after.keys() == shards_of(tmp_path / "whole").keys()
     whole, cut = read_rewards(tmp_path / "whole"), read_rewards(tmp_path / "cut")
     rewards = [f"raw_{name}" for name in NAMES]
-    np.testing.assert_allclose(whole[rewards], cut[rewards], atol=1e-3)
+    np.testing.assert_allclose(whole[rewards], cut[rewards], atol=0.02)
     assert whole.drop(columns=rewards).equals(cut.drop(columns=rewards))
 
     # The same as the panel gives, row by row; once finished, nothing is scored again.
@@ -148,7 +149,7 @@ def test_two_processes_give_the_same_files_as_one(recipe, tmp_path):
     a, b = read_rewards(one), read_rewards(two)
     assert list(a["id"]) == list(b["id"])
     rewards = [f"raw_{name}" for name in NAMES]
-    np.testing.assert_allclose(a[rewards], b[rewards], atol=1e-3)
+    np.testing.assert_allclose(a[rewards], b[rewards], atol=0.02)
 
 
 def test_other_data_or_another_panel_make_other_shards(panel_file, tmp_path):
@@ -211,6 +212,37 @@ def test_a_panel_calibrated_on_its_rewards(recipe, tmp_path):
     assert (
         panel.stats.length_slope[2] < 0 and "22 training responses of data" in panel.stats.reference
     )
+
+
+def test_the_pairs_of_a_data_set_become_what_an_adapter_learns_from(recipe, tmp_path):
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": "no", "objective": name}
+        | {"split": ("train", "train", "test")[i % 3]}
+        for i, name in enumerate([*NAMES[:2] * 5, "another"])
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"path": "data.jsonl"}, {"path": "pairs.jsonl", "kind": "pairs"}]
+    saved = str(tmp_path / "saved")
+    changes = {"data": data, "pair_table": True, "folds": 3}
+    score_rewards.main(ScoreRecipe.read(recipe("t", save_panel=saved, **changes)))
+    panel = RewardPanel.from_pretrained(saved)
+    table = read_scores(tmp_path / "t" / "scores.parquet", panel.objective_names)
+    ours = [row for row in rows if row["objective"] in NAMES]
+    assert sorted(zip(table.objective, table.split, strict=True)) == sorted(
+        (row["objective"], row["split"]) for row in ours
+    )
+    assert (table.fold[table.split == "test"] == -1).all()
+    folds = {fold_of(json.loads(prompt), 3) for prompt in table.prompt[table.split == "train"]}
+    assert set(table.fold[table.split == "train"]) == folds and len(folds) > 1
+    for _, row in table.iterrows():
+        (said,) = [r for r in rows if r["prompt"] == row.text]
+        raw = panel.score([json.loads(row.prompt)], [said["chosen"]])
+        np.testing.assert_allclose(
+            raw[0], row[[f"raw_chosen_{n}" for n in NAMES]].astype(float), atol=0.02
+        )
+    with pytest.raises(ConfigError) as refused:  # the panel of a YAML file has no statistics
+        score_rewards.main(ScoreRecipe.read(recipe("bare", **changes)))
+    assert refused.value.fields == ("pair_table", "save_panel")
 
 
 def test_a_shard_that_was_damaged_is_noticed(recipe, tmp_path):

@@ -295,11 +295,11 @@ def ultrafeedback(folder: Path, n: int = 24) -> None:
 
 
 def test_the_papers_recipe_and_one_trunk_give_the_same_result_shape(tmp_path):
-    """recipes/ultrafeedback_panel.yaml as it stands but for its sizes: five Qwen2 models, then one with five heads."""
+    """The paper's recipe as it stands but for its sizes: five Qwen2 models, then one with five heads."""
     from train import reward_models
 
     ultrafeedback(tmp_path / "data")
-    recipe = yaml.safe_load((ROOT / "recipes" / "ultrafeedback_panel.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "recipes/paper/ultrafeedback_panel.yaml").read_text())
     assert recipe["model"] == "Qwen/Qwen2.5-0.5B" and recipe["input_format"] == "chat"
     assert not recipe["shared_trunk"] and recipe["objectives"] == [*RATINGS, "overall"]
     recipe |= {"model": tiny_qwen(tmp_path / "base"), "data_dir": str(tmp_path / "data")}

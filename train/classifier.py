@@ -2,7 +2,7 @@
 
     python train/classifier.py recipes/small_classifier.yaml
     python train/classifier.py --help                                      # every setting of a recipe
-    accelerate launch --num_processes 8 train/classifier.py recipes/moslim_type4.yaml
+    accelerate launch --num_processes 8 train/classifier.py recipes/paper/moslim_type4.yaml
     python train/evaluate.py classifier recipes/small_classifier.yaml
 
 One classifier for each loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out

@@ -2,7 +2,7 @@
 
     python train/morlhf.py recipes/morlhf_small.yaml
     python train/morlhf.py recipes/morlhf_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
-    accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/morlhf_paper.yaml
+    accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/paper/ultrafeedback_ppo.yaml
 
 A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,
 ends in `<output>/<method>/seed<n>`, a folder that `PRO_POLICY=` takes. Killed and started again, it goes on to the same

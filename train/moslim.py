@@ -3,7 +3,7 @@
     python train/classifier.py recipes/small_classifier.yaml     # the classifier, first
     python train/moslim.py recipes/moslim_small.yaml
     python train/moslim.py recipes/moslim_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
-    accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/moslim_paper.yaml
+    accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/paper/moslim_policies.yaml
     python train/evaluate.py levels recipes/moslim_evaluation.yaml
 
 As `train/morlhf.py`, whose loop it is: arms, seeds, folders, and a killed run goes on to the same parameters. Beside

@@ -3,7 +3,7 @@
     python train/wic.py recipes/wic_small.yaml
     python train/wic.py recipes/wic_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
     accelerate launch --multi_gpu --num_processes 2 train/wic.py recipes/wic_small.yaml   # on CPUs too
-    accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper_hh.yaml   # lora: null
+    accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper/assistant_sft.yaml
 
 A recipe holds one method, or several as `arms`; each, under each seed, ends in `<output>/<method>/seed<n>`, a folder
 that `PRO_POLICY=` takes. Killed and started again, it goes on to the same result: every stage is a folder with a

@@ -78,6 +78,21 @@ def gather_pairs(
         DataError: as :meth:`PairSource.load` does; an objective of the recipe without training pairs, or of another
             name.
     """
+    data = load_pairs(sources, data_dir)
+    _check_objectives(data.training, objectives)
+    for name in objectives:
+        if all(p.tie for p in data.training if p.objective == name):
+            raise DataError(f"{name}: all its training pairs are ties, which say nothing is better")
+    mark_ungraded(data, objectives)
+    return data
+
+
+def load_pairs(sources: Sequence[PairSource], data_dir: str | Path) -> TrainingPairs:
+    """What a recipe's sources give to the training, and what they hold out; :func:`mark_ungraded` looks at it next.
+
+    Raises:
+        DataError: as :meth:`PairSource.load` does.
+    """
     data = TrainingPairs()
     for source in sources:
         pairs = source.load(data_dir, data.notes)
@@ -89,10 +104,11 @@ def gather_pairs(
         data.training += mine
         data.epochs += [source.epochs] * len(mine)
         data.held_out += [p for p in pairs if p.split not in source.splits and not p.tie]
-    _check_objectives(data.training, objectives)
-    for name in objectives:
-        if all(p.tie for p in data.training if p.objective == name):
-            raise DataError(f"{name}: all its training pairs are ties, which say nothing is better")
+    return data
+
+
+def mark_ungraded(data: TrainingPairs, objectives: Sequence[str]) -> None:
+    """Leave held-out pairs of other objectives out, and mark those that no accuracy counts; note how many."""
     strange = Counter(p.objective for p in data.held_out if p.objective not in objectives)
     if strange:
         data.notes.append(f"Held-out pairs of other objectives left out: {dict(strange)}.")
@@ -100,7 +116,6 @@ def gather_pairs(
     data.held_out = mark_trained_on(data.training, data.held_out)
     data.notes += ungraded_note(data.held_out)
     _mark_contradicted(data)
-    return data
 
 
 def _check_objectives(pairs: Sequence[PreferencePair], objectives: Sequence[str]) -> None:

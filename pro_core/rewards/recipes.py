@@ -175,6 +175,10 @@ class ScoreRecipe(Recipe):
     """a folder for the panel with statistics of the train split of these rewards; null for none"""
     remove_length: bool = False
     """take the length component out of these statistics' standardized scores"""
+    pair_table: bool = False
+    """write <output>/scores.parquet too: the pairs of the entries with a `kind`, which train/adapter.py learns from"""
+    folds: Count = 5
+    """parts of the training prompts in that table; the panel is taken to have been trained on none of them"""
 
 
 def _check_names(objectives: Any) -> None:

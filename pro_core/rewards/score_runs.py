@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
+
+from pro_core.data.entries import PairSource
+from pro_core.data.schema import fold_of
 from pro_core.data.sources import default_data_dir
 from pro_core.data.texts import load_texts
+from pro_core.data.training_pairs import load_pairs, mark_ungraded
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.recipes import ScoreRecipe
-from pro_core.rewards.scores import progress
+from pro_core.rewards.scores import distinct_texts, pair_table, progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.artefacts import MANIFEST
 from pro_core.system.processes import main_process, process_device, processes
+from pro_core.system.storage import replacing
 
 
 def score_rewards(recipe: ScoreRecipe) -> Path | None:
@@ -60,6 +67,8 @@ def score_rewards(recipe: ScoreRecipe) -> Path | None:
     )
     if recipe.save_panel:
         _save_calibrated(panel, output, recipe.save_panel, recipe.remove_length)
+    if recipe.pair_table:
+        _write_pair_table(panel, recipe)
     return output
 
 
@@ -93,3 +102,44 @@ def _save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_lengt
     panel.save_pretrained(folder)
     constant = f"; the same for all of them: {panel.stats.constant}" if panel.stats.constant else ""
     print(f"{folder}: calibrated on {described}{constant}", flush=True)
+
+
+def _write_pair_table(panel: RewardPanel, recipe: ScoreRecipe) -> None:
+    """The table of :mod:`pro_core.rewards.scores`, of those of the recipe's pairs that have all rewards."""
+    if panel.stats is None:
+        raise ConfigError(
+            "pair_table: the panel has no statistics: name a folder for it as save_panel",
+            ["pair_table", "save_panel"],
+        )
+    output, names = Path(recipe.output), panel.objective_names
+    sources = [PairSource(**s.model_dump()) for s in recipe.data if s.kind is not None]
+    data = load_pairs(sources, recipe.data_dir or default_data_dir())
+    mark_ungraded(data, names)
+    training = [p for p in data.training if p.objective in names and not p.tie]
+    if not training:
+        raise ConfigError(
+            f"pair_table: the data has no training pairs of {list(names)}", ["pair_table", "data"]
+        )
+    rows = read_rewards(output)
+    raw = rows[[f"raw_{name}" for name in names]].to_numpy(np.float32)
+    at = {text: i for i, text in enumerate(zip(rows["prompt"], rows["completion"], strict=True))}
+    pairs = [
+        p
+        for p in [*training, *data.held_out]
+        if all(
+            np.isfinite(raw[at[json.dumps(p.prompt), text]]).all()
+            for text in (p.chosen, p.rejected)
+        )
+    ]
+    prompts, completions, where = distinct_texts(pairs)
+    texts = zip(map(json.dumps, prompts), completions, strict=True)
+    table = pair_table(pairs, completions, where, raw[[at[text] for text in texts]], panel.stats)
+    of_training = {id(p) for p in training}
+    table["fold"] = [
+        fold_of(p.prompt or p.chosen, recipe.folds) if id(p) in of_training else -1 for p in pairs
+    ]
+    with replacing(output / "scores.parquet") as partial:
+        table.to_parquet(partial)
+    left_out = len(training) + len(data.held_out) - len(pairs)
+    note = f", {left_out} without a reward left out" if left_out else ""
+    print(f"{output / 'scores.parquet'}: {len(pairs)} pairs{note}", flush=True)

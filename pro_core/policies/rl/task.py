@@ -36,22 +36,25 @@ class PromptReader:
 
     Args:
         max_prompt: tokens that it reads at most.
+        plain: a policy of ours without a chat template is read, too, in plain turns; TRL's trainers cannot read those.
 
     Raises:
         ConfigError: a model that cannot be loaded, or one without a chat template.
     """
 
-    def __init__(self, model: str, max_prompt: int):
+    def __init__(self, model: str, max_prompt: int, plain: bool = False):
         try:
             self.tokenizer = load_tokenizer(model)
         except Exception as error:  # every loader has exceptions of its own
             raise ConfigError(
                 f"cannot load the model {model!r}: {first_line(error)}", ["model"]
             ) from error
-        if not has_template(self.tokenizer):
+        answers = plain and PolicyConfig.read(model) is not None
+        if not has_template(self.tokenizer) and not answers:
             raise ConfigError(
                 f"model {model}: its tokenizer has no chat template, so it does not know where an answer ends: name a "
-                "model that was trained to answer"
+                "model that was trained to answer, or, with ppo, a policy of train/wic.py",
+                ["model"],
             )
         self.max_prompt = max_prompt
 
