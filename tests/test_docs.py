@@ -23,12 +23,10 @@ from typing import get_type_hints
 import pytest
 from test_train_scripts import own_pairs, write_rows
 
-from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.data.public_sets import PUBLIC_SETS
 from pro_core.doctor.__main__ import parse as parse_doctor
 from pro_core.evaluation.results import read_rows
 from pro_core.reporting.tables import fill_tables
-from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
 from pro_core.runs.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,25 +169,11 @@ def read_by(kind: type[Recipe], arguments: list[str]) -> None:
     kind.read(ROOT / recipe, changes)
 
 
-GRADED = {
-    "reward_models": PanelRecipe,
-    "judges": PanelRecipe,
-    "length": PanelRecipe,
-    "adapter": AdapterRecipe,
-    "weights": AdapterRecipe,
-    "classifier": ClassifierRecipe,
-}
-
-
 def check_evaluate(arguments: list[str]) -> None:
-    what, *rest = arguments
-    recipes = [word for word in rest if word.endswith(".yaml")]
-    assert what in importlib.import_module("train.evaluate").GRADERS and recipes
-    assert [word for word in rest if word not in recipes] in ([], ["--split", "validation"])
-    for recipe in recipes:
-        assert (ROOT / recipe).is_file()
-        if what in GRADED:
-            GRADED[what].read(ROOT / recipe)
+    evaluate = importlib.import_module("train.evaluate")
+    options = evaluate.parse(arguments)
+    for recipe in options.recipes:
+        evaluate.RECIPES[options.what].read(ROOT / recipe, options.set)
 
 
 def check_prepare_data(arguments: list[str]) -> None:
