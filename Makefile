@@ -20,7 +20,7 @@ FAST := not slow and not browser and not servers
 SOURCES := $(wildcard app.py ui pro_core train spaces tests docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv app test test-fast test-servers docs lint format space-check judges clean
+.PHONY: help venv app test test-fast test-servers docs lint format space-check demo judges clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
@@ -80,6 +80,9 @@ $(DOCS)/.installed: requirements-docs.txt
 
 space-check: $(STAMP)  ## everything about the Space that can be checked without the hub
 	$(BIN)/python spaces/deploy.py --dry-run
+
+demo: $(STAMP)  ## the demo of checkpoints/demo/ made again, from public data to the app (three hours on two cores)
+	PYTHON=$(BIN)/python bash train/demo.sh $(ARGS)
 
 judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade policies (an hour on two cores)
 	$(BIN)/python train/reward_models.py recipes/judge.yaml

@@ -4,6 +4,7 @@ import gzip
 import json
 import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,7 @@ from pro_core.data.schema import (
     split_of,
     to_messages,
 )
+from pro_core.data.sources import default_data_dir
 from pro_core.data.texts import TextSource, load_texts
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -370,6 +372,14 @@ def test_constructed_humor_is_marked_and_split_by_template():
 
 
 # ---------------------------------------------------------------- recipes' sources
+
+
+def test_data_lies_where_the_environment_says_or_beside_the_project(monkeypatch):
+    monkeypatch.setenv("PRO_DATA_DIR", "/elsewhere")
+    assert default_data_dir() == Path("/elsewhere")
+    monkeypatch.delenv("PRO_DATA_DIR")
+    project = Path(__file__).resolve().parent.parent
+    assert default_data_dir() == project.parent / "shared" / "data"
 
 
 def test_a_source_says_what_it_lacks(tmp_path):

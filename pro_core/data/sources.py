@@ -12,7 +12,7 @@ from pro_core.data.schema import LabelledResponse, PreferencePair, load_examples
 
 def default_data_dir() -> Path:
     """``PRO_DATA_DIR``, or the folder beside the project where its authors keep theirs."""
-    return Path(os.environ.get("PRO_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+    return Path(os.environ.get("PRO_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def is_public(path: Path, name: str) -> bool:
