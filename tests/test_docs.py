@@ -317,6 +317,27 @@ def test_tables_are_those_of_the_result_rows(page, tmp_path):
     )
 
 
+def imported_rooms(module: Path) -> set[str]:
+    """The rooms of `pro_core` that a module's imports name."""
+    tree = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    nodes = [node for node in tree if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {alias.name for node in nodes for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("pro_core.")}
+
+
+def test_a_room_imports_only_from_rooms_above_it_in_the_architecture():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `pro_core/(\w+)", text, re.MULTILINE)
+    folder = ROOT / "pro_core"
+    parts = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    assert set(rooms) == parts - {"__init__"}
+    for place, room in enumerate(rooms):
+        modules = [*(folder / room).rglob("*.py"), folder / f"{room}.py"]
+        for module in filter(Path.is_file, modules):
+            assert imported_rooms(module) <= set(rooms[: place + 1]), module
+
+
 # ---------------------------------------------------------------- the glossary
 
 
