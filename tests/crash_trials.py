@@ -291,7 +291,11 @@ def finished_files(output: Path) -> dict[str, str]:
     found = {}
     for path in sorted(output.rglob("*")):
         name = path.relative_to(output).as_posix()
-        if not path.is_file() or path.suffix in (".lock", ".sqlite", ".svg"):
+        if (
+            path.suffix in (".lock", ".sqlite", ".svg")
+            or path.name == ".clock.json"
+            or not path.is_file()
+        ):
             continue
         content = path.read_bytes()
         if path.suffix == ".jsonl" and b'"wall_s"' in content:

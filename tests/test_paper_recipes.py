@@ -35,6 +35,7 @@ from pro_core import (
     train_wic,
 )
 from pro_core.data.sources import is_public
+from pro_core.reporting.policy_tables import levels_table
 from pro_core.rewards.scores import read_scores
 
 pytestmark = pytest.mark.slow
@@ -241,3 +242,8 @@ def test_the_way_of_moslims_tables(run, tmp_path):
     entries[0]["model"] = llama
     measured = run("moslim_evaluation", policies=entries)
     assert {row["method"] for row in measured} >= {entry["name"] for entry in entries}
+    trained = [
+        row for row in measured if row["kind"] == "method" and row["method"] != "stock model"
+    ]
+    assert trained and all(row["metrics"]["device_hours"] > 0 for row in trained)  # Table 8
+    assert "hours of training" in levels_table(measured)

@@ -17,6 +17,7 @@ from pro_core.policies.soups import (
 )
 from pro_core.policies.stages import RUN
 from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.runs.clock import add_clocks
 from pro_core.runs.recipes import ConfigError, Recipe, Seeds
 from pro_core.system.extras import needs
 from pro_core.system.storage import StorageError, read_config
@@ -90,6 +91,7 @@ def _made(recipe: SoupRecipe, seed: int) -> Iterator[Path]:
             with _told("soups"):
                 config = interpolate_policies(policies, folder, weights)
             _write_card(folder, config, policies, recipe.licence)
+            add_clocks(policies.values(), folder)
             how = "mixed as it writes" if weights is None else f"weights {weights}"
             print(f"{folder}: {', '.join(policies)}; {how}", flush=True)
             yield folder

@@ -12,6 +12,7 @@ from typing import Any
 
 from pro_core.policies.recipe import PolicyRecipe
 from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
+from pro_core.runs.clock import add_clocks, clocked
 from pro_core.system.artefacts import MANIFEST, Artefact, copy_files, once
 from pro_core.system.processes import main_process
 from pro_core.system.storage import StorageError, write_config
@@ -28,7 +29,12 @@ def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, An
     Args:
         key: a hash of all that decides it. make: every process calls it.
     """
-    made = once(folder / key[:16], kind, {"key": key}, make)
+
+    def timed(building: Path) -> dict[str, Any]:
+        with clocked(building):
+            return make(building)
+
+    made = once(folder / key[:16], kind, {"key": key}, timed)
     return replace(made, key=key)
 
 
@@ -73,6 +79,7 @@ def publish(
             copy_files(stages[-1].checkpoint, partial)
             replace(config, training=made | {"model": recipe.model}).save(partial)
             write_config(partial, "run.json", {"format": RUN, **record})
+            add_clocks([p.folder for p in stages], partial)
         return spent
 
     inputs = used | {"seed": seed, "stages": [p.key for p in stages]}

@@ -26,6 +26,7 @@ TEXTS = {
     "distinct_3": "distinct-3",
     "perplexity": "perplexity (lower is likelier)",
     "kl": "log-ratio to the base (nats a response)",
+    "device_hours": "hours of training, all devices",
 }
 UNITS = (
     "Higher is better unless said. Hypervolume, IGD+, judge and held-out panel in units of the base model: 0 is the "
@@ -112,6 +113,9 @@ def levels_table(rows: Rows) -> str:
             ]
             if shown:
                 parts.append(markdown_table([title, *shown.values()], body))
+        if _any(mine, "device_hours"):
+            body = [[r["method"], cell(r, "device_hours")] for r in mine]
+            parts.append(markdown_table(["training", TEXTS["device_hours"]], body))
         note = (
             "Spearman: of the level asked for and the level that the classifier expects of the response, within "
             "prompts, -1 to 1. Gained: the level given at the highest asked less that at the lowest. The classifier "

@@ -13,6 +13,7 @@ from pro_core.evaluation.policy.responses import GeneratorPolicy
 from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
+from pro_core.runs.clock import device_hours
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.fingerprints import fingerprint
 
@@ -65,6 +66,11 @@ class NamedPolicies:
         folder = entry.model.format(seed=seed)
         made = "{seed}" in entry.model and not entry.endpoint
         return folder if made and not Path(folder).is_dir() else None
+
+    def training(self, name: str, seed: int) -> dict[str, float]:
+        """``device_hours``: what the policy took to train, where its folder knows (:mod:`pro_core.runs.clock`)."""
+        hours = device_hours(self.entries[name].model.format(seed=seed))
+        return {} if hours is None else {"device_hours": hours}
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> GeneratorPolicy:
         """One policy under one seed, its model loads when it must write; with ``candidates`` of another number.

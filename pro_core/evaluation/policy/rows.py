@@ -81,7 +81,7 @@ def study_rows(study: Study) -> list[Row]:
             answers = run.answers(name, seed, requests, study.about)
             answered.setdefault(name, {})[seed] = answers
             draws.append(study.measures(name, seed, answered, counts_RP))
-            counted.append(study.without_interval(answers))
+            counted.append(study.without_interval(answers) | run.policies.training(name, seed))
             wall = time.monotonic() - started
             rows.append(_method_row(run, name, seed, draws[-1], counted[-1], wall))
             rows += _point_rows(study, name, seed, answers, counts_RP)
