@@ -27,7 +27,8 @@ from pro_core.policies.rl import grpo
 from pro_core.policies.rl.grpo import group_trainer
 from pro_core.policies.rl.methods import train_morlhf
 from pro_core.policies.rl.online_dpo import best_and_worst
-from pro_core.policies.rl.ppo import PpoLoop, advantages_by_gae, ppo_loss, whitened
+from pro_core.policies.rl.ppo import PpoLoop
+from pro_core.policies.rl.ppo_loss import advantages_by_gae, ppo_loss, whitened
 from pro_core.policies.rl.recipe import MorlhfRecipe, PpoSettings
 from pro_core.policies.rl.reward import CompositeReward
 from pro_core.policies.rl.run import Run

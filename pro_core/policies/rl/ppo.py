@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +32,7 @@ from transformers import GenerationConfig
 
 from pro_core.generation.chat import whole_text
 from pro_core.generation.decoding import end_tokens
+from pro_core.policies.rl.ppo_loss import advantages_by_gae, ppo_loss, whitened
 from pro_core.policies.rl.recipe import PpoSettings
 from pro_core.policies.rl.run import Run, explained
 from pro_core.policies.rl.sharding import gathered, load_share, own_share, share_out, whole_state
@@ -82,44 +82,6 @@ def ppo_policy(run: Run) -> list[Artefact]:
         return run.record(folder, log)
 
     return [stage(run.output / "policies", run.key, POLICY, make)]
-
-
-def advantages_by_gae(
-    rewards_NT: torch.Tensor, values_NT: torch.Tensor, mask_NT: torch.Tensor, lam: float
-) -> torch.Tensor:
-    """Generalized advantages (N, T) without discount: A_t = d_t + lam A_{t+1}, d_t = r_t + V_{t+1} - V_t.
-
-    Args:
-        mask_NT: 1 for the tokens of a completion, which come first; nothing is worth anything after the last one.
-    """
-    found = torch.zeros_like(rewards_NT)
-    ahead = torch.zeros_like(rewards_NT[:, 0])
-    value_ahead = torch.zeros_like(ahead)
-    for t in reversed(range(rewards_NT.shape[1])):
-        delta = rewards_NT[:, t] + value_ahead - values_NT[:, t]
-        ahead = mask_NT[:, t] * (delta + lam * ahead)
-        value_ahead = mask_NT[:, t] * values_NT[:, t]
-        found[:, t] = ahead
-    return found
-
-
-def ppo_loss(
-    batch: Mapping[str, torch.Tensor],
-    logp: torch.Tensor,
-    values: torch.Tensor,
-    entropy: torch.Tensor,
-    tokens: torch.Tensor,
-    settings: PpoSettings,
-) -> torch.Tensor:
-    """The clipped policy loss plus the clipped value loss minus the entropy, summed and divided by ``tokens``."""
-    ratio = (logp - batch["logp"]).exp()
-    clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-    policy = -torch.minimum(ratio * batch["advantages"], clipped * batch["advantages"])
-    change = (values - batch["values"]).clamp(-settings.value_clip, settings.value_clip)
-    errors = [(v - batch["returns"]) ** 2 for v in (values, batch["values"] + change)]
-    value = 0.5 * torch.maximum(*errors)
-    each = policy + settings.value_weight * value - settings.entropy * entropy
-    return (each * batch["mask"]).sum() / tokens
 
 
 class ValuePolicy(nn.Module):
@@ -400,13 +362,3 @@ class PpoLoop:
         load_share(self.optimizer, optimizer)
         self.log = state["log"]
         return state["global_step"]
-
-
-def whitened(
-    values_NT: torch.Tensor, mask_NT: torch.Tensor, over_processes: Callable = lambda sum: sum
-) -> torch.Tensor:
-    """Centred and scaled over the tokens that count, of all processes; 0 where all are equal."""
-    count = over_processes(mask_NT.sum()).clamp(min=1)
-    away = values_NT - over_processes((values_NT * mask_NT).sum()) / count
-    deviation = (over_processes((away**2 * mask_NT).sum()) / count).sqrt()
-    return away / (deviation + 1e-4) * mask_NT
