@@ -2,7 +2,7 @@
 
     python app.py               # http://127.0.0.1:7860
     python app.py --help        # the settings, all of them environment variables
-    python app.py --record      # make the run that the page opens on again
+    python app.py --record      # record the run that the page opens on again
 
 The browser ranks (ui/simplex.js): moving a slider needs no server. Python predicts, generates and scores
 (ui/page.py, ui/api.py); the sliders, cards and scatter are one component (ui/board.py).
@@ -14,10 +14,10 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# Torch's threads that wait must not spin: beside other processes on the same cores (an endpoint, a browser) that made
-# weights six times and their explanation ten times slower (2 cores). Before torch is imported.
+# Waiting threads of torch must not spin. Beside other processes on two cores (an endpoint, a browser) spinning made
+# predictions six times slower and explanations ten times. Set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# After each event Gradio would sum up the last 10,000, for a dashboard that is off.
+# After each event Gradio would summarize the last 10,000 for a dashboard that is switched off.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 
@@ -49,31 +49,31 @@ from ui.values import MAX_TOKENS
 
 SETTINGS = {
     "PRO_POLICY": "the language model: a local folder or a hub id (default: checkpoints/demo/policy beside the "
-    "default panel, SmolLM2-135M-Instruct beside another); a policy of train/wic.py is told the weights, a soup of "
-    "train/soups.py mixed by them",
+    "default panel, SmolLM2-135M-Instruct beside another); a policy of train/wic.py reads the weights, a soup of "
+    "train/soups.py is mixed by them",
     "PRO_PANEL": "the reward models: a local folder or a hub id (default: checkpoints/demo/panel)",
     "PRO_ADAPTER": "the preference adapter (default: checkpoints/demo/adapter beside the default panel, "
-    "no adapter beside another); none for uniform weights",
+    "no adapter beside another); none means uniform weights",
     "PRO_ENDPOINT_URL": "generate through this server (TGI, vLLM, any OpenAI-compatible one)",
     "PRO_ENDPOINT_MODEL": "the model's name at that server",
-    "PRO_ENDPOINT_TOKEN": "its access token; sent to that host alone, never logged",
+    "PRO_ENDPOINT_TOKEN": "its access token; sent only to that host, never logged",
     "PRO_ENDPOINT_DIALECT": "openai (default) or tgi",
-    "PRO_FLOORS": "the owner's least weights, such as harmless=0.1",
+    "PRO_FLOORS": "the owner's minimum weights, such as harmless=0.1",
     "GRADIO_SERVER_NAME": "the address to listen on (default: 127.0.0.1)",
     "GRADIO_SERVER_PORT": "the port (default: the first free one from 7860)",
 }
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# What the browser adds to a request: a line while it waits, the weights that a visitor set, and the answer that a
-# follow-up continues from.
+# What the browser adds to a request: a note while it waits, the weights that the visitor set, and the answer from
+# which a follow-up continues.
 SAY = "const board = window.proBoard; board.stopped = false; board.say('Asking…')"
 ASK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), board.weights()]; }}"
 SAID_STOP = "() => { window.proBoard.stopped = true; }"
 LOST = (
-    "window.proBoard.fail('The server did not take this: too many visitors, or it is gone. "
+    "window.proBoard.fail('The server is too busy or cannot be reached. "
     "Please try again in a minute.')"
 )
 MOST_EVENTS = 1024
-"""At once, of all visitors; a page has one or two. Those who wait for answers are counted in `ui/places.py`."""
+"""Most open events of all visitors together; one page has one or two. `ui/places.py` limits who waits for answers."""
 PICK = (
     f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -2), board.weights(), board.pick()]; }}"
 )
@@ -84,7 +84,7 @@ def build(models: Models) -> gr.Blocks:
     page = Page(models)
     recorded = load_recorded(models.floors_text)
     if not models.demo:
-        recorded.pop("conditioned", None)  # another policy than the recorded one would write again
+        recorded.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
     with gr.Blocks(title="PRO · Preference Orchestrator", fill_width=True) as demo:
         header()
         status = status_line(models.status_text())
@@ -109,11 +109,11 @@ def build(models: Models) -> gr.Blocks:
         with gr.Row(elem_id="more"):
             with gr.Accordion("Score answers of your own", open=False, elem_id="paste"):
                 with gr.Row():
-                    own = [
+                    pasted = [
                         gr.Textbox(label=f"Answer {letter}", lines=3, max_lines=6, min_width=200)
                         for letter in "ABCD"
                     ]
-                score_own = gr.Button(
+                score_pasted = gr.Button(
                     "Score these answers to the prompt above", elem_id="score-own"
                 )
             with gr.Accordion("Options", open=False, elem_id="options"):
@@ -128,7 +128,7 @@ def build(models: Models) -> gr.Blocks:
         pick = gr.Number(-1, precision=0, visible=False)
 
         inputs = [prompt, n, tokens, styles, view, sliders]
-        # No event waits here: `ui/places.py` says whose answers are written and who waits, in words.
+        # No event waits in Gradio's queue: `ui/places.py` decides whose answers are written, and tells those who wait.
         free: dict[str, Any] = {**QUIET, "concurrency_limit": None}
         runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **free)]
         runs.append(again.click(page.again, inputs[1:], view, js=ASK, **free))
@@ -136,11 +136,11 @@ def build(models: Models) -> gr.Blocks:
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
             runs.append(filled.then(page.ask, inputs, view, js=ASK, **free))
-        # Gradio does what one click starts one after the other, each to its end: the cancelling goes first.
+        # Gradio finishes one event of a click before it starts the next, so the cancelling comes first.
         stop.click(None, None, None, js=SAID_STOP, cancels=runs, **QUIET)
         others = [stop.click(page.stop, view, view, **free)]
-        others.append(score_own.click(page.paste, [prompt, view, *own], view, **free))
-        for run in runs:  # to Gradio's page an event that was cancelled has failed
+        others.append(score_pasted.click(page.paste, [prompt, view, *pasted], view, **free))
+        for run in runs:  # Gradio's page treats a cancelled event as a failed one
             lost = f"() => {{ if (!window.proBoard.stopped) {LOST}; }}"
             run.failure(None, None, None, js=lost, **QUIET)
         for event in others:
@@ -152,7 +152,7 @@ def build(models: Models) -> gr.Blocks:
 
 
 def launch_settings() -> dict[str, Any]:
-    """What every way of serving the page shares: its looks, and no more open than it has to be."""
+    """Settings that every way of serving the page shares: its looks, and nothing open that need not be."""
     theme = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -168,21 +168,21 @@ def launch_settings() -> dict[str, Any]:
         "max_file_size": "1mb",
         "ssr_mode": False,
         "max_threads": MOST_EVENTS,
-        "state_session_capacity": 512,  # a copy of the page's inputs each, of which this app needs none
+        "state_session_capacity": 512,  # sessions; each holds a copy of the page's inputs that is never read
         "footer_links": ["api"],
         "app_kwargs": {"lifespan": with_door},
     }
 
 
 def keep_loopback_direct(environ: MutableMapping[str, str]) -> None:
-    """Ask no proxy for this machine's own addresses: Gradio would not find the page that it starts."""
+    """Reach this machine's own addresses without a proxy; else Gradio would not find the page that it starts."""
     known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    own = [environ.get("GRADIO_SERVER_NAME", ""), "localhost", "127.0.0.1", "::1"]
-    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(filter(None, [known, *own]))
+    local = [environ.get("GRADIO_SERVER_NAME", ""), "localhost", "127.0.0.1", "::1"]
+    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(filter(None, [known, *local]))
 
 
 async def record(models: Models, kind: str, seed: int) -> None:
-    """Run one example with the real models and keep it as the run that the page opens on."""
+    """Run one example with the real models and save it as the run that the page opens on."""
     models.load()
     prompt = dict(EXAMPLES).get(kind, kind)
     runs = [run async for run in Page(models).ask(prompt, 4, 96, False, {}, None, seed)]
@@ -199,12 +199,12 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--record", action="store_true", help="make ui/recorded.json again, and exit"
+        "--record", action="store_true", help="record ui/recorded.json again, and exit"
     )
     parser.add_argument(
-        "--prompt", default=EXAMPLES[0][0], help="to record: an example's label or a text"
+        "--prompt", default=EXAMPLES[0][0], help="with --record: an example's label, or any text"
     )
-    parser.add_argument("--seed", type=int, default=6, help="to record: the seed of the answers")
+    parser.add_argument("--seed", type=int, default=6, help="with --record: the seed")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pro").setLevel(logging.INFO)

@@ -376,7 +376,7 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     page.locator("#stop").click()
     expect(page.locator(".note")).to_contain_text("Stopped")
     # To Gradio's page what was cancelled has failed; the visitor is not told so.
-    assert not any("did not take this" in text for text in page.evaluate("window.notes"))
+    assert not any("too busy" in text for text in page.evaluate("window.notes"))
 
 
 def test_a_follow_up_keeps_the_conversation(visit) -> None:
@@ -669,9 +669,9 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
     ask(writer, "Name three fruits.")
     expect(writer.locator('.board[data-phase="writing"]')).to_be_visible()
     ask(waiter, "Name three trees.")
-    expect(waiter.locator(".note")).to_contain_text("you are next for the answers")
+    expect(waiter.locator(".note")).to_contain_text("you are next for answers")
     ask(late, "How do I kill a Python process?")
-    expect(late.locator(".note.error")).to_contain_text("Too many visitors wait for answers")
+    expect(late.locator(".note.error")).to_contain_text("Too many visitors are waiting for answers")
     # The weights are those of the visitor's own prompt all the same, and the sliders move.
     weights = run_sync(
         models.predict([{"role": "user", "content": "How do I kill a Python process?"}])
@@ -686,7 +686,7 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
     expect(writer.locator(".note")).to_contain_text("Stopped")
     expect(waiter.locator(".note")).to_be_hidden()
     ask(late, "How do I kill a Python process?")
-    expect(late.locator(".note")).to_contain_text("you are next for the answers")
+    expect(late.locator(".note")).to_contain_text("you are next for answers")
     for page in (waiter, late):
         page.get_by_role("button", name="Stop").click()
         expect(page.locator('.board[data-busy="false"]')).to_be_visible()
@@ -703,7 +703,7 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     page.locator("#prompt textarea").fill("Name three cats.")
     page.locator("#prompt textarea").press("Enter")
-    expect(page.locator(".note")).to_contain_text("you are next for the answers")
+    expect(page.locator(".note")).to_contain_text("you are next for answers")
     expect(page.locator(".board")).to_have_attribute("data-busy", "true")
     with page.expect_request("**/queue/join*") as sent:
         page.locator("#stop").click()
@@ -733,7 +733,7 @@ def test_a_request_that_the_server_refuses_leaves_a_usable_page(browser, served)
     page.route("**/queue/join*", lambda route: route.fulfill(**refusal))
     before = values(page)
     ask(page, "Name three fruits.")
-    expect(page.locator(".note.error")).to_contain_text("The server did not take this")
+    expect(page.locator(".note.error")).to_contain_text("The server is too busy")
     assert values(page) == before
     page.unroute("**/queue/join*")
     set_tokens(page, 16)

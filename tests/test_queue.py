@@ -243,10 +243,10 @@ def test_weights_and_scores_never_wait_for_answers(crowded, endpoint) -> None:
 
     async def story() -> None:
         writing = first_run(page, lambda run: run.get("phase") == "writing")
-        waiting = first_run(page, lambda run: "before you" in run["note"] or "next" in run["note"])
+        waiting = first_run(page, lambda run: "of you" in run["note"] or "next" in run["note"])
         await writing.seen
         second = await waiting.seen
-        assert second["predicted"] and "you are next for the answers" in second["note"]
+        assert second["predicted"] and "you are next for answers" in second["note"]
         third = [run async for run in page.ask(PROMPT, 2, 8, False, {})][-1]
         assert third["predicted"] and not third["busy"] and third["candidates"] == []
         assert third["tone"] == "error" and "Too many visitors" in third["note"]

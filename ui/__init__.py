@@ -6,5 +6,5 @@ _START = time.perf_counter()
 
 
 def since_start() -> float:
-    """Seconds since the app began; app.py imports this before anything slow."""
+    """Seconds since the app started; app.py imports this before anything slow."""
     return time.perf_counter() - _START

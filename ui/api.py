@@ -1,6 +1,6 @@
-"""The named endpoints, as people script them with `gradio_client`.
+"""The named endpoints of the API, for scripts that use `gradio_client`.
 
-A caller's mistake or a failing endpoint reaches the caller as an error of one sentence.
+A mistake of the caller or a failing model server reaches the caller as an error of one sentence.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from ui.values import (
 
 
 class Api:
-    """One method an endpoint."""
+    """One method per endpoint."""
 
     def __init__(self, models: Models):
         self.models = models
 
     async def predict_weights(self, prompt: str | list) -> dict:
-        """{objective: weight} for a prompt, floors applied; uniform without an adapter."""
+        """{objective: weight} for a prompt, with floors applied; uniform weights without an adapter."""
         messages = conversation(prompt)
         panel = await self.models.when_ready()
         return self._named(panel, (await self._predicted(messages))[0])
 
     async def explain(self, prompt: str | list) -> dict:
-        """The weights, their 90% interval, how far the prompt is known, and the words that moved each weight.
+        """The weights, their 90% interval, how familiar the prompt is, and the words that moved each weight.
 
-        `words` holds for each objective {"word", "turn", "start", "end", "effect"}, from the word that raised it most
-        to the one that lowered it most: `effect` is the weight minus the weight without the word, before floors; the
-        word stands in message number `turn`, at these characters. `lower`, `upper` and `known` are null where the
-        adapter cannot say.
+        `words` holds a list of {"word", "turn", "start", "end", "effect"} for each objective, from the word that raised
+        its weight most to the one that lowered it most. `effect` is the weight minus the weight without the word,
+        before floors. The word stands at characters `start` to `end` of message number `turn`. `lower`, `upper` and
+        `known` are null where the adapter cannot tell.
         """
         messages = conversation(prompt)
         panel = await self.models.when_ready()
-        found = await self.models.explain(messages)
-        if found is None:
+        explained = await self.models.explain(messages)
+        if explained is None:
             words: dict = {name: [] for name in panel.objective_names}
-            unsaid = dict.fromkeys(("lower", "upper", "known"))
-            return {"weights": self._named(panel, self.models.uniform()), **unsaid, "words": words}
-        predicted, why = found
+            unknown = dict.fromkeys(("lower", "upper", "known"))
+            return {"weights": self._named(panel, self.models.uniform()), **unknown, "words": words}
+        predicted, why = explained
         lower, upper = numbers(predicted.lower), numbers(predicted.upper)
         return {
             "weights": self._named(panel, predicted.weights),
@@ -90,13 +90,14 @@ class Api:
         n: int = 4,
         max_new_tokens: int = 192,
     ) -> AsyncGenerator[dict, None]:
-        """N answers, best first under `weights` (null: predicted), with scores and totals.
+        """N answers with scores and totals, best first under `weights` (null: the predicted weights).
 
-        `reasoning` is the thought before an answer, which is not scored. `finish` says how the answer ended: "stop", or
-        cut by "length" (`max_new_tokens`) or by the endpoint's "filter"; null where it broke off, as `error` says.
+        `reasoning` is the model's reasoning before an answer; it is not scored. `finish` says how the answer ended:
+        "stop", or cut by "length" (`max_new_tokens`) or by the server's "filter". It is null where the answer broke
+        off; `error` then says why.
 
-        A caller who iterates over the job sees the same earlier, while the answers are written: in no order yet, their
-        scores null. One who leaves ends the work.
+        A caller who iterates over the job sees the answers while they are written, unranked and with null scores. When
+        the caller leaves, the work ends.
         """
         messages = conversation(prompt)
         n = whole(n, 1, MAX_ANSWERS, "answers")
@@ -134,7 +135,7 @@ class Api:
         return await self.models.status()
 
     async def _predicted(self, messages: list) -> tuple[np.ndarray, str]:
-        """The weights (K,) where nobody gives any, and where they come from."""
+        """The weights (K,) for a caller who gives none, and where they come from."""
         predicted = await self.models.predict(messages)
         if predicted is None:
             return self.models.uniform(), "uniform"
@@ -181,7 +182,7 @@ class Api:
 
 
 def _for_callers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mistakes and failing endpoints reach a caller of the API as one sentence."""
+    """The same function, whose known errors reach a caller of the API as one sentence."""
 
     def explained(error: Exception) -> gr.Error:
         return gr.Error(sentence(error), print_exception=False)

@@ -1,8 +1,8 @@
-"""One thread that runs the small models, for all visitors: what waits is read together, the most urgent kind first.
+"""One thread runs the small models for all visitors, in batches, the most urgent kind of request first.
 
-Weights are what a visitor looks at first and what the language model may have to be told, so predictions go before
-scores, and scores before explanations. Requests of one kind that wait are one batch. An explanation takes as long as
-ten predictions; one that nobody waits for any more is left out.
+Visitors look at the weights first, and the language model may need them, so predictions go before scores, and scores
+before explanations. Waiting requests of one kind become one batch. An explanation takes as long as ten predictions; it
+is skipped when nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 from pro_core.generation import GenerationError
 
 WAITING = 512
-"""Most requests of one kind that wait; a further one is refused in words."""
+"""Most waiting requests of one kind; a further one is refused with a sentence."""
 
 Run = Callable[[list[Any]], Sequence[Any]]
-"""What a kind does: a batch of requests to as many results."""
+"""Turns a batch of requests into as many results."""
 
 
 @dataclass
 class Kind:
-    """Requests of one kind. ``size`` says how much of a batch's ``room`` a request takes."""
+    """Requests of one kind. A batch holds requests whose ``size`` sums to at most ``room``."""
 
     run: Run
     room: int
@@ -34,7 +34,7 @@ class Kind:
     waiting: deque[tuple[Any, Future[Any]]] = field(default_factory=deque)
 
     def batch(self) -> list[tuple[Any, Future[Any]]]:
-        """The oldest requests that fit into one batch, at least one; those that were given up are dropped."""
+        """The oldest requests that fit into one batch, at least one; cancelled requests are dropped."""
         taken: list[tuple[Any, Future[Any]]] = []
         left = self.room
         while self.waiting:
@@ -49,10 +49,10 @@ class Kind:
 
 
 class Batcher:
-    """Runs requests in one thread of its own, the first kind's before the second's, and so on.
+    """Runs requests in one thread of its own, the most urgent kind first.
 
     Args:
-        kinds: from the most urgent on. Their functions are only ever called in that thread, one at a time.
+        kinds: the most urgent one first. Their functions are called only in that thread, one at a time.
     """
 
     def __init__(self, kinds: dict[str, Kind]):
@@ -61,12 +61,12 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "pro-batcher")
 
     async def ask(self, kind: str, request: Any) -> Any:
-        """The result of one request, or the exception that it alone raises.
+        """The result of one request, or the exception that this request raises.
 
-        A caller that is cancelled takes its request with it, unless it is being worked on.
+        Cancelling the caller removes the request, unless it is already being worked on.
 
         Raises:
-            GenerationError: :data:`WAITING` requests of this kind wait already.
+            GenerationError: :data:`WAITING` requests of this kind are already waiting.
         """
         future: Future[Any] = Future()
         with self._lock:
@@ -78,7 +78,7 @@ class Batcher:
         return await asyncio.wrap_future(future)
 
     def _turn(self) -> None:
-        """The most urgent batch. One turn is asked for with every request; those that find nothing left do nothing."""
+        """Run the most urgent batch. Every request submits one turn; a turn that finds no request left does nothing."""
         with self._lock:
             for kind in self._kinds.values():
                 if batch := kind.batch():
@@ -89,7 +89,7 @@ class Batcher:
 
 
 def _settle(run: Run, batch: list[tuple[Any, Future[Any]]]) -> None:
-    """Give every request its result; where one cannot be read, each runs alone."""
+    """Give every request its result. When a batch fails, each of its requests runs alone."""
     try:
         results = run([request for request, _ in batch])
     except Exception as error:

@@ -1,7 +1,7 @@
-// The board: the parts in the other files put together, in one gr.HTML component.
+// The board puts the parts in the other files together, in one gr.HTML component.
 //
 // Gradio runs these files as one text (see board.py), with `element`, `props` and `watch`. `props.value` is the run
-// that Python streams; sliders, locks and the picked answer live in the page alone, in `State`.
+// that Python streams. Sliders, locks and the picked answer exist only in the page, in `State`.
 
 class Board {
   constructor(root) {
@@ -19,7 +19,7 @@ class Board {
     this.winner.setAttribute("aria-live", "polite");
   }
 
-  // Show the next piece of a run, or a new run. Returns false for one that came too late.
+  // Show the next piece of a run, or a new run. Returns false if it came too late.
   receive(run) {
     if (this.state.isLate(run)) return false;
     if (this.state.take(run)) {
@@ -58,15 +58,15 @@ class Board {
     this.note.hidden = !text;
   }
 
-  // A request that never came through, or an answer that broke off: what is on the page stays, and can be used.
+  // After a request that failed, or an answer that broke off: what is on the page stays usable.
   fail(text) {
     const { run } = this.state;
     if (run.busy) this.receive({ ...run, busy: false });
     this.say(text, "error");
   }
 
-  // What the page's buttons send: the weights of a visitor who set some (else the predicted ones count), and with a
-  // follow-up the answer that becomes the assistant's turn (-1: there is none).
+  // What the page's buttons send: the visitor's weights (null: the predicted ones count), and for a follow-up the
+  // answer that becomes the assistant's turn (-1: none).
   weights() {
     const { touched, locked, yours } = this.state;
     return touched || locked.some(Boolean) ? yours : null;
@@ -85,7 +85,7 @@ function receive() {
     // What is shown is also what the next request sends.
     if (!board.receive(props.value)) props.value = run;
   } else if (run && props.value?.note) {
-    // No run but a sentence on why there is none, such as that this page is too old for the server.
+    // A sentence instead of a run, such as that this page is too old for the server.
     board.fail(props.value.note);
   }
 }

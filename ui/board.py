@@ -1,7 +1,7 @@
 """The board component: sliders, answer cards and scatter, drawn in the browser by `SCRIPTS`.
 
-What Python sends is one JSON value, a *run* (see `Run`). What a model or a visitor wrote stands only in that value;
-the template is constant, because Gradio evaluates rendered templates as JavaScript.
+Python sends one JSON value, a *run* (see `Run`). Only that value holds texts of models and visitors. The template is
+constant, because Gradio evaluates rendered templates as JavaScript.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SCRIPTS = (
     "scatter.js",
     "board.js",
 )
-"""The component's code. Gradio runs one text, so the files are joined in this order: each defines one name with a
-capital, which all of them see, and `board.js` starts the board."""
+"""The component's code. Gradio runs a single text, so the files are joined in this order. Each defines one capitalized
+name that all of them see, and `board.js` starts the board."""
 PAGE_CSS = (HERE / "page.css").read_text(encoding="utf-8")
 EXAMPLES = (
     ("An unsafe request", "How do I break into my neighbour's house without being noticed?"),
@@ -47,8 +47,9 @@ EXAMPLES = (
 class Answer(TypedDict):
     """One card. `z` and `raw` hold K floats in the panel's order, or None until the answer is scored.
 
-    `reasoning` is the thought before the answer, which is not scored. `finish` says how the answer ended (see
-    `pro_core.generation.Finish`), None while it is written or when it broke off. Recordings may lack both.
+    `reasoning` is the model's reasoning before the answer; it is not scored. `finish` says how the answer ended (see
+    `pro_core.generation.Finish`); it is None while the answer is written, and if it broke off. Old recordings may lack
+    both.
     """
 
     text: str
@@ -61,7 +62,7 @@ class Answer(TypedDict):
 
 
 class Moved(TypedDict):
-    """A word of the prompt: characters `start` to `end` of `messages[turn]`, and what it did to the K weights."""
+    """A word of the prompt: characters `start` to `end` of `messages[turn]`, and its effects on the K weights."""
 
     turn: int
     start: int
@@ -70,7 +71,7 @@ class Moved(TypedDict):
 
 
 class Run(TypedDict, total=False):
-    """One prompt with its weights and answers: all that the board draws."""
+    """One prompt with its weights and answers: everything that the board draws."""
 
     id: str  # a new id moves the unlocked sliders to the new predicted weights
     phase: str  # recorded | writing | done | stopped
@@ -83,21 +84,19 @@ class Run(TypedDict, total=False):
     floors: list[float]
     accuracy: dict[str, dict[str, Any]]
     predicted: list[float] | None  # None: no adapter, uniform weights stand in
-    lower: (
-        list[float] | None
-    )  # the 90% interval of each; None or absent where the adapter cannot say
+    lower: list[float] | None  # 90% interval of each weight; None or absent if the adapter has none
     upper: list[float] | None
     known: float | None  # 1: like the training prompts; 0: nothing like them
-    words: list[Moved]  # absent until they are found, and in older recordings
+    words: list[Moved]  # absent until they are known, and in older recordings
     conditioned: str  # what the policy reads beside the prompt, absent for a stock model
-    used: list[float] | None  # the visitor's weights that it was told; None: the predicted ones
+    used: list[float] | None  # the visitor's weights that the policy read; None: the predicted ones
     candidates: list[Answer]
     model: str
     date: str
 
 
 def board(run: Run) -> gr.HTML:
-    """The component. Its value goes to the browser and comes back to handlers as a `Run`."""
+    """The component. Its value goes to the browser, and handlers get it back as a `Run`."""
     return gr.HTML(
         value=run,
         elem_id="board",
@@ -123,10 +122,10 @@ def scored(answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray) -> l
 
 
 def follow_up(run: Run, pick: Any) -> list[dict[str, str]]:
-    """The conversation of a run, closed by its answer number `pick`.
+    """The conversation of a run, ending with its answer number `pick`.
 
-    A turn that got no text at all (no place was free, Stop came first, the endpoint failed) is left out: the next one
-    takes its place. Raises ValueError without a conversation or such an answer.
+    A turn without any text (no place was free, Stop came first, the endpoint failed) is left out, and the next turn
+    takes its place. Raises ValueError if there is no conversation or no such answer.
     """
     candidates, messages = run.get("candidates"), run.get("messages")
     if not isinstance(candidates, list) or not isinstance(messages, list):
@@ -142,28 +141,28 @@ def follow_up(run: Run, pick: Any) -> list[dict[str, str]]:
 
 
 def load_recorded(floors: str = "") -> Run:
-    """The run that the page opens on, made by `python app.py --record`, under the owner's floors."""
+    """The run that the page opens on, recorded by `python app.py --record`, under the owner's floors."""
     run: Run = json.loads(RECORDED.read_text(encoding="utf-8"))
     try:
         run["floors"] = parse_floors(floors, run["objectives"]).tolist()
-    except ValueError:  # they are for another panel, or wrong: then the status line says so
+    except ValueError:  # for another panel, or wrong: the status line says so
         run["floors"] = [0.0] * len(run["objectives"])
     return run
 
 
 def save_recorded(run: Run, model: str, path: Path = RECORDED) -> None:
-    """Keep a finished run, labelled with its model and today's date."""
+    """Save a finished run, labelled with its model and today's date."""
     today, model = date.today(), model.split(",")[0]
     note = (
         f"A recorded run: {model}, {today.day} {today:%B %Y}. The sliders work; ask to run it live."
     )
-    kept: Run = {**run, "id": "recorded", "phase": "recorded", "busy": False, "note": note}
-    kept["model"], kept["date"] = model, today.isoformat()
-    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    labelled: Run = {**run, "id": "recorded", "phase": "recorded", "busy": False, "note": note}
+    labelled["model"], labelled["date"] = model, today.isoformat()
+    path.write_text(json.dumps(labelled, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def header() -> gr.HTML:
-    """Name and the one line that says what a weight does."""
+    """The app's name, and one line on what a weight does."""
     return gr.HTML(
         html_template="""<header class="masthead"><h1>PRO <span>Preference Orchestrator</span></h1>
 <p>Every answer is scored for several qualities. <b>A weight says how much a quality counts:</b>
@@ -174,7 +173,7 @@ move a slider and watch which answer wins.</p></header>""",
 
 
 def status_line(text: str) -> gr.HTML:
-    """One line of plain text, shown as text whatever it holds."""
+    """One line of plain text, which is never read as HTML."""
     return gr.HTML(
         value=text,
         elem_id="status",

@@ -1,8 +1,8 @@
-"""What a request's body may say, checked before Gradio reads it.
+"""Checks of a request's body, before Gradio reads it.
 
-Gradio prints a traceback for each body that its own code stumbles over: an unknown function, too few values, a text
-where a slider's number belongs, a file where there are none. Each check here raises a :class:`Refusal` with one
-sentence. What an event's values mean is the handlers' business (`ui.values`).
+Gradio prints a traceback for every body that its own code cannot handle: an unknown function, too few values, a text
+in place of a slider's number, a file. Each check here raises a :class:`Refusal` with one sentence. The handlers check
+what an event's values mean (`ui.values`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import gradio as gr
 from ui.values import is_number, kind
 
 MAX_DEPTH, MAX_PARTS = 32, 50_000
-"""How deep a body nests, and how many values it holds: a run of 8 answers with the words of its prompt has 4,000."""
+"""How deep a body may nest and how many values it may hold; a run of 8 answers with its prompt's words has 4,000."""
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Refusal(ValueError):
-    """A request that goes no further: one sentence, and the HTTP status to say it with."""
+    """A refused request: one sentence, and the HTTP status of the answer."""
 
     def __init__(self, sentence: str, status: int = 400):
         super().__init__(sentence)
@@ -33,14 +33,14 @@ class Refusal(ValueError):
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a body, no deeper and of no more values than this app needs. Raises Refusal."""
+    """The JSON object of a body. Raises Refusal for any other body, and for one too deep or with too many values."""
     try:
         body = json.loads(raw, parse_int=_whole)
     except RecursionError:
         _deep()
     except Refusal:
         raise
-    except ValueError:  # no JSON, no UTF-8, or a number of thousands of digits
+    except ValueError:  # not JSON, not UTF-8, or a number with thousands of digits
         raise Refusal("got a body that is not JSON, expected a JSON object") from None
     if not isinstance(body, dict):
         raise Refusal(f"got a body that is {kind(body)}, expected a JSON object")
@@ -49,7 +49,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
         below: list[Any] = []
         for part in level:
             if isinstance(part, dict) and "path" in part and "meta" in part:
-                raise Refusal("got a file, and this app takes none: send texts and numbers")
+                raise Refusal("got a file, but this app takes none: send texts and numbers")
             inner = part.values() if isinstance(part, dict) else part
             below.extend(x for x in inner if isinstance(x, (dict, list)))
             parts += len(part)
@@ -57,13 +57,13 @@ def parsed(raw: bytes) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             _deep()
         if parts > MAX_PARTS:
-            raise Refusal(f"got a body of over {MAX_PARTS:,} values, expected fewer")
+            raise Refusal(f"got a body with over {MAX_PARTS:,} values, expected fewer")
         level = below
     return body
 
 
 def whole_characters(raw: bytes, body: dict[str, Any]) -> bytes:
-    """The body as bytes without a half of a surrogate pair that stands alone, which Gradio could not send back."""
+    """The body as bytes without lone halves of surrogate pairs, which Gradio could not send back."""
     if not HALF.search(raw):
         return raw
     text = json.dumps(body, ensure_ascii=False)
@@ -72,7 +72,7 @@ def whole_characters(raw: bytes, body: dict[str, Any]) -> bytes:
 
 def _whole(digits: str) -> int:
     value = int(digits)
-    if not -(2**63) <= value < 2**63:  # nor could Gradio send this back
+    if not -(2**63) <= value < 2**63:  # Gradio could not send it back either
         raise Refusal("got a number of over 64 bits, expected smaller ones")
     return value
 
@@ -85,7 +85,7 @@ def _deep() -> NoReturn:
 
 
 def event(body: Mapping[str, Any], blocks: gr.Blocks, direct: bool = False) -> None:
-    """A body of ``queue/join``, or with ``direct`` of ``run``, which is for functions without a queue alone."""
+    """A body of ``queue/join``, or of ``run`` if ``direct``, which takes only functions without a queue."""
     _keys(body, "data", "fn_index", "session_hash", "event_data", "trigger_id", "event_id")
     index: Any = body.get("fn_index")
     function = blocks.fns.get(index) if _is_index(index) else None
@@ -102,7 +102,7 @@ def event(body: Mapping[str, Any], blocks: gr.Blocks, direct: bool = False) -> N
 
 
 def call(body: Mapping[str, Any], blocks: gr.Blocks, name: str) -> None:
-    """A body of ``call/NAME``: the values in order, and perhaps a session."""
+    """A body of ``call/NAME``: the values in order, and optionally a session."""
     _keys(body, "data", "session_hash")
     if body.get("session_hash") is not None:
         _session(body["session_hash"])
@@ -110,19 +110,19 @@ def call(body: Mapping[str, Any], blocks: gr.Blocks, name: str) -> None:
 
 
 def call_by_name(body: Mapping[str, Any], blocks: gr.Blocks, name: str) -> None:
-    """A body of ``call/v2/NAME``: an object of the values by their names."""
+    """A body of ``call/v2/NAME``: an object with the values by name."""
     _public(blocks, name)
     parameters = blocks.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
     known = [p["parameter_name"] for p in parameters]
     needed = {p["parameter_name"] for p in parameters if not p["parameter_has_default"]}
-    if strange := body.keys() - set(known):  # null too: Gradio takes it for a value
+    if strange := body.keys() - set(known):  # even null: Gradio takes it for a value
         raise Refusal(f"got the value {min(strange)[:40]!r}, expected {known}")
     if missing := sorted(needed - body.keys()):
         raise Refusal(f"got no {missing[0]!r}, expected the values {known}")
 
 
 def cancel(body: Mapping[str, Any], blocks: gr.Blocks) -> None:
-    """A body of ``cancel``, and of ``reset``, which has the event alone."""
+    """A body of ``cancel``, or of ``reset``, which holds only the event."""
     _keys(body, "session_hash", "fn_index", "event_id")
     _session(body.get("event_id"))
     if "session_hash" in body or "fn_index" in body:
@@ -142,7 +142,7 @@ def _public(blocks: gr.Blocks, name: str) -> Any:
 
 
 def _keys(body: Mapping[str, Any], *known: str) -> None:
-    # JSON clients send null or false for what they leave out.
+    # JSON clients send null or false for keys that they do not set.
     strange = [
         key for key, value in body.items() if key not in known and value not in (None, False)
     ]
@@ -175,7 +175,7 @@ def _text(component: gr.Textbox, value: Any) -> None:
 def _number(component: gr.Slider | gr.Number, value: Any) -> None:
     if value is None and isinstance(component, gr.Number):
         return
-    # Gradio rounds it; no integer of hundreds of digits is a float, nor is NaN rounded.
+    # Gradio rounds the value, which fails for NaN and for integers too large for a float.
     if not is_number(value):
         raise Refusal(f"got {kind(value)} as {_name(component)}, expected a number")
     low = -math.inf if component.minimum is None else component.minimum
@@ -195,7 +195,7 @@ KINDS: dict[type, Callable[[Any, Any], None]] = {
     gr.Number: _number,
     gr.Checkbox: _flag,
 }
-"""The components whose Gradio class changes or stumbles over what is not theirs. The others hand on any JSON."""
+"""The components whose Gradio class changes or fails on a foreign value. The others pass on any JSON."""
 
 
 def _name(component: Any) -> str:

@@ -1,5 +1,5 @@
-// The deck of answers: one card per answer, ordered by the visitor's weights, with its text, its score for each
-// objective, and its totals under the three weights.
+// The deck of answers: one card per answer, ordered by the visitor's weights, with its text, one score per objective,
+// and its totals under the three weightings.
 
 class Cards {
   static PLACES = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th"];
@@ -8,7 +8,7 @@ class Cards {
   constructor(parent, state) {
     this.state = state;
     this.cards = [];
-    this.order = ""; // as last drawn: a new one slides the cards
+    this.order = ""; // as last drawn; a new order slides the cards
     this.deck = Dom.el("section", "deck", parent);
     this.deck.setAttribute("aria-label", "Answers, best first under your weights");
   }
@@ -63,7 +63,7 @@ class Cards {
     return box;
   }
 
-  // `rankings` as of `State.rankings`.
+  // `rankings`: from `State.rankings`.
   draw(rankings) {
     const { candidates } = this.state.run;
     while (this.cards.length < candidates.length) {
@@ -86,7 +86,7 @@ class Cards {
     if (reordered) this.slide(before);
   }
 
-  // Where an answer stands under the visitor's weights, and under which weights it is the best.
+  // An answer's place under the visitor's weights, and the weightings under which it is the best.
   drawPlace({ card, rank, total, badges, sums }, i, rankings) {
     const { run } = this.state;
     const { order, best, totals } = rankings.yours;
@@ -123,8 +123,8 @@ class Cards {
     Dom.write(reasoning, candidate.reasoning ?? "");
   }
 
-  // Each objective's score z, and what it adds to the total under the visitor's weights: a bar to the left or right,
-  // a third of the strongest score in full length.
+  // Each objective's score z, and its share of the total under the visitor's weights: a bar to the left or right,
+  // of full length at a third of the strongest score.
   drawScores({ scores, cells }, i, strongest) {
     const { run, yours } = this.state;
     const { z, raw } = run.candidates[i];

@@ -1,5 +1,5 @@
-// Above the grid: the earlier turns, a warning where the prompt is a strange one, and the prompt with the words tinted
-// that moved one weight: that of the objective pointed at, else the largest.
+// Above the grid: the earlier turns, a warning if the prompt is strange, and the prompt. Words of the prompt are tinted
+// by their effect on one weight: that of the objective pointed at, else the largest.
 
 class Conversation {
   constructor(parent, state) {
@@ -9,11 +9,11 @@ class Conversation {
     this.thread.tabIndex = 0;
     this.thread.setAttribute("aria-label", "The conversation so far");
     const warning =
-      "This prompt is unlike those the adapter learned from: weights are near their average.";
+      "This prompt is unlike those the adapter learned from, so its weights are near the average.";
     this.unlike = Dom.el("p", "unlike", parent, warning);
     this.why = Dom.el("p", "why", parent);
     this.why.tabIndex = 0;
-    this.summary = Dom.el("p", "unseen", parent); // the sliders are described by it
+    this.summary = Dom.el("p", "unseen", parent); // describes the sliders
     this.summary.id = "why-summary";
   }
 
@@ -38,7 +38,7 @@ class Conversation {
     run.messages.slice(0, -1).forEach(({ role }, turn) => {
       if (role === "system") return;
       const line = Dom.el("p", role, this.thread);
-      Dom.el("b", "", line, role === "user" ? "You " : "Answer kept ");
+      Dom.el("b", "", line, role === "user" ? "You " : "Answer ");
       const text = Dom.el("span", "", line);
       text.dir = "auto";
       Words.tint(text, run, turn, k);

@@ -1,4 +1,4 @@
-// What every part of the board draws with: page elements, and the few texts that the parts share.
+// What all parts of the board share: functions that make page elements, and a few texts.
 // Everything that a model or a visitor wrote reaches the page through textContent, never as HTML.
 
 const Dom = (() => {
@@ -26,8 +26,8 @@ const Dom = (() => {
     return node;
   }
 
-  // A text that is already there stays untouched: a visitor may have selected it, and a live region
-  // would be read out again.
+  // A text that is already there is not written again: a visitor may have selected it, and a live region would be
+  // read out again.
   const write = (node, text) => {
     if (node.textContent !== text) node.textContent = text;
   };

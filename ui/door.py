@@ -1,19 +1,20 @@
-"""The door of the app: what comes in before Gradio sees it, and what every answer says to browsers.
+"""The door of the app: checks requests before Gradio sees them, and sets the headers of every answer.
 
-* **Routes.** Only what the page and `gradio_client` use is open (`OPEN`). This app takes no files, so Gradio's upload,
-  file, proxy, stream and component routes are closed, as are those that only its developers use.
-* **Bodies.** JSON alone, of at most `LONGEST_BODY` bytes within `BODY_SECONDS`, and checked by `ui.bodies`. A refusal
-  is one sentence, as `detail` (which Gradio's page shows) and as `error`.
-* **Frames.** Only pages of the same origin may show the app in a frame; on a Space (`SPACE_ID` is set) also Hugging
-  Face's, which show every Space so. A content policy for scripts is impossible: Gradio's page evaluates its templates.
-* **Other origins.** Scripts of any page may call the app, as any program may: it has no accounts, and what it holds of
-  a visitor needs that page's session number. They get no cookie with it (`Access-Control-Allow-Origin: *`, never
-  `Allow-Credentials`), which matters on a private Space. An app on this machine's own address answers only pages of
-  this machine: no website can reach it through the browser of somebody who runs it.
+* **Routes.** Only the routes that the page and `gradio_client` use are open (`OPEN`). This app takes no files, so
+  Gradio's upload, file, proxy, stream and component routes are closed. So are its routes for developers.
+* **Bodies.** Only JSON, at most `LONGEST_BODY` bytes within `BODY_SECONDS`, checked by `ui.bodies`. A refusal is one
+  sentence, as `detail` (which Gradio's page shows) and as `error`.
+* **Frames.** Only pages of the same origin may show the app in a frame. On a Space (`SPACE_ID` is set) Hugging Face's
+  pages may, too: they show every Space in a frame. A content policy for scripts is impossible, because Gradio's page
+  evaluates its templates.
+* **Other origins.** Scripts of any page may call the app, as any program may: it has no accounts, and a visitor's data
+  can only be reached with the session number of that page. The calls carry no cookies
+  (`Access-Control-Allow-Origin: *`, never `Allow-Credentials`), which matters on a private Space. An app on a loopback
+  address answers only pages of this machine, so no website can reach it through its owner's browser.
 * **Types and addresses.** `nosniff`: a text is never run as a script. `Referrer-Policy: same-origin`: no other site
   learns the app's address.
 
-The door stands around all of Gradio's own layers, whose rule for other origins it replaces::
+The door stands around all of Gradio's own layers and replaces their rule for other origins::
 
     page.launch(app_kwargs={"lifespan": with_door})
 """
@@ -39,11 +40,9 @@ from ui import bodies
 from ui.bodies import Refusal
 
 LONGEST_BODY = 6 * 2**20
-"""A prompt, a run of four answers, and four of one's own: 200,000 characters each, in a script of three bytes."""
+"""Bytes. Room for a prompt, a run of four answers and four pasted answers, 200,000 characters of three bytes each."""
 BODY_SECONDS = 60.0
-LONGEST_PATH = (
-    300  # no file of Gradio's has a longer name, and operating systems stumble over long ones
-)
+LONGEST_PATH = 300  # no file of Gradio's has a longer name, and operating systems reject long ones
 GRADIO = "/gradio_api"
 NAME = r"([a-z_0-9]{1,64})"
 ID = r"[A-Za-z0-9_-]{1,64}"
@@ -62,13 +61,13 @@ OPEN: dict[str, tuple[str, ...]] = {
     f"{GRADIO}/call(/v2)?/{NAME}/?": ("POST",),  # curl: an event
     f"{GRADIO}/call(/v2)?/{NAME}/{ID}": ("GET",),  # its news
 }
-"""What is open (the whole path, by a regular expression), and for which methods."""
+"""The open routes: a regular expression of the whole path, and its methods."""
 ROUTES = [(re.compile(pattern), methods) for pattern, methods in OPEN.items()]
 STREAMS = re.compile(rf"{GRADIO}/(queue/data|call(/v2)?/{NAME}/{ID})")
 HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?")
 KEPT_OUT = (b"origin", b"x-gradio-server")
-"""Headers that Gradio does not get to see: its rule for other origins is not ours, and the second, which its own front
-server sends where there is one, would name any address as the app's."""
+"""Headers that are hidden from Gradio. `origin`: its rule for other origins differs from ours. The second comes from
+Gradio's own front server, where there is one; a forged one would pass any address off as the app's."""
 LOOPBACK = ("localhost", "127.0.0.1", "0.0.0.0", "::1")
 
 
@@ -121,7 +120,7 @@ class Door:
         await self._enter({**scope, "headers": inside}, receive, answer, path)
 
     def _admitted(self, scope: Scope) -> str:
-        """The path below the app's root. Raises Refusal for a route or a method that is closed."""
+        """The path below the app's root. Raises Refusal for a closed route or method."""
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
         if root and path.startswith(root) and path[len(root) :][:1] in ("", "/"):
@@ -148,7 +147,7 @@ class Door:
                 bodies.cancel(body, self.blocks)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        """Into Gradio, whose streams end a session that has gone with an error after they have told the visitor so."""
+        """Call Gradio. Its stream of an ended session tells the visitor so and then raises, which is caught here."""
         started = gone = False
 
         async def noted(message: Message) -> None:
@@ -165,8 +164,8 @@ class Door:
         try:
             await self.app(scope, heard, noted)
         except (RuntimeError, KeyError) as error:
-            # RuntimeError: Starlette's, around an HTTPException that came too late for a status.
-            # KeyError: the visitor has left, and another stream of the session had already ended it.
+            # RuntimeError: from Starlette, around an HTTPException that came too late for a status.
+            # KeyError: the visitor has left, and another stream had already ended the session.
             late = isinstance(error.__cause__, HTTPException) or (
                 gone and isinstance(error, KeyError)
             )
@@ -178,14 +177,14 @@ class Door:
 
 @asynccontextmanager
 async def with_door(app: App) -> AsyncIterator[None]:
-    """The lifespan of a Gradio app that puts a :class:`Door` around all its layers before the first request."""
+    """A lifespan for Gradio's app: puts a :class:`Door` around all its layers before the first request."""
     assert app.middleware_stack is not None  # the lifespan runs in it
     app.middleware_stack = Door(app.middleware_stack, app.get_blocks())
     yield
 
 
 def allowed_origin(asked: Headers) -> str:
-    """The origin to name to the browser: any page's, without cookies; on a loopback address only that machine's own."""
+    """The allowed origin: any, without cookies; for an app on a loopback address only this machine's; "" for none."""
     origin = asked.get("origin")
     if origin is None:
         return ""
@@ -197,12 +196,12 @@ def allowed_origin(asked: Headers) -> str:
 def _hostname(address: str) -> str | None:
     try:
         return urlsplit(address).hostname
-    except ValueError:  # a bracket of an IPv6 address alone
+    except ValueError:  # a single bracket of an IPv6 address
         return None
 
 
 def _check_host(asked: Headers) -> None:
-    """Gradio makes the page's address of these. Raises Refusal for what cannot be one."""
+    """Check the headers from which Gradio builds the page's address. Raises Refusal for one that names no host."""
     for name in ("host", "x-forwarded-host"):
         host = asked.get(name, "").split(",")[0].strip()
         port = host.rpartition(":")[2]
@@ -225,7 +224,7 @@ def _frames() -> list[str]:
 
 
 async def _body(asked: Headers, receive: Receive) -> bytes:
-    """The whole body. Raises Refusal when it is no JSON by its type, too long, or too slow."""
+    """The whole body. Raises Refusal if its content type is not JSON, or if it is too long or too slow."""
     kind = asked.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal("expected the content type application/json", 415)
@@ -244,11 +243,11 @@ async def _body(asked: Headers, receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect" or not message.get("more_body"):
                     return bytes(raw)
     except TimeoutError:
-        raise Refusal(f"got no whole body within {BODY_SECONDS:.0f} s", 408) from None
+        raise Refusal(f"the body did not end within {BODY_SECONDS:.0f} s", 408) from None
 
 
 def _again(raw: bytes, receive: Receive) -> Receive:
-    """A channel that gives the body once more, and then what the server has to say."""
+    """A channel that gives the body again, and then the server's further messages."""
     given = False
 
     async def once() -> Message:

@@ -42,30 +42,29 @@ READS = {
     "mixture": "mixed by the weights",
 }
 OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
-"""Any of these takes the place of the policy that ships: it belongs to the panel that ships, and to no other model."""
+"""If any of these is set, the shipped policy is not used: it belongs to the shipped panel only."""
 PROMPTS, TEXTS = 32, 24
-"""Prompts and answers that are read in one batch: more at once takes longer than a visitor's weights should wait."""
+"""Prompts and answers per batch: a larger batch would take longer than a visitor should wait for weights."""
 log = logging.getLogger("pro.app")
 
 Scores = tuple[np.ndarray, np.ndarray]
-"""Raw and standardized, each (N, K); a row of NaN for a text that is empty."""
+"""Raw and standardized scores, each (N, K); the row of an empty text is NaN."""
 
 
 class Models:
-    """Panel, adapter and generator by the environment; :meth:`start` loads them in the background.
+    """Panel, adapter and generator that the environment names; :meth:`start` loads them in the background.
 
     Attributes:
-        panel, adapter: None until loaded, or when they cannot be used; `problem` and `warning` say why.
+        panel, adapter: None until loaded, and when they cannot be used; `problem` and `warning` say why.
         policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
-        demo: the policy that ships writes the answers.
-        floors: (K,), the owner's least weights.
-        ready: panel and adapter are loaded (or failed to). finished: the generator too.
-        places: for those who have answers written.
+        demo: whether the shipped policy writes the answers.
+        floors: (K,), the owner's minimum weights.
+        ready: panel and adapter have loaded or failed. finished: the generator has, too.
+        places: limits how many visitors have answers written at once.
     """
 
     def __init__(self, environ: Mapping[str, str]):
-        own = [name for name in OWN if environ.get(name, "").strip()]
-        self.demo = not own
+        self.demo = not any(environ.get(name, "").strip() for name in OWN)
         if self.demo:
             environ = {**environ, "PRO_POLICY": str(ROOT / "checkpoints/demo/policy")}
         self.generator = generator_from_env(environ)
@@ -85,7 +84,7 @@ class Models:
         self.problem = self.warning = ""
         self.ready = self.finished = False
         self._said_first_token = False
-        # The model in this process writes for one at a time: a second who held a place would not hear that he waits.
+        # A model in this process writes for one visitor at a time. A second one with a place would wait unawares.
         self.places = Places(1, 32) if self.local else Places(16, 256)
         self._looking: asyncio.Task[dict[str, Any]] | None = None
         self._batcher = Batcher(
@@ -101,7 +100,7 @@ class Models:
         return self
 
     def load(self) -> None:
-        """Load everything; whatever cannot be used is named in `problem` or `warning`."""
+        """Load everything; `problem` and `warning` name what cannot be used."""
         try:
             panel = RewardPanel.from_pretrained(self.panel_source)
             panel.require_stats()
@@ -137,10 +136,11 @@ class Models:
     def _check_policy(self, policy: PolicyConfig, panel: RewardPanel) -> None:
         try:
             policy.check_objectives(panel.objective_names)
-        except ValueError as error:  # said again to whoever asks
+        except ValueError as error:  # raised again for everyone who asks
             self.warn(f"No answers: {sentence(error)}")
         else:
-            by_panel = policy.reads not in (None, LEVELS)  # MOSLIM's learn from a classifier
+            # MOSLIM's policies learn from a classifier, not from a panel.
+            by_panel = policy.reads not in (None, LEVELS)
             if by_panel and policy.panel != panel.fingerprint():
                 self.warn("The policy learned from another panel's scores than these")
 
@@ -148,10 +148,10 @@ class Models:
         self.warning = f"{self.warning} {text}".strip()
 
     async def policy_in_use(self) -> PolicyConfig | None:
-        """What the generator was trained to read beside the prompt; asks its files while it is still loading.
+        """What the generator was trained to read beside the prompt, from its files while it is still loading.
 
-        Only a model in this process that is not loaded reads files for it: in a thread. Else not, since threads may all
-        be looking up the endpoint's address, and weights do not wait for that.
+        Those files are read in a thread. Otherwise no thread is used: all of them may be looking up the endpoint's
+        address, and weights must not wait for that.
         """
         if self.local and self.generator_status["state"] != "ready":
             return await asyncio.to_thread(lambda: self.generator.policy)
@@ -160,7 +160,7 @@ class Models:
     async def requests(
         self, batch: Sequence[Sequence[Message]], weights: np.ndarray
     ) -> list[Request]:
-        """Conversations under weights (K,). Raises ValueError when the generator's policy has other objectives."""
+        """One request per conversation, under weights (K,). Raises ValueError if the policy has other objectives."""
         assert self.panel is not None
         names = self.panel.objective_names
         policy = await self.policy_in_use()
@@ -169,11 +169,11 @@ class Models:
         return [Request.weighted(messages, weights, names) for messages in batch]
 
     def writing(self, batch: Sequence[Request], settings: GenerationSettings) -> Writing:
-        """The answers to a batch, under way from here on; for one who holds a place."""
+        """Start to write the answers to a batch. The visitor must hold a place."""
         return Writing(self.generator, batch, settings, lambda: self.places.held)
 
     def note_first_token(self, written: Sequence[Written], begun: float) -> None:
-        """Say once when the first word of the first answer came."""
+        """Log once when the first word of the first answer came."""
         if self._said_first_token or not any(one.text or one.reasoning for one in written):
             return
         self._said_first_token = True
@@ -195,7 +195,7 @@ class Models:
     async def explain(
         self, messages: Sequence[Message]
     ) -> tuple[UncertainWeights, Explanation] | None:
-        """The same weights, and which words moved them (before any floor); None without an adapter."""
+        """The same weights, and the words that moved them (before floors); None without an adapter."""
         return None if self.adapter is None else await self._batcher.ask("explain", messages)
 
     async def score(self, messages: Sequence[Message], texts: Sequence[str]) -> Scores:
@@ -211,11 +211,11 @@ class Models:
         self, prompts: list[Sequence[Message]]
     ) -> list[tuple[UncertainWeights, Explanation]]:
         assert self.adapter is not None
-        found = [explain(self.adapter, messages) for messages in prompts]
-        return [(self._floored(e.weights, e.lower, e.upper, e.known), e) for e in found]
+        explanations = [explain(self.adapter, messages) for messages in prompts]
+        return [(self._floored(e.weights, e.lower, e.upper, e.known), e) for e in explanations]
 
     def _score(self, requests: list[tuple[Sequence[Message], Sequence[str]]]) -> list[Scores]:
-        """Of several visitors' answers in one call of the panel; empty ones are left out."""
+        """Score the answers of several visitors in one call of the panel; empty answers are left out."""
         assert self.panel is not None
         kept = [(m, text) for m, texts in requests for text in texts if text.strip()]
         written = [text for _, text in kept]
@@ -232,17 +232,17 @@ class Models:
         return scores
 
     def _floored(self, weights, lower, upper, known) -> UncertainWeights:
-        """The interval never reaches below a floor, and always holds its weight."""
+        """Weights and interval under the floors. The interval never reaches below a floor and contains its weight."""
         weights = apply_floors(weights, self.floors)
         lower = np.minimum(np.maximum(lower, self.floors), weights)
         return UncertainWeights(weights, lower, np.maximum(upper, weights), known)
 
     def uniform(self) -> np.ndarray:
-        """1/K each (K,), under the floors: what counts where there is no adapter."""
+        """Uniform weights (K,) under the floors, which count where there is no adapter."""
         return apply_floors(np.full(len(self.floors), 1 / len(self.floors)), self.floors)
 
     async def status(self) -> dict[str, Any]:
-        """For the API. Asks the generator, which may ask its server, for seconds; all who wait share one look."""
+        """The status for the API. The generator may ask its server, which takes seconds; callers share one request."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(asyncio.to_thread(self.generator.status))
         self.generator_status = await asyncio.shield(self._looking)
@@ -264,7 +264,7 @@ class Models:
         }
 
     def status_text(self) -> str:
-        """For the page: what is in use and what is loading, as last known."""
+        """The page's status line: what is in use and what is loading, as last known."""
         status = self._status()
         generator, K = status["generator"], status["K"]
         state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
@@ -279,11 +279,11 @@ class Models:
 
 
 def short(source: str) -> str:
-    """A hub id as it is, of a path the end: a server's folders are nobody's business."""
+    """A hub id as it is, or the last two parts of an absolute path: visitors need not know the server's folders."""
     return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 
 def sentence(error: BaseException) -> str:
-    """The first line of an error, without the project's own path."""
+    """The first line of an error, without the project's path."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].replace(f"{ROOT}/", "")[:300]

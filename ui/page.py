@@ -43,14 +43,14 @@ from ui.values import (
 )
 
 PATIENCE = 3.0
-"""Seconds that answers which are written and scored wait for the words behind their weights. Explanations are the last
-thing that the models' thread does: with many visitors there are none."""
+"""Seconds that scored answers wait for the words behind their weights. The models' thread does explanations last, so
+with many visitors there are none."""
 SORRY = "Something went wrong on the server. Please try again."
 log = logging.getLogger("pro.app")
 
 
 class Page:
-    """The page's handlers. Each takes and gives runs (see `ui.board.Run`)."""
+    """The page's handlers. Each takes a run and returns runs (see `ui.board.Run`)."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -65,9 +65,9 @@ class Page:
         sliders: list[float] | None = None,
         seed: int | None = None,
     ) -> AsyncGenerator[Run, None]:
-        """A new conversation: weights at once, the words behind them, answers as they are written, their scores.
+        """A new conversation: its weights, the words behind them, answers as they are written, and their scores.
 
-        A policy that reads weights is told those of the sliders, once a visitor has moved them; else the predicted.
+        A policy that reads weights gets those of the sliders if the visitor has moved any, else the predicted ones.
         """
         answers = self._answer(lambda: ([], prompt), n, tokens, styles, old, sliders, seed)
         async with aclosing(answers) as runs:
@@ -84,7 +84,7 @@ class Page:
         sliders: list[float] | None,
         pick: int,
     ) -> AsyncGenerator[Run, None]:
-        """The next turn of the conversation, after answer `pick` of the run before."""
+        """The next turn of the conversation, after answer `pick` of the previous run."""
 
         def turn() -> tuple[list[Message], str]:
             return follow_up(self._previous(old), pick), prompt
@@ -102,7 +102,7 @@ class Page:
         old: Run,
         sliders: list[float] | None,
     ) -> AsyncGenerator[Run, None]:
-        """The same turn once more, for a policy that reads weights: answers written under those of the sliders."""
+        """The same turn again. A policy that reads weights writes the answers under those of the sliders."""
 
         def turn() -> tuple[list[Message], str]:
             messages = self._previous(old).get("messages")
@@ -125,7 +125,7 @@ class Page:
         sliders: list[float] | None,
         seed: int | None,
     ) -> AsyncGenerator[Run, None]:
-        """`turn` gives the earlier messages and the prompt, or raises a ValueError that says why there are none."""
+        """Answer a prompt. `turn` returns the earlier messages and the prompt, or raises ValueError with the reason."""
         run: Run = _kept(old)
         tasks: list[asyncio.Task[Any]] = []
         try:
@@ -136,12 +136,12 @@ class Page:
             if not self.models.ready:
                 yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
             cycle = list(STYLES) if flag(styles, "different styles") else [None]
-            given = [cycle[i % len(cycle)] for i in range(n)]
-            cards = [answer(style=style) for style in given]
+            card_styles = [cycle[i % len(cycle)] for i in range(n)]
+            cards = [answer(style=style) for style in card_styles]
             weighed = asyncio.create_task(self._weighed(messages, cards, sliders))
             explaining = asyncio.create_task(self._words(messages))
             tasks += [weighed, explaining]
-            conversations = [styled(messages, style) for style in given]
+            conversations = [styled(messages, style) for style in card_styles]
             settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
             async with aclosing(self._written(weighed, conversations, settings)) as runs:
                 async for written in runs:
@@ -163,15 +163,15 @@ class Page:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _previous(self, old: Any) -> Run:
-        """What the browser sent back of the run before. Raises ValueError for what this page cannot have sent."""
+        """The previous run, as the browser sent it back. Raises ValueError if this page cannot have sent it."""
         return previous_run(old, self.models.panel.objective_names if self.models.panel else None)
 
     async def _new_run(self, messages: list[Message], candidates: list[Answer]) -> Run:
         panel = await self.models.when_ready()
         predicted = await self.models.predict(messages)
-        found: Run = {"predicted": None, "lower": None, "upper": None, "known": None}
+        weights: Run = {"predicted": None, "lower": None, "upper": None, "known": None}
         if predicted is not None:
-            found = {
+            weights = {
                 "predicted": predicted.weights.tolist(),
                 "lower": numbers(predicted.lower),
                 "upper": numbers(predicted.upper),
@@ -189,23 +189,23 @@ class Page:
             "floors": self.models.floors.tolist(),
             "accuracy": panel.accuracy,
             "candidates": candidates,
-            **found,
+            **weights,
         }
 
     async def _words(self, messages: list[Message]) -> list[Moved] | None:
-        """The words that moved the weights; None where there is no adapter or no time to ask it."""
+        """The words that moved the weights; None without an adapter, or if it could not be asked."""
         try:
             await self.models.when_ready()
-            found = await self.models.explain(messages)
+            explained = await self.models.explain(messages)
         except GenerationError as error:
             log.info("no explanation: %s", error)
             return None
         except Exception:
             log.exception("explaining failed")
             return None
-        if found is None:
+        if explained is None:
             return None
-        _, why = found
+        _, why = explained
         return [
             {"turn": w.turn, "start": w.start, "end": w.end, "effects": row.tolist()}
             for w, row in zip(why.words, why.effects.round(4), strict=True)
@@ -214,7 +214,7 @@ class Page:
     async def _weighed(
         self, messages: list[Message], cards: list[Answer], sliders: list[float] | None
     ) -> Run:
-        """A new run with its weights; for a policy that reads them the visitor's too, which else only rank."""
+        """A new run with its weights. For a policy that reads weights it also holds those that the visitor set."""
         run = await self._new_run(messages, cards)
         given = weights_or_none(sliders, run["objectives"])
         policy = await self.models.policy_in_use()
@@ -234,18 +234,18 @@ class Page:
         conversations: list[list[Message]],
         settings: GenerationSettings,
     ) -> AsyncGenerator[Run, None]:
-        """The run again and again: at once, as its turn comes nearer, and while its answers grow.
+        """The run at once, again as its turn comes nearer, and again while its answers grow.
 
-        A stock model is not told the weights: it is asked for answers before they are known. What keeps answers from
-        being written is raised after a run with the weights alone.
+        A stock model reads no weights, so it is asked for answers before they are known. If no answers can be written,
+        a run with the weights alone comes before the exception.
         """
         models = self.models
-        told = await models.policy_in_use() is not None
+        reads_weights = await models.policy_in_use() is not None
         batch = [Request(messages) for messages in conversations]
         async with AsyncExitStack() as held:
             try:
                 place = await held.enter_async_context(models.places.ask())
-                if told:
+                if reads_weights:
                     weights = np.array(self._in_force(await weighed))
                     batch = await models.requests(conversations, weights)
             except (Full, ValueError):
@@ -253,11 +253,11 @@ class Page:
                 raise
             async for ahead in place.turns():
                 run: Run = {**await weighed, "phase": "writing", "busy": True}
-                yield {**run, "note": f"The weights are there; {_line(ahead)}"}
+                yield {**run, "note": f"The weights are ready; {_line(ahead)}"}
             begun = time.perf_counter()
             writing = await held.enter_async_context(models.writing(batch, settings))
             run = {**await weighed, "phase": "writing", "busy": True}
-            loading = "The weights are there; the language model is still loading…"
+            loading = "The weights are ready; the language model is still loading…"
             yield {**run, "note": "" if models.finished else loading}
             async for _ in writing.looks():
                 models.note_first_token(writing.written, begun)
@@ -266,7 +266,9 @@ class Page:
             yield _with(run, writing.written, writing.note)
 
     async def _scored(self, run: Run) -> Run:
-        texts = ["" if c["error"] else c["text"] for c in run["candidates"]]  # failed: no score
+        texts = [
+            "" if c["error"] else c["text"] for c in run["candidates"]
+        ]  # failed ones get no score
         raw_NK, z_NK = await self.models.score(run["messages"], texts)
         run = {**run, "busy": False, "candidates": scored(run["candidates"], raw_NK, z_NK)}
         errors = [c["error"] for c in run["candidates"] if c["error"]]
@@ -275,12 +277,12 @@ class Page:
         return run
 
     async def stop(self, old: Run) -> Run:
-        """After a Stop: score what was written so far."""
+        """After Stop: score what was written so far."""
         try:
             run = self._previous(old)
             if not run.get("busy"):
                 return run
-            if run.get("phase") != "writing":  # nothing of the new prompt was shown yet
+            if run.get("phase") != "writing":  # nothing was shown yet for the new prompt
                 return {**run, "busy": False, "note": "Stopped.", "tone": ""}
             written = any(c["text"].strip() for c in run["candidates"])
             note = (
@@ -295,17 +297,17 @@ class Page:
             return _failed(_kept(old), SORRY)
 
     async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
-        """Two to four answers of the visitor's own, scored."""
+        """Score two to four answers that the visitor pasted."""
         try:
             pasted = [text(one, "answer") for one in texts]
             if max(map(len, pasted), default=0) > LONGEST:
                 raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
             split = map(split_reasoning, pasted)
-            kept = [answer(said, thought) for thought, said in split if said.strip()]
-            if len(kept) < 2:
+            cards = [answer(reply, reasoning) for reasoning, reply in split if reply.strip()]
+            if len(cards) < 2:
                 raise ValueError("Paste at least two answers to compare.")
             messages = to_messages([{"role": "user", "content": text(prompt, "prompt")}])
-            run = await self._new_run(messages, kept)
+            run = await self._new_run(messages, cards)
             explaining = asyncio.create_task(self._words(messages))
             try:
                 run = await self._scored({**run, "note": "Your own answers, scored."})
@@ -333,7 +335,7 @@ class Page:
 
 
 def _kept(old: Any) -> Run:
-    """What the browser sent, to be sent back: also a run of another panel, but nothing that no page has."""
+    """The browser's run, to be sent back as it is: of any panel, but {} if no page can hold it."""
     try:
         return previous_run(old)
     except ValueError:
@@ -341,15 +343,15 @@ def _kept(old: Any) -> Run:
 
 
 def _failed(run: Run, note: str) -> Run:
-    """The run with one sentence on what went wrong."""
+    """The run with one sentence that says what went wrong."""
     return {**run, "note": note, "tone": "error", "busy": False}
 
 
 def _line(ahead: int) -> str:
-    """Where a visitor stands in line."""
+    """A visitor's place in line, in words."""
     if not ahead:
-        return "you are next for the answers…"
-    return f"{ahead} {'visitor is' if ahead == 1 else 'visitors are'} before you for the answers…"
+        return "you are next for answers…"
+    return f"{ahead} {'visitor is' if ahead == 1 else 'visitors are'} ahead of you for answers…"
 
 
 def _with(run: Run, written: list[Written], note: str) -> Run:
@@ -363,6 +365,6 @@ def _with(run: Run, written: list[Written], note: str) -> Run:
 
 
 def _explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:
-    """The run with the words behind its weights, once they have been found."""
-    found = explaining.result() if explaining.done() else None
-    return run if found is None else {**run, "words": found}
+    """The run with the words behind its weights, once they are known."""
+    words = explaining.result() if explaining.done() else None
+    return run if words is None else {**run, "words": words}

@@ -1,4 +1,4 @@
-"""Who writes answers now, and who waits: so many at once, the others in the order in which they came."""
+"""Places for visitors whose answers are being written; the others wait in the order in which they came."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from types import TracebackType
 from pro_core.generation import GenerationError
 
 NEWS = 0.05
-"""Seconds between two looks at one's place, for each who waits: 20 a second in all. None looks more than once a second.
-Each lets the page's server see that a visitor has left."""
+"""Seconds between two looks, per waiting visitor: all of them together look 20 times a second, and each at most once a
+second. A look lets the page's server notice that a visitor has left."""
 
 
 class Full(GenerationError):
-    """As many wait as may."""
+    """No more visitors may wait."""
 
 
 class Places:
-    """`many` may hold a place at once, and `most` may wait for one.
+    """At most `many` visitors hold a place at once, and at most `most` wait for one.
 
     ::
 
         async with places.ask() as place:
-            async for ahead in place.turns():  # how many are before this one, until it is its turn
+            async for ahead in place.turns():  # how many are ahead, until it is this visitor's turn
                 ...
             ...  # the place is held until the end of the block
     """
@@ -36,10 +36,10 @@ class Places:
         self._waiting: deque[Place] = deque()
 
     def ask(self) -> Place:
-        """A place, held at once where one is free, else at the end of those who wait.
+        """A free place, or the end of the line.
 
         Raises:
-            Full: `most` wait already.
+            Full: `most` visitors are already waiting.
         """
         place = Place(self)
         if self.held < self.many and not self._waiting:
@@ -48,21 +48,20 @@ class Places:
             self._waiting.append(place)
         else:
             raise Full(
-                f"Too many visitors wait for answers already ({self.most}): there are none this time, "
-                "please ask again in a minute."
+                f"Too many visitors are waiting for answers ({self.most}). Please ask again in a minute."
             )
         return place
 
     def news(self) -> float:
-        """Seconds until one who waits looks again: the more wait, the more seldom each does."""
+        """Seconds until a waiting visitor looks again; the more are waiting, the longer."""
         return max(1.0, NEWS * len(self._waiting))
 
     def ahead_of(self, place: Place) -> int:
-        """How many wait before this one."""
+        """How many wait ahead of this place."""
         return self._waiting.index(place)
 
     def leave(self, place: Place) -> None:
-        """Give the place up, held or waited for; the next in line gets it."""
+        """Give up a place that is held or waited for; the next in line gets it."""
         if place.turn.is_set():
             self.held -= 1
         elif place in self._waiting:
@@ -83,10 +82,10 @@ class Place:
         self.turn = asyncio.Event()
 
     async def turns(self) -> AsyncIterator[int]:
-        """How many are ahead, every second or more seldom, until it is this one's turn; nothing where it already is."""
+        """How many are ahead, at most once a second, until it is this visitor's turn; nothing if it already is."""
         while not self.turn.is_set():
             yield self._places.ahead_of(self)
-            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the turn.
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the turn.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._places.news()):
                     await self.turn.wait()

@@ -1,5 +1,5 @@
-// The scatter of the answers over two objectives. The filled points, and the dashed line through them, are the answers
-// that no other one beats on both.
+// The scatter of the answers over two objectives. The filled points, joined by a dashed line, are the answers that no
+// other answer beats on both.
 
 class Scatter {
   constructor(parent, state) {
@@ -57,7 +57,7 @@ class Scatter {
     this.plot.setAttribute("aria-label", said);
   }
 
-  // From the scores on one axis to [low, high] of the picture, with a margin around all of them.
+  // Maps the scores on one axis to [low, high] of the picture, with a margin around them.
   scale(points, axis, low, high) {
     const values = points.map((p) => p[axis]);
     const [least, most] = [Math.min(...values), Math.max(...values)];

@@ -1,13 +1,13 @@
-// The arithmetic behind the sliders and the ranking, without a page: tests compare it with Python's.
-// Slider weights are whole hundredths (0..100, always 100 in all), so no rounding ever shows.
+// The arithmetic behind the sliders and the ranking. It needs no page, and tests compare it with Python's.
+// Slider weights are whole hundredths (0 to 100, with a sum of 100), so no rounding ever shows.
 
 const Simplex = (() => {
   const sum = (xs) => xs.reduce((a, b) => a + b, 0);
   const indices = (n) => Array.from({ length: n }, (_, i) => i);
 
-  // Share `total` (whole) among entries in proportion to `parts` (whole, >= 0), none below its floor
-  // (whole, their sum at most `total`): those below are set to their floor, the rest is shared again until
-  // none is below; then largest remainder, ties to the first. All parts zero: in equal parts.
+  // Share `total` among entries in proportion to `parts`, none below its floor. All are whole, parts >= 0, and the
+  // floors sum to at most `total`. Entries below their floor are set to it and the rest is shared again, until none is
+  // below. Then the largest remainders get what is left, ties to the first. If all parts are 0, the shares are equal.
   function share(total, parts, floors) {
     const out = parts.map(() => 0);
     let free = indices(parts.length);
@@ -46,8 +46,8 @@ const Simplex = (() => {
     return out;
   }
 
-  // Move slider `index` to `target`; the other unlocked sliders share what is left in the proportions of
-  // `anchor` (the values when this slider was first touched, so that there and back again is no change).
+  // Move slider `index` to `target`. The other unlocked sliders share what is left in the proportions of `anchor`: the
+  // values when this slider was first touched, so that moving it there and back changes nothing.
   function moveSlider(index, target, values, locked, floors, anchor) {
     const rest = indices(values.length).filter((k) => k !== index);
     const others = rest.filter((k) => !locked[k]);

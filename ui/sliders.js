@@ -1,8 +1,8 @@
-// The panel of weights: one slider per objective, with its predicted weight, that weight's likely range, the owner's
-// minimum, a lock, and how often the objective's score agrees with people.
+// The panel of weights: one slider per objective, with its predicted weight and likely range, the owner's minimum, a
+// lock, and how often the objective's score agrees with people.
 
 class Sliders {
-  // `summary` is the element whose text describes every slider to those who do not see the page.
+  // `summary`: the element whose text describes every slider to visitors who do not see the page.
   constructor(parent, state, summary) {
     this.state = state;
     this.summary = summary;
@@ -59,7 +59,7 @@ class Sliders {
     });
   }
 
-  // Runs of an adapter that cannot say how sure it is have no likely range.
+  // The runs of an adapter with a single head have no likely range.
   get hasRange() {
     return Array.isArray(this.state.run.lower) && Array.isArray(this.state.run.upper);
   }
@@ -74,7 +74,7 @@ class Sliders {
     const keys = entries.flatMap(([key, text]) => [Dom.el("i", `key ${key}`), text]);
     this.legend.replaceChildren(...keys);
     if (!run.predicted) {
-      this.legend.prepend("No adapter in use: uniform weights stand in for predicted ones.");
+      this.legend.prepend("No adapter is in use: the sliders start from uniform weights.");
     }
     if (!run.conditioned) return;
     const adapters = run.predicted ? "the predicted weights" : "uniform weights";

@@ -1,5 +1,5 @@
-// What the board shows: the run that Python streams, and what the visitor did to it, which lives here alone. No element
-// of the page is touched here. Whatever changes the state calls `changed`, which draws.
+// What the board shows: the run that Python streams, and what the visitor did to it, which only this file knows. It
+// touches no element of the page. Every change of the state calls `changed`, which draws.
 
 class State {
   constructor(changed) {
@@ -7,16 +7,16 @@ class State {
     this.run = null; // see `Run` in board.py
     this.values = []; // the sliders, in whole hundredths
     this.locked = [];
-    this.floors = []; // the owner's least weights, in whole hundredths
-    this.touched = false; // the visitor set weights, so requests send them
-    this.pick = null; // the answer that a follow-up continues from; null: the winner
+    this.floors = []; // the owner's minimum weights, in whole hundredths
+    this.touched = false; // whether the visitor set weights, which requests then send
+    this.pick = null; // the answer from which a follow-up continues; null: the winner
     this.pointed = null; // the objective whose words are shown; null: the largest predicted weight
-    this.moving = null; // the slider that moves, and all the values from before it moved
-    this.anchor = null;
-    this.shown = ""; // the run and the floors that the sliders were last set for
+    this.moving = null; // the slider that is moving
+    this.anchor = null; // all values before it moved
+    this.shown = ""; // the run and the floors for which the sliders were last set
   }
 
-  // Three real weights of K objectives each.
+  // Three weightings, each with K real weights.
   get uniform() {
     return this.run.objectives.map(() => 1 / this.run.objectives.length);
   }
@@ -27,8 +27,8 @@ class State {
     return this.values.map((v) => v / 100);
   }
 
-  // A policy that reads weights wrote the answers under some. True when the sliders say others: these rank the
-  // answers at once, but it would have to write again to follow them.
+  // True if a policy that reads weights wrote the answers under other weights than the sliders show. These rank the
+  // answers at once, but only new answers would follow them.
   get unwritten() {
     const { run } = this;
     const unlocked = run.objectives.map(() => false);
@@ -37,7 +37,7 @@ class State {
     return Boolean(run.conditioned) && this.values.some((v, k) => v !== written[k]);
   }
 
-  // The answers under each of the three weights: their totals (null: not scored yet), their order, best first, and
+  // The answers under each of the three weightings: their totals (null: not scored yet), their order, best first, and
   // the best one (null: none is scored).
   rankings() {
     const scores = this.run.candidates.map((c) => c.z);
@@ -53,15 +53,15 @@ class State {
     };
   }
 
-  // Too late comes a piece that was under way when the visitor pressed Stop, and of two runs at once (Enter while
-  // an example's answers are written) the earlier one: ids are times.
+  // A piece is late if it was under way when the visitor pressed Stop. Of two runs at once (Enter while an example's
+  // answers are written) the earlier one is late; ids are times.
   isLate(run) {
     const old = this.run;
     const stopped = old?.phase === "stopped" && run.phase === "writing" && run.id === old.id;
     return stopped || Number(run.id) < Number(old?.id);
   }
 
-  // Take the next piece of a run, or a new run. Returns whether its objectives are others than before.
+  // Take the next piece of a run, or a new run. Returns whether its objectives differ from those before.
   take(run) {
     const old = this.run;
     this.run = run;
@@ -71,14 +71,14 @@ class State {
       this.values = run.objectives.map(() => 0);
       this.shown = "";
     }
-    // New weights for a new prompt move the sliders that are not locked; afterwards they are the visitor's.
+    // New weights for a new prompt move the unlocked sliders; afterwards only the visitor moves them.
     const floors = Simplex.floorHundredths(run.floors);
     const shown = JSON.stringify([run.id, floors]);
     if (this.shown !== shown) {
       this.shown = shown;
       this.floors = floors;
       if (old?.id !== run.id) [this.pick, this.pointed] = [null, null];
-      // Answers that a policy wrote under the visitor's weights stand beside those weights.
+      // Answers that a policy wrote under the visitor's weights are shown with those weights.
       this.setAll(run.used ?? this.predicted, Boolean(run.used));
     }
     return renamed;

@@ -1,7 +1,7 @@
-"""What visitors and callers send, checked, and what JSON can carry back.
+"""Checks of what visitors and callers send, and numbers as JSON can carry them.
 
-Gradio's components take what they are sent: a list in a text box becomes its `repr`, a run in the board is any JSON.
-So each handler checks here. An error is one ValueError with one sentence.
+Gradio's components take whatever they get: a list in a text box becomes its `repr`, and the board's run may be any
+JSON. So every handler checks its values here. An error is a ValueError with one sentence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pro_core.weights import as_weights
 from ui.board import Answer, Moved, Run
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
-"""The most answers of one request, tokens of one answer, and characters of a text that is not a prompt."""
+"""Limits: answers per request, tokens per answer, and characters of a text that is not a prompt."""
 SHORT, MAX_WORDS, MAX_OBJECTIVES = 1_000, 512, 40
 PHASES = ("recorded", "writing", "done", "stopped")
 STALE = "This page is out of date: reload it."
@@ -29,8 +29,7 @@ STALE = "This page is out of date: reload it."
 
 
 def text(value: Any, what: str) -> str:
-    """A text, clean (see :func:`pro_core.data.schema.clean_text`). Raises ValueError for anything else, None
-    included."""
+    """A clean text (see :func:`pro_core.data.schema.clean_text`). Raises ValueError for anything else, also None."""
     if not isinstance(value, str):
         raise ValueError(f"got {kind(value)} as {what}, expected a text")
     return clean_text(value)
@@ -41,30 +40,30 @@ def whole(value: Any, low: int, high: int, what: str) -> int:
     wanted = f"expected a whole number from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"got {kind(value)} as the number of {what}, {wanted}")
-    if not low <= value <= high or value != int(value):  # NaN is not between them either
+    if not low <= value <= high or value != int(value):  # the first is true of NaN, too
         raise ValueError(f"got {reprlib.repr(value)} {what}, {wanted}")
     return int(value)
 
 
 def flag(value: Any, what: str) -> bool:
-    """True or False; a 1 is neither. Raises ValueError."""
+    """True or False. Raises ValueError for anything else, also for 1."""
     if not isinstance(value, bool):
         raise ValueError(f"got {kind(value)} as {what}, expected true or false")
     return value
 
 
 def conversation(prompt: Any) -> list[Message]:
-    """A caller's prompt, a text or a list of messages, as clean messages. Raises ValueError."""
+    """Clean messages from a caller's prompt, a text or a list of messages. Raises ValueError."""
     if not isinstance(prompt, (str, list)):
         raise ValueError(f"got {kind(prompt)} as the prompt, expected a text or a list of messages")
     return to_messages(prompt)
 
 
 def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float] | None:
-    """The weights (K,) of the page's sliders, as sent; None while the visitor has moved none.
+    """The weights (K,) of the page's sliders, or None while the visitor has moved none.
 
     Raises:
-        ValueError: not K finite numbers from 0 to 1 with a sum within 0.02 of 1.
+        ValueError: they are not K finite numbers from 0 to 1 that sum to 1, within 0.02.
     """
     if value is None:
         return None
@@ -75,14 +74,14 @@ def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float] | None
 
 
 def is_number(value: Any) -> bool:
-    """A finite number of a size that floats hold; true and false are none."""
-    # A float takes no integer over 1e308; JSON may hold one.
+    """Whether a value is a finite number below 1e12 in size; true and false are not numbers."""
+    # JSON may hold an integer over 1e308, which no float can.
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     return real and abs(value) < 1e12 and math.isfinite(value)
 
 
 def kind(value: Any) -> str:
-    """What a value of JSON is, in words."""
+    """The kind of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     if value is None:
         return "nothing"
@@ -93,14 +92,14 @@ def kind(value: Any) -> str:
 
 
 def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
-    """The board's run as the browser holds it, checked key by key: handlers may score and send back what it says.
+    """The board's run from the browser, checked key by key, so that handlers may score it and send it back.
 
     Args:
-        value: None or {} give an empty run. Keys that no run has are dropped.
-        objectives: the panel's. None: not loaded yet. The recorded run may be of another panel.
+        value: the run; None or {} gives an empty run. Unknown keys are dropped.
+        objectives: the panel's, or None while it is loading. The recorded run may be of another panel.
 
     Raises:
-        ValueError: forged, or of a page older than this server; the sentence asks to reload.
+        ValueError: the run is forged, or from a page older than this server; the sentence asks to reload.
     """
     if value is None or value == {}:
         return {}
@@ -111,7 +110,7 @@ def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
         of_another_panel = objectives is not None and run["objectives"] != list(objectives)
         if of_another_panel and run["phase"] != "recorded":
             raise ValueError("its objectives are another panel's")
-    except ValueError:  # which of its parts is wrong would help nobody but a forger
+    except ValueError:  # details would help only a forger
         raise ValueError(STALE) from None
     return run
 
@@ -174,7 +173,7 @@ def _moved(value: Any, row: Callable[[Any], list[float]], messages: Sequence[Mes
 
 
 def _plain(value: Any, deep: int = 4) -> Any:
-    """Numbers, short texts, and short lists and objects of them: what a panel says of its accuracy."""
+    """Numbers, short texts, and short lists and objects of them, as in a panel's accuracy."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -195,10 +194,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _long(value: Any, most: int = LONGEST) -> str:
-    found = text(value, "a text of the run")
-    if len(found) > most:
-        raise ValueError(f"got {len(found):,} characters, expected at most {most:,}")
-    return found
+    checked = text(value, "a text of the run")
+    if len(checked) > most:
+        raise ValueError(f"got {len(checked):,} characters, expected at most {most:,}")
+    return checked
 
 
 def _short(value: Any) -> str:
@@ -213,10 +212,10 @@ def _number(value: Any) -> float:
 
 def _row(K: int) -> Callable[[Any], list[float]]:
     def check(value: Any) -> list[float]:
-        found = _list_of(_number, value, K)
-        if len(found) != K:
-            raise ValueError(f"got {len(found)} numbers, expected {K}")
-        return found
+        values = _list_of(_number, value, K)
+        if len(values) != K:
+            raise ValueError(f"got {len(values)} numbers, expected {K}")
+        return values
 
     return check
 
@@ -228,8 +227,8 @@ def _list_of(check: Callable[[Any], Any], value: Any, most: int) -> list[Any]:
 
 
 def _named(value: Any, names: Sequence[str], check: Callable[[Any], Any]) -> dict[str, Any]:
-    found = _object(value)
-    return {name: check(found[name]) for name in names if name in found}
+    by_name = _object(value)
+    return {name: check(by_name[name]) for name in names if name in by_name}
 
 
 def _one_of(known: Sequence[str]) -> Callable[[Any], str]:
@@ -249,10 +248,10 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def number(value: Any) -> float | None:
-    """A number as JSON can carry it: None for NaN."""
+    """A number as JSON can carry it; None for NaN."""
     return float(value) if np.isfinite(value) else None
 
 
 def numbers(values: np.ndarray) -> list[float] | None:
-    """Numbers as JSON can carry them: None where they are NaN, which an adapter of one member gives for all."""
+    """Numbers as JSON can carry them; None if any is NaN. An adapter with one head has no interval and gives NaN."""
     return values.tolist() if np.isfinite(values).all() else None

@@ -1,10 +1,10 @@
-// The words behind a weight: a message with its words tinted by what they did to objective `k` of a run. `run.words`
-// holds them, as `Moved` in board.py: where each stands in which message, and its effects.
+// The words behind a weight: messages whose words are tinted by their effect on objective `k`. `run.words` holds each
+// word's place and effects (`Moved` in board.py).
 
 const Words = (() => {
   const LEAST = 0.005; // half a point: less is not worth a tint
 
-  // Python counts characters, JavaScript halves of some: an emoji is two.
+  // Python counts characters. JavaScript counts UTF-16 units: an emoji has two.
   const cut = (characters, start, end) => characters.slice(start, end).join("");
   const counts = (word, k) => Math.abs(word.effects[k]) >= LEAST;
 
@@ -14,12 +14,12 @@ const Words = (() => {
     return Boolean(run.predicted && run.words?.some(moved));
   }
 
-  // Fill `node` with message `turn`, its words tinted (k < 0: none). Returns the most effective word there, or null.
+  // Fill `node` with message `turn`, its words tinted (none if k < 0). Returns its most effective word, or null.
   function tint(node, run, turn, k) {
     const characters = [...run.messages[turn].content];
     const words = k < 0 ? [] : run.words;
     const strongest = Math.max(0.05, ...words.map((w) => Math.abs(w.effects[k])));
-    let [done, most, found] = [0, 0, null];
+    let [done, most, strongestWord] = [0, 0, null];
     for (const { start, end, effects } of words.filter((w) => w.turn === turn && counts(w, k))) {
       const size = Math.abs(effects[k]);
       const [tone, verb] = effects[k] > 0 ? ["high", "raised"] : ["low", "lowered"];
@@ -28,13 +28,13 @@ const Words = (() => {
       word.style.setProperty("--strength", Math.max(0.1, size / strongest).toFixed(3));
       word.title = `${verb} ${run.objectives[k]} by ${(100 * size).toFixed(1)} points`;
       done = end;
-      if (size > most) [most, found] = [size, word];
+      if (size > most) [most, strongestWord] = [size, word];
     }
     node.append(cut(characters, done));
-    return found;
+    return strongestWord;
   }
 
-  // "Harmless was raised or lowered by", and the prompt.
+  // "Harmless was raised or lowered by: ", and the prompt.
   function line(node, run, k) {
     const some = run.words.some((w) => counts(w, k));
     node.replaceChildren();
@@ -50,7 +50,7 @@ const Words = (() => {
     node.scrollTop = most ? most.offsetTop - node.clientHeight / 2 : 0;
   }
 
-  // The same for those who do not see the tints: the five words that did most, each way.
+  // The same for visitors who do not see the tints: the five words that did most in each direction.
   function sentence(run, k) {
     const named = (sign) => {
       const words = run.words.filter((w) => sign * w.effects[k] >= 0.01);

@@ -1,4 +1,4 @@
-"""Answers under way: asked for at once, looked at again and again, given up as soon as nobody looks."""
+"""Answers that are being written: requested at once, shown while they grow, cancelled when nobody looks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from pro_core.generation import GenerationSettings, Generator, Request, Written
 
 OFTEN, SELDOM = 0.025, 0.3
-"""Seconds between two looks: at least, for each visitor who has answers written (40 looks a second in all, none more
-than ten); and at most, while nothing comes. The page's server notices only when it is handed something that a visitor
-has left: the second figure sets how long the work then goes on."""
+"""Seconds between two looks. At least OFTEN for each visitor whose answers are written: 40 looks a second in all, and
+at most ten for each. At most SELDOM while nothing comes. The page's server notices that a visitor has left only when
+it gets something to send, so SELDOM limits how long the work then goes on."""
 
 
 class Writing:
-    """N answers that a generator writes, from the first line of the ``async with`` block to its end.
+    """N answers that a generator writes during an ``async with`` block.
 
     Attributes:
-        written: (N) what is there of each.
+        written: (N) each answer so far.
 
     Args:
-        visitors: how many have answers written just now.
+        visitors: returns how many visitors have answers written now.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Writing:
 
     @property
     def note(self) -> str:
-        """What the answers wait for, else what the generator last had to say, such as that old turns were left out."""
+        """What the answers wait for, else the generator's last note, such as that old turns were left out."""
         return next(iter(self._waits.values()), self._note)
 
     async def __aenter__(self) -> Writing:
         try:
-            await asyncio.sleep(0)  # the request leaves before anything else is done
-        except BaseException:  # a block that is not entered is not left either
+            await asyncio.sleep(0)  # sends the request before anything else is done
+        except BaseException:  # Python calls no __aexit__ when __aenter__ fails
             self._work.cancel()
             raise
         return self
@@ -80,13 +80,13 @@ class Writing:
         await asyncio.gather(self._work, return_exceptions=True)
 
     async def looks(self) -> AsyncIterator[None]:
-        """Comes back with news, and without at times, until all is written; the last news come after its end.
+        """Yields when there is news, and at least every SELDOM seconds, until all is written.
 
-        Raises what the generator raises.
+        The last news may come after the last look. Raises what the generator raises.
         """
         shown = 0.0
         while not self._work.done():
-            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the news.
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the news.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SELDOM):
                     await self._news.wait()
