@@ -1,4 +1,4 @@
-"""Is an adapter worth having? Held-out human pairs, its own weights, and every control beside it.
+"""Is an adapter worth having? Its accuracy on held-out human pairs, beside that of every control.
 
 A pair counts as right when sum_k w_k(x) (z_k(chosen) - z_k(rejected)) is above 0. Accuracies are averaged over
 objectives, since a plain pool would be 98% TruthfulQA; constructed pairs are left out of the average.
@@ -33,7 +33,7 @@ def control_weights(
     best_global: NDArray | None = None,
     features: Mapping[str, NDArray] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Weights (N, K) for the test pairs by method: the adapter's and every control's.
+    """The weights (N, K) that each method, the adapter and every control, gives the test pairs.
 
     - ``uniform``;
     - ``best global``: the one vector with the best training accuracy; ``fitted global``: the one that the
@@ -41,12 +41,12 @@ def control_weights(
     - ``mean``: the average of Eq 7's weights on standardized rewards over the training pairs;
     - ``nearest prompts``, where features are given: the average ``margin`` target of the training pairs of the 50
       prompts most like it;
-    - ``shuffled``: the adapter's weights dealt to the wrong prompts, and ``shuffled within source``. Whole prompts
-      are moved: all pairs of one prompt get one other prompt's weights;
-    - ``own objective``: no control but a ceiling, each pair under the objective that people judged it by.
+    - ``shuffled`` and ``shuffled within source``: the adapter's weights, given to the wrong prompts. All pairs of one
+      prompt get the weights of one other prompt;
+    - ``own objective``: not a control but an upper bound: all weight on the objective that people judged the pair by.
 
     Args:
-        features: prompt (as in the tables) to its features (D,), for all prompts of both tables.
+        features: {prompt, as in the tables: its features (D,)} for all prompts of both tables.
     """
     N, K = adapter_NK.shape
     if best_global is None:
@@ -57,9 +57,9 @@ def control_weights(
     mean = np.average(implicit, axis=0, weights=share).astype(np.float32)
     rng = np.random.default_rng(seed)
     prompts = test["prompt"].to_numpy(str)
-    everywhere = np.zeros(N, dtype=int)
+    one_group = np.zeros(N, dtype=int)
     _, source = np.unique(test["source"].to_numpy(str), return_inverse=True)
-    own = np.array([[name == o for name in objective_names] for o in test["objective"]])
+    one_hot = np.array([[name == o for name in objective_names] for o in test["objective"]])
     controls = {
         "uniform": np.full((N, K), 1 / K, np.float32),
         "best global": np.tile(best_global, (N, 1)),
@@ -70,9 +70,9 @@ def control_weights(
         controls["nearest prompts"] = _of_nearest(train, prompts, features, objective_names)
     return controls | {
         MAIN: adapter_NK,
-        "shuffled": adapter_NK[_dealt(prompts, everywhere, rng)],
+        "shuffled": adapter_NK[_dealt(prompts, one_group, rng)],
         "shuffled within source": adapter_NK[_dealt(prompts, source, rng)],
-        CEILING: own.astype(np.float32),
+        CEILING: one_hot.astype(np.float32),
     }
 
 
@@ -83,7 +83,7 @@ def _of_nearest(
     objective_names: Sequence[str],
     neighbours: int = 50,
 ) -> NDArray[np.float32]:
-    """Weights (N, K): the balanced mean ``margin`` target of the pairs of the nearest training prompts, by cosine."""
+    """Weights (N, K): the balanced mean ``margin`` target over the pairs of the training prompts nearest by cosine."""
     known, index = np.unique(train["prompt"].to_numpy(str), return_inverse=True)
     wanted, back = np.unique(prompts, return_inverse=True)
     share = balanced(train).astype(np.float64)
@@ -103,7 +103,7 @@ def _of_nearest(
 
 
 def _dealt(prompts: NDArray, groups: NDArray, rng) -> NDArray[np.int64]:
-    """For each row a row of another prompt, drawn by permuting the prompts of its group."""
+    """For each row, a row of another prompt: prompts are permuted within each group."""
     result = np.arange(len(prompts))
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
@@ -119,7 +119,7 @@ def compare(
 
     Returns:
         method -> ``{"accuracy", "ci95", "by_objective": {...}, "by_source": {...}, "n",
-        "lead": {other: {"points", "ci95"}}}``; ``lead`` for the adapter alone.
+        "lead": {other: {"points", "ci95"}}}``; only the adapter has a ``lead``.
     """
     margin = margins(table, objective_names)
     index, counts = prompt_counts(list(table["text"]), seed=seed)
@@ -141,11 +141,15 @@ def compare(
             "by_source": {
                 source: float(
                     np.mean(
-                        [r[rows & here].mean() for rows in slices.values() if (rows & here).any()]
+                        [
+                            r[rows & in_source].mean()
+                            for rows in slices.values()
+                            if (rows & in_source).any()
+                        ]
                     )
                 )
                 for source in sorted(table["source"].unique())
-                for here in [(table["source"] == source).to_numpy()]
+                for in_source in [(table["source"] == source).to_numpy()]
             },
             "n": len(table),
         }
@@ -166,7 +170,7 @@ def compare(
 def safety_rates(
     table: pd.DataFrame, weights_NK: NDArray, objective_names: Sequence[str]
 ) -> dict[str, float]:
-    """Share of XSTest prompts answered rightly under the weights: refusal if unsafe, compliance if safe.
+    """The share of XSTest prompts whose right answer the weights prefer: refusal if unsafe, compliance if safe.
 
     ``table`` holds its pairs, objective ``harmless`` on unsafe prompts and ``helpful`` on safe ones. A prompt's value
     is the share of its pairs that are right; a rate is the average over prompts.

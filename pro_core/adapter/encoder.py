@@ -1,5 +1,5 @@
-"""Prompts to features: a Hugging Face encoder reads the rendered prompt, and the token states of its upper layers are
-averaged, each layer's by itself."""
+"""Prompts to features: a Hugging Face encoder reads the rendered prompt, and the token states of each upper layer are
+averaged."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pro_core.system.loading import (
 from pro_core.system.storage import StorageError, first_line, quiet_loading
 
 FEATURES_VERSION = 1
-"""Of the way from prompts to features: raised with every change of it that moves a feature."""
+"""Version of the path from prompts to features. Every change that moves a feature raises it."""
 TRAINING_BUDGET = 1024
-"""Tokens, padding included, that an encoder in training reads at once."""
+"""Tokens that an encoder reads at once in training, padding included."""
 
 
 class PromptEncoder(nn.Module):
@@ -34,18 +34,18 @@ class PromptEncoder(nn.Module):
 
     Args:
         encoder: a Hugging Face id or folder. folder: where to load it from instead.
-        max_length: tokens of the prompt that are read; a longer one loses its beginning.
-        layers: how many of the upper layers count. What sets a dangerous request from one that only sounds so stands
-            in the middle of MiniLM rather than at its end: four layers told them apart for 85% of XSTest's prompts
-            where the last alone did for 78% (cross-validated, first trials).
+        max_length: tokens read of a prompt; a longer prompt loses its beginning.
+        layers: how many upper layers are read. MiniLM's middle layers tell a dangerous request from one that only
+            sounds dangerous better than its last: four layers did so for 85% of XSTest's prompts, the last alone for
+            78% (cross-validated, first trials).
 
     Attributes:
-        model, tokenizer: of Hugging Face. encoder_id: what it was loaded by.
+        model, tokenizer: Hugging Face's. encoder_id: the id or folder that was given.
         width: L * D, the features that heads read.
 
     Raises:
-        StorageError: it cannot be loaded, reads fewer tokens than ``max_length``, or reads a prompt in another way
-            beside other prompts. ValueError: more layers than it has.
+        StorageError: it cannot be loaded, reads fewer tokens than ``max_length``, or reads a prompt differently in a
+            batch. ValueError: more layers than it has.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PromptEncoder(nn.Module):
             raise StorageError(f"the adapter's encoder {encoder!r}: {first_line(error)}") from error
 
     def _check_neighbours(self) -> None:
-        """A ValueError where a prompt's features depend on what else is in the batch."""
+        """Raise a ValueError if a prompt's features depend on what else is in the batch."""
         self.model.eval()
         short, long = self.tokenize_texts(["What is it?", "What is the capital of France? " * 5])[0]
 
@@ -95,16 +95,16 @@ class PromptEncoder(nn.Module):
         check_neighbours(read, short, long)
 
     def forward(self, **tokens) -> torch.Tensor:
-        """What heads read of a tokenized batch, (B, L D), as training reads it.
+        """The features (B, L D) that heads read of a tokenized batch, in training.
 
-        Short prompts are not read at the length of the longest: prompts of about one length go through the encoder
-        together, which costs a third where most are questions and some are conversations.
+        Prompts of similar length go through the encoder together, so short ones are not padded to the longest. This
+        costs a third where most prompts are questions and some are conversations.
         """
         mask = tokens["attention_mask"]
         rows, means = [], []
         for batch in token_budget_batches(mask.sum(1).tolist(), TRAINING_BUDGET):
-            there = mask[batch].any(dim=0)
-            part = {key: value[batch][:, there] for key, value in tokens.items()}
+            used = mask[batch].any(dim=0)
+            part = {key: value[batch][:, used] for key, value in tokens.items()}
             states = self.model(**part, output_hidden_states=True).hidden_states[-self.layers :]
             means.append(torch.cat([mean_states(s, part["attention_mask"]) for s in states], dim=1))
             rows += batch
@@ -112,8 +112,8 @@ class PromptEncoder(nn.Module):
         return torch.cat(means)[back]
 
     def features(self, **tokens) -> torch.Tensor:
-        """(B, (L + 1) D + 1): the mean token states of the L upper layers, that of the layer a third of the way up, the
-        number of tokens.
+        """(B, (L + 1) D + 1): the mean token states of the L upper layers and of the layer a third of the way up, and
+        the number of tokens.
 
         Heads read the first L D. The lower layer, closer to the words, tells strange prompts from ordinary ones.
         """
@@ -129,7 +129,8 @@ class PromptEncoder(nn.Module):
         return self.tokenize_texts([render_messages(to_messages(p)) for p in prompts])[0]
 
     def tokenize_texts(self, texts: Sequence[str], offsets: bool = False):
-        """Token lists of texts as they stand, empty ones too; and, if asked for, where in its text each token stands.
+        """Token lists of texts as they are, even empty ones; with ``offsets``, also each token's (start, end) in its
+        text.
 
         Raises:
             ValueError: offsets of a tokenizer that has none (a slow one).
@@ -138,7 +139,7 @@ class PromptEncoder(nn.Module):
             return [], []
         if offsets and not self.tokenizer.is_fast:
             raise ValueError(
-                f"the tokenizer of {self.encoder_id!r} does not say where its tokens stand: "
+                f"the tokenizer of {self.encoder_id!r} gives no token offsets: "
                 "expected a fast one (a tokenizer.json)"
             )
         # A token is rarely longer than 32 characters: what lies further back would be cut anyway.
@@ -159,7 +160,7 @@ class PromptEncoder(nn.Module):
         return self.tokenizer.pad(lists, return_tensors="pt")
 
     def batch(self, encoded: Sequence[dict[str, list[int]]]):
-        """The same on the encoder's device."""
+        """:meth:`padded`, on the encoder's device."""
         return self.padded(encoded).to(next(self.parameters()).device)
 
     def encode(self, prompts: Sequence[Prompt], token_budget: int = 4096) -> torch.Tensor:
@@ -182,20 +183,20 @@ class PromptEncoder(nn.Module):
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Features of prompts by prompt, both as tables hold them (messages as JSON); each is read once."""
+    """{prompt: features}, prompts as tables hold them (messages as JSON); each distinct prompt is read once."""
     distinct = sorted(set(prompts))
     encoded = encoder.encode([json.loads(p) for p in distinct]).clone()
     return dict(zip(distinct, encoded, strict=True))
 
 
 def pooled(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """(B, (L + 1) D + 1) from L + 1 layers' token states, (B, T, D) or (1, T, D) each, and what counts (B, T)."""
+    """(B, (L + 1) D + 1) from L + 1 layers' token states, (B, T, D) or (1, T, D) each, and their mask (B, T)."""
     count = mask.sum(1, keepdim=True).to(states[0].dtype)
     return torch.cat([*(mean_states(s, mask) for s in states), count], dim=1)
 
 
 def mean_states(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean (B, D) of the token states that count; one text's states serve all rows of the mask."""
+    """The mean (B, D) of the token states under the mask; one text's states (1, T, D) serve all rows of the mask."""
     mask = mask.to(states.dtype)
     if len(states) == 1:
         return mask @ states[0] / mask.sum(1, keepdim=True)

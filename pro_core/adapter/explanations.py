@@ -1,10 +1,10 @@
 """Which words of a prompt raised or lowered each objective's weight: what changes when a word is left out.
 
 A word's effect on an objective is the weight predicted for the prompt minus the weight predicted without that word.
-To leave out each word of a long prompt, the encoder would have to read once for each. So its words are screened first:
-one reading gives every token's state, and leaving a word's states out of their mean tells roughly what it does; the
-words that seem to do most are then left out in earnest. `tests/bench_explanations.py` holds the effects against random
-words, by deletion, and the time against the adapter's own.
+Leaving out each word of a long prompt would take one pass of the encoder per word. So words are screened first: one
+pass gives every token's state, and the mean without a word's states shows roughly what the word does. Only the words
+with the largest rough effects are then really left out. `tests/bench_explanations.py` compares the effects with random
+words, by deletion, and the time with the adapter's own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pro_core.data.objectives import Prompt
 from pro_core.data.schema import content_spans, render_messages, to_messages
 
 READINGS, SPARE_TOKENS = 6, 40
-"""Left out in earnest: as many words as `READINGS` prompts hold, each with `SPARE_TOKENS` more tokens than this one;
-so some dozens of words of a short prompt, at least six of any. Keeps within ten times the adapter's own time."""
+"""The texts without a word have at most `READINGS` * (n + `SPARE_TOKENS`) tokens together, for a prompt of n tokens:
+dozens of words of a short prompt, and at least six of any. This stays within ten times the adapter's own time."""
 JOINING = "'’-‐"  # between two letters they belong to the word
 
 
@@ -39,11 +39,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The weights of one prompt, and what its words did. Effects hold before any floor.
+    """The weights of one prompt and the effects of its words, before any floor.
 
     Attributes:
         weights, lower, upper (K,), known: of :class:`pro_core.adapter.model.UncertainWeights`.
-        words: N, in the order of the prompt; of a long prompt, those that seem to do most.
+        words: N, in the order of the prompt; of a long prompt, those with the largest rough effects.
         effects: (N, K), each objective's weight minus its weight without the word; rows sum to 0.
     """
 
@@ -63,11 +63,11 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
-    """Which words of one prompt did what to its weights; words before the part that the adapter reads did nothing.
+    """The effect of each word of a prompt on its weights; words before the part that the adapter reads have none.
 
     Raises:
-        ValueError: an empty or malformed prompt (see :func:`pro_core.data.schema.to_messages`), or a tokenizer that
-            does not say where its tokens stand.
+        ValueError: an empty or malformed prompt (see :func:`pro_core.data.schema.to_messages`), or a tokenizer
+            without offsets.
     """
     messages = to_messages(prompt)
     text = render_messages(messages)
@@ -95,7 +95,7 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
         words, spans = [words[i] for i in kept], [spans[i] for i in kept]
     shorter = [_without(text, read_from, *span) for span in spans]
     without_each, _ = adapter.encoder.tokenize_texts(shorter)
-    left = adapter.weigh(adapter.encoder.encode_tokens(without_each))
+    reduced = adapter.weigh(adapter.encoder.encode_tokens(without_each))
     return Explanation(
         adapter.objective_names,
         whole.weights[0],
@@ -103,15 +103,15 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
         whole.upper[0],
         float(whole.known[0]),
         words,
-        whole.weights - left.weights,
+        whole.weights - reduced.weights,
     )
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text stand: (start, end) each, in any script.
+    """The (start, end) of each word of a text, in any script.
 
     A word is a run of letters, digits and their marks, with an apostrophe or hyphen between two letters; each Chinese
-    character and each run of emoji counts as one. Punctuation is none.
+    character and each run of emoji counts as one. Punctuation does not count.
     """
     spans: list[list[int]] = []
     last = ""
@@ -135,7 +135,7 @@ def _kind(character: str) -> str:
     if category[0] in "LN":
         ideograph = unicodedata.name(character, "").startswith("CJK")
         return "ideograph" if ideograph else "word"
-    if category[0] == "M" or character == "\u200d":  # accents; what glues emoji together
+    if category[0] == "M" or character == "\u200d":  # accents; the joiner of emoji
         return "mark"
     if category == "So" or (category == "Sk" and ord(character) > 127):
         return "symbol"
@@ -143,6 +143,6 @@ def _kind(character: str) -> str:
 
 
 def _without(text: str, read_from: int, start: int, end: int) -> str:
-    """The part of a text that is read, without one word and the space that would then stand twice."""
+    """The part of a text that is read, without one word and without the double space that it would leave."""
     before, after = text[read_from:start], text[end:]
     return before + (after if before and not before[-1].isspace() else after.lstrip(" "))

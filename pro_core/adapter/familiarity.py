@@ -2,8 +2,8 @@
 
 Features are those of :class:`pro_core.adapter.encoder.PromptEncoder`, (B, 2D + 1): two mean token states, normalized
 here one by one, and the number of tokens. A Gaussian with a few main directions (probabilistic PCA) describes the
-training prompts' features; a prompt's Mahalanobis distance to it, held against the distance usual at its length, says
-how strange it is. Held-out training prompts set the scale. The description takes tens of kilobytes.
+training prompts' features. A prompt is strange if its Mahalanobis distance to that Gaussian exceeds the usual distance
+at its length. Held-out training prompts set the scale. The description takes tens of kilobytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pro_core.system.extras import needs
 DIRECTIONS = 16
 FEWEST = 20
 FALL = 0.5
-"""``known`` falls from 1 to 0 over half the step from the median to the 99th percentile of held-out prompts. Chosen on
-strange prompts (other languages, gibberish, code, emoji) beside ordinary ones, with MiniLM; others confirmed it."""
+"""``known`` falls from 1 to 0 over half the distance from the median to the 99th percentile of held-out prompts. Chosen
+with MiniLM on strange prompts (other languages, gibberish, code, emoji) beside ordinary ones; others confirmed it."""
 
 
 @dataclass(frozen=True)
 class Familiarity:
-    """The training prompts' 2D = E features in short.
+    """A short description of the training prompts' E = 2D features.
 
     Attributes:
         mean (E,), directions (Q, E), variances (Q,), noise (): the Gaussian; ``noise`` is the variance in every
             direction that is not listed.
-        length (4,): the log distance usual at n tokens is a + b log n: a, b, and the range of log n it was fitted on.
+        length (4,): the usual log distance at n tokens is a + b log n: a, b, and the range of log n it was fitted on.
         scale (2,): median and 99th percentile, over held-out training prompts, of the log distance minus the usual one.
     """
 
@@ -43,10 +43,10 @@ class Familiarity:
 
     @classmethod
     def fit(cls, features: NDArray, fold_P: ArrayLike) -> Familiarity | None:
-        """Describe P training prompts; each fold's distances, for the scale, are to the other folds' prompts.
+        """Describe P training prompts. Each fold's distances are measured to a Gaussian of the other folds.
 
         Args:
-            features: (P, 2D + 1). fold_P: each one's fold number; prompts that belong together share one.
+            features: (P, 2D + 1). fold_P: each prompt's fold; prompts that belong together share one.
 
         Returns:
             None for fewer than 20 prompts or a single fold: too few to say what is ordinary.
@@ -61,8 +61,8 @@ class Familiarity:
         spread = logs.max() - logs.min() > 1e-6
         b, a = np.polyfit(logs, distance, 1) if spread else (0.0, distance.mean())
         length = np.array([a, b, logs.min(), logs.max()])
-        over = distance - _usual(logs, length)
-        scale = np.quantile(over, [0.5, 0.99])
+        excess = distance - _usual(logs, length)
+        scale = np.quantile(excess, [0.5, 0.99])
         gaussian = _gaussian(features)
         return cls(*(np.asarray(x, np.float32) for x in (*gaussian, length, scale)))
 
@@ -70,12 +70,12 @@ class Familiarity:
         """(B,) from (B, 2D + 1): 0 for the median of held-out training prompts, 1 for their 99th percentile."""
         gaussian = (self.mean, self.directions, self.variances, self.noise)
         features, logs = _split(features)
-        over = _distance(features, gaussian) - _usual(logs, self.length)
+        excess = _distance(features, gaussian) - _usual(logs, self.length)
         median, high = self.scale.astype(np.float64)
-        return (over - median) / max(high - median, 0.01)
+        return (excess - median) / max(high - median, 0.01)
 
     def known(self, features: NDArray) -> NDArray[np.float32]:
-        """(B,) in [0, 1]: 1 up to a strangeness of 1, within which lie 99 in 100 held-out prompts; 0 from 1.5."""
+        """(B,) in [0, 1]: 1 up to a strangeness of 1 (99 in 100 held-out prompts), 0 from 1.5."""
         strangeness = self.strangeness(features)
         return np.clip(1 - (strangeness - 1) / FALL, 0, 1).astype(np.float32)
 
@@ -86,7 +86,7 @@ class Familiarity:
 
 def _split(features: NDArray) -> tuple[NDArray, NDArray]:
     """Both mean states (B, 2D), each normalized over its D numbers; and the log of the tokens (B,)."""
-    B, E = len(features), features.shape[1] - 1  # spelled out: of no rows, reshape cannot infer it
+    B, E = len(features), features.shape[1] - 1  # reshape cannot infer it from zero rows
     features = features.astype(np.float64)
     halves = features[:, :-1].reshape(B, 2, E // 2)
     halves = halves - halves.mean(axis=2, keepdims=True)
@@ -95,7 +95,7 @@ def _split(features: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _gaussian(features: NDArray) -> tuple[NDArray, NDArray, NDArray, float]:
-    with needs("train"):  # a second at import, and only fitting needs it
+    with needs("train"):  # its import takes a second, and only fitting needs it
         from sklearn.decomposition import PCA
 
     pca = PCA(min(DIRECTIONS, len(features) // 4), svd_solver="covariance_eigh").fit(features)
@@ -114,6 +114,6 @@ def _distance(features: NDArray, gaussian) -> NDArray[np.float64]:
 
 
 def _usual(logs: NDArray, length: NDArray) -> NDArray[np.float64]:
-    """The log distance usual at the log of a number of tokens."""
+    """The usual log distance at the log of a number of tokens."""
     a, b, low, high = length
     return a + b * np.clip(logs, low, high)

@@ -1,4 +1,4 @@
-"""Fixed weights that do best on scored pairs: the adapter's strong rivals, and what its regularizer pulls to."""
+"""The fixed weights that do best on scored pairs: strong baselines, and what the adapter's regularizer pulls to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def balanced(table: pd.DataFrame) -> NDArray[np.float32]:
 
 
 def bradley_terry_weights(margins_NK: ArrayLike, weight_N: ArrayLike) -> NDArray[np.float32]:
-    """The one weight vector (K,) with the least pairwise loss at temperature 1."""
+    """The one weight vector (K,) with the lowest pairwise loss at temperature 1."""
     margin = torch.tensor(np.asarray(margins_NK, dtype=np.float32))
     weight = torch.tensor(np.asarray(weight_N, dtype=np.float32))
     logits = torch.zeros(margin.shape[1], requires_grad=True)
@@ -46,10 +46,10 @@ def fit_global_weights(
     draws: int = 4000,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """The one weight vector (K,) with the best training accuracy, averaged over ``groups``: the strong rival.
+    """The one weight vector (K,) with the best training accuracy, averaged over ``groups``.
 
-    Searched over random points of the simplex, the corners, the middle, and the Bradley-Terry fit; refined around
-    the best. Accuracy is what is compared later, so accuracy is what it gets to maximize.
+    The search covers random points of the simplex, its corners, its centre and the Bradley-Terry fit, then points
+    around the best. It maximizes accuracy because accuracy is compared later.
     """
     margins_NK = np.asarray(margins_NK, dtype=np.float32)
     K = margins_NK.shape[1]
@@ -72,7 +72,7 @@ def fit_global_weights(
 
 
 def best_global_weights(train: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[np.float32]:
-    """The single weights (K,) that do best on the training pairs."""
+    """The one weight vector (K,) that does best on the training pairs."""
     return fit_global_weights(
         margins(train, objective_names), balanced(train), list(train["objective"])
     )

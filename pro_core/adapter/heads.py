@@ -1,9 +1,9 @@
-"""The heads that make weights of a prompt's features, and the one routine that fits them where the encoder is frozen.
+"""The heads that turn a prompt's features into weights, and the routine that fits them on a frozen encoder.
 
-Features are then numbers that do not change, heads are small, and many can be fitted at once: the members of one
-adapter, or the adapters of many seeds in an experiment. :func:`fit_heads` takes the steps that
+A frozen encoder's features do not change and heads are small, so many are fitted at once: the members of one adapter,
+or the adapters of many seeds in an experiment. :func:`fit_heads` takes the steps that
 :class:`pro_core.adapter.training.AdapterTrainer` would take with each adapter by itself: the same rows, dropout,
-schedule and optimizer. A test holds the two together.
+schedule and optimizer. A test compares the two.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from torch.utils.data import Dataset
 from pro_core.adapter.targets import RowLoss, batch_loss
 
 DROPOUT = 0.2
-"""Of the hidden layer, where there is one."""
+"""Dropout of the hidden layer, if there is one."""
 DECAY, WARMUP, CLIP = 0.01, 0.06, 1.0
-"""Of :func:`fit_heads`, as :func:`pro_core.runs.training.training_arguments` sets them."""
+"""Weight decay, share of warm-up and greatest gradient norm, as :func:`pro_core.runs.training.training_arguments`
+sets them."""
 
 
 class Heads(nn.ModuleList):
-    """M heads on the same features, each with numbers of its own: (B, D) to logits (B, M, K).
+    """M heads on the same features, each with its own parameters: (B, D) to logits (B, M, K).
 
     Args:
         width: D. hidden: width of the hidden layer; 0 for a linear head. K: objectives. members: M.
@@ -56,7 +57,7 @@ class ScoredRows(Dataset):
 
     Attributes:
         prompt: (N,). margin, target: (N, K). weight: (N, M), how much each row counts for each member.
-        order: the rows of all epochs, by number.
+        order: the row numbers of all epochs.
     """
 
     def __init__(self, prompt, margin, target, weight, order: Sequence[int]):
@@ -72,7 +73,7 @@ class ScoredRows(Dataset):
 
 
 def shuffled(n: int, epochs: int, seed: int) -> list[int]:
-    """The numbers of n rows for all epochs, each epoch in an order of its own."""
+    """The numbers of n rows for all epochs, each epoch in its own random order."""
     rng = random.Random(seed)
     order: list[int] = []
     for _ in range(epochs):
@@ -93,42 +94,47 @@ def fit_heads(
     learning_rate: float,
     load_balance: float = 0.0,
 ) -> None:
-    """Fit the heads of S adapters at once, in place. Adapters share nothing but the loop; the M members of one share
-    its rows and its gradient's clipping, as in a model of several heads.
+    """Fit the heads of S adapters at once, in place.
+
+    Adapters share only the loop. The M members of one adapter share its rows and the clipping of its gradient, as in a
+    model with several heads.
 
     AdamW with decay 0.01, 6% warm-up, a linear schedule down to 0, and gradients clipped to length 1. Everything
     stays on the CPU in float32, so that all machines fit the same heads.
 
     Args:
-        adapters: all of one width, hidden layer and number of members. Their numbers are where the fit starts.
-        features_PD: of the prompts that the rows name by index.
-        rows: each adapter's own, as many for all.
+        adapters: all with the same width, hidden layer and number of members. The fit starts from their parameters.
+        features_PD: the features of the prompts, which the rows name by index.
+        rows: one set per adapter, all of the same length.
         loss: gets log-weights (S, B, M, K), margins and targets (S, B, 1, K).
-        seeds: of each adapter's dropout.
-        load_balance: of :func:`pro_core.adapter.targets.batch_loss`.
+        seeds: one per adapter, for its dropout.
+        load_balance: see :func:`pro_core.adapter.targets.batch_loss`.
 
     Raises:
         ValueError: adapters with different numbers of rows.
     """
-    if len({len(own) for own in rows}) != 1:
+    if len({len(scored) for scored in rows}) != 1:
         raise ValueError(
-            f"got {[len(own) for own in rows]} rows, expected as many for every adapter"
+            f"got {[len(scored) for scored in rows]} rows, expected as many for every adapter"
         )
     names = [name for name, _ in adapters[0][0].named_parameters()]
     stacked = {
         name: torch.stack(
-            [torch.stack([head.get_parameter(name).detach() for head in own]) for own in adapters]
+            [
+                torch.stack([head.get_parameter(name).detach() for head in heads])
+                for heads in adapters
+            ]
         ).requires_grad_()
         for name in names
     }  # (S, M, ...) each
     parameters = list(stacked.values())
     normalized = F.layer_norm(features_PD.float(), features_PD.shape[-1:])
-    prompt = np.stack([own.prompt for own in rows])
+    prompt = np.stack([scored.prompt for scored in rows])
     learned = {
-        name: torch.stack([torch.as_tensor(getattr(own, name)).float() for own in rows])
+        name: torch.stack([torch.as_tensor(getattr(scored, name)).float() for scored in rows])
         for name in ("margin", "target", "weight")
     }  # (S, N, ...) each
-    order = np.stack([own.order for own in rows])
+    order = np.stack([scored.order for scored in rows])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:  # a Trainer's data loader draws one number before the first step
         torch.empty((), dtype=torch.int64).random_(generator=generator)
@@ -145,29 +151,29 @@ def fit_heads(
         distinct, back, sizes = _distinct(np.take_along_axis(prompt, batch, axis=1))
         logits = _logits(stacked, normalized[distinct], sizes, generators)  # (S, U, M, K)
         log_weights = F.log_softmax(logits, dim=-1)[sets, back]  # over objectives; (S, B, M, K)
-        own = {name: part[sets, torch.from_numpy(batch)] for name, part in learned.items()}
+        batch_rows = {name: part[sets, torch.from_numpy(batch)] for name, part in learned.items()}
         optimizer.zero_grad()
-        # A sum over adapters: none feels another's gradient.
-        batch_loss(loss, log_weights, own, load_balance).sum().backward()
+        # A sum over adapters, so that each keeps its own gradient.
+        batch_loss(loss, log_weights, batch_rows, load_balance).sum().backward()
         _clip([p.grad for p in parameters if p.grad is not None])
         optimizer.step()
     with torch.no_grad():
-        for s, own_heads in enumerate(adapters):
-            for m, head in enumerate(own_heads):
+        for s, heads in enumerate(adapters):
+            for m, head in enumerate(heads):
                 for name in names:
                     head.get_parameter(name).copy_(stacked[name][s, m])
 
 
 def _distinct(prompt_SB: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Each adapter's distinct prompts of a batch (S, U), filled up with its first one; where each row's stands there
-    (S, B); and how many there are. Many pairs share a prompt, and each prompt goes through the heads once."""
-    found = [np.unique(prompts, return_inverse=True) for prompts in prompt_SB]
-    sizes = [len(distinct) for distinct, _ in found]
+    """The distinct prompts of each adapter's batch (S, U), padded with its first one; the position of each row's prompt
+    among them (S, B); and their number. Many pairs share a prompt, and each prompt goes through the heads once."""
+    unique = [np.unique(prompts, return_inverse=True) for prompts in prompt_SB]
+    sizes = [len(distinct) for distinct, _ in unique]
     padded = [
         np.concatenate([distinct, np.repeat(distinct[:1], max(sizes) - len(distinct))])
-        for distinct, _ in found
+        for distinct, _ in unique
     ]
-    back = np.stack([inverse for _, inverse in found])
+    back = np.stack([inverse for _, inverse in unique])
     return torch.from_numpy(np.stack(padded)), torch.from_numpy(back), sizes
 
 
@@ -177,9 +183,9 @@ def _logits(
     sizes: Sequence[int],
     generators: Sequence[torch.Generator],
 ) -> torch.Tensor:
-    """Logits (S, U, M, K) of a training step: what :class:`Heads` makes of each adapter's U prompts.
+    """Logits (S, U, M, K) of a training step, as :class:`Heads` computes them for each adapter's U prompts.
 
-    The layer norm's scale and shift are folded into the layer behind it, so that the normalized features are the same
+    The layer norm's scale and shift are folded into the next layer, so that the normalized features are the same
     for all members and are multiplied once.
     """
     scale, shift, weight, bias = (

@@ -1,8 +1,8 @@
 """The preference adapter: a prompt in, weights on the simplex out (Eq 8).
 
 An encoder reads the rendered prompt, its token states are averaged, and a small head gives K logits; softmax over
-the objectives makes them weights. ArmoRM calls this a gating network. Several such heads, each fitted to its own
-bootstrap of the prompts, give the weights' uncertainty by their spread; a prompt unlike the training prompts gets
+the objectives makes them weights. ArmoRM calls this a gating network. An adapter has several such heads, each fitted to
+its own bootstrap of the prompts; their spread is the weights' uncertainty. A prompt unlike the training prompts gets
 their average weights (:mod:`pro_core.adapter.familiarity`). The encoder is any Hugging Face encoder, frozen or trained;
 a frozen one is named in the config, not copied.
 """
@@ -47,11 +47,11 @@ class UncertainWeights(NamedTuple):
 
     Attributes:
         weights: (B, K), rows sum to 1: ``known`` * the members' mean + (1 - ``known``) * the average weights.
-        lower, upper: (B, K), around the members' mean the 90% interval mean -/+ t s, with s the members' standard
-            deviation and t Student's 95% point for M - 1 degrees of freedom, cut to [0, 1]: how far another sample of
-            training prompts could move it. It moves with ``known`` to the range of the middle 90% of training
-            prompts, so that a strange prompt's is wide. NaN for an adapter with one member.
-        known: (B,), 1 for a prompt like the training ones, 0 for one that is nothing like them (see
+        lower, upper: (B, K), the 90% interval mean -/+ t s around the members' mean, cut to [0, 1]: how far another
+            sample of training prompts could move it. s is the members' standard deviation, t Student's 95% point for
+            M - 1 degrees of freedom. As ``known`` falls, it becomes the range of the middle 90% of training prompts,
+            so a strange prompt's interval is wide. NaN for an adapter with one member.
+        known: (B,), 1 for a prompt like the training prompts, 0 for one unlike them (see
             :class:`pro_core.adapter.familiarity.Familiarity`). NaN where the adapter does not know its training
             prompts; the weights are then the members' mean.
     """
@@ -66,11 +66,11 @@ class PreferenceAdapter(nn.Module):
     """g_phi: prompts to weights (B, K).
 
     Args:
-        encoder: what reads the prompts, ``FacebookAI/xlm-roberta-base`` in the paper. A frozen one may serve several
+        encoder: reads the prompts; ``FacebookAI/xlm-roberta-base`` in the paper. A frozen one may serve several
             adapters.
-        objective_names: the panel's, in the panel's order.
+        objective_names: the panel's, in its order.
         hidden: width of the head's hidden layer; 0 for a linear head.
-        members: heads on the one encoder; their mean is the prediction, their spread its uncertainty.
+        members: number of heads; their mean is the prediction, their spread its uncertainty.
         train_encoder: whether the encoder is trained too (then it is saved with the heads).
         training: what :attr:`training_record` holds.
 
@@ -119,7 +119,7 @@ class PreferenceAdapter(nn.Module):
         return self.weigh(self.encoder.encode(prompts))
 
     def weigh(self, features: torch.Tensor) -> UncertainWeights:
-        """The answer for features (B, (L + 1) D + 1) of :meth:`PromptEncoder.encode`."""
+        """:meth:`predict_with_uncertainty` from features (B, (L + 1) D + 1) of :meth:`PromptEncoder.encode`."""
         members = self.member_weights(features)  # (B, M, K)
         M = members.shape[1]
         weights, known = members.mean(axis=1), np.full(len(members), np.nan, np.float32)
@@ -130,11 +130,11 @@ class PreferenceAdapter(nn.Module):
         if self.familiarity is not None and self.average is not None:
             known = self.familiarity.known(self._last_and_low(features))
             mean, low, high = self.average
-            own, rest = known[:, None], 1 - known[:, None]
+            share, rest = known[:, None], 1 - known[:, None]
             weights, lower, upper = (
-                own * weights + rest * mean,
-                own * lower + rest * low,
-                own * upper + rest * high,
+                share * weights + rest * mean,
+                share * lower + rest * low,
+                share * upper + rest * high,
             )
         return UncertainWeights(weights, lower.astype(np.float32), upper.astype(np.float32), known)
 
@@ -149,17 +149,17 @@ class PreferenceAdapter(nn.Module):
         return weights.cpu().numpy()
 
     def _last_and_low(self, features: torch.Tensor) -> NDArray[np.float32]:
-        """(B, 2D + 1): what :class:`Familiarity` looks at, the last layer, the lower one and the number of tokens."""
+        """(B, 2D + 1) for :class:`Familiarity`: the last layer, the lower one and the number of tokens."""
         return features[:, self.encoder.width - self.encoder.model.config.hidden_size :].numpy()
 
     def describe_training(
         self, features_PE: torch.Tensor, fold_P: Sequence[int], weight_P: NDArray | None = None
     ) -> None:
-        """Keep what the training prompts were like, and the weights that they got on average.
+        """Record what the training prompts were like, and their average weights.
 
         Args:
-            features_PE: (P, (L + 1) D + 1), of :meth:`PromptEncoder.encode`. fold_P: of :meth:`Familiarity.fit`.
-            weight_P: how much each prompt counts in the average; all the same when not given.
+            features_PE: (P, (L + 1) D + 1), of :meth:`PromptEncoder.encode`. fold_P: see :meth:`Familiarity.fit`.
+            weight_P: how much each prompt counts in the average; equally when not given.
         """
         self.familiarity = Familiarity.fit(self._last_and_low(features_PE), fold_P)
         weights = self.member_weights(features_PE).mean(axis=1)

@@ -1,4 +1,4 @@
-"""What a run of the adapter is told: the encoder, how it is fitted, and the targets that are compared."""
+"""The recipe of an adapter: the encoder, how it is fitted, and the targets that are compared."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class AdapterTarget(Settings):
     annotated: Strength = 0.0
     """weight of the KL to `annotated` beside the pairwise loss"""
     load_balance: Strength | None = None
-    """null for the recipe's"""
+    """null for the recipe's load_balance"""
     kl_to_global: Strength = 0.01
-    """how much the pairwise loss is pulled to the best fixed weights"""
+    """weight of the pull to the best fixed weights, beside the pairwise loss"""
     entropy_floor: Strength = 0.1
-    """nats below which the pairwise loss holds the weights' entropy up"""
+    """the pairwise loss penalizes weights with an entropy below this, in nats"""
 
     @model_validator(mode="after")
     def _is_used(self) -> Self:
         of_pairwise = {"annotated", "kl_to_global", "entropy_floor"}
         if self.target != "pairwise" and (unused := sorted(of_pairwise & self.model_fields_set)):
             raise ConfigError(
-                f"got {', '.join(unused)} for the target {self.target}, expected them for pairwise alone",
+                f"got {', '.join(unused)} for the target {self.target}, expected them only for pairwise",
                 unused,
             )
         return self
 
     @property
     def plain(self) -> dict[str, Any]:
-        """What was said of it, and nothing else."""
+        """The settings that were given, without defaults."""
         return self.model_dump(exclude_unset=True, exclude_none=True)
 
     @property
@@ -56,22 +56,22 @@ class AdapterTarget(Settings):
 
 
 class AdapterRecipe(Recipe):
-    """A preference adapter: fitted with every target and seed, one of which is chosen on validation pairs."""
+    """A preference adapter: fitted with every target and seed; the target is chosen on validation pairs."""
 
     scores: str
     """the table of a panel's out-of-fold scores that it is fitted on"""
     panel: str
-    """whose scores they are"""
+    """the panel that gave the scores"""
     output: str
-    """the folder for all that the run makes"""
+    """the folder for everything that the run makes"""
     targets: Annotated[list[AdapterTarget], Field(min_length=1)]
-    """what is compared"""
+    """the targets to compare"""
     adapter: str | None = None
     """where the chosen adapter goes; null for <output>/adapter"""
     licence: str | None = None
-    """the adapter's own, for its card"""
+    """the adapter's licence, for its card"""
     encoder: str = "FacebookAI/xlm-roberta-base"
-    """what reads the prompts: a folder or a hub id; the default is the paper's"""
+    """the model that reads the prompts: a folder or a hub id; the default is the paper's"""
     train_encoder: bool = True
     """false to fit the heads alone"""
     layers: Count = 1
@@ -87,13 +87,13 @@ class AdapterRecipe(Recipe):
     batch_size: Count = 32
     """pairs per optimizer step"""
     learning_rate: Positive = 1e-5
-    """of the encoder, where it is trained: fresh heads then learn at ten times the rate"""
+    """if the encoder is trained, its rate: fresh heads then learn at ten times this rate"""
     load_balance: Strength = 0.0
     """how much a batch's mean weights are kept from collapsing onto few objectives"""
     seeds: Seeds = [0, 1, 2, 3, 4]
-    """each target is fitted with each; people get the first"""
+    """each target is fitted with each seed; the finished adapter is that of the first"""
     folds: AtLeastZero = 5
-    """adapters of the chosen target that each did not see one fold of the prompts; 0 for none"""
+    """adapters of the chosen target, each fitted without one fold of the prompts; 0 for none"""
     validation: str | None = None
     """a second copy of the validation figures, such as results/adapter_validation.csv"""
 

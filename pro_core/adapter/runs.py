@@ -1,4 +1,4 @@
-"""One recipe of the adapter, as its files: what `train/adapter.py` fits and `train/evaluate.py` grades.
+"""The files of one adapter recipe: what `train/adapter.py` fits and `train/evaluate.py` grades.
 
 The table of scores holds the training rows (out of fold) and the held-out ones; each target and seed has a folder, and
 so has each fold of the chosen target. Each is a finished folder of :mod:`pro_core.system.artefacts`: fitted once, and
@@ -40,21 +40,21 @@ FITTING = (
 )
 """The settings that go to :func:`pro_core.adapter.training.fit_adapter` as they are."""
 FITTED, ADAPTER = "pro-fitted-adapter", "pro-finished-adapter"
-"""The kinds of finished folders; the second is for people."""
+"""The kinds of finished folders; the second is the adapter to use."""
 CHOOSING_VERSION = 1
-"""Of the choice and the card: raised with every change of what they say."""
+"""Version of the choice and the card. Every change of what they say raises it."""
 CHOSEN = "validation accuracy"
 FIRST = "no validation pairs to choose by: the first target of the recipe"
 
 
 def train_adapter(recipe: AdapterRecipe) -> PreferenceAdapter | None:
-    """Fit what a recipe says and is not finished yet, choose a target on the validation pairs, and finish its adapter.
+    """Fit what is not finished yet, choose a target on the validation pairs, and finish its adapter.
 
     Every target is fitted with every seed. The one with the best accuracy, averaged over objectives and seeds, becomes
     the adapter (its first seed); without validation pairs, the recipe's first. Prints the figures as they come.
 
     Returns:
-        The finished adapter, in the main process alone; None in the others that `accelerate launch` started.
+        The finished adapter in the main process; None in the others that `accelerate launch` started.
 
     Raises:
         ConfigError: scores without an out-of-fold part, or a batch that the processes cannot share.
@@ -68,7 +68,9 @@ def train_adapter(recipe: AdapterRecipe) -> PreferenceAdapter | None:
     chosen, reason = run.targets[0], FIRST
     if rows:
         chosen, reason = next(t for t in run.targets if t.name == means.index[0]), CHOSEN
-    chosen, reason, summary = from_main((chosen, reason, summary))  # processes may round otherwise
+    chosen, reason, summary = from_main(
+        (chosen, reason, summary)
+    )  # processes may round differently
     if main_process():
         for path in filter(None, (str(run.output / "validation.csv"), recipe.validation)):
             with replacing(path) as partial:
@@ -138,7 +140,7 @@ class AdapterRun:
         return row
 
     def fit_folds(self, chosen: AdapterTarget) -> None:
-        """For the prompts that trained the panel: adapters of the chosen target that did not see one fold of them."""
+        """Fit the chosen target without each fold of the prompts that trained the panel."""
         for seed in self.seeds:
             for fold in sorted(self.train.fold.unique()) if self.recipe.folds else ():
                 self.fit(
@@ -153,7 +155,7 @@ class AdapterRun:
         seed: int,
         global_weights: NDArray | None = None,
     ) -> PreferenceAdapter:
-        """The adapter in ``folder``, fitted on ``rows`` unless it is there.
+        """The adapter in ``folder``, fitted on ``rows`` unless it is finished.
 
         Args:
             global_weights: (K,) what it is pulled to; :attr:`best` when not given.
@@ -161,10 +163,10 @@ class AdapterRun:
         towards = self.best if global_weights is None else global_weights
 
         def make(building: Path) -> dict[str, Any]:
-            own = self._settings(target, seed) | {"global_weights": towards}
+            settings = self._settings(target, seed) | {"global_weights": towards}
             if not self.recipe.train_encoder:
-                own |= {"encoder": self.encoder, "features": self.features(rows["prompt"])}
-            adapter = fit_adapter(rows, self.objective_names, building / WORK, **own)
+                settings |= {"encoder": self.encoder, "features": self.features(rows["prompt"])}
+            adapter = fit_adapter(rows, self.objective_names, building / WORK, **settings)
             if main_process():
                 adapter.save_pretrained(building)
             return {}
@@ -177,10 +179,10 @@ class AdapterRun:
         return PreferenceAdapter.from_pretrained(self.made(target, seed, fold).folder)
 
     def made(self, target: AdapterTarget, seed: int, fold: int | None = None) -> Artefact:
-        """The fitted adapter of one target and seed; of the chosen one also that which did not see one fold.
+        """The fitted adapter of one target and seed; with ``fold``, the chosen target's that did not see that fold.
 
         Raises:
-            StorageError: it is not there, or the recipe or its scores have changed since.
+            StorageError: it is not finished, or the recipe or its scores have changed since.
         """
         rows, folder = self.train, self.folder(target, seed)
         if fold is not None:
@@ -189,7 +191,7 @@ class AdapterRun:
         return finished(folder, FITTED, inputs, self.command)
 
     def finish(self, chosen: AdapterTarget, reason: str, summary: pd.DataFrame) -> Artefact:
-        """The adapter for people: that of the chosen target under the first seed, with its card.
+        """The adapter to use: the chosen target's under the first seed, with its card.
 
         Args:
             reason: how the target was chosen. summary: the validation figures, one row per target and seed.
@@ -227,17 +229,17 @@ class AdapterRun:
         return self.output / target.name / f"seed{seed}"
 
     def fold_folder(self, seed: int, fold: int) -> Path:
-        """Where the chosen target's adapter is that did not see one fold of the training prompts."""
+        """The folder of the chosen target's adapter that did not see one fold of the training prompts."""
         return self.output / "folds" / f"seed{seed}" / str(fold)
 
     def _settings(self, target: AdapterTarget, seed: int) -> dict[str, Any]:
-        """Of one fit: the recipe's, but where its target has some of its own, such as its load_balance."""
+        """The settings of one fit: the recipe's, overridden by the target's own, such as its load_balance."""
         return self.recipe.decides(*FITTING) | {"seed": seed} | target.plain
 
     def _inputs(
         self, rows: pd.DataFrame, target: AdapterTarget, seed: int, global_weights: NDArray
     ) -> dict[str, Any]:
-        """All that decides a fit."""
+        """Everything that decides a fit."""
         return self._settings(target, seed) | {
             "code": [TRAINING_VERSION, FEATURES_VERSION],
             "encoder's files": fingerprint(self.recipe.encoder),
@@ -255,7 +257,7 @@ class AdapterRun:
         return adapter.weigh(torch.stack([features[p] for p in prompts])).weights[index]
 
     def features(self, prompts: Iterable[str]) -> dict[str, torch.Tensor]:
-        """What the frozen encoder makes of the prompts (messages as JSON), each read once in the life of the run."""
+        """The frozen encoder's features of the prompts (messages as JSON), each read once in the life of the run."""
         missing = set(prompts) - set(self._features)
         if missing:
             self._features |= encode_prompts(self.encoder, sorted(missing))
@@ -263,6 +265,6 @@ class AdapterRun:
 
     @cached_property
     def encoder(self) -> PromptEncoder:
-        """The recipe's encoder as it comes, loaded once for all adapters on it."""
+        """The recipe's encoder, not trained further, loaded once for all adapters on it."""
         r = self.recipe
         return PromptEncoder(r.encoder, r.max_length, r.layers)

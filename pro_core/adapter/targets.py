@@ -1,4 +1,4 @@
-"""What an adapter learns: the targets and losses of Eq 7 and 8, the pairwise loss, and what keeps both in bounds."""
+"""What an adapter learns: the targets and losses of Eq 7 and 8, the pairwise loss, and their regularizers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def target_weights(
 def explicit_loss(
     log_weights: torch.Tensor, margin: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of every explicit target: :func:`kl_to_target`. The margins play no part."""
+    """The loss of every explicit target: :func:`kl_to_target`. It ignores the margins."""
     return kl_to_target(log_weights, target)
 
 
@@ -60,8 +60,8 @@ def regularized_pairwise_loss(
     Args:
         temperature: scale of the margins.
         global_weights: what ``kl_to_global`` pulls to, of a shape that broadcasts to the log-weights'.
-        kl_to_global, entropy_floor: of :func:`regularizers`.
-        annotated: weight of the KL to the targets, which then stand beside the pairwise loss.
+        kl_to_global, entropy_floor: see :func:`regularizers`.
+        annotated: weight of the KL to the targets, which is added to the pairwise loss.
     """
     towards = torch.as_tensor(global_weights)
 
@@ -92,11 +92,11 @@ def pairwise_loss(
 
 
 def load_balance_loss(log_weights: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
-    """KL(batch mean of g || uniform), averaged over members: 0 when all objectives get the same in all, log K when one
-    gets everything.
+    """KL(batch mean of g || uniform), averaged over members: 0 when the mean weights are equal, log K when one
+    objective gets everything.
 
-    The load-balance term of mixture-of-experts gates. Towards uniform, not the global weights: those may themselves
-    have collapsed onto few objectives, and ``kl`` of :func:`regularizers` pulls to them already.
+    The load-balance term of mixture-of-experts gates. It pulls to uniform weights, not to the global ones: those may
+    themselves have collapsed onto few objectives, and ``kl`` of :func:`regularizers` pulls to them already.
 
     Args:
         log_weights: (..., B, M, K). row_weight: (..., B, M), how much each row counts for each member.
@@ -130,7 +130,7 @@ def batch_loss(
     Args:
         log_weights: (..., B, M, K).
         rows: ``margin`` and ``target`` (..., B, K), ``weight`` (..., B, M).
-        load_balance: times :func:`load_balance_loss`.
+        load_balance: factor of :func:`load_balance_loss`.
     """
     margin, target = (rows[name][..., None, :] for name in ("margin", "target"))
     mean = (loss(log_weights, margin, target) * rows["weight"]).mean(dim=(-2, -1))

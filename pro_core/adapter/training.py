@@ -1,7 +1,7 @@
-"""Fitting the adapter on scored pairs: one entry, five targets, an encoder frozen or trained.
+"""Fitting the adapter on scored pairs: one function, five targets, a frozen or trained encoder.
 
-Where the encoder is frozen, heads are fitted on its features (:mod:`pro_core.adapter.heads`), in seconds. Where it is
-trained too, transformers' Trainer does it, with checkpoints. Both see the same rows in the same order.
+If the encoder is frozen, heads are fitted on its features (:mod:`pro_core.adapter.heads`), in seconds. If it is trained
+too, transformers' Trainer does it, with checkpoints. Both see the same rows in the same order.
 
 Pairs come from the table of :mod:`pro_core.rewards.scores`. Training pairs must carry out-of-fold scores: a panel's
 scores of its own training pairs are too good, and weights learned from them trust it too much.
@@ -44,15 +44,15 @@ from pro_core.runs.training import (
 from pro_core.weights import entropy
 
 TRAINING_VERSION = 1
-"""Of the way from scored pairs to parameters: raised with every change of it that moves a parameter."""
+"""Version of the path from scored pairs to parameters. Every change that moves a parameter raises it."""
 
 
 class AdapterTrainer(OrderedTrainer):
-    """Trains a model of log-weights on scored rows; an adapter with its encoder, as a rule.
+    """Trains a model of log-weights on scored rows, usually an adapter with its encoder.
 
     Args:
-        read: indices of distinct prompts to what the model takes, as keywords.
-        loss, load_balance: of :func:`pro_core.adapter.targets.batch_loss`.
+        read: maps the indices of distinct prompts to the model's keyword arguments.
+        loss, load_balance: see :func:`pro_core.adapter.targets.batch_loss`.
     """
 
     fresh = ("heads",)
@@ -91,8 +91,8 @@ class AdapterTrainer(OrderedTrainer):
 def bootstrap_weights(prompts: int, members: int, seed: int) -> NDArray[np.float32]:
     """How much each prompt counts for each member (P, M): the Bayesian bootstrap, Exp(1); ones for a single member.
 
-    Drawing prompts with replacement would leave a third of them out of each member; these weights, of the same mean
-    and variance, leave none out, which small sets need.
+    Drawing prompts with replacement would leave a third of them out of each member. These weights have the same mean
+    and variance and leave none out, which small sets need.
     """
     if members == 1:
         return np.ones((prompts, 1), np.float32)
@@ -130,21 +130,21 @@ def fit_adapter(
         folder: where a trained encoder's checkpoints go, and where a killed fit resumes from. Heads alone need none.
         encoder: a Hugging Face id or folder; or a frozen encoder that is loaded already, which the adapter then holds.
         target: ``paper``, ``paper_z``, ``margin`` (see :func:`pro_core.adapter.targets.target_weights`);
-            ``annotated``, all on the objective that people judged the pair by, which no reward enters; or
+            ``annotated``, all weight on the objective that people judged the pair by, without rewards; or
             ``pairwise``.
         temperature: tau of Eq 7, or the scale of the pairwise margin.
-        kl_to_global, entropy_floor: of :func:`pro_core.adapter.targets.regularizers`; used by ``pairwise`` alone.
-        annotated: weight, beside the pairwise loss, of the KL to the ``annotated`` target; used by ``pairwise`` alone.
+        kl_to_global, entropy_floor: see :func:`pro_core.adapter.targets.regularizers`; only for ``pairwise``.
+        annotated: weight, beside the pairwise loss, of the KL to the ``annotated`` target; only for ``pairwise``.
             The pairwise loss alone learns slowly which of two nearly mirrored objectives a prompt is about.
         load_balance: how much the mean weights of a batch are kept from collapsing onto few objectives, for every
-            target (see :func:`pro_core.adapter.targets.load_balance_loss`); 0.01 is the order that gates use.
-        max_length, layers: of :class:`pro_core.adapter.encoder.PromptEncoder`, where it is not loaded yet.
-        members: heads, each fitted to its own Bayesian bootstrap of the prompts; 1 for a single plain one.
-        features: cached features by prompt JSON, to spare a frozen encoder the work.
+            target (see :func:`pro_core.adapter.targets.load_balance_loss`); gates use about 0.01.
+        max_length, layers: of :class:`pro_core.adapter.encoder.PromptEncoder`, if it is not loaded yet.
+        members: heads, each fitted to its own Bayesian bootstrap of the prompts; 1 for one head without bootstrap.
+        features: {prompt as JSON: cached features} of a frozen encoder, to save time.
         global_weights: (K,) what ``kl_to_global`` pulls to; fitted here when not given.
 
     Raises:
-        ValueError: another target, no rows, or a trained encoder without a folder.
+        ValueError: an unknown target, no rows, or a trained encoder without a folder.
     """
     if target not in TARGETS:
         raise ValueError(f"got the target {target!r}, expected one of {TARGETS}")
