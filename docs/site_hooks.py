@@ -1,7 +1,7 @@
-"""What the documentation site needs beyond Markdown: links into the repository, formulas, tables of numbers.
+"""Additions to the documentation site: links into the repository, formulas, tables of numbers.
 
-The pages are read on GitHub, too, so they link to files as `../recipes/x.yaml` and write formulas between dollar signs.
-Here each such file is copied into the site as text, and each formula becomes MathML, which browsers draw by themselves.
+The pages are also read on GitHub, so they link to files as `../recipes/x.yaml` and write formulas between dollar signs.
+Here each linked file is copied into the site as text, and each formula becomes MathML, which browsers draw themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUMBER = re.compile(r"(<strong>)?[-+]?\d")
 
 
 def _copy_of(path: str) -> str:
-    """Where the site keeps a file of the repository; as `.txt`, so that browsers show it."""
+    """The path in the site of a file of the repository, with `.txt` added so that browsers show it."""
     return f"repository/{path}.txt"
 
 
@@ -48,14 +48,14 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    def drawn(found: re.Match) -> str:
-        display = "block" if found["tag"] == "div" else "inline"
-        return convert(html.unescape(found["formula"]), display=display)
+    def as_mathml(formula: re.Match) -> str:
+        display = "block" if formula["tag"] == "div" else "inline"
+        return convert(html.unescape(formula["formula"]), display=display)
 
-    def marked(found: re.Match) -> str:
-        cells = [cell for cell in CELL.findall(found[0]) if cell]
+    def with_marked_numbers(table: re.Match) -> str:
+        cells = [cell for cell in CELL.findall(table[0]) if cell]
         numbers = sum(bool(NUMBER.match(cell)) for cell in cells)
         mostly = cells and numbers > len(cells) / 2
-        return found[0].replace("<table>", "<table data-numbers>", 1) if mostly else found[0]
+        return table[0].replace("<table>", "<table data-numbers>", 1) if mostly else table[0]
 
-    return TABLE.sub(marked, FORMULA.sub(drawn, content))
+    return TABLE.sub(with_marked_numbers, FORMULA.sub(as_mathml, content))
