@@ -22,16 +22,16 @@ SOURCES := $(wildcard app.py ui pro_core train spaces tests docs)
 .DEFAULT_GOAL := help
 .PHONY: help venv app test test-fast test-servers docs lint format space-check demo judges clean
 
-help:  ## what there is to make
+help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##[[:space:]]*/  make \1\t/' | expand -t 20
 	@echo
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu  the CPU build of torch (Linux without a GPU)"
 	@echo "  PYTHON=...  ARGS=... (for the app)  PYTEST_ARGS=... (for the tests)"
 
-venv: $(STAMP)  ## .venv with the pinned requirements and the project, editable
+venv: $(STAMP)  ## .venv with the pinned requirements and the project (editable)
 
 $(STAMP): requirements.txt requirements-demo.txt requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s; name one with make PYTHON=..." % sys.version.split()[0] or 0)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This is Python %s, but 3.11 or newer is needed: make PYTHON=..." % sys.version.split()[0] or 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned requirements into $(VENV) (minutes, once) ..."
 	$(PIP) -r requirements.txt -r requirements-dev.txt
@@ -42,14 +42,14 @@ $(STAMP): requirements.txt requirements-demo.txt requirements-dev.txt pyproject.
 app: $(STAMP)  ## the web app on http://127.0.0.1:7860 (settings: make app ARGS=--help)
 	$(BIN)/python app.py $(ARGS)
 
-test: lint  ## the lints, the types and all tests, in two processes
+test: lint  ## lint, and all tests but those of a real vLLM, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-test-fast: $(STAMP)  ## the quick tests, in under two minutes: no training, no servers, no app, no browser
+test-fast: $(STAMP)  ## the quick tests, under two minutes: no training, servers, app or browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)" $(PYTEST_ARGS)
-	@echo "Deselected, and left to make test: what trains, or starts servers, the app or a browser."
+	@echo "Not run: tests that train, or start servers, the app or a browser. make test runs them."
 
-test-servers: $(STAMP) $(SERVERS)/.installed  ## what needs a real vLLM, in an environment of its own (a GB, minutes)
+test-servers: $(STAMP) $(SERVERS)/.installed  ## the tests of a real vLLM, in a separate environment (a GB, minutes)
 	$(BIN)/python -m pytest -m servers tests/test_real_servers.py $(PYTEST_ARGS)
 
 $(SERVERS)/.installed: requirements-servers.txt
@@ -60,7 +60,7 @@ $(SERVERS)/.installed: requirements-servers.txt
 		{ echo "This torch needs CUDA: rm -r $(SERVERS), and again with TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
 	@touch $@
 
-lint: $(STAMP)  ## ruff and mypy, and oxlint for the web component
+lint: $(STAMP)  ## ruff, mypy, and oxlint for the JavaScript
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/oxlint --deny-warnings ui
@@ -78,16 +78,16 @@ $(DOCS)/.installed: requirements-docs.txt
 	$(subst $(BIN),$(DOCS)/bin,$(PIP)) --no-deps -r requirements-docs.txt
 	@touch $@
 
-space-check: $(STAMP)  ## everything about the Space that can be checked without the hub
+space-check: $(STAMP)  ## check everything about the Space that needs no hub
 	$(BIN)/python spaces/deploy.py --dry-run
 
-demo: $(STAMP)  ## the demo of checkpoints/demo/ made again, from public data to the app (three hours on two cores)
+demo: $(STAMP)  ## make checkpoints/demo/ again, from public data to the app (three hours on two cores)
 	PYTHON=$(BIN)/python bash train/demo.sh $(ARGS)
 
-judges: $(STAMP)  ## outputs/judge and outputs/heldout_panel, which grade policies (an hour on two cores)
+judges: $(STAMP)  ## train the judges that grade policies: outputs/judge, outputs/heldout_panel (an hour on two cores)
 	$(BIN)/python train/reward_models.py recipes/judge.yaml
 	$(BIN)/python train/reward_models.py recipes/heldout_panel.yaml
 	$(BIN)/python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
 
-clean:  ## remove .venv and the caches
+clean:  ## remove the environments, the site and the caches
 	rm -rf $(VENV) $(SERVERS) $(DOCS) site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
