@@ -171,6 +171,7 @@ def test_what_fails_is_tried_again_and_the_rest_stands(tmp_path):
     # Half a text is none.
     assert answers[3][0].text is None and answers[3][0].error == "four failed"
     assert script.asked[3:] == [["two", "four"], ["four"]]
+    assert len(set(script.seeds)) == len(script.seeds)  # another draw for each try
     again = asked(script, tmp_path)
     assert again[3][0].text.startswith("[four]") and again[:3] == answers[:3]
     count = len(script.asked)

@@ -96,10 +96,12 @@ def test_what_fails_is_tried_again_with_a_seed_of_its_own_and_the_rest_stands(tm
     assert script.seeds == [0, 1, 2, 100, 200]
     assert [r.text for r in found[1]] == ["[two] 100", "[two] 0"]
     assert [(r.text, r.error) for r in found[3]] == [(None, "four failed")] * 2
-    again = written(script, tmp_path)  # a later call tries again
-    assert again[3][0].text == "[four] 100" and again[:3] == found[:3]
     count = len(script.asked)
-    assert written(script, tmp_path) == again and len(script.asked) == count
+    assert written(script, tmp_path) == found and len(script.asked) == count
+    later = written(script, tmp_path, again=True)  # three tries more, each with seeds of its own
+    assert later[3][0].text == "[four] 300" and later[:3] == found[:3]
+    assert script.seeds[count:] == [300]
+    assert written(script, tmp_path, again=True) == later and len(script.asked) == count + 1
 
 
 def test_an_empty_answer_is_an_answer(tmp_path):
@@ -117,7 +119,7 @@ def test_files_of_an_older_format_are_left_alone(tmp_path):
     assert len(script.asked) == 3 and len(list(tmp_path.iterdir())) == 3
 
 
-def run_killed(folder: Path, count: int) -> None:
+def run_killed(folder: Path, count: int, script=None, settings=None) -> None:
     """In a process of its own: killed in the middle of the ``count``-th line."""
     calls = []
 
@@ -130,7 +132,7 @@ def run_killed(folder: Path, count: int) -> None:
         append_jsonl(path, row)
 
     store.append_jsonl = killer
-    written(Script(), folder)
+    written(script or Script(), folder, **(settings or {}))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -145,6 +147,34 @@ def test_killed_in_the_middle_of_a_line_it_goes_on_to_the_same_file(tmp_path, co
     assert process.exitcode == -signal.SIGKILL
     script = Script()
     assert written(script, tmp_path / "cut") == whole and len(script.asked) == 4 - count
+    [one], [two] = ((tmp_path / name).iterdir() for name in ("whole", "cut"))
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+class FailsOnce(Script):
+    """Fails for three prompts whatever it is asked first; which, does not depend on what it wrote before."""
+
+    async def stream_batch(self, batch, settings):
+        self.fails = dict.fromkeys(("two", "three", "four"), 9) if settings.seed < 100 else {}
+        async for piece in super().stream_batch(batch, settings):
+            yield piece
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_killed_while_it_tries_again_it_goes_on_to_the_same_file(tmp_path, count):
+    """The three failed ones are asked again in two batches, the fourth line and the fifth."""
+    small = {"samples": 1, "batch_size": 2}
+    whole = written(FailsOnce(), tmp_path / "whole", **small)
+    (tmp_path / "cut").mkdir()
+    process = multiprocessing.get_context("fork").Process(
+        target=run_killed, args=(tmp_path / "cut", count, FailsOnce(), small)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    script = FailsOnce()
+    assert written(script, tmp_path / "cut", **small) == whole
+    assert script.seeds == [100, 101][count - 4 :]
     [one], [two] = ((tmp_path / name).iterdir() for name in ("whole", "cut"))
     assert one.name == two.name and one.read_bytes() == two.read_bytes()
 

@@ -1,13 +1,13 @@
-"""Policies as the evaluation kit sees them, and their responses as files.
+"""Policies as the evaluation sees them, and their responses as files.
 
-A policy answers requests. Where their weights enter is the policy's affair, and there are three places: which model
-writes (Rewarded Soups interpolates its parameters), what that model reads (PRO-WIC's weights, RiC's scores, MOSLIM's
-levels), and which of several candidates is taken (best-of-N). :class:`Policy` asks for the first two; the kit does the
-third with the panel that the policy is measured by.
+A policy answers requests. Weights can enter in three places: in which model writes (Rewarded Soups interpolates its
+parameters), in what that model reads (PRO-WIC's weights, RiC's scores, MOSLIM's levels), and in which of several
+candidates is taken (best-of-N). :class:`Policy` covers the first two. The evaluation does the third, with the panel
+that measures the policy.
 
-Responses are kept by :mod:`pro_core.generation.responses` under what the model reads, so more requests or seeds reuse
-what is there, and a policy that does not look at its weights answers once for all of them. The random numbers depend on
-the seed and the prompts alone, so that two policies, or one under two requests, are compared under the same draws.
+Responses are stored by :mod:`pro_core.generation.responses` under what the model reads, so that more requests or seeds
+reuse them, and a policy that ignores its weights answers once for all. The random numbers depend only on the seed and
+the prompts, so two policies, or one policy under two requests, are compared under the same draws.
 """
 
 from __future__ import annotations
@@ -29,39 +29,38 @@ from pro_core.system.storage import content_hash
 
 
 class Policy(Protocol):
-    """What the kit asks of a policy.
+    """What the evaluation needs from a policy.
 
     Attributes:
-        name: as the results call it, such as ``PRO-WIC online``.
-        candidates: how many answers are written for a prompt; of several the panel's weighted sum picks the best.
+        name: its name in the results, such as ``PRO-WIC online``.
+        candidates: answers written per prompt; of several, the panel's weighted sum picks the best.
     """
 
     name: str
     candidates: int
 
     def identity(self, request: Request) -> str:
-        """Tells one writing model from another: responses of another identity are not used again."""
+        """Identifies the model that writes: responses of another identity are not reused."""
         ...
 
     def generator(self, request: Request) -> Generator:
-        """Who writes; asked for only when something must be written."""
+        """The model that writes; called only when something must be written."""
         ...
 
     def reads(self, request: Request) -> Request:
-        """What the writer reads of it (:meth:`pro_core.generation.request.Request.read_by`): of two requests that it
-        does not tell apart, the same."""
+        """What the writer reads of the request (:meth:`pro_core.generation.request.Request.read_by`): equal for two
+        requests that it cannot tell apart."""
         ...
 
 
 @dataclass
 class GeneratorPolicy:
-    """One generator for all requests, whose weights stand in the prompt, in the choice among candidates, in both or
-    nowhere.
+    """One generator for all requests. Weights enter in the prompt, in the choice among candidates, in both or nowhere.
 
     Args:
-        load: makes the generator; it knows what its model reads.
+        load: makes the generator, which knows what its model reads.
         source: its identity, such as a hash of the model's files.
-        asked_by: how the model is asked in place of what its checkpoint says: a stock model as a trained one.
+        asked_by: replaces what the checkpoint says of how it is asked: a stock model is then asked like a trained one.
     """
 
     name: str
@@ -92,8 +91,8 @@ def respond(
     """The policy's candidates for each request, (P, candidates); written now or read from ``folder``.
 
     Args:
-        settings: its seed is not used: each batch has one of its own, from ``seed`` and the batch's prompts.
-        batch_size: responses written side by side. Another size is another draw.
+        settings: its seed is not used; each batch has its own, made from ``seed`` and the batch's prompts.
+        batch_size: responses written at once. Another size draws other answers.
         on_progress: called with (requests answered, all) when something was written.
     """
     P, candidates = len(requests), policy.candidates
@@ -103,18 +102,19 @@ def respond(
         by_writer.setdefault(policy.identity(requests[p]), []).append(p)
     answers: list[list[Response]] = [[] for _ in requests]
     done = 0
-    for identity, mine in by_writer.items():
+    for identity, rows in by_writer.items():
 
-        def seed_of(attempt: int, batch: int, asked: Sequence[int], mine: list[int] = mine) -> int:
-            return int(content_hash([seed, [plain[mine[n]] for n in asked]])[:8], 16) % 2**31
+        def seed_of(attempt: int, batch: int, asked: Sequence[int], rows: list[int] = rows) -> int:
+            drawn = [seed, [plain[rows[n]] for n in asked], *([attempt] if attempt else [])]
+            return int(content_hash(drawn)[:8], 16) % 2**31
 
         def report(written: int, _: int, before: int = done) -> None:
             if on_progress:
                 on_progress(before + written // candidates, P)
 
-        found = write_responses(
-            partial(policy.generator, requests[mine[0]]),
-            [policy.reads(requests[p]) for p in mine],
+        written = write_responses(
+            partial(policy.generator, requests[rows[0]]),
+            [policy.reads(requests[p]) for p in rows],
             candidates,
             settings,
             seed_of,
@@ -122,17 +122,18 @@ def respond(
             batch_size,
             identity,
             report,
+            again=True,
         )
-        done += len(mine)
-        for p, responses in zip(mine, found, strict=True):
+        done += len(rows)
+        for p, responses in zip(rows, written, strict=True):
             answers[p] = responses
     return answers
 
 
 def best_answer(z_NK: ArrayLike, weights: ArrayLike) -> int | None:
-    """Which of N candidates best-of-N takes: the largest weighted sum of the scores (N, K); the first of equal ones.
+    """The candidate that best-of-N takes: the largest weighted sum of scores (N, K), the first of equal ones.
 
-    None where no candidate has all its scores: a NaN is no score.
+    None where no candidate has all its scores; NaN is a missing score.
     """
     totals = (np.asarray(z_NK, dtype=np.float64) * np.asarray(weights)).sum(axis=1)
     finite = np.isfinite(totals)
