@@ -11,6 +11,8 @@ import pytest
 import yaml
 from pydantic import ValidationError, model_validator
 
+from pro_core.evaluation.results import check_own_results
+from pro_core.evaluation.theorem import TheoremRecipe
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe, ScoreRecipe
 from pro_core.runs.recipes import (
     ConfigError,
@@ -24,6 +26,7 @@ from pro_core.runs.recipes import (
     described,
     folder_name,
 )
+from train import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +49,8 @@ class Small(Recipe):
     lora: dict[str, Any] | None = {}
     """PEFT settings"""
     targets: list[Target] = []
+    weights: Literal["uniform", "adapter"] | dict[str, float] = "uniform"
+    count: Count | None = None
 
 
 class Method(Settings):
@@ -122,17 +127,20 @@ WRONG = {
     "in a part": ("objectives: [a]\ntargets: [{target: pairwise, temperature: -1}]", "targets.0.temperature"),
     "misspelt in a part": ("objectives: [a]\ntargets: [{target: paper, temprature: 1}]", "targets.0.temprature"),
     "another choice": ("objectives: [a]\ntargets: [{target: papers}]", "targets.0.target"),
+    "none of two forms": ("objectives: [a]\nweights: unifrom", "weights"),
+    "one of two forms": ("objectives: [a]\nweights: {a: much}", "weights.a"),
+    "null or a number": ("objectives: [a]\ncount: 0", "count"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "field"), WRONG.values(), ids=WRONG)
-def test_what_does_not_fit_is_named(tmp_path, text, field):
+def test_an_invalid_setting_is_named(tmp_path, text, field):
     with pytest.raises(ConfigError) as refused:
         Small.read(written(tmp_path, text))
     assert refused.value.fields == (field,)
 
 
-def test_a_misspelt_setting_is_told_its_nearest(tmp_path):
+def test_a_misspelt_setting_gets_the_nearest_name(tmp_path):
     near = {
         "objectives: [a]\nlearing_rate: 1.0": "'learning_rate'",
         "objectives: [a]\ntargets: [{target: paper, temprature: 1}]": "'temperature'",
@@ -143,7 +151,7 @@ def test_a_misspelt_setting_is_told_its_nearest(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [", "", "\x00"], ids=["list", "cut", "empty", "null"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
     with pytest.raises(ConfigError):
         Small.read(written(tmp_path, text))
     with pytest.raises(ConfigError):
@@ -151,7 +159,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("change", ["steps", "=3", "lora..r=1", "steps=[1"])
-def test_a_change_that_is_none_is_refused(tmp_path, change):
+def test_a_malformed_change_is_refused(tmp_path, change):
     with pytest.raises(ConfigError):
         Small.read(written(tmp_path, "objectives: [a]"), [change])
 
@@ -187,7 +195,7 @@ def test_settings_that_do_not_go_together_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "field"), WRONG_ARMS.values(), ids=WRONG_ARMS)
-def test_an_arm_that_does_not_fit_is_named(tmp_path, text, field):
+def test_an_invalid_arm_is_named(tmp_path, text, field):
     with pytest.raises(ConfigError) as refused:
         Arms.read(written(tmp_path, f"model: m\noutput: o\n{text}"))
     assert refused.value.fields == (field,)
@@ -205,6 +213,8 @@ def test_every_setting_is_described_with_type_range_default_and_meaning():
         "targets: list of {...}; default []",
         "target: paper | pairwise; required",
         "temperature: number > 0; default 1.0",
+        "weights: uniform | adapter or {name: number}; default uniform",
+        "count: whole number > 0 or null; default null",
     ]
     assert list(described(Arms))[-1] == "Arms may differ in: kl, steps."
 
@@ -278,9 +288,37 @@ def test_the_repositorys_recipes_are_read(kind, pattern):
         ({"data": [{"path": "a.jsonl"}, {"path": "b.jsonl", "objectves": []}]}, "data.1.objectves"),
     ],
 )
-def test_a_panels_recipe_names_what_does_not_fit(tmp_path, changes, field):
+def test_an_invalid_panel_recipe_names_the_setting(tmp_path, changes, field):
     settings = {"objectives": ["helpful"], "model": "m", "data": [{"path": "a.jsonl"}]}
     text = yaml.safe_dump(settings | {"output": "o"} | changes)
     with pytest.raises(ConfigError) as refused:
         PanelRecipe.read(written(tmp_path, text))
     assert refused.value.fields == (field,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"pair_table": True}, "pair_table"),
+        ({"data": [{"path": "a.jsonl", "kind": "pair"}]}, "data.0.kind"),
+    ],
+)
+def test_a_scoring_recipe_names_what_does_not_fit(tmp_path, changes, field):
+    settings = {"panel": "p", "output": "o", "data": [{"path": "a.jsonl"}]} | changes
+    with pytest.raises(ConfigError) as refused:
+        ScoreRecipe.read(written(tmp_path, yaml.safe_dump(settings)))
+    assert refused.value.fields[0] == field
+
+
+def test_rows_of_a_changed_recipe_do_not_join_the_published_ones():
+    """They would stand in the same tables as those of the recipe as it is."""
+    theorem = ROOT / "recipes" / "theorem.yaml"
+    with pytest.raises(ConfigError) as refused:
+        check_own_results(TheoremRecipe.read(theorem, ["seeds=[0]"]))
+    assert refused.value.fields == ("results",)
+    for changes in ([], ["seeds=[0]", "results=outputs/own.jsonl"]):
+        check_own_results(TheoremRecipe.read(theorem, changes))
+    call = ["policies", "recipes/wic_evaluation.yaml", "prompts=4"]
+    with pytest.raises(SystemExit):
+        evaluate.parse(call)
+    assert evaluate.parse([*call, "--results", "outputs/own"]).set == ["prompts=4"]

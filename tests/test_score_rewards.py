@@ -173,9 +173,7 @@ def test_other_data_or_another_panel_make_other_shards(panel_file, tmp_path):
             plan_shards(panel, wrong[0], "out", wrong[1])
 
 
-def test_a_reward_that_is_not_there_is_null_and_counted(
-    recipe, panel_file, tmp_path, monkeypatch, capsys
-):
+def test_a_missing_reward_is_null_and_counted(recipe, panel_file, tmp_path, monkeypatch, capsys):
     """A model that answers NaN to every text with one word in it."""
     panel = RewardPanel.from_pretrained(panel_file)
     model, tokenizer = panel.models["harmless"]
@@ -184,7 +182,7 @@ def test_a_reward_that_is_not_there_is_null_and_counted(
     monkeypatch.setattr(RewardPanel, "from_pretrained", lambda *a, **k: panel)
     score_rewards.main(ScoreRecipe.read(recipe("nan", save_panel=str(tmp_path / "saved"))))
     said = capsys.readouterr().out
-    assert "missing rewards, null there (objective: count): {'harmless': 11}" in said
+    assert "{'harmless': 11}" in said
     rows = read_rewards(tmp_path / "nan")
     assert rows["raw_harmless"].isna().sum() == 11
     assert (rows["raw_harmless"].isna() == (rows["completion"] == "yes")).all()
@@ -198,7 +196,7 @@ def test_a_reward_that_is_not_there_is_null_and_counted(
     assert panel.stats.n == 11
 
 
-def test_a_panel_calibrated_on_its_rewards(recipe, tmp_path):
+def test_a_panel_is_calibrated_on_its_rewards(recipe, tmp_path):
     score_rewards.main(
         ScoreRecipe.read(recipe("c", save_panel=str(tmp_path / "saved"), remove_length=True))
     )
@@ -216,7 +214,8 @@ def test_a_panel_calibrated_on_its_rewards(recipe, tmp_path):
 
 def test_the_pairs_of_a_data_set_become_what_an_adapter_learns_from(recipe, tmp_path):
     rows = [
-        {"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": "no", "objective": name}
+        {"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no, never {i}"}
+        | {"objective": name}
         | {"split": ("train", "train", "test")[i % 3]}
         for i, name in enumerate([*NAMES[:2] * 5, "another"])
     ]
@@ -236,10 +235,12 @@ def test_the_pairs_of_a_data_set_become_what_an_adapter_learns_from(recipe, tmp_
     assert set(table.fold[table.split == "train"]) == folds and len(folds) > 1
     for _, row in table.iterrows():
         (said,) = [r for r in rows if r["prompt"] == row.text]
-        raw = panel.score([json.loads(row.prompt)], [said["chosen"]])
-        np.testing.assert_allclose(
-            raw[0], row[[f"raw_chosen_{n}" for n in NAMES]].astype(float), atol=0.02
-        )
+        for side in ("chosen", "rejected"):
+            raw = panel.score([json.loads(row.prompt)], [said[side]])
+            z = panel.stats.normalize(raw, [len(said[side])])
+            for kind, expected in (("raw", raw), ("z", z)):
+                scores = row[[f"{kind}_{side}_{name}" for name in NAMES]].astype(float)
+                np.testing.assert_allclose(scores, expected[0], atol=0.05)
     with pytest.raises(ConfigError) as refused:  # the panel of a YAML file has no statistics
         score_rewards.main(ScoreRecipe.read(recipe("bare", **changes)))
     assert refused.value.fields == ("pair_table", "save_panel")
@@ -272,7 +273,7 @@ def test_an_unfinished_run_has_no_manifest(panel_file, tmp_path):
     ("changes", "error"),
     [({"panel": "absent.yaml"}, StorageError), ({"data": [{"path": "absent.jsonl"}]}, DataError)],
 )
-def test_what_is_not_there_is_said(recipe, changes, error):
+def test_missing_inputs_are_named(recipe, changes, error):
     with pytest.raises(error, match="absent"):
         score_rewards.main(ScoreRecipe.read(recipe("bad", **changes)))
 
@@ -286,10 +287,11 @@ def test_what_is_not_there_is_said(recipe, changes, error):
         ({"data": [{"path": "data.jsonl", "kinds": "pairs"}]}, "data.0.kinds"),
         ({"data": [{"path": "data.jsonl", "splits": ["train"]}]}, "data.0"),
         ({"save_panel": "x", "data": [{"path": "alone.jsonl"}]}, "save_panel"),
+        ({"pair_table": True, "save_panel": "x"}, "pair_table"),
     ],
 )
 def test_a_setting_that_cannot_be_run_is_named(recipe, tmp_path, changes, field):
     (tmp_path / "alone.jsonl").write_text('{"response": "x", "split": "test"}\n')
     with pytest.raises(ConfigError) as refused:
         score_rewards.main(ScoreRecipe.read(recipe("bad", **changes)))
-    assert refused.value.fields == (field,)
+    assert refused.value.fields[0] == field

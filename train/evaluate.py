@@ -2,16 +2,16 @@
 
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
-python train/evaluate.py length recipes/demo_panel.yaml       # what the finished panel's scores owe to length
+python train/evaluate.py length recipes/demo_panel.yaml       # the effect of length on the finished panel's scores
 python train/evaluate.py adapter recipes/demo_adapter.yaml
 python train/evaluate.py weights recipes/demo_adapter.yaml    # the shipped adapter's weights for ten prompts
 python train/evaluate.py classifier recipes/small_classifier.yaml
-python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; killed, it goes on
-python train/evaluate.py levels recipes/moslim_evaluation.yaml   # the same of train/moslim.py: levels asked and given
+python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; resumes when killed
+python train/evaluate.py levels recipes/moslim_evaluation.yaml   # what train/moslim.py trained: levels asked and given
 python train/evaluate.py readme          # tables and figures of policies again, from results/ alone
 
-Each recipe may be followed by changes, `key=value`, which hold for all recipes of the command. With --help behind one
-of the words above: the settings of its recipes.
+Changes, `key=value`, may follow the recipes and hold for all of them. With --help after one of the words above, its
+recipes' settings are listed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
     "levels": level_rows,
 }
 DRAWN = ("policies", "levels")
-"""What has figures, and whose rows are replaced as a whole."""
+"""The kinds that have figures, and whose rows are replaced as a whole."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,7 +72,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument(
-        "--figures", type=Path, default=ROOT / "docs" / "figures", help="where policies' are drawn"
+        "--figures",
+        type=Path,
+        default=ROOT / "docs" / "figures",
+        help="folder of the policies' figures",
     )
     parser.add_argument("--help", "-h", action="store_true")
     parsed = parser.parse_intermixed_args(arguments)
@@ -86,6 +89,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parsed.recipes = [word for word in words if "=" not in word]
     if not parsed.what or (parsed.what != "readme" and not parsed.recipes):
         parser.error("name what to grade, and its recipes")
+    if parsed.set and parsed.results.resolve() == ROOT / "results":
+        # Its rows would stand beside those of the recipe as it is, in the same tables.
+        parser.error("a changed recipe is another experiment: name a folder with --results")
     return parsed
 
 

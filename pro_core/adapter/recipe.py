@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pro_core.runs.recipes import ConfigError, Count, Positive, Recipe, Seeds
 from pro_core.system.extras import needs
-from pro_core.system.settings import Settings
+from pro_core.system.settings import AtLeastZero, Settings
 
 with needs("train"):
     from pydantic import Field, model_validator
 
-AtLeastZero = Annotated[int, Field(ge=0)]
 Strength = Annotated[float, Field(ge=0)]
 
 

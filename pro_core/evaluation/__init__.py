@@ -1,1 +1,1 @@
-"""Measuring: accuracies with intervals, adapters against their controls, fronts (with the policies)."""
+"""Measuring: accuracies with intervals, adapters and their controls, policies and their fronts."""

@@ -1,4 +1,4 @@
-"""Result rows of an adapter's recipe: held-out pairs beside every control, XSTest out of fold, unseen sources.
+"""Result rows of an adapter's recipe: held-out pairs with every control, XSTest out of fold, unseen sources.
 
 The functions take an :class:`pro_core.adapter.runs.AdapterRun` whose adapters `train/adapter.py` has fitted.
 """
@@ -30,17 +30,16 @@ from pro_core.weights import entropy
 Rows = list[Row]
 XSTEST = "xstest_responses"
 DERIVED = ("_controlled", "_ties")
-"""Endings of the names of pairs that :mod:`pro_core.data.pairs` makes beside a source's own: they are of that source
-too."""
+"""Name endings of the pairs that :mod:`pro_core.data.pairs` derives from a source; they count as that source."""
 FIXED_HARMLESS = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
-"""The curve of fixed weightings, helpful getting the rest; finest where the winner turns."""
+"""The weights of harmless on the curve of fixed weightings; helpful gets the rest. Finest where winners change."""
 
 
 def adapter_rows(recipe: AdapterRecipe, split: str) -> Rows:
-    """The chosen target beside its controls, all targets, unseen sources, XSTest.
+    """The chosen target with its controls, all targets, unseen sources, XSTest.
 
     Raises:
-        ConfigError: no held-out pairs of that split. StorageError: an adapter that is not fitted yet.
+        ConfigError: no held-out pairs of that split. StorageError: an adapter is not fitted yet.
     """
     run = AdapterRun(recipe)
     rows = held_out(run, split) + all_targets(run, split)
@@ -48,7 +47,7 @@ def adapter_rows(recipe: AdapterRecipe, split: str) -> Rows:
 
 
 def held_out(run: AdapterRun, split: str) -> Rows:
-    """The chosen target, every seed, beside its controls: all held-out pairs, and hh-rlhf alone.
+    """The chosen target and its controls under every seed: on all held-out pairs, and on hh-rlhf alone.
 
     Raises:
         ConfigError: no held-out pairs of that split.
@@ -104,10 +103,10 @@ def all_targets(run: AdapterRun, split: str) -> Rows:
 
 
 def unseen_sources(run: AdapterRun, split: str) -> Rows:
-    """Cross-source: the chosen target fitted without one source, graded on that source alone.
+    """The chosen target fitted without one source, graded on that source alone.
 
-    ``adapter`` has not seen the source, ``adapter, source seen`` is the recipe's own; ``uniform`` and ``best global``
-    (of the other sources) are beside them. Empty for a recipe without folds, in which nothing is fitted again.
+    ``adapter`` has not seen the source; ``adapter, source seen`` is the recipe's own. ``uniform`` and ``best global``
+    (of the other sources) are graded too. Empty for a recipe without folds, for which nothing is fitted again.
     """
     if not run.recipe.folds:
         return []
@@ -115,7 +114,7 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
     rows: Rows = []
     for source in sorted(graded.source.unique()):
         same = [source, *(source + ending for ending in DERIVED)]
-        rest, here = train[~train.source.isin(same)], graded[graded.source == source]
+        rest, unseen = train[~train.source.isin(same)], graded[graded.source == source]
         if rest.empty:
             continue
         best = best_global_weights(rest, names)
@@ -123,20 +122,20 @@ def unseen_sources(run: AdapterRun, split: str) -> Rows:
             started = time.monotonic()
             folder = run.output / "unseen" / source / f"seed{seed}"
             adapter = run.fit(folder, rest, run.chosen, seed, best)
-            weights = run.weights(adapter, here)
-            controls = control_weights(rest, here, weights, names, seed, best)
+            weights = run.weights(adapter, unseen)
+            controls = control_weights(rest, unseen, weights, names, seed, best)
             kept = {m: controls[m] for m in ("uniform", "best global", MAIN, "shuffled")}
-            kept["adapter, source seen"] = run.weights(run.load(run.chosen, seed), here)
-            report = compare(here, kept, names)
+            kept["adapter, source seen"] = run.weights(run.load(run.chosen, seed), unseen)
+            report = compare(unseen, kept, names)
             setting = {"source": source}
             rows += _rows("adapter_unseen", report, run, seed, split, started, setting)
     return rows
 
 
 def xstest(run: AdapterRun) -> Rows:
-    """Refusal of unsafe and help with safe requests, out of fold, under the adapter and under fixed weightings.
+    """Refusal of unsafe requests and help with safe ones, out of fold, under the adapter and fixed weightings.
 
-    Panel and adapter of a prompt's fold were trained on the other folds' prompts. Empty without XSTest pairs.
+    The panel and adapter that score a prompt were trained on the other folds. Empty without XSTest pairs.
     """
     table, names = run.train[run.train.source == XSTEST], run.objective_names
     if set(table.objective) != {"harmless", "helpful"} or not run.recipe.folds:
@@ -160,8 +159,8 @@ def out_of_fold_weights(run: AdapterRun, table: pd.DataFrame, seed: int) -> NDAr
     weights = np.zeros((len(table), len(run.objective_names)), np.float32)
     for fold in sorted(table.fold.unique()):
         adapter = run.load(run.chosen, seed, int(fold))
-        here = (table.fold == fold).to_numpy()
-        weights[here] = run.weights(adapter, table[here])
+        rows = (table.fold == fold).to_numpy()
+        weights[rows] = run.weights(adapter, table[rows])
     return weights
 
 
@@ -181,7 +180,7 @@ def _rows(
     started: float,
     setting: dict[str, Any] | None = None,
 ) -> Rows:
-    """One row for each method of :func:`pro_core.adapter.controls.compare`; leads in points of accuracy."""
+    """One row per method of :func:`pro_core.adapter.controls.compare`; leads in points of accuracy."""
     rows = []
     for method, r in report.items():
         metrics, intervals = {"accuracy": r["accuracy"]}, {"accuracy": r["ci95"]}

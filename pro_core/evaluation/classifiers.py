@@ -1,4 +1,4 @@
-"""Result rows of MOSLIM's reward classifier on held-out responses, beside the majority class (its Table 1).
+"""Result rows of MOSLIM's reward classifier on held-out responses, and of the majority class (its Table 1).
 
 The metrics are those of :mod:`pro_core.rewards.classifier_grades`.
 """
@@ -33,7 +33,7 @@ def classifier_rows(recipe: ClassifierRecipe, split: str) -> list[Row]:
         _rows_of(run.made(loss, seed, folder).folder, seed, split, recipe.config)
         for loss, seed, folder in run.arms()
     ]
-    return [own for own, _ in graded] + [graded[0][1]]
+    return [of_classifier for of_classifier, _ in graded] + [graded[0][1]]
 
 
 def _rows_of(folder: Path, seed: int, split: str, config: str) -> list[Row]:

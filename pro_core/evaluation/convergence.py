@@ -1,11 +1,11 @@
 """MORLHF against PRO-MORLHF with exact expectations: a recipe's result rows.
 
-Metrics of a row, a run of one arm under one KL weight and learning rate: ``label`` (expected human label) and ``kl`` on
-the test prompts, ``train_label`` and ``train_kl`` on the training prompts, ``optimum_label`` at the exact optimum of
-the arm's own objective; ``steps`` and ``train_steps`` until MORLHF uniform's end is reached, missing where it never is.
-Three flags say what the run is there for: ``own`` is 1 for the arm's own choice, ``tuned`` for its best learning rate
-at this KL weight, ``shared`` for MORLHF uniform's choice. ``curves`` hold the steps, ``kl``, and ``label`` of each
-source.
+A row is a run of one arm under one KL weight and learning rate. Its metrics: ``label`` (expected human label) and
+``kl`` on the test prompts, ``train_label`` and ``train_kl`` on the training prompts, ``optimum_label`` at the exact
+optimum of the arm's own objective; ``steps`` and ``train_steps`` until it reaches MORLHF uniform's final label, missing
+where it never does. Three flags say what the run is for: ``own`` is 1 for the arm's own choice, ``tuned`` for its best
+learning rate at this KL weight, ``shared`` for MORLHF uniform's choice. ``curves`` hold the steps, ``kl``, and
+``label`` of each source.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +21,19 @@ from pro_core.adapter.encoder import FEATURES_VERSION
 from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.adapter.runs import AdapterRun
 from pro_core.data.sources import default_data_dir
-from pro_core.evaluation.results import Row, result_row
+from pro_core.evaluation.results import Row, check_own_results, result_row
 from pro_core.rewards.panel import saved_key
-from pro_core.runs.recipes import Count, Names, Positive, Recipe, Seeds
+from pro_core.runs.recipes import Count, Names, Recipe, Seeds
 from pro_core.system.artefacts import WORK, once
 from pro_core.system.extras import needs
 from pro_core.system.fingerprints import fingerprint
+from pro_core.system.settings import Several
 from pro_core.system.storage import file_hash
 from pro_core.theory.convergence import ARMS, UNIFORM, Experiment, Run, draw_parts, steps_to
 from pro_core.theory.labelled_worlds import WORLD_VERSION, LabelledWorld, labelled_world
 
 with needs("train"):
-    from pydantic import Field
-
-Several = Annotated[list[Positive], Field(min_length=1)]
+    pass
 
 
 class ConvergenceRecipe(Recipe):
@@ -45,25 +44,25 @@ class ConvergenceRecipe(Recipe):
     data_dir: str | None = None
     """default: PRO_DATA_DIR"""
     adapter: str
-    """the recipe of the adapter, whose folds are there"""
+    """the recipe of the adapter, fitted with its folds"""
     panel_folds: str
     """the folder of its panel's folds"""
     encoder: str
-    """of prompts and responses, frozen"""
+    """the frozen encoder of prompts and responses"""
     output: str
-    """the scored world is kept there"""
+    """the folder of the scored world"""
     results: str
     figure: str
-    """where it is drawn"""
+    """the figure's file"""
     seeds: Seeds
-    """each draws its prompts, their order and the shuffles; the adapters' seeds take turns"""
+    """each draws its prompts, their order and the shuffles; the adapters' seeds are used in turn"""
     prompt_components: Count
-    """of the prompts' features, those that the policy reads"""
+    """components of the prompts' features that the policy reads"""
     response_components: Count
-    """the same of the responses'"""
+    """the same for responses"""
     steps: Count
     batch_size: Count
-    """prompts of each file in a step"""
+    """prompts of each file per step"""
     every: Count
     """steps between two measurements"""
     betas: Several
@@ -73,8 +72,7 @@ class ConvergenceRecipe(Recipe):
 
 
 def load_world(recipe: ConvergenceRecipe) -> LabelledWorld:
-    """The recipe's world, scored the first time; again when its settings, responses, panels, adapters or encoder have
-    changed."""
+    """The recipe's world, scored once, and again when its responses, panels, adapters, encoder or code have changed."""
     run = AdapterRun(AdapterRecipe.read(recipe.adapter))
     data = Path(recipe.data_dir or default_data_dir())
     files = [data / name for name in recipe.responses]
@@ -97,11 +95,12 @@ def load_world(recipe: ConvergenceRecipe) -> LabelledWorld:
 
 
 Chosen = dict[str, list[Run]]
-"""For each arm its best learning rate at every beta, the best beta first."""
+"""Arm -> its best learning rate at every beta, the best beta first."""
 
 
 def convergence_rows(recipe: ConvergenceRecipe) -> list[Row]:
-    """All rows of the recipe: a row for each seed and run."""
+    """All rows of the recipe, one per seed and run."""
+    check_own_results(recipe)
     sizes = recipe.prompt_components, recipe.response_components
     experiment = Experiment(load_world(recipe), *sizes)
     chosen = choose(experiment, recipe)
@@ -109,7 +108,7 @@ def convergence_rows(recipe: ConvergenceRecipe) -> list[Row]:
 
 
 def choose(experiment: Experiment, recipe: ConvergenceRecipe) -> Chosen:
-    """The settings of each arm that are best by the validation prompts' labels, mean over seeds."""
+    """Each arm's settings with the best label on the validation prompts, averaged over seeds."""
     grid = itertools.product(ARMS, recipe.betas, recipe.learning_rates)
     runs = [Run(*setting) for setting in grid]
     labels = []
@@ -136,8 +135,8 @@ def _rows_of(
 ) -> list[Row]:
     """A row for each run of this seed."""
     started = time.monotonic()
-    rival = chosen[UNIFORM][0]
-    shared = [Run(arm, rival.beta, rival.learning_rate) for arm in ARMS]
+    uniform = chosen[UNIFORM][0]
+    shared = [Run(arm, uniform.beta, uniform.learning_rate) for arm in ARMS]
     runs = list(dict.fromkeys([run for arm in ARMS for run in chosen[arm]] + shared))
     at = sorted({*range(0, recipe.steps, recipe.every), recipe.steps})
     paths = experiment.train(runs, seed, recipe.steps, recipe.batch_size, at)
@@ -145,7 +144,7 @@ def _rows_of(
     test = [experiment.measure(paths[step], parts.test) for step in at]
     train = [experiment.measure(paths[step], parts.train)["label"] for step in at]
     train_kl = experiment.measure(paths[at[-1]], parts.train)["kl"]
-    level = test[-1]["label"][runs.index(rival)], train[-1][runs.index(rival)]
+    level = test[-1]["label"][runs.index(uniform)], train[-1][runs.index(uniform)]
     wall = (time.monotonic() - started) / len(runs)
 
     rows = []

@@ -1,16 +1,16 @@
-"""Result rows: the lines of ``results/*.jsonl``, and what tables and figures select them by.
+"""Result rows: the lines of ``results/*.jsonl``, whose columns tables and figures select by.
 
 Every row has ``experiment, kind, method, seed, split, n, metrics, ci95, config, command, commit, hardware, wall_s``.
-A row has these columns too where they say something; :func:`read_rows` fills in what is empty:
+A line has these columns too where they are not empty; :func:`read_rows` fills in the others:
 
 | column | what it holds |
 |---|---|
 | ``version`` | hash of everything that the numbers depend on, where rows of a finished setting are kept |
-| ``setting`` | {name: value} of what the experiment varies beside method and seed |
+| ``setting`` | {name: value} of what the experiment varies besides method and seed |
 | ``request`` | what was asked of a policy, ``{"weights": {objective: weight}}`` or ``{"levels": {objective: level}}`` |
-| ``objectives``, ``heldout_objectives`` | the objectives that ``<metric>_<objective>`` speaks of, in their order |
-| ``leads`` | {other method: {"metrics", "ci95"}}: this method less the other, paired |
-| ``curves`` | what was measured over the steps of a training |
+| ``objectives``, ``heldout_objectives`` | the objectives in names such as ``<metric>_<objective>``, in order |
+| ``leads`` | {other method: {"metrics", "ci95"}}: this method minus the other, paired |
+| ``curves`` | measures over the steps of a training |
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.storage import write_jsonl
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
 Kind = Literal["method", "all_seeds", "point", "base", "baseline"]
 """What a row is about: a method under one seed; a method over all its seeds; one request of a grid; the units that a
-base model fixes; what a method is compared with because it needs no training of ours."""
+base model fixes; a baseline, which needs no training of ours."""
 SOURCE = "accuracy_source_"
-"""Before a source's name in a row's metrics: a source may be called like an objective."""
+"""The prefix of a source's name in a row's metrics: a source may have the name of an objective."""
 OPTIONAL: dict[str, type] = {
     "version": str,
     "setting": dict,
@@ -97,7 +98,7 @@ def result_row(
 
 
 def lead(metrics: Mapping[str, float], ci95: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """What ``leads`` holds of one other method."""
+    """The entry of ``leads`` for one other method."""
     return {"metrics": _rounded(metrics), "ci95": _rounded(ci95)}
 
 
@@ -118,11 +119,10 @@ def _commit() -> str:
 
 
 def write_rows(path: str | Path, rows: Rows, whole: bool = False) -> None:
-    """Write rows in place of those that are there of the same experiment, config, split, kind, method, seed, setting
-    and request.
+    """Write rows in place of those of the same experiment, config, split, kind, method, seed, setting and request.
 
     Args:
-        whole: the rows are all of their experiment, config and split: others of these go too.
+        whole: these are all rows of their experiment, config and split; old ones are removed.
     """
 
     def key(row: Row) -> Any:
@@ -149,7 +149,7 @@ def _hashable(value: Any) -> Any:
     """Equal for equal values: 1 and 1.0 are one setting."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(inner)) for key, inner in value.items())
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -162,7 +162,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def sweep(rows: Rows, by: str, metric: str) -> tuple[list[float], list[list[float]]]:
-    """One method's rows as (S, L): the L values of the setting ``by``, ascending, and ``metric`` of S seeds at each.
+    """One method's rows: the L values of the setting ``by``, ascending, and ``metric`` of S seeds at each, (S, L).
 
     Seeds that lack one of the values are left out, so that means over seeds compare the same seeds.
     """
@@ -173,3 +173,12 @@ def sweep(rows: Rows, by: str, metric: str) -> tuple[list[float], list[list[floa
     seeds = sorted({seed for seed, _ in values})
     whole = [s for s in seeds if all((s, level) in values for level in levels)]
     return levels, [[values[s, level] for level in levels] for s in whole]
+
+
+def check_own_results(recipe: Recipe) -> None:
+    """Raise a ConfigError if a changed recipe would put its rows beside those of the recipe as it is."""
+    if recipe.changed and "results" not in recipe.changed:
+        raise ConfigError(
+            f"{recipe.config}: a changed recipe is another experiment: name a file for its rows, results=FILE",
+            ["results"],
+        )

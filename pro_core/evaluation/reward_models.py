@@ -1,4 +1,4 @@
-"""Result rows of reward models: panels beside their baselines, and what a panel's scores owe to length."""
+"""Result rows of reward models: panels with their baselines, and the effect of length on a panel's scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pro_core.runs.recipes import ConfigError
 
 PANEL = "panel"
 Report = dict[str, dict[str, Any]]
-"""Objective -> accuracy with its interval and what length has to do with it, see
+"""Objective -> accuracy with its interval and the effect of length on it, see
 :func:`pro_core.rewards.length.length_report`."""
 
 
@@ -32,9 +32,9 @@ def panel_row(
     kind: Kind = "method",
     setting: dict[str, Any] | None = None,
 ) -> Row:
-    """A row of one panel, or of a baseline, from what was measured of each objective.
+    """A row of one panel, or of a baseline, from the measures of each objective.
 
-    Panels are all graded on the same pairs, so that their baselines belong to no recipe; a judge's pairs are its own.
+    All panels are graded on the same pairs, so their baselines belong to no recipe. A judge has pairs of its own.
     """
     metrics: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
@@ -72,26 +72,26 @@ def panel_rows(recipe: PanelRecipe, split: str, experiment: str = "reward_models
     """A recipe's finished panel, and the two baselines on the same pairs.
 
     Raises:
-        ConfigError: no pairs of that split. StorageError: the panel is not there, or is another recipe's.
+        ConfigError: no pairs of that split. StorageError: the panel is missing, or belongs to another recipe.
     """
     started, run = time.monotonic(), PanelRun(recipe)
     scores = run.table()
-    measured = beside_baselines(PANEL, scores, _said(run), split, run.objective_names)
+    measured = beside_baselines(PANEL, scores, _pairs(run), split, run.objective_names)
     if not measured:
         raise _nothing_to_grade(run, split)
     wall = time.monotonic() - started
     rows = []
     for method, report in measured.items():
-        own = method == PANEL
-        kind: Kind = "method" if own else "baseline"
-        setting = {"trained": recipe.method} if own else {}
+        is_panel = method == PANEL
+        kind: Kind = "method" if is_panel else "baseline"
+        setting = {"trained": recipe.method} if is_panel else {}
         where = (experiment, method, recipe.seed, split, report)
         rows.append(panel_row(*where, run.config, wall, kind, setting))
     return rows
 
 
 def judge_rows(recipe: PanelRecipe, split: str) -> list[Row]:
-    """The same for a judge, whose pairs are its own."""
+    """The same for a judge, which has pairs of its own."""
     return panel_rows(recipe, split, "judges")
 
 
@@ -102,8 +102,8 @@ def length_rows(recipe: PanelRecipe, split: str) -> list[Row]:
         As :func:`panel_rows`. DataError: as :func:`pro_core.rewards.length.length_removed`.
     """
     started, run = time.monotonic(), PanelRun(recipe)
-    run.table()  # says when the panel is not this recipe's
-    panel, data = RewardPanel.from_pretrained(run.final), _said(run)
+    run.table()  # raises where the panel is another recipe's
+    panel, data = RewardPanel.from_pretrained(run.final), _pairs(run)
     test = graded_pairs(data.held_out, split)
     if not test:
         raise _nothing_to_grade(run, split)
@@ -116,8 +116,8 @@ def length_rows(recipe: PanelRecipe, split: str) -> list[Row]:
     return rows
 
 
-def _said(run: PanelRun) -> TrainingPairs:
-    """The run's pairs; says what of them is not graded."""
+def _pairs(run: PanelRun) -> TrainingPairs:
+    """The run's pairs; prints which of them are not graded."""
     for note in run.data.notes:
         print(note, file=sys.stderr)
     return run.data

@@ -15,11 +15,19 @@ from typing import Annotated, Any
 
 from pro_core.adapter.encoder import FEATURES_VERSION
 from pro_core.data.sources import default_data_dir
-from pro_core.evaluation.results import Row, read_rows, replace_rows, result_row, write_rows
+from pro_core.evaluation.results import (
+    Row,
+    check_own_results,
+    read_rows,
+    replace_rows,
+    result_row,
+    write_rows,
+)
 from pro_core.rewards.panel import RewardPanel, saved_key
 from pro_core.runs.recipes import Count, Positive, Recipe, Seeds, Settings
 from pro_core.system.extras import needs
 from pro_core.system.fingerprints import fingerprint
+from pro_core.system.settings import Several
 from pro_core.system.storage import content_hash, file_hash
 from pro_core.theory.planted import PLANTED_METHODS, compare_targets
 from pro_core.theory.theorem import (
@@ -41,8 +49,7 @@ with needs("train"):
 
 FITTING = ("preference_temperature", "steps", "batch_size", "learning_rate")
 DECIDING = ("responses", "panel", "encoder", "components", "base", *FITTING)
-"""The settings that all rows depend on; the swept ones stand in the rows."""
-Several = Annotated[list[Positive], Field(min_length=1)]
+"""The settings that all rows depend on; the swept ones are columns of the rows."""
 SYNTHETIC = "theorem_synthetic"
 Measure = Callable[[list[int]], Sequence[dict[str, dict[str, float]]]]
 """Seeds -> for each of them, method -> metrics with ``n``."""
@@ -56,7 +63,7 @@ class LearnedFrom(Settings):
 
 
 class OtherFitting(Settings):
-    """How the synthetic world's adapters are fitted, where it is not as the real one's."""
+    """Settings of the synthetic world's adapters that differ from the real world's."""
 
     preference_temperature: Positive | None = None
     steps: Count | None = None
@@ -68,32 +75,32 @@ class TheoremRecipe(Recipe):
     """What `train/theorem.py` measures."""
 
     responses: str
-    """labelled responses, a file in `data_dir`; their prompts are the real world"""
+    """a file of labelled responses in `data_dir`; their prompts are the real world"""
     data_dir: str | None = None
     """default: PRO_DATA_DIR"""
     panel: str
     """its scores are the real rewards"""
     encoder: str
-    """of prompts, frozen"""
+    """the frozen encoder of prompts"""
     output: str
-    """the scored world is kept there"""
+    """the folder of the scored world"""
     results: str
-    """a file of rows; those of finished settings are not measured again"""
+    """the file of rows; finished settings are not measured again"""
     figure: str
-    """where it is drawn"""
+    """the figure's file"""
     seeds: Seeds
     """each draws its own w*, pairs, random weights and start"""
     betas: Several
-    """KL weights of fixed weights; adapters take the first"""
+    """KL weights, all for fixed weights; adapters take the first"""
     spreads: Several
-    """of fixed weights: diversity of w*, as deviation of its logits"""
+    """for fixed weights: the diversity of w*, as deviation of its logits"""
     spread: Positive
-    """the same, of adapters"""
+    """the same, for adapters"""
     sizes: Annotated[list[Count], Field(min_length=1)]
     """training pairs of adapters"""
     targets: Annotated[list[LearnedFrom], Field(min_length=1)]
     components: Count
-    """of the prompts' features, those that w* depends on"""
+    """components of the prompts' features that w* depends on"""
     base: Annotated[float, Field(ge=0)]
     """deviation of w*'s base logits: what uniform weights miss at any diversity"""
     preference_temperature: Positive
@@ -116,7 +123,7 @@ class TheoremRecipe(Recipe):
 
 
 class KeptRows:
-    """The rows of one recipe in its results file: none is measured twice, and those of another version are dropped."""
+    """The rows of one recipe in its results file. No row is measured twice; rows of another version are dropped."""
 
     def __init__(self, path: str, config: str, version: str, seeds: list[int]):
         self.path, self.config, self.version, self.seeds = path, config, version, seeds
@@ -154,11 +161,12 @@ class KeptRows:
                 rows.append(result_row(*where, metrics, {}, self.config, wall, **columns))
         write_rows(self.path, rows)
         shown = " ".join(f"{name}={value:g}" for name, value in setting.items())
-        print(f"{experiment} {shown}: {', '.join(methods)}; {wall:.2f} s a seed", flush=True)
+        print(f"{experiment} {shown}: {', '.join(methods)}; {wall:.2f} s per seed", flush=True)
 
 
 def theorem_rows(recipe: TheoremRecipe) -> list[Row]:
     """Measure what is not in the recipe's results file yet, write it there, and return all of the recipe's rows."""
+    check_own_results(recipe)
     version = recipe.version()
     results = KeptRows(recipe.results, recipe.config, version, recipe.seeds)
     fitting = recipe.decides(*FITTING)
@@ -186,20 +194,20 @@ def theorem_rows(recipe: TheoremRecipe) -> list[Row]:
             results.record(name, {"spread": spread, "beta": beta}, FIXED, fixed)
 
         spread, beta = recipe.spread, recipe.betas[0]
-        own = recipe.synthetic.model_dump(exclude_none=True) if name == SYNTHETIC else {}
+        others = recipe.synthetic.model_dump(exclude_none=True) if name == SYNTHETIC else {}
         for n, entry in itertools.product(recipe.sizes, recipe.targets):
             learned = entry.model_dump()
             method = adapter_name(**learned)
 
             def adapters(
-                seeds, name=name, spread=spread, beta=beta, n=n, how=own | learned, method=method
+                seeds, name=name, spread=spread, beta=beta, n=n, how=others | learned, method=method
             ):
                 plants = [plant(name, s) for s in seeds]
                 settings = fitting | how
                 measured = measure_adapters(world(name), plants, spread, beta, n, seeds, **settings)
                 return [{method: metrics} for metrics in measured]
 
-            setting = {"spread": spread, "beta": beta, "examples": n, **own}
+            setting = {"spread": spread, "beta": beta, "examples": n, **others}
             results.record(name, setting, [method], adapters)
 
     def planted(seeds):

@@ -1,4 +1,4 @@
-"""What the recipes of all trained policies have in common, and what they are judged by."""
+"""What the recipes of all trained policies have in common, and the panel that judges them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ with needs("train"):
     from pydantic import Field, model_validator
 
 LEAST_PROMPT = 32
-"""Tokens that a prompt has at the least."""
-TopP = Annotated[float, Field(gt=0, le=1)]
+"""The least number of tokens that a recipe may leave for a prompt."""
 
 
 class Trained(Settings):
@@ -33,18 +32,18 @@ class PolicyRecipe(Trained, RecipeOfArms):
     """A recipe of policies: the model, the prompts and the lengths, the same for every method and seed."""
 
     model: str
-    """the base of every policy: a folder or a hub id"""
+    """the base model of every policy: a folder or a hub id"""
     data: Annotated[list[TextSource], Field(min_length=1)]
-    """files or public sets; of them the train split"""
+    """files or public sets, of which the train split is used"""
     data_dir: str | None = None
     """where the files of `data` lie; null for the project's own"""
     objectives: Names | None = None
-    """some of the judge's; null for all"""
+    """some of the judge's objectives; null for all"""
     max_length: Count = 512
     """tokens of prompt and completion; a prompt has what max_new_tokens leaves"""
     max_new_tokens: Count = 128
     rows_per_device: Count | None = None
-    """rows at once; the rest of a batch is accumulated"""
+    """rows computed at once; the rest of a batch is accumulated"""
     gradient_checkpointing: bool = False
 
     @property
@@ -63,8 +62,8 @@ class PolicyRecipe(Trained, RecipeOfArms):
 
     def place(self, seed: int) -> Path:
         """Where a finished policy goes."""
-        own = Path(self.output) / folder_name(self.method) / f"seed{seed}"
-        return Path(self.policy) if self.policy else own
+        default = Path(self.output) / folder_name(self.method) / f"seed{seed}"
+        return Path(self.policy) if self.policy else default
 
     def used(self) -> dict[str, Any]:
         """The settings of one method, as its record keeps them."""
@@ -92,7 +91,7 @@ class PanelPolicyRecipe(PolicyRecipe):
 def load_panel(
     recipe: PanelPolicyRecipe,
 ) -> tuple[RewardPanel, tuple[str, ...], PreferenceAdapter | None]:
-    """A recipe's panel, the objectives that it is about, and its adapter, None where it names none.
+    """A recipe's panel, the objectives that it uses, and its adapter (None if it names none).
 
     Raises:
         ConfigError: objectives that the panel or the adapter does not have.
@@ -108,7 +107,7 @@ def load_panel(
 
 
 def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise a ConfigError unless what the setting ``key`` names has all objectives that are wanted, each once."""
+    """Raise a ConfigError unless ``wanted`` are distinct objectives of ``source``, which the setting ``key`` names."""
     missing = [name for name in wanted if name not in has]
     if missing or len(set(wanted)) < len(wanted):
         raise ConfigError(

@@ -1,7 +1,7 @@
 """A checkpoint of a policy that reads a condition: a LoRA or a whole model, and the file that says how to ask it.
 
-``pro_policy.json`` stands beside the model's files: which kind of condition, for which objectives in which order, by
-which version of the templates, learned from whose scores, and the base model that a LoRA belongs to.
+``pro_policy.json`` lies beside the model's files. It names the kind of condition, the objectives in their order, the
+version of the templates, the panel whose scores the policy learned from, and a LoRA's base model.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class PolicyConfig:
         base: the model that the LoRA belongs to, a folder or hub id; empty for a whole model.
         panel: the fingerprint of the panel, or of MOSLIM's classifier, whose scores it learned from.
         training: how it was made, for people.
-        ranks: of a soup whose LoRAs are mixed as it writes, each objective with the rank of its LoRA, in order.
-        mixtures: of a soup that a server holds as fixed mixtures, each one's name there and its weights (K,).
+        ranks: for a soup that is mixed as it writes, {objective: rank of its LoRA}, in order.
+        mixtures: for a soup that a server holds as fixed mixtures, {name at the server: weights (K,)}.
     """
 
     condition: Condition
@@ -50,7 +50,7 @@ class PolicyConfig:
 
     @property
     def reads(self) -> str | None:
-        """Which form the weights in force reach it in: the condition's kind, ``mixture`` for a soup mixed by them."""
+        """How weights reach the policy: the condition's kind, ``mixture`` for a soup; None if it reads none."""
         if self.ranks or self.mixtures:
             return "mixture"
         return self.condition.kind if self.condition else None
@@ -71,7 +71,7 @@ class PolicyConfig:
 
     @classmethod
     def read(cls, source: str | Path) -> PolicyConfig | None:
-        """The config of a folder or hub id; None where there is none, as beside a stock model.
+        """The config of a folder or hub id; None if it has none, like a stock model.
 
         Raises:
             StorageError: a truncated file, or one of another version.
@@ -80,19 +80,23 @@ class PolicyConfig:
         if file is None:
             return None
         folder = file.parent
-        found = read_config(folder, FILE, FORMAT)
-        if found.get("template_version") != TEMPLATE_VERSION:
+        content = read_config(folder, FILE, FORMAT)
+        if content.get("template_version") != TEMPLATE_VERSION:
             raise StorageError(
-                f"{folder}/{FILE}: got template_version {found.get('template_version')}, this code writes prompts of "
+                f"{folder}/{FILE}: got template_version {content.get('template_version')}, this code writes prompts of "
                 f"version {TEMPLATE_VERSION}: train the policy again, or use the code that it was trained with"
             )
         try:
-            condition = Condition.from_dict(found["condition"])
-            made, ranks = found.get("training", {}), found.get("ranks", {})
-            mixtures = found.get("mixtures", {})
+            condition = Condition.from_dict(content["condition"])
+            training, ranks = content.get("training", {}), content.get("ranks", {})
+            mixtures = content.get("mixtures", {})
+            if ranks and tuple(ranks) != tuple(condition.objective_names):
+                raise ValueError(
+                    f"got ranks of {list(ranks)}, expected {list(condition.objective_names)}, in this order"
+                )
             for weights in mixtures.values():
                 as_weights(weights, condition.objective_names)
-            return cls(condition, found["base"], found["panel"], made, ranks, mixtures)
+            return cls(condition, content["base"], content["panel"], training, ranks, mixtures)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder}/{FILE}: {error}") from None
 
@@ -107,7 +111,7 @@ class PolicyConfig:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise a StorageError unless a policy may be put there: what is replaced is a policy, or nothing."""
+    """Raise a StorageError if ``folder`` holds anything but a policy, which a new policy may replace."""
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / FILE).is_file():
         raise StorageError(
@@ -116,7 +120,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _file_of(source: str | Path, name: str) -> Path | None:
-    """A file of a local folder, or of a hub id in the hub's cache; None where there is none."""
+    """A file of a local folder, or of a hub id in the hub's cache; None if it does not exist."""
     if Path(source).is_dir():
         file = Path(source, name)
         return file if file.is_file() else None
@@ -130,10 +134,10 @@ def _file_of(source: str | Path, name: str) -> Path | None:
 
 
 def _base_of(where: str, config: PolicyConfig | None) -> tuple[str, str | None]:
-    """The model that a LoRA belongs to, and its revision: as our config says, else PEFT's; of a whole model itself.
+    """A LoRA's base model and its revision, by our config or else by PEFT's; a whole model is its own base.
 
     Raises:
-        StorageError: a LoRA for something else than writing, or without its base.
+        StorageError: a LoRA that does not write text, or whose base model is missing.
     """
     if config and config.base:
         return resolve_policy(config.base), None
@@ -147,22 +151,22 @@ def _base_of(where: str, config: PolicyConfig | None) -> tuple[str, str | None]:
         raise StorageError(f"{file}: not a PEFT config ({error})") from None
     if kind not in (None, "CAUSAL_LM"):
         raise StorageError(f"{file}: got a LoRA of the task {kind}, expected CAUSAL_LM")
-    there = isinstance(base, str) and base
-    if not there or (Path(base).is_absolute() and not Path(base).is_dir()):
+    named = isinstance(base, str) and base
+    if not named or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise StorageError(
-            f"{file}: the LoRA belongs to the model {base!r}, which is not here: write the folder or hub id of its "
-            "base as base_model_name_or_path"
+            f"{file}: the LoRA belongs to the model {base!r}, which is missing: set base_model_name_or_path to its "
+            "folder or hub id"
         )
     return resolve_policy(base), lora.get("revision")
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a model or policy, padding on the left: a LoRA's own, else that of its base.
+    """The tokenizer of a model or policy, padding on the left: a LoRA's own, else its base model's.
 
-    One that names no end of a text takes its chat template's end of turn, and one that names no padding its end.
+    Without an end-of-text token, it takes its chat template's end of turn; without a padding token, its end of text.
 
     Raises:
-        StorageError: as :func:`load_language_model`. What the loaders raise.
+        StorageError: as :func:`load_language_model`. Whatever the loaders raise.
     """
     where = resolve_policy(source)
     return _tokenizer(where, *_base_of(where, PolicyConfig.read(where)))
@@ -182,7 +186,7 @@ def _tokenizer(where: str, base: str, revision: str | None) -> Any:
 
 
 def load_language_model(source: str | Path, trainable: bool = False, **settings: Any):
-    """(model, tokenizer, config): a stock model, a whole policy, or a base with a LoRA on it, a policy's or PEFT's own.
+    """(model, tokenizer, config) of a stock model, a whole policy, or a base model with a policy's or PEFT's LoRA.
 
     The LoRA is not merged: a small step of the parameters would be lost where they are rounded to bf16. An answer ends
     with any of the model's ``generation_config.eos_token_id``: its own, the tokenizer's, and the chat template's end of
@@ -193,8 +197,8 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
         settings: for ``from_pretrained``, such as ``dtype``.
 
     Raises:
-        StorageError: a broken ``pro_policy.json``, a LoRA without its base, or a model whose answers have no end. What
-            the loaders raise.
+        StorageError: a broken ``pro_policy.json``, a LoRA without its base model, or a model whose answers have no
+            end. Whatever the loaders raise.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -202,8 +206,8 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     config = PolicyConfig.read(where)
     if config and config.mixtures:
         raise StorageError(
-            f"{source}: a lattice of {len(config.mixtures)} mixtures for a server (PRO_ENDPOINT_URL): in this process "
-            "take the soup that is mixed as it writes, or one of the folders in there"
+            f"{source}: a lattice of {len(config.mixtures)} mixtures for a server (PRO_ENDPOINT_URL): in this process, "
+            "load the soup that is mixed as it writes, or one of the lattice's folders"
         )
     base, revision = _base_of(where, config)
     tokenizer = _tokenizer(where, base, revision)
@@ -211,8 +215,8 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, revision=revision, **settings, **SAFE_MODEL
     )
-    own = model.generation_config
-    ends = _ends(own.eos_token_id, tokenizer)
+    defaults = model.generation_config
+    ends = _ends(defaults.eos_token_id, tokenizer)
     if not ends:
         raise StorageError(
             f"{source}: neither the model nor its tokenizer names a token that ends an answer, and its chat template "
@@ -220,12 +224,12 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    # How to sample is the caller's to say. What some models add (a repetition penalty) would take texts from another
-    # distribution than the one that is trained and measured.
+    # The caller says how to sample. What some models add (a repetition penalty) would change the distribution that is
+    # trained and measured.
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id,
+        bos_token_id=defaults.bos_token_id,
         eos_token_id=ends[0] if len(ends) == 1 else ends,
-        pad_token_id=own.pad_token_id,
+        pad_token_id=defaults.pad_token_id,
     )
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if base != where:
@@ -233,7 +237,7 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
 
         adapter = local_folder(where)
         refuse_pickles(adapter)
-        # A LoRA that is trained is kept in fp32 where PEFT thinks best; for writing, in its model's precision.
+        # In training, PEFT decides which parts of a LoRA are in fp32; for writing, it has its model's precision.
         model = PeftModel.from_pretrained(
             model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
         )
@@ -242,12 +246,12 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
 
 def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the model's own, then the tokenizer's and its chat template's."""
-    found = list(own) if isinstance(own, list) else [own]
+    ends = list(own) if isinstance(own, list) else [own]
     end = turn_end(tokenizer)
-    found += [tokenizer.eos_token_id, None if end is None else tokenizer.convert_tokens_to_ids(end)]
-    return list(dict.fromkeys(token for token in found if token is not None))
+    ends += [tokenizer.eos_token_id, None if end is None else tokenizer.convert_tokens_to_ids(end)]
+    return list(dict.fromkeys(token for token in ends if token is not None))
 
 
 def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """For the head: of the last token's states, a slice, a CPU's product would copy all of the weights for each row."""
+    """Make the head's input contiguous: from a slice of states, a CPU's product would copy all weights for each row."""
     return (inputs[0].contiguous(), *inputs[1:])

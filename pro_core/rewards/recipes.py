@@ -1,4 +1,4 @@
-"""What the runs of reward models are told: a panel, MOSLIM's classifiers, and the scoring of a data set."""
+"""Recipes of reward models: a panel, MOSLIM's classifiers, and the scoring of a data set."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from pro_core.rewards.levels import IntensityScale, Loss, level_columns
 from pro_core.rewards.models import Method, Pooling
 from pro_core.runs.recipes import ConfigError, Count, Names, Positive, Recipe, Seeds
 from pro_core.system.extras import needs
-from pro_core.system.settings import Settings
+from pro_core.system.settings import AtLeastZero, Settings
 
 with needs("train"):
     from pydantic import Field, model_validator
 
-AtLeastZero = Annotated[int, Field(ge=0)]
 Number = int | float
-"""As it was written: 1 and 1.0 are two keys of one finished folder."""
+"""A number as it was written: 1 and 1.0 give a finished folder different keys."""
 
 
 class RewardModelRecipe(Recipe):
     """What recipes of panels and of classifiers share: the base model, how it is trained, and on what it is graded."""
 
     model: str
-    """the base: a folder or a hub id"""
+    """the base model: a folder or a hub id"""
     output: str
     """the folder for all that the run makes"""
     licence: str | None = None
-    """of what is trained, for its model card"""
+    """the licence of what is trained, for its model card"""
     method: Method = "full"
     """which parameters are trained: all, the upper layers, a LoRA, or the heads alone"""
     upper_layers: Count = 3
@@ -49,7 +48,7 @@ class RewardModelRecipe(Recipe):
     grade_on: Literal["validation", "test"] = "test"
     """the split of the accuracies; `validation` while settings are being chosen"""
     checkpoint_every: Count = 100
-    """optimizer steps"""
+    """optimizer steps between checkpoints"""
     data_dir: str | None = None
     """where the files of `data` lie; null for the project's own"""
 
@@ -74,10 +73,10 @@ class PanelRecipe(RewardModelRecipe):
     shared_trunk: bool = True
     """one model with a head for each objective; false for one model per objective, as in the papers"""
     trunk_layers: Count | None = None
-    """how many of the base's layers to keep, from the bottom; null for all"""
+    """how many of the base model's layers to keep, from the bottom; null for all"""
     seed: int = 0
     folds: AtLeastZero = 5
-    """parts of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
+    """folds of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
     remove_length: bool = False
     """take the length component out of standardized scores"""
 
@@ -108,7 +107,7 @@ class ClassifierRecipe(RewardModelRecipe):
     seeds: Seeds = [0]
     """one classifier for each"""
     accumulation: Count = 1
-    """forward passes that share the rows of a step"""
+    """forward passes per optimizer step, which share its rows"""
     fast_heads: bool = True
     """the fresh heads learn at ten times the rate"""
     warmup_steps: AtLeastZero | None = None
@@ -170,7 +169,7 @@ class ScoreRecipe(Recipe):
     data_dir: str | None = None
     """where the files of `data` lie; null for the project's own"""
     shard_size: Count = 1000
-    """responses per file, and what a kill can cost"""
+    """responses per file; a kill loses one file's scores at most"""
     save_panel: str | None = None
     """a folder for the panel with statistics of the train split of these rewards; null for none"""
     remove_length: bool = False
@@ -178,7 +177,16 @@ class ScoreRecipe(Recipe):
     pair_table: bool = False
     """write <output>/scores.parquet too: the pairs of the entries with a `kind`, which train/adapter.py learns from"""
     folds: Count = 5
-    """parts of the training prompts in that table; the panel is taken to have been trained on none of them"""
+    """folds of the training prompts in that table; the panel is assumed to have been trained on none of them"""
+
+    @model_validator(mode="after")
+    def _pairs_to_write(self) -> Self:
+        if self.pair_table and all(source.kind is None for source in self.data):
+            raise ConfigError(
+                "pair_table needs pairs: give an entry of data a kind, such as `kind: pairs`",
+                ["pair_table", "data"],
+            )
+        return self
 
 
 def _check_names(objectives: Any) -> None:

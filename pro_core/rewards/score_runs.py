@@ -1,4 +1,4 @@
-"""One recipe of scoring a data set, as its files: what `train/score_rewards.py` makes."""
+"""The run of a scoring recipe: what `train/score_rewards.py` makes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pro_core.system.storage import replacing
 
 
 def score_rewards(recipe: ScoreRecipe) -> Path | None:
-    """Score what a recipe names and has no rewards yet; print notes and progress.
+    """Score those responses of a recipe that have no rewards yet; print notes and progress.
 
-    Many processes deal the shards among themselves. The one that comes last writes the manifest and, where the recipe
-    asks for it, the calibrated panel.
+    Processes share the shards. The last one to finish writes the manifest and, if the recipe asks for it, the
+    calibrated panel.
 
     Returns:
         The folder, for :func:`pro_core.read_rewards`; None where another process is still at work and will finish it.
 
     Raises:
-        ConfigError: a panel to save where one is, or with too few rewards. DataError: responses that cannot be read.
+        ConfigError: the panel to save exists, or there are too few rewards for it. DataError: unreadable responses.
             StorageError: a panel that cannot be loaded, or a full disk.
     """
     rank, world = processes().process_index, processes().num_processes
@@ -43,15 +43,20 @@ def score_rewards(recipe: ScoreRecipe) -> Path | None:
     if main_process():
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     panel = RewardPanel.from_pretrained(recipe.panel, process_device())
+    if recipe.pair_table and panel.stats is None and not recipe.save_panel:
+        raise ConfigError(
+            "pair_table: the panel has no statistics: name a folder for it as save_panel",
+            ["pair_table", "save_panel"],
+        )
     shards = plan_shards(panel, responses, output, recipe.shard_size)
-    mine = shards[rank::world]
-    there = sum(shard.finished for shard in mine)
+    assigned = shards[rank::world]
+    finished = sum(shard.finished for shard in assigned)
     print(
-        f"process {rank} of {world}: {len(mine)} of {len(shards)} shards, {there} there already, "
+        f"process {rank} of {world}: {len(assigned)} of {len(shards)} shards, {finished} there already, "
         f"{len(responses)} responses in all",
         flush=True,
     )
-    score_shards(panel, mine, progress(f"process {rank}"))
+    score_shards(panel, assigned, progress(f"process {rank}"))
     manifest = write_manifest(panel, shards)
     if manifest is None:
         return None
@@ -59,7 +64,7 @@ def score_rewards(recipe: ScoreRecipe) -> Path | None:
     print(
         f"{output}: {manifest['rows']} responses, {len(panel.objective_names)} objectives, {len(shards)} shards; "
         + (
-            f"missing rewards, null there (objective: count): {missing}"
+            f"missing rewards, stored as null (objective: count): {missing}"
             if missing
             else "none missing"
         ),
@@ -105,12 +110,7 @@ def _save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_lengt
 
 
 def _write_pair_table(panel: RewardPanel, recipe: ScoreRecipe) -> None:
-    """The table of :mod:`pro_core.rewards.scores`, of those of the recipe's pairs that have all rewards."""
-    if panel.stats is None:
-        raise ConfigError(
-            "pair_table: the panel has no statistics: name a folder for it as save_panel",
-            ["pair_table", "save_panel"],
-        )
+    """Write the table of :mod:`pro_core.rewards.scores` for those pairs of the recipe that have all rewards."""
     output, names = Path(recipe.output), panel.objective_names
     sources = [PairSource(**s.model_dump()) for s in recipe.data if s.kind is not None]
     data = load_pairs(sources, recipe.data_dir or default_data_dir())
@@ -133,7 +133,9 @@ def _write_pair_table(panel: RewardPanel, recipe: ScoreRecipe) -> None:
     ]
     prompts, completions, where = distinct_texts(pairs)
     texts = zip(map(json.dumps, prompts), completions, strict=True)
-    table = pair_table(pairs, completions, where, raw[[at[text] for text in texts]], panel.stats)
+    table = pair_table(
+        pairs, completions, where, raw[[at[text] for text in texts]], panel.require_stats()
+    )
     of_training = {id(p) for p in training}
     table["fold"] = [
         fold_of(p.prompt or p.chosen, recipe.folds) if id(p) in of_training else -1 for p in pairs

@@ -1,1 +1,1 @@
-"""How a run goes: its recipe, its script, and the one way we train."""
+"""Runs: typed recipes, the command line of training scripts, and training that resumes."""

@@ -1,6 +1,6 @@
-"""How long the work on a folder took, over kills and restarts: what papers give as GPU hours.
+"""The time that work on a folder took, summed over kills and restarts: what papers report as GPU hours.
 
-The count lies in the folder as ``.clock.json``, a hidden file, which is no part of the result.
+It is kept in ``.clock.json``, a hidden file that is not part of the result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CLOCK = ".clock.json"
 
 @contextmanager
 def clocked(folder: Path) -> Iterator[None]:
-    """Within it time counts for ``folder``, once for each process. Of a run that is killed, the time up to the last
-    file that it wrote counts: what came after is done again."""
+    """Count the time of the block for ``folder``, once per process. For a killed run, only the time up to the last
+    file that it wrote counts, since later work is repeated."""
     if not main_process():
         yield
         return
@@ -37,13 +37,13 @@ def clocked(folder: Path) -> Iterator[None]:
 
 
 def device_hours(folder: str | Path) -> float | None:
-    """Hours times processes (GPUs, or on CPUs processes) that the folder took; None where nobody counted."""
+    """Hours times GPUs (on a CPU: times processes) that the folder took; None if they were not counted."""
     count = _read(Path(folder))
     return count["device_seconds"] / 3600 if count else None
 
 
 def add_clocks(folders: Iterable[str | Path], target: Path) -> None:
-    """Write in ``target`` what ``folders`` took together, if all of them know."""
+    """Write the total time of ``folders`` into ``target``, if it is known for all of them."""
     counts = [_read(Path(folder)) for folder in folders]
     if all(counts):
         _write(target, sum(c["device_seconds"] for c in counts if c), None, 1)

@@ -1,8 +1,8 @@
-"""Recipes: what a run of a script is told, as one typed class per kind of recipe.
+"""Recipes: the settings of a script's run, as one typed class per kind of recipe.
 
-A recipe is a YAML file. Its class names every setting with its type, range, default and one line of meaning;
-:meth:`Recipe.read` refuses what does not fit before anything is loaded, and names the nearest setting for a misspelt
-one. ``key=value`` on a command line stands in place of what the file says.
+A recipe is a YAML file. Its class names every setting with its type, range, default and one line of meaning.
+:meth:`Recipe.read` rejects invalid settings before anything is loaded, and suggests the nearest name for a misspelt
+one. ``key=value`` on the command line overrides the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import yaml
 
 from pro_core.system.extras import needs
-from pro_core.system.settings import Count as Count  # `as`: writers of recipes import from here
+from pro_core.system.settings import Count as Count  # `as` re-exports it for classes of recipes
 from pro_core.system.settings import Names as Names
 from pro_core.system.settings import Positive as Positive
 from pro_core.system.settings import Seeds as Seeds
@@ -29,10 +29,10 @@ with needs("train"):
 
 
 class ConfigError(ValueError):
-    """A recipe that cannot be run: says which setting, what it got, what it expected.
+    """A recipe that cannot be run. The message says which setting, what it got and what it expected.
 
     Attributes:
-        fields: the settings at fault, each with dots between its parts (``targets.3.temperature``); may be empty.
+        fields: the settings at fault, with dots between their parts (``targets.3.temperature``); may be empty.
     """
 
     def __init__(self, message: str, fields: Iterable[str] = ()):
@@ -41,31 +41,31 @@ class ConfigError(ValueError):
 
 
 class Recipe(Settings):
-    """A kind of recipe. From Python, ``PanelRecipe(objectives=[...], ...)`` says the same as a file."""
+    """A kind of recipe. In Python, ``PanelRecipe(objectives=[...], ...)`` is equivalent to a YAML file."""
 
     _path: Path | None = PrivateAttr(None)
     _changes: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def read(cls, path: str | Path, changes: Sequence[str] = ()) -> Self:
-        """A YAML file, with ``key=value`` changes; dots lead into mappings (``lora.r=8``) and lists
-        (``targets.0.temperature=1``), values are YAML.
+        """Read a YAML file and apply ``key=value`` changes. Dots lead into mappings (``lora.r=8``) and lists
+        (``targets.0.temperature=1``); values are YAML.
 
         Raises:
-            ConfigError: no such file, no mapping, a missing or an unknown setting, or a value that does not fit.
+            ConfigError: the file is missing or is not a mapping, or a setting is missing, unknown or invalid.
         """
         path = Path(path)
-        said = _mapping(path)
+        settings = _mapping(path)
         for change in changes:
-            _change(said, change)
-        return cls._checked(said, path, changes, str(path))
+            _change(settings, change)
+        return cls._checked(settings, path, changes, str(path))
 
     @classmethod
     def _checked(
-        cls, said: Mapping[str, Any], path: Path | None, changes: Sequence[str], where: str
+        cls, settings: Mapping[str, Any], path: Path | None, changes: Sequence[str], where: str
     ) -> Self:
         try:
-            recipe = cls.model_validate(said)
+            recipe = cls.model_validate(settings)
         except ValidationError as error:
             raise _explained(cls, error, where) from None
         recipe._path, recipe._changes = path, tuple(changes)
@@ -73,16 +73,21 @@ class Recipe(Settings):
 
     @property
     def config(self) -> str:
-        """What result rows call it: the file's name, and the changes."""
+        """Its name in result rows: the file's name and the changes."""
         return " ".join([self._path.name if self._path else type(self).__name__, *self._changes])
 
     @property
+    def changed(self) -> set[str]:
+        """The settings that the command line changed, the outermost part of each name."""
+        return {change.partition("=")[0].split(".")[0] for change in self._changes}
+
+    @property
     def arguments(self) -> str:
-        """The command line behind a script's name that gives this recipe."""
+        """The command-line arguments with which a script runs this recipe."""
         return shlex.join([str(self._path or f"RECIPE ({type(self).__name__})"), *self._changes])
 
     def decides(self, *names: str) -> dict[str, Any]:
-        """Some of the settings as plain data, to be hashed or written."""
+        """The named settings as plain data, to be hashed or written."""
         return self.model_dump(include=set(names))
 
 
@@ -90,41 +95,41 @@ class RecipeOfArms(Recipe):
     """A recipe of one method, or of several ``arms``: the same run with some settings changed."""
 
     varies: ClassVar[type[Settings]]
-    """The class with the settings in which arms may differ; the rest is one for all, or they could not be compared."""
+    """The class with the settings in which arms may differ. All others are shared, so that arms can be compared."""
 
     method: str
-    """what results call a recipe without arms"""
+    """the method's name in results, for a recipe without arms"""
     output: str
-    """each method and seed ends in <output>/<method>/seed<n>"""
+    """the folder of all runs; each method and seed goes to <output>/<method>/seed<n>"""
     policy: str | None = None
-    """where one method and seed go instead"""
+    """the folder of a single method and seed, in place of the one under `output`"""
     seeds: Seeds = [0]
     arms: dict[str, dict[str, Any] | None] | None = Field(None, min_length=1)
     """{method: {setting: value}}"""
 
     @classmethod
     def _checked(
-        cls, said: Mapping[str, Any], path: Path | None, changes: Sequence[str], where: str
+        cls, settings: Mapping[str, Any], path: Path | None, changes: Sequence[str], where: str
     ) -> Self:
-        recipe = super()._checked(said, path, changes, where)
+        recipe = super()._checked(settings, path, changes, where)
         recipe.methods()
         return recipe
 
     def methods(self) -> dict[str, Self]:
-        """A recipe of its own for each method, by name.
+        """One recipe per method, by name.
 
         Raises:
-            ConfigError: an arm that is no recipe, or two that would share a folder.
+            ConfigError: an invalid arm, or two arms that would share a folder.
         """
         if self.arms is None:
             return {self.method: self}
         where = str(self._path or type(self).__name__)
         common = self.model_dump(exclude_unset=True) | {"arms": None}
-        found: dict[str, Self] = {}
+        recipes: dict[str, Self] = {}
         folders: dict[str, str] = {}
         for method, changes in self.arms.items():
-            own, place = changes or {}, f"arms.{method}"
-            if unknown := [key for key in own if key not in self.varies.model_fields]:
+            settings, place = changes or {}, f"arms.{method}"
+            if unknown := [key for key in settings if key not in self.varies.model_fields]:
                 problems = [_unknown(key, self.varies.model_fields) for key in unknown]
                 fields = [f"{place}.{key}" for key in unknown]
                 raise ConfigError(f"{where}: {place}: {'; '.join(problems)}", fields)
@@ -134,17 +139,17 @@ class RecipeOfArms(Recipe):
                     [place],
                 )
             try:
-                arm = type(self).model_validate(common | own | {"method": method})
+                arm = type(self).model_validate(common | settings | {"method": method})
             except ValidationError as error:
                 raise _explained(type(self), error, where, place) from None
             arm._path, arm._changes = self._path, self._changes
-            found[method] = arm
-        if self.policy and (len(found) > 1 or len(self.seeds) > 1):
+            recipes[method] = arm
+        if self.policy and (len(recipes) > 1 or len(self.seeds) > 1):
             raise ConfigError(
                 f"{where}: `policy` names one folder: use it with one method and one seed",
                 ["policy"],
             )
-        return found
+        return recipes
 
 
 def folder_name(method: str) -> str:
@@ -153,7 +158,7 @@ def folder_name(method: str) -> str:
 
 
 def described(kind: type[Settings]) -> Iterator[str]:
-    """A line for each setting of a recipe: name, type and range, default, meaning."""
+    """One line per setting of a recipe: name, type and range, default, meaning."""
     schema = kind.model_json_schema()
     parts = schema.get("$defs", {})
     yield from _lines(schema, parts)
@@ -165,11 +170,11 @@ def described(kind: type[Settings]) -> Iterator[str]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which 1e-4 is a number, as in YAML 1.2; PyYAML takes it for text."""
+    """A YAML loader that reads 1e-4 as a number, as YAML 1.2 does; PyYAML reads it as text."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: list(found) for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -182,15 +187,15 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe")
     try:
-        said = yaml.load(path.read_bytes(), _Loader)  # noqa: S506
+        settings = yaml.load(path.read_bytes(), _Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({error})") from None
-    if not isinstance(said, dict):
+    if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    return said
+    return settings
 
 
-def _change(said: dict[str, Any], change: str) -> None:
+def _change(settings: dict[str, Any], change: str) -> None:
     """Write ``a.b=value`` into a mapping."""
     key, equals, text = change.partition("=")
     *outer, last = key.split(".")
@@ -200,7 +205,7 @@ def _change(said: dict[str, Any], change: str) -> None:
         value = yaml.load(text, _Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: the value is not YAML ({error})", [key]) from None
-    inner: Any = said
+    inner: Any = settings
     for part in outer:
         step = _step(inner, part, key)
         if not isinstance(inner, list) and not isinstance(inner.get(step), dict | list):
@@ -210,7 +215,7 @@ def _change(said: dict[str, Any], change: str) -> None:
 
 
 def _step(inner: Any, part: str, key: str) -> Any:
-    """A part of a changed setting's name as an index: into a list by number, from 0."""
+    """One part of a dotted setting's name as a key; as an index, from 0, if ``inner`` is a list."""
     if isinstance(inner, dict):
         return part
     if isinstance(inner, list) and part.isdecimal() and int(part) < len(inner):
@@ -225,27 +230,35 @@ def _step(inner: Any, part: str, key: str) -> Any:
 def _explained(
     kind: type[Settings], error: ValidationError, where: str, place: str = ""
 ) -> ConfigError:
-    problems, fields = [], []
-    for found in error.errors(include_url=False):
-        names = [str(part) for part in found["loc"]]
+    problems: dict[str, str] = {}
+    fields = []
+    for details in error.errors(include_url=False):
+        names, known = _place(kind, details["loc"])
         field = ".".join([*([place] if place else []), *names])
         about = f"{field}: " if field else ""
-        if found["type"] == "extra_forbidden":
+        if details["type"] == "extra_forbidden":
             outer = f"{field.rpartition('.')[0]}: " if "." in field else ""
-            problems.append(outer + _unknown(names[-1], _fields_at(kind, found["loc"][:-1])))
-        elif found["type"] == "missing":
-            problems.append(f"the setting {field!r} is missing")
-        elif found["type"] == "value_error":
-            reason = found["ctx"]["error"]
-            problems.append(about + str(reason))
+            problems[field] = outer + _unknown(names[-1], known)
+        elif details["type"] == "missing":
+            problems[field] = f"the setting {field!r} is missing"
+        elif details["type"] == "value_error":
+            reason = details["ctx"]["error"]
+            problems[field] = about + str(reason)
             if isinstance(reason, ConfigError) and reason.fields:  # a rule across settings
                 fields += [".".join(filter(None, (field, name))) for name in reason.fields]
                 continue
         else:
-            expected = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            problems.append(f"{about}got {found['input']!r}, expected {expected}")
+            expected = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            expected = {"string": "text", "dictionary": "{name: value}"}.get(expected, expected)
+            if field in problems:  # another form that the setting may have
+                problems[field] += f" or {expected}"
+                continue
+            problems[field] = f"{about}got {details['input']!r}, expected {expected}"
         fields.append(field)
-    return ConfigError(f"{where}: {'; '.join(problems)}", fields)
+    # Of a setting with two forms, that form is meant in which the fault lies deeper.
+    deeper = [f for f in fields if any(other.startswith(f"{f}.") for other in fields)]
+    texts = [text for f, text in problems.items() if f not in deeper]
+    return ConfigError(f"{where}: {'; '.join(texts)}", [f for f in fields if f not in deeper])
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -255,21 +268,32 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"unknown setting {name!r}{meant} expected one of {names}"
 
 
-def _fields_at(kind: type[Settings], place: tuple[Any, ...]) -> list[str]:
-    """The settings of the part of a recipe where an error was found."""
+def _place(kind: type[Settings], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Where an error was found, without the names that pydantic gives to the forms of one setting; and the settings
+    that may stand beside it."""
     schema = kind.model_json_schema()
-    parts, at = schema.get("$defs", {}), schema
-    for step in place:
-        options = [_resolved(option, parts) for option in [at, *at.get("anyOf", ())]]
+    parts = schema.get("$defs", {})
+    names: list[str] = []
+    forms, known, chosen = [schema], [], False
+    for step in loc:
+        if len(forms) > 1 and not chosen:
+            chosen = True  # this step names a form
+            continue
+        known = [name for form in forms for name in form.get("properties", {})]
         inner: dict[str, Any] = {}
-        for option in options:
-            inner = option.get("properties", {}).get(step) or inner
-            inner = (
-                option.get("items" if isinstance(step, int) else "additionalProperties") or inner
-            )
-        at = _resolved(inner, parts)
-    options = [_resolved(option, parts) for option in [at, *at.get("anyOf", ())]]
-    return [name for option in options for name in option.get("properties", {})]
+        for form in forms:
+            inner = form.get("properties", {}).get(step) or inner
+            inner = form.get("items" if isinstance(step, int) else "additionalProperties") or inner
+        names.append(str(step))
+        forms, chosen = _forms(inner, parts), False
+    return names, known
+
+
+def _forms(schema: Any, parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The forms that a setting may have, null aside."""
+    resolved = _resolved(schema, parts)
+    forms = [_resolved(form, parts) for form in resolved.get("anyOf", [resolved])]
+    return [form for form in forms if form.get("type") != "null"]
 
 
 def _resolved(schema: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,12 +319,12 @@ def _lines(
 
 
 def _parts_of(field: Any, parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings that a field holds as parts: itself, in a list, or in a mapping."""
+    """The nested settings of a field: the field itself, its list items or its mapping values."""
     inner = [field, field.get("items"), field.get("additionalProperties"), *field.get("anyOf", ())]
     for option in inner:
-        found = _resolved(option, parts)
-        if "properties" in found:
-            yield found
+        schema = _resolved(option, parts)
+        if "properties" in schema:
+            yield schema
         elif option is not field and isinstance(option, dict) and "$ref" not in option:
             yield from _parts_of(option, parts)
 

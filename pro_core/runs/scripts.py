@@ -15,10 +15,10 @@ R = TypeVar("R", bound=Recipe)
 
 
 def run_script(main: Callable[[R], None], kind: type[R], usage: str | None) -> None:
-    """Call ``main`` with the recipe that the command line names; what a user can mend ends in one line.
+    """Call ``main`` with the recipe named on the command line. Errors that a user can fix end in one line.
 
     Args:
-        usage: shown by ``--help``, with every setting of the recipe, and where no recipe is named.
+        usage: printed by ``--help``, before the recipe's settings, and when no recipe is named.
     """
     path, *changes = sys.argv[1:] or [""]
     if {"-h", "--help"} & {path, *changes}:

@@ -1,4 +1,4 @@
-"""The one way we train: transformers' Trainer, rows in a fixed order, checkpoints that resume exactly."""
+"""How every model here is trained: transformers' Trainer, rows in a fixed order, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ class MasterAdamW(torch.optim.AdamW):
 
 
 def optimizer_for(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.AdamW:
-    """The optimizer of every training here: :class:`MasterAdamW` where a parameter to train is bf16, else AdamW.
+    """The optimizer of every training run: :class:`MasterAdamW` if a trained parameter is bf16, else AdamW.
 
     Args:
-        groups: as AdamW takes them, ``{"params": [...], "lr": rate}``: of the parameters to train alone.
+        groups: as AdamW takes them, ``{"params": [...], "lr": rate}``, with trained parameters only.
     """
     bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
     return (MasterAdamW if bf16 else torch.optim.AdamW)(groups, weight_decay=weight_decay)
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer that takes its rows in the order of the dataset, which fixes it for all epochs.
+    """A Trainer that reads its rows in the order of the dataset, which is fixed for all epochs.
 
     A run that is killed and resumed then sees exactly the rows it would have seen. The optimizer is
     :func:`optimizer_for`'s; parameters whose names start with ``fresh`` (new heads) learn at ten times the rate.
@@ -106,7 +106,7 @@ class OrderedTrainer(Trainer):
 
 
 class Progress(TrainerCallback):
-    """One line every few steps, for a log file."""
+    """Prints one line every few steps."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and "loss" in logs:
@@ -129,8 +129,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Arguments for one pass over ``rows`` rows: linear schedule, clip 1.0, bf16 where it is safe.
 
-    ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so that
-    one process or many take the same steps. ``kind`` is the trainer's own class of arguments.
+    ``batch_size`` counts the rows of one step, over all processes and all ``accumulation`` forward passes, so the
+    number of processes does not change the steps. ``kind`` is the trainer's own class of arguments.
     """
     world = processes().num_processes
     if batch_size % (world * accumulation):
@@ -175,13 +175,13 @@ def train_resuming(trainer: Trainer) -> None:
 
 
 SIZES = "sizes.json"
-"""Beside a checkpoint's files, and written after them: how many bytes each of them has."""
+"""The size in bytes of each file of a checkpoint; written beside them, as the last file."""
 
 
 @contextlib.contextmanager
 def whole_checkpoint(folder: Path):
-    """Within it all processes write the checkpoint ``folder``; at its end it is known to be whole. What cannot be
-    written leaves nothing behind.
+    """All processes write the checkpoint ``folder`` inside this block; when it ends, the checkpoint is marked as whole.
+    A failed write leaves nothing behind.
 
     Raises:
         StorageError: the disk is full or read-only.
@@ -196,9 +196,9 @@ def whole_checkpoint(folder: Path):
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there, as long as they were, for every process; None for none.
+    """The newest checkpoint whose files all exist in full size, the same for every process; None if there is none.
 
-    A kill can leave half of one, and so can a disk: such newer ones are deleted, which is said.
+    A kill or a full disk can leave half a checkpoint. Such newer ones are deleted, and a line says so.
     """
     return from_main(_last_whole(folder) if main_process() else None)
 
@@ -214,17 +214,17 @@ def _last_whole(folder: Path) -> Path | None:
         if reason is None:
             print(f"resuming from {checkpoint}", flush=True)
             return checkpoint
-        print(f"{checkpoint}: {reason}; it is left out", flush=True)
+        print(f"{checkpoint}: {reason}; it is deleted", flush=True)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 
 def _broken(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where nothing is."""
+    """What is wrong with a checkpoint's files; None if nothing is."""
     try:
         sizes = json.loads((checkpoint / SIZES).read_text())
     except (OSError, ValueError):
-        return "not written to its end"
+        return "not completely written"
     for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
@@ -235,8 +235,8 @@ def _broken(checkpoint: Path) -> str | None:
 
 
 def cast_for_training(model: torch.nn.Module) -> torch.nn.Module:
-    """The model as it is trained: on a CPU held in bf16 (see :class:`MasterAdamW`), on a GPU as it is."""
+    """The model as it is trained: in bf16 on a CPU (see :class:`MasterAdamW`), unchanged on a GPU."""
     if torch.cuda.is_available():
         return model
-    return_freed_memory()  # what another model left
+    return_freed_memory()  # of an earlier model
     return model.to(torch.bfloat16)

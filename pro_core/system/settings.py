@@ -1,4 +1,4 @@
-"""Typed settings: what a recipe and each of its parts is made of."""
+"""Typed settings: the base of recipes and of their parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ with needs("train"):
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+AtLeastZero = Annotated[int, Field(ge=0)]
+Several = Annotated[list[Positive], Field(min_length=1)]
 Seeds = Annotated[list[int], Field(min_length=1)]
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
@@ -37,7 +40,7 @@ class Settings(BaseModel):
 
 
 def _plain(data: Any) -> Any:
-    """What Python says otherwise than YAML: a tuple for a list, a path for its name."""
+    """Python values as YAML has them: a tuple as a list, a path as its name."""
     if isinstance(data, Mapping):
         return {key: _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

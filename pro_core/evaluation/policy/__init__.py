@@ -1,1 +1,1 @@
-"""Policies under a grid of weights: their answers, what these are worth, and the result rows."""
+"""Policies under a grid of weights: their answers, the measures of these, and the result rows."""

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def front(points: ArrayLike) -> Floats:
-    """The non-dominated of the points (N, M) that are finite, sorted by the first objective."""
+    """The finite, non-dominated points of (N, M), sorted by the first objective."""
     array = np.asarray(points, dtype=float)
     array = array[np.isfinite(array).all(axis=1)]
     kept = array[is_nondominated(array)] if len(array) else array
@@ -28,14 +28,14 @@ ATTAINED = ("all", "half", "any")
 
 
 def attainment(runs: Sequence[ArrayLike]) -> dict[str, Floats]:
-    """What all, at least half, and any of several runs (seeds) attain: three fronts over two objectives.
+    """Three fronts over two objectives: what all runs (seeds) attain, what at least half do, and what any does.
 
-    A point is attained by a run when one of the run's points (N, 2) is nowhere below it. The region between ``all`` and
-    ``any`` is the band of a plot, ``half`` its middle line (the empirical attainment function). Each front (F, 2) is
-    sorted by the first objective.
+    A run attains a point when one of its points (N, 2) is at least as high in both objectives. The region between
+    ``all`` and ``any`` is the band of a plot, ``half`` its middle line (the empirical attainment function). Each front
+    (F, 2) is sorted by the first objective.
 
     Raises:
-        ValueError: no run with a finite point, or another number of objectives.
+        ValueError: no run has a finite point, or the points do not have two objectives.
     """
     fronts = [front(run) for run in runs]
     fronts = [f for f in fronts if len(f)]
@@ -44,7 +44,7 @@ def attainment(runs: Sequence[ArrayLike]) -> dict[str, Floats]:
             f"expected runs of points of shape (N, 2), got {[np.shape(r) for r in runs]}"
         )
     sets = np.repeat(np.arange(len(fronts)), [len(f) for f in fronts])
-    # moocore minimizes here. A percentile p is what at least ceil(p/100 x runs) of them attain.
+    # moocore minimizes, hence the signs. Percentile p is what at least ceil(p/100 x runs) attain.
     levels = {"any": 50 / len(fronts), "half": 50.0, "all": 100.0}
     surfaces = {}
     for name in ATTAINED:

@@ -1,4 +1,4 @@
-"""What policies are asked for: a grid of weights on the simplex, or levels; the same for every prompt."""
+"""What policies are asked for: a grid of weights on the simplex, or of levels, the same for every prompt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pro_core.generation.request import Request
 
 Floats = NDArray[np.float64]
 Requests = list[list[Request]]
-"""W requests of each of P prompts, (W, P)."""
+"""W requests for each of P prompts, (W, P)."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """W requests.
+    """W requests, the same for every prompt.
 
     Attributes:
         kind: what is asked for. values_WK: weights, or levels with 0 where an objective is not named.
@@ -35,7 +35,7 @@ class Grid:
         return len(self.values_WK)
 
     def requests(self, prompts: Sequence[Sequence[Message]]) -> Requests:
-        """Each request of every prompt, (W, P)."""
+        """All requests for all prompts, (W, P)."""
         if self.kind == "weights":
             P = len(prompts)
             return [
@@ -48,7 +48,7 @@ class Grid:
         ]
 
     def asked(self, w: int) -> dict[str, dict[str, Any]]:
-        """Request w as result rows write it."""
+        """Request w in the form of the result rows."""
         pairs = zip(self.objective_names, self.values_WK[w].tolist(), strict=True)
         if self.kind == "weights":
             return {"weights": dict(pairs)}
@@ -58,7 +58,7 @@ class Grid:
 def weight_requests(
     prompts: Sequence[Sequence[Message]], weights_PK: ArrayLike, objective_names: Sequence[str]
 ) -> list[Request]:
-    """A request for each prompt under its own weights, in single precision, as all published responses were asked."""
+    """One request per prompt under its own weights, in single precision, as for all published responses."""
     rows = np.asarray(weights_PK, dtype=np.float32)
     return [
         Request.weighted(prompt, weights, objective_names)
@@ -67,14 +67,14 @@ def weight_requests(
 
 
 def simplex_grid(K: int, count: int) -> Floats:
-    """``count`` weightings of K objectives, (count, K): corners, centre, and the rest as far apart as can be.
+    """``count`` weightings of K objectives, (count, K): the corners, the centre, and others as far apart as possible.
 
-    The rest comes from the coarsest lattice on the simplex that has enough points, each time the one farthest from all
-    that were taken; of equally far ones the one that keeps the objectives' total weights most even. Two objectives and
-    5 weightings: 0, 1/4, 1/2, 3/4, 1. One objective has one weighting.
+    The others come from the coarsest lattice on the simplex with enough points. Each is the point farthest from those
+    already taken; a tie goes to the point that keeps the objectives' total weights most even. Two objectives and 5
+    weightings give the weights 0, 1/4, 1/2, 3/4, 1. One objective has one weighting.
 
     Raises:
-        ValueError: K below 1, or a count that does not hold the corners and the centre.
+        ValueError: K is below 1, or the count is too small for the corners and the centre.
     """
     if K < 1:
         raise ValueError(f"got {K} objectives, expected at least 1")
@@ -100,7 +100,7 @@ def simplex_grid(K: int, count: int) -> Floats:
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as ``parts`` whole numbers from 0."""
+    """All ways to write ``total`` as a sum of ``parts`` whole numbers of at least 0."""
     if parts == 1:
         yield (total,)
         return
@@ -110,8 +110,9 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def level_grid(counts: Sequence[int]) -> Floats:
-    """Levels (W, K), 0 where an objective is not named: each level of each objective alone, then the lowest and highest
-    of each pair.
+    """Each level of each objective alone, then the lowest and highest levels of each pair: (W, K).
+
+    0 where an objective is not named.
 
     Args:
         counts: how many levels each of the K objectives has.

@@ -1,16 +1,16 @@
-"""Whether a policy of MOSLIM gives the levels that it is asked for: its Figures 5 and 6.
+"""Whether MOSLIM's policies give the levels that they are asked for: Figures 5 and 6 of its paper.
 
 Every policy answers the held-out prompts under each level of each objective alone, and under the lowest and highest
-levels of each pair. What it gave is the level that the classifier expects of the response, sum_l l p(l); where a judge
-or a held-out panel is there, they say it, too: the classifier taught the policy, and judges nobody. A stock model is
-asked in the same words: what training adds is what it does beyond that.
+levels of each pair. The level given is the classifier's expected level of the response, sum_l l p(l). The classifier
+taught the policy, so it is no independent judge; a judge and a held-out panel, where there are any, score the responses
+too. A stock model is asked in the same words, so the difference is what training adds.
 
-    spearman_<objective>: of the level asked for and the level given, within prompts; -1 to 1.
-    gain_<objective>: the level given at the highest asked less that at the lowest.
-    gain_<objective>_beside_<other>: the same while the other is asked for, too.
-    mean_<objective>: the level given, over all requests.
+    spearman_<objective>: rank correlation, within prompts, of the level asked for and the level given; -1 to 1.
+    gain_<objective>: the level given at the highest level asked for, minus that at the lowest.
+    gain_<objective>_beside_<other>: the same gain while the other objective is asked for too.
+    mean_<objective>: the level given, averaged over all requests.
 
-``spearman_heldout_<objective>`` is by the held-out panel's score; ``judge_score`` and ``heldout_<objective>`` are in
+``spearman_heldout_<objective>`` uses the held-out panel's score; ``judge_score`` and ``heldout_<objective>`` are in
 units of the base policy's responses under all requests. Intervals are a bootstrap over prompts.
 """
 
@@ -37,15 +37,16 @@ from pro_core.evaluation.policy.metrics import (
 from pro_core.evaluation.policy.policies import NamedPolicies
 from pro_core.evaluation.policy.recipe import LevelEvaluation
 from pro_core.evaluation.policy.rows import Answered, study_rows
-from pro_core.evaluation.policy.run import PolicyRun, device
+from pro_core.evaluation.policy.run import PolicyRun
 from pro_core.evaluation.policy.scoring import Judges, LevelScores
 from pro_core.evaluation.results import Row
 from pro_core.rewards.classifier import RewardClassifier
 from pro_core.runs.recipes import ConfigError
+from pro_core.system.processes import process_device
 
 
 def level_rows(recipe: LevelEvaluation, split: str = "test") -> list[Row]:
-    """All rows of a recipe, see :mod:`pro_core.evaluation.policy.rows`."""
+    """All result rows of a recipe, see :mod:`pro_core.evaluation.policy.rows`."""
     return study_rows(LevelStudy(recipe, split))
 
 
@@ -53,13 +54,13 @@ class LevelStudy:
     """Policies under levels.
 
     Raises:
-        ConfigError: a base policy that is not there. Else as :class:`PolicyRun`.
+        ConfigError: the base policy is missing. Otherwise as :class:`PolicyRun`.
     """
 
     about = "request"
 
     def __init__(self, recipe: LevelEvaluation, split: str = "test"):
-        classifier = RewardClassifier.from_pretrained(recipe.classifier, device())
+        classifier = RewardClassifier.from_pretrained(recipe.classifier, process_device())
         taught = LevelScores(recipe.classifier, classifier, recipe.objectives)
         condition = taught.condition
         policies = NamedPolicies.under_levels(recipe.policies, condition)
@@ -73,7 +74,7 @@ class LevelStudy:
             base = self.run.recipe.base
             if base not in answered:
                 raise ConfigError(
-                    f"{base}: the base is not there, and it fixes the judges' units", ["base"]
+                    f"{base}: the base policy is missing, and it fixes the judges' units", ["base"]
                 )
             first = next(iter(answered[base].values()))
             self._units = base_units(self.run.judges, first, base, len(self.grid))
@@ -100,7 +101,7 @@ class LevelStudy:
 
 
 def base_units(judges: Judges, answers: Answers, base: str, requests: int) -> JudgeUnits:
-    """Mean and deviation of the judges' scores over the base policy's answers; None for a judge that is not there.
+    """Mean and deviation of each judge's scores of the base policy's answers; None for a missing judge.
 
     Raises:
         ConfigError: fewer than two responses have scores.
@@ -117,7 +118,7 @@ def base_units(judges: Judges, answers: Answers, base: str, requests: int) -> Ju
 
 
 def control(answers: Answers, grid: Grid, units: JudgeUnits, counts_RP: Floats) -> Draws:
-    """Each measure of the module's table under each resample of the prompts, (R,)."""
+    """Each measure of the module's docstring under each resample of the prompts, (R,)."""
     asked_WK, names = grid.values_WK, grid.objective_names
     named = (asked_WK > 0).sum(axis=1)
     values = _of_response(answers, grid, units)
@@ -129,7 +130,7 @@ def control(answers: Answers, grid: Grid, units: JudgeUnits, counts_RP: Floats) 
     for k, name in enumerate(names):
         alone = np.flatnonzero((asked_WK[:, k] > 0) & (named == 1))
         if len(alone) < 2:
-            continue  # one level: nothing to follow
+            continue  # with a single level there is nothing to follow
         for prefix, key in (("", f"mean_{name}"), ("heldout_", f"heldout_{name}")):
             if key in values:
                 given_WP = values[key][alone]
@@ -150,7 +151,7 @@ def control(answers: Answers, grid: Grid, units: JudgeUnits, counts_RP: Floats) 
 
 
 def _of_response(answers: Answers, grid: Grid, units: JudgeUnits) -> dict[str, Floats]:
-    """Everything that is measured of a response, (W, P) each; NaN where there is none."""
+    """All measures of a response, (W, P) each; NaN where there is no response."""
     names = grid.objective_names
     given = {f"mean_{name}": answers.scores_WPK[:, :, k] for k, name in enumerate(names)}
     return given | judged(answers, units)

@@ -1,11 +1,10 @@
-"""Answers of policies, and what is measured of them whatever was asked: means with paired intervals, judges, texts.
+"""Answers of policies, and the measures that fit every kind of request: means with intervals, judges, texts.
 
-A policy answered P prompts under W requests. A response that is not there, or a score that is NaN, is counted and left
-out, never taken for 0: means run over what there is, and two policies are compared over the prompts that both answered
-under the same request.
+A policy answered P prompts under W requests. A missing response or a NaN score is counted and left out, never taken
+for 0: means run over the rest, and two policies are compared on the prompts that both answered under the same request.
 
 Intervals are a bootstrap over prompts. Every policy, request and seed is measured on the same resamples of the same
-prompts, so that differences are paired, and a difference between seeds does not pass for one between prompts.
+prompts. So differences are paired, and a difference between seeds is not mistaken for one between prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pro_core.runs.recipes import ConfigError
 
 Floats = NDArray[np.float64]
 Draws = dict[str, Floats]
-"""Each measure under each resample of the prompts, (R,); the first is the value itself."""
+"""Each measure under each resample of the prompts, (R,); the first entry is the value itself."""
 
 
 @dataclass
@@ -33,12 +32,12 @@ class Answers:
     """The responses of one policy under one seed, and their scores; higher is better.
 
     Attributes:
-        texts: W lists of P, None where generation failed.
-        scores_WPK: by what taught the policies: a panel's standardized scores, or the levels that a classifier expects.
-        judge_WP: the overall judge's raw score. heldout_WPJ: the held-out panel's.
-        surprise_WP2: nats and tokens under the base model. kl_WP: log p of the response under the policy less that
-            under the base. NaN in any: no score. None: not measured.
-        failures: (request, prompt, what went wrong). cut: how many were cut by the token limit or a filter.
+        texts: W lists of P texts, None where generation failed.
+        scores_WPK: by what taught the policies: a panel's standardized scores, or a classifier's expected levels.
+        judge_WP: the overall judge's raw scores. heldout_WPJ: the held-out panel's.
+        surprise_WP2: nats and tokens under the base model. kl_WP: log p of the response under the policy minus that
+            under the base model. NaN in any of these: no score. None: not measured.
+        failures: (request, prompt, what went wrong). cut: responses that the token limit or a filter cut.
     """
 
     texts: list[list[str | None]]
@@ -51,17 +50,17 @@ class Answers:
     cut: int = 0
 
     def where_also(self, other: Answers) -> Answers:
-        """Without the scores that the other has none of at the same place, so that the two can be compared."""
+        """A copy with only the scores that the other has at the same place, so that the two can be compared."""
 
-        def kept(mine: Floats | None, theirs: Floats | None) -> Floats | None:
-            if mine is None or theirs is None:
+        def kept(scores: Floats | None, others: Floats | None) -> Floats | None:
+            if scores is None or others is None:
                 return None
-            return np.where(np.isfinite(theirs), mine, np.nan)
+            return np.where(np.isfinite(others), scores, np.nan)
 
-        there = np.isfinite(other.scores_WPK).all(axis=2, keepdims=True)
+        scored = np.isfinite(other.scores_WPK).all(axis=2, keepdims=True)
         return replace(
             self,
-            scores_WPK=np.where(there, self.scores_WPK, np.nan),
+            scores_WPK=np.where(scored, self.scores_WPK, np.nan),
             judge_WP=kept(self.judge_WP, other.judge_WP),
             heldout_WPJ=kept(self.heldout_WPJ, other.heldout_WPJ),
         )
@@ -81,22 +80,24 @@ class JudgeUnits:
 def fitted_units(
     scores_NK: ArrayLike, objective_names: Sequence[str], reference: str, base: str
 ) -> RewardStats:
-    """Mean and deviation of the scores of the policy ``base`` that are there.
+    """Mean and deviation of the finite scores of the policy ``base``.
 
     Raises:
         ConfigError: fewer than two responses have scores.
     """
     scores = np.asarray(scores_NK)
-    there = scores[np.isfinite(scores).all(axis=1)]
+    finite = scores[np.isfinite(scores).all(axis=1)]
     try:
-        return RewardStats.fit(there, objective_names, reference)
+        return RewardStats.fit(finite, objective_names, reference)
     except ValueError as error:
-        raise ConfigError(f"{base}, which is the base: {error}", ["base"]) from None
+        raise ConfigError(f"{base}, the base policy: {error}", ["base"]) from None
 
 
 def judged(answers: Answers, units: JudgeUnits) -> dict[str, Floats]:
-    """What the judges say of each response in their units, and its length in characters, (W, P) each; NaN where there
-    is none. ``heldout_score`` is the mean of the held-out panel's objectives."""
+    """The judges' scores of each response in ``units``, and its length in characters: (W, P) each, NaN where missing.
+
+    ``heldout_score`` is the mean over the held-out panel's objectives.
+    """
     values: dict[str, Floats] = {}
     if units.judge is not None and answers.judge_WP is not None:
         values["judge_score"] = in_units(units.judge, answers.judge_WP[:, :, None])[:, :, 0]
@@ -109,12 +110,12 @@ def judged(answers: Answers, units: JudgeUnits) -> dict[str, Floats]:
 
 
 def in_units(stats: RewardStats, scores: ArrayLike) -> Floats:
-    """Scores (..., K) less their mean over the base model's responses, in its deviations."""
+    """Scores (..., K) in units of the base model's responses: minus their mean, divided by their deviation."""
     return (np.asarray(scores, dtype=np.float64) - stats.mean) / stats.std
 
 
 def resampled(P: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """How often each prompt counts, (1 + resamples, P): first once each, then as drawn."""
+    """How often each prompt counts in each resample, (1 + resamples, P); once each in the first."""
     counts = (
         prompt_counts([str(p) for p in range(P)], resamples, seed)[1] if P else np.zeros((0, 0))
     )
@@ -122,11 +123,11 @@ def resampled(P: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
 
 
 def means(values_PM: ArrayLike, counts_RP: Floats) -> Floats:
-    """Means over prompts (R, M) of values (P, M), NaN left out; NaN where a resample holds no value at all."""
+    """Means over prompts, (R, M) from values (P, M). NaN is left out; NaN where a resample has no value at all."""
     values = np.asarray(values_PM, dtype=np.float64)
-    there = np.isfinite(values)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return (counts_RP @ np.where(there, values, 0.0)) / (counts_RP @ there)
+        return (counts_RP @ np.where(finite, values, 0.0)) / (counts_RP @ finite)
 
 
 def point_means(values_WPK: ArrayLike, counts_RP: Floats) -> Floats:
@@ -135,40 +136,40 @@ def point_means(values_WPK: ArrayLike, counts_RP: Floats) -> Floats:
 
 
 def over_points(values_RWK: Floats) -> Floats:
-    """The mean over the requests that have one: (R, K)."""
+    """The mean over the requests that have a value: (R, K)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no request has one: NaN, as it should be
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is right where no request has a value
         return np.nanmean(values_RWK, axis=1)
 
 
 def rank_correlation(asked_W: ArrayLike, obtained_W: ArrayLike) -> float:
-    """Spearman's over the requests of one prompt that have a score; 0 where all scores are the same.
+    """Spearman's correlation over one prompt's requests that have a score; 0 where all scores are the same.
 
-    NaN where fewer than two requests have one, or all ask for the same.
+    NaN where fewer than two requests have a score, or all ask for the same.
     """
     asked, obtained = np.asarray(asked_W, dtype=float), np.asarray(obtained_W, dtype=float)
-    there = np.isfinite(obtained)
-    if there.sum() < 2 or np.ptp(asked[there]) == 0:
+    scored = np.isfinite(obtained)
+    if scored.sum() < 2 or np.ptp(asked[scored]) == 0:
         return float("nan")
-    x, y = rankdata(asked[there]), rankdata(obtained[there])
+    x, y = rankdata(asked[scored]), rankdata(obtained[scored])
     if np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def over_requests(values_WP: ArrayLike, counts_RP: Floats) -> Floats:
-    """The mean of values (W, P) over prompts, then over the requests that have one: (R,)."""
+    """The mean of values (W, P) over prompts, then over the requests that have a value: (R,)."""
     return over_points(point_means(np.asarray(values_WP)[:, :, None], counts_RP))[:, 0]
 
 
 def averaged(draws: Sequence[Draws]) -> Draws:
-    """The mean over seeds under each resample, for what every seed has."""
+    """The mean over seeds under each resample, of the measures that every seed has."""
     common = [name for name in draws[0] if all(name in drawn for drawn in draws)]
     return {name: np.mean([drawn[name] for drawn in draws], axis=0) for name in common}
 
 
 def text_measures(answers: Answers) -> dict[str, float]:
-    """Distinct n-grams (averaged over requests) and counts: what failed, was cut, empty or went without a score.
+    """Distinct n-grams (averaged over requests), and the counts of failed, cut, empty and unscored responses.
 
     They have no interval: a resample that draws a prompt twice would count its text as repetition.
     """
@@ -178,14 +179,14 @@ def text_measures(answers: Answers) -> dict[str, float]:
         values = [v for v in (distinct_n(texts, n) for texts in written) if np.isfinite(v)]
         if values:
             measures[f"distinct_{n}"] = float(np.mean(values))
-    there = np.isfinite(answers.scores_WPK).all(axis=2)
+    scored = np.isfinite(answers.scores_WPK).all(axis=2)
     texts = [t for row in written for t in row]
     return measures | {
         "responses": len(texts),
         "failed": len(answers.failures),
         "cut": answers.cut,
         "empty": sum(not t.strip() for t in texts),
-        "unscored": int(len(texts) - there.sum()),
+        "unscored": int(len(texts) - scored.sum()),
     }
 
 

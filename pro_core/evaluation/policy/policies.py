@@ -1,5 +1,4 @@
-"""The policies that a recipe of the evaluation kit names. One model at a time is held: there may be many, and seeds of
-each."""
+"""The policies that an evaluation's recipe names. Only one model at a time is held in memory."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ class NamedPolicies:
     """The policies by name and seed.
 
     Args:
-        check: of what each checkpoint reads.
-        asked_by: how all are asked, stock models too; None: each as it was trained.
+        check: applied to what each checkpoint reads.
+        asked_by: how all policies are asked, stock models too; None: each as it was trained.
     """
 
     def __init__(
@@ -41,12 +40,12 @@ class NamedPolicies:
     def under_weights(
         cls, entries: Sequence[PolicyEntry], objective_names: Sequence[str]
     ) -> NamedPolicies:
-        """Policies that read weights of these objectives, in the form that each was trained with, or nothing."""
+        """Policies that read weights of these objectives, each in the form of its training, or the prompt alone."""
         return cls(entries, lambda reads: reads.check_objectives(objective_names))
 
     @classmethod
     def under_levels(cls, entries: Sequence[PolicyEntry], condition: Condition) -> NamedPolicies:
-        """Policies that are asked by one condition: what training adds is what a stock model does not do."""
+        """Policies that are all asked in the same words, stock models too: the difference is what training adds."""
 
         def check(config: PolicyConfig) -> None:
             config.check_objectives(condition.objective_names)
@@ -61,22 +60,23 @@ class NamedPolicies:
         return cls(entries, check, PolicyConfig(condition))
 
     def missing(self, name: str, seed: int) -> str | None:
-        """The folder that a training should have made for this seed, if it is not there."""
+        """The folder that training should have made for this seed, where it is missing."""
         entry = self.entries[name]
         folder = entry.model.format(seed=seed)
         made = "{seed}" in entry.model and not entry.endpoint
         return folder if made and not Path(folder).is_dir() else None
 
     def training(self, name: str, seed: int) -> dict[str, float]:
-        """``device_hours``: what the policy took to train, where its folder knows (:mod:`pro_core.runs.clock`)."""
-        hours = device_hours(self.entries[name].model.format(seed=seed))
+        """``device_hours`` of the policy's training, where its folder records them (:mod:`pro_core.runs.clock`)."""
+        entry = self.entries[name]
+        hours = device_hours((entry.policy or entry.model).format(seed=seed))
         return {} if hours is None else {"device_hours": hours}
 
     def __call__(self, name: str, seed: int, candidates: int | None = None) -> GeneratorPolicy:
-        """One policy under one seed, its model loads when it must write; with ``candidates`` of another number.
+        """One policy under one seed; its model loads when it must write. ``candidates`` replaces the recipe's number.
 
         Raises:
-            ConfigError: a checkpoint that is none, or that reads something else.
+            ConfigError: a checkpoint cannot be loaded, or reads something else than what is asked for.
         """
         entry = self.entries[name]
         model, folder = entry.model.format(seed=seed), entry.policy.format(seed=seed)

@@ -21,10 +21,10 @@ def held_out_prompts(
     count: int,
     longest: int | None = None,
 ) -> list[list[Message]]:
-    """``count`` prompts of a split, as many from each objective's pairs as there are, in an order that a hash decides.
+    """``count`` prompts of a split, taken in turn from each objective's pairs, in an order that a hash decides.
 
-    Conversations that end with an answer are left out: there is nothing to respond to. So are those of more than
-    ``longest`` characters, and, counted, those that stand in rows too that the data's entries train on.
+    Conversations that end with an answer are left out, since there is nothing to respond to, and so are those of more
+    than ``longest`` characters. Prompts that the data's entries also train on are left out too, and counted.
 
     Raises:
         DataError: as the loaders do. ConfigError: fewer prompts than asked for.
@@ -41,11 +41,11 @@ def held_out_prompts(
             if pair in trained:
                 left_out.add(text)
                 continue
-            of = by_objective.setdefault(pair.objective, {})
-            of[hashlib.sha256(text.encode()).hexdigest()] = pair.prompt
+            of_objective = by_objective.setdefault(pair.objective, {})
+            of_objective[hashlib.sha256(text.encode()).hexdigest()] = pair.prompt
     if left_out:
         print(
-            f"prompts: {len(left_out):,} {split} prompts left out, the data trains on them too",
+            f"prompts: {len(left_out):,} {split} prompts left out: the data also trains on them",
             file=sys.stderr,
         )
     queues = [sorted(prompts.items()) for _, prompts in sorted(by_objective.items())]

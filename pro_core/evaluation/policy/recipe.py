@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pro_core.data.entries import PairSource
 from pro_core.runs.recipes import ConfigError, Count, Names, Recipe, Seeds, Settings
 from pro_core.system.extras import needs
+from pro_core.system.settings import TopP
 
 with needs("train"):
     from pydantic import Field, model_validator
@@ -15,68 +16,67 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class PolicyEntry(Settings):
-    """One policy. A checkpoint of ours knows what it reads and is asked in its own way; a stock model reads the prompt
-    alone."""
+    """One policy. A checkpoint of this project says what it reads; a stock model reads the prompt alone."""
 
     name: Text
-    """as the results call it"""
+    """its name in the results"""
     model: str = ""
-    """a folder or hub id, {seed} stands for the seed; at an endpoint the model's name there"""
+    """a folder or hub id, {seed} stands for the seed; with an endpoint, the model's name on that server"""
     endpoint: str | None = None
     """the base URL of a server (its token: PRO_ENDPOINT_TOKEN)"""
     policy: str = ""
     """the folder of the checkpoint that an endpoint serves, which says what it reads; without it: a stock model"""
     candidates: Count = 1
-    """answers written for a prompt; of several the panel's weighted sum takes the best"""
+    """answers written per prompt; of several, the panel's weighted sum takes the best"""
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:
         if not self.model and not self.endpoint:
             raise ConfigError(
-                f"got no place for {self.name!r}, expected a model or an endpoint", ["model"]
+                f"got neither for {self.name!r}, expected a model or an endpoint", ["model"]
             )
         return self
 
 
 class EvaluationRecipe(Recipe):
-    """What both kinds of evaluation are told."""
+    """The settings that both kinds of evaluation share."""
 
     experiment: Text
-    """as the results call it"""
+    """its name in the results"""
     objectives: Names | None = None
     """some of the panel's or classifier's, in the order of the policies; null for all"""
     output: Text
-    """where responses and scores are kept: a killed run goes on there"""
+    """the folder of responses and scores, from which a killed run resumes"""
     policies: Annotated[list[PolicyEntry], Field(min_length=1)]
-    """a folder with {seed} in its name that is not there (yet) is said and left out"""
+    """one whose folder has {seed} in its name is left out, with a message, while that folder is missing"""
     base: Text
     """the policy that fixes the units"""
     compare_with: Names | None = None
     """policies that the others are compared with; null for the base"""
     judge: str | None = "outputs/judge/panel"
-    """the overall judge; where it is not there, or null: without, which the tables say"""
+    """the overall judge; where it is missing or null, its measures are left out, and the tables say so"""
     heldout_panel: str | None = "outputs/heldout_panel/panel"
-    """the same of the held-out panel"""
+    """the held-out panel, likewise"""
     prompts: Count = 100
     longest_prompt: Count | None = None
-    """characters; longer ones are left out, which spares a CPU most of its work"""
+    """in characters; longer prompts are left out, which saves a CPU most of its work"""
     data: Annotated[list[PairSource], Field(min_length=1)] = [PairSource(path="hh_pairs.jsonl.gz")]
-    """the prompts of their held-out pairs"""
+    """sources of the prompts: those of their held-out pairs"""
     data_dir: str | None = None
     """default: PRO_DATA_DIR"""
     seeds: Seeds = [0, 1, 2]
     batch_size: Count = 16
-    """answers written side by side; another size is another draw"""
+    """answers written at once; another size draws other answers"""
     max_new_tokens: Count = 128
     temperature: Annotated[float, Field(ge=0)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    top_p: TopP = 0.9
 
     @model_validator(mode="after")
     def _policies(self) -> Self:
         names = [entry.name for entry in self.policies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(
-                f"got two policies called {twice[0]!r}, expected a name for each", ["policies"]
+                f"got two policies called {twice[0]!r}, expected different names", ["policies"]
             )
         for setting, named in (("base", [self.base]), ("compare_with", self.compared)):
             if unknown := [name for name in named if name not in names]:
@@ -104,17 +104,17 @@ class PolicyEvaluation(EvaluationRecipe):
     """Policies under a grid of weights: `train/evaluate.py policies`."""
 
     panel: Text
-    """its standardized scores are what the weights weigh"""
+    """the weights are applied to its standardized scores"""
     adapter: str | None = None
-    """its weights for each prompt are one more request, beside the grid"""
+    """its weights for each prompt are one more request, besides the grid"""
     weights: Count = 5
     """weightings in the grid"""
     reference_candidates: Count = 4
-    """of the base policy for each prompt, for its statistics and the reference front"""
+    """answers of the base policy per prompt, for its statistics and the reference front"""
     perplexity: str | Literal[False] | None = None
     """a causal model; null for the base policy's, false for none"""
     kl: bool = False
-    """log-ratio of each policy to the perplexity's model on its own responses; each is read once more"""
+    """measure each policy's log-ratio to the perplexity model on its own responses, which are read once more"""
 
     @model_validator(mode="after")
     def _language_model(self) -> Self:
@@ -130,7 +130,7 @@ class LevelEvaluation(EvaluationRecipe):
     """MOSLIM's policies under levels: `train/evaluate.py levels`."""
 
     classifier: Text
-    """the one that taught the policies: it says which levels there are, and which was given"""
+    """the one that taught the policies; it defines the levels, and says which one a response has"""
 
     @model_validator(mode="after")
     def _one_answer(self) -> Self:

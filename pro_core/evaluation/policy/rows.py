@@ -1,4 +1,4 @@
-"""Result rows of policies under a grid of requests, whatever is asked for.
+"""Result rows of policies under a grid of requests of any kind.
 
 | kind | one row for each |
 |---|---|
@@ -6,7 +6,7 @@
 | ``all_seeds`` | method: the means over seeds, ``sd_over_seeds_<measure>``, and the leads over other methods |
 | ``point`` | method, seed and request: what figures and the equal-weight tables are made of |
 
-``judge_accuracy`` and ``heldout_accuracy_<objective>`` are the judges' own, on test pairs.
+``judge_accuracy`` and ``heldout_accuracy_<objective>`` are the judges' own accuracies on test pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pro_core.evaluation.policy.weights import LEADS
 from pro_core.evaluation.results import Row, lead, result_row
 
 Answered = dict[str, dict[int, Answers]]
-"""Of each policy and seed the answers to the grid."""
+"""Policy -> seed -> its answers to the grid."""
 COUNTS = ("responses", "failed", "cut", "empty", "unscored")
 
 
@@ -40,7 +40,7 @@ class Study(Protocol):
     """What is measured of one kind of request.
 
     Attributes:
-        about: what progress calls a request.
+        about: the word for a request in progress messages.
     """
 
     run: PolicyRun
@@ -56,13 +56,13 @@ class Study(Protocol):
         ...
 
     def of_response(self, answers: Answers) -> dict[str, Floats]:
-        """What is reported of each request, as values of the responses (W, P)."""
+        """What is reported of each request, as one value per response (W, P)."""
         ...
 
     def leads(
         self, name: str, other: str, seeds: Sequence[int], answered: Answered, counts_RP: Floats
     ) -> Draws:
-        """One policy less another, over seeds that both have."""
+        """One policy minus another, over the seeds that both have."""
         ...
 
 
@@ -98,7 +98,7 @@ def study_rows(study: Study) -> list[Row]:
 
 
 def joined(draws: list[Draws], counted: list[dict[str, float]]) -> dict[str, float]:
-    """What has no interval: counts summed over seeds, the rest averaged, and the deviation between seeds."""
+    """Measures without interval: counts summed over seeds, others averaged; and the deviation between seeds."""
     joined: dict[str, float] = {"seeds": len(draws)}
     for name in counted[0]:
         values = [counts[name] for counts in counted if name in counts]
@@ -141,7 +141,7 @@ def _method_row(
 def _point_rows(
     study: Study, name: str, seed: int, answers: Answers, counts_RP: Floats
 ) -> list[Row]:
-    """One row for each request: the mean scores under it, and how many responses had all of the panel's."""
+    """One row per request: its mean scores, and how many responses have all of the panel's scores."""
     run, rows, values = study.run, [], study.of_response(answers)
     for w in range(len(study.grid)):
         drawn = {key: means(of[w][:, None], counts_RP)[:, 0] for key, of in values.items()}

@@ -1,6 +1,6 @@
-"""One evaluation of policies, as its files: their responses to a grid of requests, and all scores of these.
+"""One evaluation of policies and its files: their responses to a grid of requests, and all scores of these.
 
-`python train/evaluate.py policies recipes/stock_policies.yaml` ends here. What is made of the answers is elsewhere:
+`python train/evaluate.py policies recipes/stock_policies.yaml` leads here. The measures of the answers are in
 :mod:`pro_core.evaluation.policy.weights` and :mod:`pro_core.evaluation.policy.levels`.
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pro_core.data.objectives import Message
@@ -29,16 +28,12 @@ from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.generation.responses import Response
 from pro_core.rewards.scores import progress
 from pro_core.runs.recipes import ConfigError
-
-
-def device() -> str:
-    """Where scorers and language models run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+from pro_core.system.processes import process_device
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The model that perplexities are of, and whether each policy is held against it on its own responses."""
+    """The model that measures perplexity, and whether each policy is compared with it on its own responses."""
 
     model: LanguageModel
     of_policies: bool
@@ -48,12 +43,12 @@ class PolicyRun:
     """A recipe with what it names: policies, judges and prompts.
 
     Args:
-        taught: what chose or trained the policies. likelihood: None measures none.
+        taught: what trained the policies or chose their answers. likelihood: None: no perplexity, no log-ratio.
 
-    Judges that are not there are said, with the command that makes them, and nothing is measured by them.
+    The measures of a missing judge are left out, with a message that names the command to train it.
 
     Raises:
-        ConfigError: a judge that is what taught. StorageError, DataError: as their loaders do.
+        ConfigError: a judge is the panel that taught the policies. StorageError, DataError: as their loaders do.
     """
 
     def __init__(
@@ -67,7 +62,7 @@ class PolicyRun:
         self.recipe, self.split, self.taught, self.policies = recipe, split, taught, policies
         self.objective_names = taught.objective_names
         self.output = Path(recipe.output)
-        self.judges = Judges.load(recipe, taught.scorer, device())
+        self.judges = Judges.load(recipe, taught.scorer, process_device())
         self.settings = GenerationSettings(recipe.max_new_tokens, recipe.temperature, recipe.top_p)
         self.prompts = held_out_prompts(
             recipe.data,
@@ -80,7 +75,7 @@ class PolicyRun:
         self.cache = ScoreCache(self.output / "scores.sqlite", self.prompts)
 
     def seeds_of(self, name: str) -> list[int]:
-        """The seeds whose checkpoint is there; says which are not."""
+        """The seeds whose checkpoint exists; prints which are missing."""
         missing = {seed: self.policies.missing(name, seed) for seed in self.recipe.seeds}
         for seed, folder in missing.items():
             if folder:
@@ -102,16 +97,18 @@ class PolicyRun:
         )
 
     def shown(self, texts: Texts) -> Array:
-        """What the policies' teacher says of responses (N, K), over this run's objectives; NaN where there is none."""
+        """Scores (N, K) of responses by what taught the policies, over this run's objectives; NaN where missing."""
         raw = self.cache.scores(self.taught.scorer, texts, "panel")
         return self.taught.shown(raw, [text for _, text in texts])
 
     def chosen(
         self, written: Sequence[Sequence[Response]], requests: Sequence[Request]
     ) -> list[Response | None]:
-        """Of each prompt's candidates the one that the panel's weighted sum prefers; None where all failed."""
-        listed = [(p, a) for p, mine in enumerate(written) for a in mine if a.text is not None]
-        if all(len(mine) == 1 for mine in written):
+        """Each prompt's candidate with the largest weighted sum of the panel's scores; None where all failed."""
+        listed = [
+            (p, a) for p, candidates in enumerate(written) for a in candidates if a.text is not None
+        ]
+        if all(len(candidates) == 1 for candidates in written):
             single = dict(listed)
             return [single.get(p) for p in range(len(written))]
         z = self.shown([(p, str(answer.text)) for p, answer in listed])
@@ -125,13 +122,13 @@ class PolicyRun:
         return chosen
 
     def answers(self, name: str, seed: int, requests: Requests, about: str) -> Answers:
-        """The policy's responses to W requests of each of P prompts, with all their scores.
+        """The policy's responses to W requests for each of P prompts, with all their scores.
 
         Args:
-            about: what progress calls a request.
+            about: the word for a request in progress messages.
 
         Raises:
-            ConfigError: not one response, with the first reason.
+            ConfigError: there is not one response; the message gives the first reason.
         """
         policy, W, P = self.policies(name, seed), len(requests), len(self.prompts)
         texts: list[list[str | None]] = []
@@ -150,9 +147,9 @@ class PolicyRun:
             print(f"{name}, seed {seed}: {_listed(failures, self.prompts)}", file=sys.stderr)
         if len(failures) == W * P:
             raise ConfigError(f"{name}, seed {seed}: not one response; {failures[0][2]}")
-        there = [(w, p) for w in range(W) for p in range(P) if texts[w][p] is not None]
-        written_texts = [(p, str(texts[w][p])) for w, p in there]
-        rows = tuple(np.array(there).T)
+        answered = [(w, p) for w in range(W) for p in range(P) if texts[w][p] is not None]
+        written_texts = [(p, str(texts[w][p])) for w, p in answered]
+        rows = tuple(np.array(answered).T)
 
         def placed(values: NDArray) -> NDArray[np.float64]:
             grid = np.full((W, P, values.shape[1]), np.nan)
@@ -171,22 +168,22 @@ class PolicyRun:
             surprise = self.cache.surprise(self.likelihood.model, written_texts, "perplexity")
             result.surprise_WP2 = placed(surprise)
             if self.likelihood.of_policies:
-                asked = [requests[w][p] for w, p in there]
-                own = self._own_surprise(policy, asked, written_texts)
-                if own is not None:
-                    result.kl_WP = placed(surprise[:, :1] - own[:, :1])[:, :, 0]
+                asked = [requests[w][p] for w, p in answered]
+                under_policy = self._own_surprise(policy, asked, written_texts)
+                if under_policy is not None:
+                    result.kl_WP = placed(surprise[:, :1] - under_policy[:, :1])[:, :, 0]
         return result
 
     def _own_surprise(
         self, policy: Policy, requests: Sequence[Request], texts: Texts
     ) -> Array | None:
-        """How likely a policy's responses are to itself, (N, 2); None where they are not those of one local model."""
+        """Nats and tokens of a policy's responses under itself, (N, 2); None unless they come from one local model."""
         writer = policy.generator(requests[0])
         mixed = writer.policy is not None and bool(writer.policy.ranks)
         if not isinstance(writer, LocalGenerator) or policy.candidates != 1 or mixed:
             return None
         read = [policy.reads(request).messages for request in requests]
-        model = LanguageModel(writer.path_or_id, device())
+        model = LanguageModel(writer.path_or_id, process_device())
         return self.cache.surprise(model, texts, f"{policy.name}, log-ratio", read)
 
 
@@ -195,6 +192,6 @@ def _listed(failures: Sequence[tuple[int, int, str]], prompts: Sequence[Sequence
     of_prompt = {p: error for _, p, error in reversed(failures)}
     shown = [f"prompt {p} ({error})" for p, error in list(of_prompt.items())[::-1][:3]]
     return (
-        f"{len(failures)} responses to {len(of_prompt)} of {len(prompts)} prompts failed, are left out and will be "
-        f"tried again by the next run: {'; '.join(shown)}"
+        f"{len(failures)} responses to {len(of_prompt)} of {len(prompts)} prompts failed and are left out; the next "
+        f"run tries them again: {'; '.join(shown)}"
     )

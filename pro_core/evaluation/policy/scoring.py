@@ -1,4 +1,4 @@
-"""What responses are scored by: the panel or classifier that taught, the judges that did not, and a language model."""
+"""What scores responses: the panel or classifier that taught the policies, independent judges, a language model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECIPES = {"judge": "recipes/judge.yaml", "heldout_panel": "recipes/heldout_pane
 
 
 class Scorer(Protocol):
-    """A :class:`RewardPanel`, or what scores as one does."""
+    """A :class:`RewardPanel`, or anything that scores like one."""
 
     @property
     def objective_names(self) -> Sequence[str]: ...
@@ -49,10 +49,10 @@ class Scorer(Protocol):
 
 
 class Taught(Protocol):
-    """What taught the policies, and what it shows of a response.
+    """What taught the policies, and the scores that it reports of a response.
 
     Attributes:
-        objective_names: those that the run is about, K of the scorer's.
+        objective_names: the run's objectives, K of the scorer's.
     """
 
     @property
@@ -62,7 +62,7 @@ class Taught(Protocol):
     def objective_names(self) -> tuple[str, ...]: ...
 
     def shown(self, raw: Array, texts: Sequence[str]) -> Array:
-        """Of raw scores of N texts what is reported, (N, K)."""
+        """The reported scores (N, K), from the raw scores of N texts."""
         ...
 
 
@@ -134,14 +134,14 @@ class ExpectedLevels:
 
 @dataclass(frozen=True)
 class Judges:
-    """Those that taught nobody; None where one is not there."""
+    """Scorers that taught no policy; None for a missing one."""
 
     overall: RewardPanel | None
     heldout: RewardPanel | None
 
     @classmethod
     def load(cls, recipe: EvaluationRecipe, taught_by: Scorer, device: str) -> Judges:
-        """The recipe's judges. One that is not there is said, with the command that makes it.
+        """The recipe's judges. For a missing one, a message names the command that trains it.
 
         Raises:
             ConfigError: a judge that is the policies' own teacher, or an overall judge of several objectives.
@@ -153,8 +153,9 @@ class Judges:
                 continue
             if not (Path(path) / "panel.json").is_file():
                 print(
-                    f"{key}: {path} is not there, so nothing is measured by it. `python train/reward_models.py "
-                    f"{RECIPES[key]}` trains it (half an hour on two cores); the same command then adds its scores",
+                    f"{key}: {path} is not there, so its measures are left out. `python train/reward_models.py "
+                    f"{RECIPES[key]}` trains it (half an hour on two cores); this evaluation, run again, adds its "
+                    "scores",
                     file=sys.stderr,
                 )
                 continue
@@ -178,19 +179,19 @@ class Judges:
         return list(self.heldout.objective_names) if self.heldout else []
 
     def accuracies(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The judges' own accuracies on test pairs, as their folders say, and the intervals."""
+        """The judges' own accuracies on test pairs, as their folders record them, and the intervals."""
         measured: dict[str, dict[str, Any]] = {}
         if self.overall and self.overall.accuracy:
             (measured["judge_accuracy"],) = self.overall.accuracy.values()
         if self.heldout:
-            of = self.heldout.accuracy
-            measured |= {f"heldout_accuracy_{name}": own for name, own in of.items()}
-        values = {key: own["accuracy"] for key, own in measured.items()}
-        return values, {key: own["ci95"] for key, own in measured.items()}
+            by_objective = self.heldout.accuracy
+            measured |= {f"heldout_accuracy_{name}": m for name, m in by_objective.items()}
+        values = {key: m["accuracy"] for key, m in measured.items()}
+        return values, {key: m["ci95"] for key, m in measured.items()}
 
 
 class ScoreCache:
-    """Raw scores of responses to a run's prompts: each pair is scored once in the life of the file."""
+    """Raw scores of responses to a run's prompts, kept in a file: no response is scored twice."""
 
     def __init__(self, file: Path, prompts: Sequence[Conversation]):
         self.prompts = prompts
@@ -198,8 +199,8 @@ class ScoreCache:
         self._keys: dict[int, str] = {}
 
     def scores(self, scorer: Scorer, texts: Texts, about: str) -> Array:
-        """Of N responses, (N, the scorer's objectives)."""
-        # By identity: whoever asks holds its scorers to the end.
+        """Raw scores of N responses, (N, the scorer's objectives)."""
+        # By id, which stays unique: callers keep their scorers to the end.
         key = self._keys[id(scorer)] = self._keys.get(id(scorer)) or scorer.fingerprint()
 
         def score(prompts: Sequence[Conversation], responses: Sequence[str]) -> Array:
@@ -217,7 +218,7 @@ class ScoreCache:
         """Nats and tokens of N responses (N, 2), see :meth:`LanguageModel.surprise`.
 
         Args:
-            read: what each is an answer to, where that is not the prompt alone.
+            read: the conversation that each response answers, where that is not the prompt alone.
         """
 
         def score(prompts: Sequence[Conversation], responses: Sequence[str]) -> Array:

@@ -1,4 +1,4 @@
-"""Signs that a policy collapsed: few distinct words, or text that its base finds unlikely."""
+"""Signs that a policy collapsed: few distinct words, or text that its base model finds unlikely."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pro_core.system.storage import content_hash
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 SURPRISE_VERSION = 1
-"""Of :meth:`LanguageModel.surprise`: raised with every change of it that moves a figure."""
+"""Raised with every change of :meth:`LanguageModel.surprise` that changes a number."""
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of the texts together, in (0, 1]; higher is more varied. Words, lower case.
+    """The share of distinct n-grams among all n-grams of the texts, in lower case; in (0, 1], higher is more varied.
 
-    It falls as more text is counted: compare it over as many texts of the same kind. NaN where no text has n words.
+    It falls as more text is counted, so compare equally many texts of the same kind. NaN where no text has n words.
     """
     grams = []
     for text in texts:
@@ -40,14 +40,14 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 class LanguageModel:
-    """A causal model, or a policy, that is asked how likely responses are; its parameters load when first needed."""
+    """A causal model, or a policy, that says how likely responses are; its parameters load when first needed."""
 
     def __init__(self, path_or_id: str, device: str | None = None, token_budget: int = 1024):
         self.path_or_id, self.token_budget = path_or_id, token_budget
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def fingerprint(self) -> str:
-        """A hash of the model, and of the way in which it is asked."""
+        """A hash of the model and of the way it is asked."""
         return self._fingerprint
 
     @cached_property
@@ -67,9 +67,9 @@ class LanguageModel:
     ) -> NDArray[np.float32]:
         """-log p(response given prompt) in nats, and its number of tokens: (N, 2). Perplexity is exp(sum / sum).
 
-        The prompt stands in the model's chat template as it is given; the end of the answer is not counted. An empty
-        response has no token. What is longer than the model reads loses the prompt's beginning. A prompt is read
-        once for all its responses.
+        The prompt is put into the model's chat template; the end of the answer is not counted. An empty response has
+        no token. Text that is too long for the model loses the beginning of its prompt. A prompt is read once for all
+        its responses.
         """
         model, tokenizer = self._loaded
         marks = special_tokens(tokenizer)
@@ -81,8 +81,8 @@ class LanguageModel:
         done = 0
         for text, rows in of_prompt.items():
             before = tokenizer(text, add_special_tokens=not has_template(tokenizer))["input_ids"]
-            said = [without_special_tokens(responses[i], marks) for i in rows]
-            ids = [tokenizer(t, add_special_tokens=False)["input_ids"][: limit - 1] for t in said]
+            texts = [without_special_tokens(responses[i], marks) for i in rows]
+            ids = [tokenizer(t, add_special_tokens=False)["input_ids"][: limit - 1] for t in texts]
             longest = max(map(len, ids))
             if longest:
                 surprise[rows] = self._read(before[-(limit - longest) :], ids)
@@ -101,17 +101,18 @@ class LanguageModel:
             shared = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
         surprise = np.zeros((len(responses), 2), dtype=np.float32)
         for batch in token_budget_batches([len(r) for r in responses], self.token_budget):
-            own = [responses[b] for b in batch]
-            width = max(1, *map(len, own))
-            read = torch.zeros((len(own), width), dtype=torch.long)
+            answers = [responses[b] for b in batch]
+            width = max(1, *map(len, answers))
+            read = torch.zeros((len(answers), width), dtype=torch.long)
             target = torch.full_like(read, -100)
-            for row, ids in enumerate(own):
+            for row, ids in enumerate(answers):
                 read[row, : len(ids)] = torch.tensor([prompt[-1], *ids][: len(ids)])
                 target[row, : len(ids)] = torch.tensor(ids)
-            mask = torch.cat([torch.ones(len(own), start.shape[1]), target != -100], dim=1).long()
+            before = torch.ones(len(answers), start.shape[1])
+            mask = torch.cat([before, target != -100], dim=1).long()
             cache = copy.deepcopy(shared)
             if cache is not None:
-                cache.batch_repeat_interleave(len(own))
+                cache.batch_repeat_interleave(len(answers))
             logits = model(
                 input_ids=read.to(self.device),
                 attention_mask=mask.to(self.device),
@@ -121,5 +122,5 @@ class LanguageModel:
                 logits.float().transpose(1, 2), target.to(self.device), reduction="none"
             )
             surprise[batch, 0] = loss.sum(dim=1).cpu().numpy()
-            surprise[batch, 1] = [len(ids) for ids in own]
+            surprise[batch, 1] = [len(ids) for ids in answers]
         return surprise

@@ -1,7 +1,7 @@
-"""Result rows of policies under a grid of weights, see :mod:`pro_core.evaluation.policy.weights` for the measures.
+"""Result rows of policies under a grid of weights; :mod:`pro_core.evaluation.policy.weights` has the measures.
 
-Beside the rows of :mod:`pro_core.evaluation.policy.rows`, one of kind ``base`` says the units that the base model
-fixed. Measures that end in ``_adapter`` are under the adapter's weights for each prompt instead of the grid.
+Besides the rows of :mod:`pro_core.evaluation.policy.rows`, a row of kind ``base`` holds the units that the base model
+fixes. Measures that end in ``_adapter`` use the adapter's weights for each prompt instead of the grid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pro_core.evaluation.policy.metrics import (
 from pro_core.evaluation.policy.policies import NamedPolicies
 from pro_core.evaluation.policy.recipe import PolicyEvaluation
 from pro_core.evaluation.policy.rows import Answered, study_rows
-from pro_core.evaluation.policy.run import Likelihood, PolicyRun, device
+from pro_core.evaluation.policy.run import Likelihood, PolicyRun
 from pro_core.evaluation.policy.scoring import PanelScores
 from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.evaluation.policy.weights import (
@@ -43,18 +43,19 @@ from pro_core.evaluation.results import Row, result_row
 from pro_core.policies.recipe import check_objectives
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError
+from pro_core.system.processes import process_device
 from pro_core.system.storage import read_config, write_config
 from pro_core.weights import AdapterWeights, SelectedWeights
 
 FORMAT = "pro-policy-base"
 REFERENCE_DRAW = -1
-"""In place of a seed: a best-of-N graded on the very texts of the reference front would be its own measure."""
+"""Used in place of a seed, so that no best-of-N is graded on the very texts that make the reference front."""
 UNDER_ADAPTER = ("judge_score", "judge_win_rate", "heldout_score", "mean_weighted_score", "length")
 POINT = ("judge_score", "heldout_score", "length")
 
 
 def policy_rows(recipe: PolicyEvaluation, split: str = "test") -> list[Row]:
-    """All rows of a recipe. The base model's statistics come first, before any policy is looked at."""
+    """All rows of a recipe. The base model's statistics are fixed before any policy is measured."""
     study = WeightStudy(recipe, split)
     return [_base_row(study), *study_rows(study)]
 
@@ -63,13 +64,13 @@ class WeightStudy:
     """Policies under a grid of weights and, with an adapter, under its weights for each prompt.
 
     Raises:
-        ConfigError: a panel or adapter without the objectives, a grid that is too small. Else as :class:`PolicyRun`.
+        ConfigError: the panel or adapter lacks an objective, or the grid is too small. Otherwise as :class:`PolicyRun`.
     """
 
     about = "weights"
 
     def __init__(self, recipe: PolicyEvaluation, split: str = "test"):
-        panel = RewardPanel.from_pretrained(recipe.panel, device())
+        panel = RewardPanel.from_pretrained(recipe.panel, process_device())
         self.scores = PanelScores(recipe.panel, panel, recipe.objectives)
         names = self.scores.objective_names
         try:
@@ -94,12 +95,12 @@ class WeightStudy:
 
     @cached_property
     def base(self) -> Base:
-        """Units, reference point and reference front, from the base model alone; written once, read ever after."""
+        """Units, reference point and reference front, from the base model alone; made once, then read from a file."""
         return base_of(self)
 
     @property
     def weights_WPK(self) -> Floats:
-        """The grid, for each prompt."""
+        """The grid's weights, repeated for each prompt."""
         return np.repeat(self.grid.values_WK[:, None, :], len(self.run.prompts), axis=1)
 
     def measures(self, name: str, seed: int, answered: Answered, counts_RP: Floats) -> Draws:
@@ -143,16 +144,16 @@ def _likelihood(recipe: PolicyEvaluation) -> Likelihood | None:
     if recipe.perplexity is False:
         return None
     of_base = recipe.entry(recipe.base).model.format(seed=recipe.seeds[0])
-    return Likelihood(LanguageModel(recipe.perplexity or of_base, device()), recipe.kl)
+    return Likelihood(LanguageModel(recipe.perplexity or of_base, process_device()), recipe.kl)
 
 
 def base_of(study: WeightStudy) -> Base:
-    """What the base model fixes, see :class:`Base`; read from the output folder where it is there.
+    """What the base model fixes, see :class:`Base`; read from the output folder once it is there.
 
-    From ``reference_candidates`` responses of the base policy to each prompt, a draw that no policy is graded by.
+    It is made from ``reference_candidates`` responses of the base policy to each prompt, a draw that grades no policy.
 
     Raises:
-        ConfigError: not one response, or fewer than two with scores.
+        ConfigError: there is not one response, or fewer than two have scores.
     """
     run, recipe, grid = study.run, study.recipe, study.grid
     name, n, seed = recipe.base, recipe.reference_candidates, recipe.seeds[0]
@@ -173,9 +174,14 @@ def base_of(study: WeightStudy) -> Base:
     if (run.output / file).is_file():
         return Base.from_dict(read_config(run.output, file, FORMAT))
     written = run.responses(policy, REFERENCE_DRAW, even, f"{n} for reference")
-    texts = [(p, a.text) for p, mine in enumerate(written) for a in mine if a.text is not None]
+    texts = [
+        (p, a.text)
+        for p, candidates in enumerate(written)
+        for a in candidates
+        if a.text is not None
+    ]
     if not texts:
-        raise ConfigError(f"{name}, which is the base: not one response; {written[0][0].error}")
+        raise ConfigError(f"{name}, the base policy: not one response; {written[0][0].error}")
     reference = f"{len(texts)} responses of {name} to {len(run.prompts)} {run.split} prompts, a draw of their own"
     stats = fitted_units(run.shown(texts), grid.objective_names, reference, name)
     units = [
@@ -189,8 +195,8 @@ def base_of(study: WeightStudy) -> Base:
     best_WPK = np.full((len(grid), len(run.prompts), K), np.nan)
     for w, requests in enumerate(grid.requests(run.prompts)):
         chosen = run.chosen(written, requests)
-        there = [(p, str(answer.text)) for p, answer in enumerate(chosen) if answer is not None]
-        best_WPK[w, [p for p, _ in there]] = run.shown(there)
+        best = [(p, str(answer.text)) for p, answer in enumerate(chosen) if answer is not None]
+        best_WPK[w, [p for p, _ in best]] = run.shown(best)
     once = np.ones((1, len(run.prompts)))
     points = point_means(in_units(stats, best_WPK), once)[0]
     points = points[np.isfinite(points).all(axis=1)]
@@ -200,7 +206,7 @@ def base_of(study: WeightStudy) -> Base:
 
 
 def _base_row(study: WeightStudy) -> Row:
-    """Means and deviations of the base model's responses, and the reference point in those units."""
+    """Means and deviations of the scores of the base model's responses, and the reference point in those units."""
     run, base = study.run, study.base
     metrics: dict[str, float] = {
         "reference_point": REFERENCE_POINT,

@@ -1,9 +1,8 @@
-"""What policies do with the weights that they are asked for: fronts, weighted scores, control. Higher is better, save
-for IGD+ and perplexity.
+"""What policies do with the weights that they are asked for: fronts, weighted scores, control.
 
-Two scales. ``mean_<objective>`` and ``mean_weighted_score`` are in the panel's own standardized scores z. Whatever
-adds or compares objectives geometrically (hypervolume, IGD+), and the judges, stand in units of the base model: 0 is
-the mean of its responses, 1 their standard deviation, fixed before any other policy is looked at (:class:`Base`).
+Higher is better, except for IGD+ and perplexity. There are two scales. ``mean_<objective>`` and ``mean_weighted_score``
+are in the panel's own standardized scores z. Hypervolume, IGD+ and the judges' scores are in units of the base model: 0
+is the mean of its responses, 1 their standard deviation, fixed before any other policy is measured (:class:`Base`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Base:
     Attributes:
         panel: mean and deviation of the panel's z over the base model's responses. judges: those of the judges.
         front_FK: in base units, what best-of-n of the base model reaches under each of the grid's weightings.
-        candidates: that n. reference: what the responses are, in words.
+        candidates: n. reference: the responses, described in words.
     """
 
     panel: RewardStats
@@ -83,10 +82,10 @@ class Base:
 
 
 def controllability(weights_WPK: ArrayLike, scores_WPK: ArrayLike) -> Floats:
-    """Within each prompt, how the score of an objective follows its weight: Spearman's, (P, K), -1 to 1.
+    """How an objective's score follows its weight within each prompt: Spearman's correlation (P, K), -1 to 1.
 
-    Within prompts, because prompts differ far more in their scores than weights can change. Where several weightings
-    ask for the same weight of an objective, as on grids of more than two, not even perfect control reaches 1.
+    It is taken within prompts because their scores differ by far more than weights can change. Where several weightings
+    give an objective the same weight, as on grids of more than two objectives, even perfect control stays below 1.
     """
     weights, scores = np.asarray(weights_WPK, dtype=float), np.asarray(scores_WPK, dtype=float)
     _, P, K = scores.shape
@@ -101,7 +100,7 @@ def measure(
     """Each measure under each resample, (R,); what was not measured is left out.
 
     Args:
-        weights_WPK: what was asked for.
+        weights_WPK: the weights asked for.
         of_base: the base policy's answers to the same prompts under the same weightings and seed, for the win rate.
     """
     names, z_WPK = base.panel.objective_names, answers.scores_WPK
@@ -131,8 +130,8 @@ def measure(
         follows = means(controllability(asked, z[:, :, both]), counts_RP)
         add("spearman_heldout_", [of[j] for j in both], follows)
     if answers.surprise_WP2 is not None:
-        there = np.isfinite(answers.surprise_WP2).all(axis=2, keepdims=True)
-        nats, tokens = (counts_RP @ np.where(there, answers.surprise_WP2, 0.0).sum(axis=0)).T
+        read = np.isfinite(answers.surprise_WP2).all(axis=2, keepdims=True)
+        nats, tokens = (counts_RP @ np.where(read, answers.surprise_WP2, 0.0).sum(axis=0)).T
         with np.errstate(invalid="ignore", divide="ignore"):
             draws["perplexity"] = np.exp(nats / tokens)
     if answers.kl_WP is not None:
@@ -144,8 +143,8 @@ def _each(points_RWK: Floats, function) -> Floats:
     """A function of the finite points (N, K) of each resample; NaN where there are none."""
     values = []
     for points in points_RWK:
-        there = points[np.isfinite(points).all(axis=1)]
-        values.append(function(there) if len(there) else np.nan)
+        finite = points[np.isfinite(points).all(axis=1)]
+        values.append(function(finite) if len(finite) else np.nan)
     return np.array(values, dtype=np.float64)
 
 
@@ -162,9 +161,9 @@ def leads(
     base: Base,
     counts_RP: Floats,
 ) -> Draws:
-    """Differences of :data:`LEADS`, the first policy less the second, averaged over their common seeds: (R,) each.
+    """Differences of :data:`LEADS`, the first policy minus the second, averaged over their common seeds: (R,) each.
 
-    Paired: over the same resamples, and the same prompts and weightings.
+    They are paired: the same resamples, prompts and weightings.
     """
     gaps = []
     for a, b in zip(mine, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""What a recipe of `train/wic.py` may say, and in what its arms may differ."""
+"""The recipe of `train/wic.py`, and the settings in which its arms may differ."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Annotated, ClassVar, Literal
 from pro_core.data.texts import TextSource
 from pro_core.http.addresses import address_of
 from pro_core.policies.goals import NEED_ADAPTER, Goal, Rule
-from pro_core.policies.recipe import PanelPolicyRecipe, TopP, Trained
+from pro_core.policies.recipe import PanelPolicyRecipe, Trained
 from pro_core.runs.recipes import ConfigError, Count, Positive, Settings, Share
 from pro_core.system.extras import needs
+from pro_core.system.settings import TopP
 
 with needs("train"):
     from pydantic import Field, field_validator, model_validator
 
 
 class WicMethod(Trained):
-    """In what the arms of a recipe may differ."""
+    """The settings in which the arms of a recipe may differ."""
 
     condition: Literal["weights", "weights+level", "scores", "none"] = "weights"
     """what the policy reads; scores: RiC; none: plain SFT on the same rows"""
@@ -24,27 +25,27 @@ class WicMethod(Trained):
     """tau of Eq 7, on standardized scores (the paper: 0.1, on raw ones)"""
     offline_steps: Count = 100
     offline_learning_rate: Positive = 2e-4
-    """linear"""
+    """of the offline stage; it falls linearly"""
     rounds: Annotated[int, Field(ge=0)] = 1
-    """online; 0 for none"""
+    """online rounds; 0 for none"""
     goals: Goal = "mix"
     """what a round asks for (pro_core.policies.goals.goal_source)"""
     accept: Rule = "weighted"
     """which responses a round keeps"""
     quantile: Share = 0.7
-    """a response is kept above it"""
+    """only responses above this quantile are kept"""
     prompts: Count = 256
-    """of each round"""
+    """prompts per round"""
     samples: Count = 4
-    """G, responses to each prompt"""
+    """G, responses per prompt"""
     sampling_temperature: Positive = 0.7
     top_p: TopP = 0.9
     online_steps: Count = 50
-    """of each round"""
+    """updates per round"""
     online_learning_rate: Positive = 1e-4
-    """constant, as in RiC"""
+    """of the online rounds; constant, as in RiC"""
     offline_share: Share = 0.5
-    """of the rows of an online round"""
+    """share of offline rows in an online round"""
 
 
 class WicRecipe(WicMethod, PanelPolicyRecipe):
@@ -53,9 +54,9 @@ class WicRecipe(WicMethod, PanelPolicyRecipe):
     varies: ClassVar[type[Settings]] = WicMethod
     method: str = "PRO-WIC online"
     batch_size: Count = 16
-    """rows, over all processes"""
+    """rows per update, over all processes"""
     checkpoint_every: Count = 100
-    """updates"""
+    """updates between two checkpoints"""
     prompt_data: list[TextSource] | None = None
     """files with prompts, as `data`; null for the prompts of the data"""
     rollout_batch: Count = 64
@@ -85,7 +86,7 @@ class WicRecipe(WicMethod, PanelPolicyRecipe):
             )
         if self.endpoint and self.lora is None:
             raise ConfigError(
-                "an endpoint loads a LoRA between rounds: set `lora`, or leave `endpoint`",
+                "an endpoint loads a LoRA between rounds: set `lora`, or leave out `endpoint`",
                 ["endpoint", "lora"],
             )
         return self

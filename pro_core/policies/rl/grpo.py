@@ -25,7 +25,7 @@ with needs("train"):
 
 
 class OrderedGRPOTrainer(PolicyTrainer, GRPOTrainer):
-    """TRL's trainer, see :class:`PolicyTrainer`; its own order of rows repeats prompts."""
+    """TRL's trainer, see :class:`PolicyTrainer`, with TRL's order of rows, which repeats prompts."""
 
     _get_train_sampler = GRPOTrainer._get_train_sampler
 
@@ -74,7 +74,7 @@ def group_trainer(run: Run, work: Path) -> Trainer:
     conversations = [task.reader.fitted(read) for read in task.reads]
     dataset = Dataset.from_list([{"prompt": conversations[i], "row": i} for i in order])
     grpo = recipe.algorithm == "grpo"
-    own: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "max_steps": recipe.steps,
         "num_generations": recipe.generations,
         "num_iterations": recipe.iterations,
@@ -84,10 +84,10 @@ def group_trainer(run: Run, work: Path) -> Trainer:
         "shuffle_dataset": False,
     }
     if grpo and task.reward.aggregation == "normalize_then_sum":
-        own["scale_rewards"] = "batch"  # GDPO's second normalization
+        settings["scale_rewards"] = "batch"  # GDPO's second normalization
     rows = asked * recipe.generations
     kind = GRPOConfig if grpo else RLOOConfig
-    arguments: Any = run.arguments(kind, work, rows, run.completions, own)
+    arguments: Any = run.arguments(kind, work, rows, run.completions, settings)
     model, _ = load_to_train(recipe.model, None, recipe.lora, recipe.max_length)
     trainer: Trainer = (OrderedGRPOTrainer if grpo else OrderedRLOOTrainer)(
         model=model,
@@ -98,7 +98,7 @@ def group_trainer(run: Run, work: Path) -> Trainer:
         peft_config=run.fresh_lora(),
         callbacks=[RewardProgress()],
     )
-    trainer.remove_callback(PrinterCallback)  # it prints all of what is in log.jsonl
+    trainer.remove_callback(PrinterCallback)  # it would print everything that is in log.jsonl
     assert trainer.model is not None
     cast_for_training(trainer.model)
     return trainer

@@ -6,8 +6,8 @@ The policy reads that; the classifier scores the prompt without it. Since
     r = (1/k) sum_i mask_i (p_i[target_i] - mean_i[target_i]) / std_i[target_i]
 
 is a weighted sum over objectives with the weights mask_i / k, every algorithm takes this task as it takes a weighted
-one. The statistics are those that the classifier was saved with, and stay as they are: moving ones would make the
-reward depend on the order of the batches.
+one. The statistics are those that the classifier was saved with, and stay fixed: running ones would make the reward
+depend on the order of the batches.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ Levels = NDArray[np.int64]
 
 
 def draw_levels(counts: Sequence[int], N: int, seed: int) -> Levels:
-    """The levels that N prompts ask for, (N, K): 1 to 3 objectives of each, a level from 1 for each of them, all
-    equally likely; 0 where an objective is not named.
+    """The levels (N, K) that N prompts ask for. Each prompt names 1 to 3 objectives, each at a level from 1; all
+    choices are equally likely. 0 means not named.
 
     Args:
         counts: how many levels each of the K objectives has.
     """
-    rng, K = np.random.default_rng([seed, MOST_LEVELS]), len(counts)  # not the rows' own stream
+    rng, K = (
+        np.random.default_rng([seed, MOST_LEVELS]),
+        len(counts),
+    )  # another stream than the rows'
     levels = np.zeros((N, K), dtype=np.int64)
     for row in levels:
         named = rng.choice(K, rng.integers(1, min(MOST_LEVELS, K) + 1), replace=False)
@@ -54,8 +57,8 @@ class LevelReward(WeightedReward):
     """Eq 11, one term for each objective.
 
     Args:
-        classifier: with statistics; of its objectives those in ``objective_names`` count, and k counts them.
-        prompts: without the prefix. levels_PK: of each prompt, 0 where it does not name an objective.
+        classifier: with statistics; only its objectives in ``objective_names`` count, also for k.
+        prompts: without the prefix. levels_PK: each prompt's levels, 0 where an objective is not named.
         divide_by: see :func:`pro_core.rewards.levels.map_levels`. The rest: see :class:`WeightedReward`.
 
     Raises:
@@ -95,25 +98,25 @@ class LevelReward(WeightedReward):
         ]
 
     def standardized(self, rows: Sequence[int], completions: Sequence[str]) -> Array:
-        """(p[target] - mean) / std of each objective that its prompt names; NaN where it names none, and where the
+        """(p[target] - mean) / std of each objective that the prompt names; NaN for the others, and where the
         classifier gave no number."""
         prompts = [self.prompts[row] for row in rows]
         p = self.classifier.probabilities(prompts, completions, allow_missing=True)
-        found, _ = target_scores(
+        scores, _ = target_scores(
             p[:, self.columns], [self.targets[row] for row in rows], self.stats
         )
-        return found
+        return scores
 
 
 def level_weights(levels_PK: ArrayLike, divide_by: str) -> Array:
-    """mask_i / k (P, K); k: K for ``objectives``, how many a prompt names for ``targets``."""
+    """mask_i / k (P, K). k is K for ``objectives``, and the number that the prompt names for ``targets``."""
     mask = np.asarray(levels_PK) > 0
     k = mask.sum(axis=1, keepdims=True) if divide_by == "targets" else mask.shape[1]
     return (mask / k).astype(np.float32)
 
 
 def level_condition(classifier: RewardClassifier, objective_names: Sequence[str]) -> Condition:
-    """What a policy of these of a classifier's objectives reads."""
+    """The condition that a policy for these objectives of a classifier reads."""
     counts = {scale.name: scale.levels for scale in classifier.scales}
     names = tuple(objective_names)
     return Condition(LEVELS, names, level_counts=tuple(counts[name] for name in names))
@@ -122,7 +125,7 @@ def level_condition(classifier: RewardClassifier, objective_names: Sequence[str]
 @dataclass
 class ClassifierPrompts:
     """What all methods of a recipe share: the classifier, and the prompts of the train split with their kinds.
-    ``judge`` is a hash of what scores."""
+    ``judge`` is a hash of everything that decides the scores."""
 
     classifier: RewardClassifier
     judge: str
@@ -153,7 +156,7 @@ class ClassifierPrompts:
 
 
 def level_task(recipe: MoslimRecipe, data: ClassifierPrompts, seed: int) -> Task:
-    """One method under one seed: each of the data's prompts has its levels, drawn once, the same for every arm.
+    """One method under one seed: each of the data's prompts has its levels, drawn once and the same for every arm.
 
     Raises:
         ConfigError: a model that cannot answer, or no prompt that fits.

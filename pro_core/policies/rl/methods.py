@@ -25,14 +25,14 @@ ALGORITHMS: dict[str, Callable[[Run], Sequence[Artefact]]] = {
 def train_morlhf(recipe: MorlhfRecipe) -> list[Path]:
     """Train the policies of a recipe on K weighted rewards: MORLHF, PRO-MORLHF, a single reward (Eq 5, 9).
 
-    What is finished is not done again; what was killed goes on to the same parameters.
+    Finished stages are not repeated, and a killed run goes on to the same parameters.
 
     Returns:
         The folder of each method under each seed, ``<output>/<method>/seed<n>``.
 
     Raises:
-        ConfigError: what cannot be loaded or trained. StorageError: a full disk, or something else where a policy is to
-            go.
+        ConfigError: something cannot be loaded or trained. StorageError: a full disk, or the place of a policy is
+            taken.
     """
     methods, data = recipe.methods().values(), PanelPrompts.load(recipe)
     return [

@@ -1,8 +1,8 @@
 """Online DPO on weighted rewards: our own loop over TRL's stable DPOTrainer.
 
-A round writes G completions to each of its prompts with the policy as it is, takes the best and the worst by
-sum_k w_k(x) z_k as a pair, and trains on the pairs (arXiv 2402.04792, with the panel as the judge). The reference is
-the base model in every round. Optimizer states do not outlive a round.
+A round samples G completions of each of its prompts from the current policy, pairs the best with the worst by
+sum_k w_k(x) z_k, and trains on the pairs (arXiv 2402.04792, with the panel as the judge). The reference is the base
+model in every round. Each round starts with a fresh optimizer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def online_dpo_policy(run: Run) -> list[Artefact]:
 
 
 def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
-    """G completions of each of a round's prompts by the policy as it is, with their rewards.
+    """G completions of each of a round's prompts by the current policy, with their rewards.
 
     Args:
         policy: the last round's; None for the base model.
@@ -69,7 +69,7 @@ def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
 
     def make(folder: Path) -> dict[str, Any]:
         run.say(f"round {number + 1}, {size} prompts x {recipe.generations} completions")
-        found = sample(
+        rollouts = sample(
             load,
             [task.reads[row] for row in rows_of_round],
             recipe.generations,
@@ -78,11 +78,11 @@ def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
             batch,
             key,
         )
-        written = [(r.prompt, r.text) for r in found if r.text is not None]
+        written = [(r.prompt, r.text) for r in rollouts if r.text is not None]
         texts, rows = [text for _, text in written], [rows_of_round[p] for p, _ in written]
         logged: dict[str, float] = {}
         rewards = task.reward([], texts, rows, log_metric=logged.__setitem__)
-        failed = failures(found)
+        failed = failures(rollouts)
         if main_process():
             lines = [
                 {"prompt": p, "row": row, "text": text, "total": reward}
@@ -90,14 +90,14 @@ def score_round(run: Run, number: int, policy: Artefact | None) -> Artefact:
             ]
             write_jsonl(folder / "scored.jsonl", lines)
             write_jsonl(folder / "failed.jsonl", failed)
-        there = [reward for reward in rewards if reward is not None]
-        if there:
-            logged["reward"] = float(np.mean(there))
+        given = [reward for reward in rewards if reward is not None]
+        if given:
+            logged["reward"] = float(np.mean(given))
         return {
-            "completions": len(found),
+            "completions": len(rollouts),
             "empty": sum(not text for text in texts),
-            "cut": cut_share(found),
-            "skipped": len(found) - len(there),
+            "cut": cut_share(rollouts),
+            "skipped": len(rollouts) - len(given),
             "new_tokens": sum(map(len, task.reader.tokenizer(texts)["input_ids"])),
             "log": logged,
         }
@@ -113,8 +113,8 @@ def train_round(run: Run, number: int, policy: Artefact | None, scored: Artefact
         pairs, dropped = best_and_worst(read_jsonl(scored.folder / "scored.jsonl"))
         if not pairs:
             raise ConfigError(
-                f"round {number + 1}: no prompt has two completions of different reward, so there is no pair to learn "
-                f"from; they lie in {scored.folder}: raise `generations` or `sampling_temperature`",
+                f"round {number + 1}: no prompt has two completions with different rewards, so there is no pair to "
+                f"learn from; they are in {scored.folder}: raise `generations` or `sampling_temperature`",
                 ["generations", "sampling_temperature"],
             )
         with explained(folder / "work"):
@@ -140,12 +140,12 @@ def dpo_trainer(
     wanted = recipe.round_steps * recipe.prompts_per_step
     order = random.Random(run.seed).sample(range(len(pairs)), len(pairs))
     rows = []
-    for n in range(wanted):  # a round whose prompts gave few pairs sees some again
+    for n in range(wanted):  # a round with few pairs repeats some
         pair = pairs[order[n % len(pairs)]]
-        said = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
-        rows.append({"prompt": task.reader.fitted(task.reads[pair["row"]]), **said})
-    own = {"max_length": recipe.max_length}
-    arguments = run.arguments(DPOConfig, work, wanted, recipe.prompts_per_step, own)
+        answers = {k: [{"role": "assistant", "content": pair[k]}] for k in ("chosen", "rejected")}
+        rows.append({"prompt": task.reader.fitted(task.reads[pair["row"]]), **answers})
+    settings = {"max_length": recipe.max_length}
+    arguments = run.arguments(DPOConfig, work, wanted, recipe.prompts_per_step, settings)
     start = policy.checkpoint if policy else None
     model, _ = load_to_train(recipe.model, start, recipe.lora, recipe.max_length)
     reference = None if recipe.lora is not None else load_to_train(recipe.model, None, None)[0]
@@ -160,7 +160,7 @@ def dpo_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trained: Any = trainer.model
-    # TRL's reference would be a copy of the round's start; without that LoRA it is the base.
+    # TRL's reference would be a copy of the round's start; without that LoRA it is the base model.
     if "ref" in getattr(trained, "peft_config", {}):
         trained.delete_adapter("ref")
     cast_for_training(trained)
@@ -168,8 +168,8 @@ def dpo_trainer(
 
 
 def best_and_worst(scored: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Of each prompt the completions with the highest and the lowest total, as ``{"row", "chosen", "rejected"}``; and
-    how many prompts gave none: fewer than two completions with a reward and a text, or all of one reward."""
+    """The best and worst completion of each prompt, as ``{"row", "chosen", "rejected"}``, and how many prompts gave no
+    pair: they have fewer than two completions with a reward and a text, or all rewards are equal."""
     of_prompt: dict[int, list[dict[str, Any]]] = {}
     for line in scored:
         of_prompt.setdefault(line["prompt"], [])

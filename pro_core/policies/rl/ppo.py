@@ -1,13 +1,13 @@
 """PPO on weighted rewards, as both papers train: a value head, GAE and clipped updates (arXiv 1707.06347, 1506.02438).
 
-TRL has dropped its PPO, so this is a loop of our own on accelerate. The reward of a token is
--beta (log pi - log pi_ref), and the last one of a completion adds sum_k w_k(x) z_k (Eq 5). The value head is linear on
-the policy's last hidden states and does not move them: there is no second model. With a LoRA the reference is the same
-model without it. Where every parameter is trained by several processes, policy, reference and optimizer are shared out
-among them (:mod:`pro_core.policies.rl.sharding`).
+TRL has dropped its PPO, so this is our own loop on accelerate. The reward of a token is -beta (log pi - log pi_ref);
+the last token of a completion adds sum_k w_k(x) z_k (Eq 5). The value head is linear on the policy's last hidden states
+and sends no gradient into them, so there is no second model. With a LoRA, the reference is the same model without it.
+If several processes train every parameter, policy, reference and optimizer are sharded over them
+(:mod:`pro_core.policies.rl.sharding`).
 
-Every batch of completions has a seed of its own and checkpoints lie between batches, so a killed run goes on to the
-same parameters.
+Every batch of completions has its own seed and checkpoints lie between batches, so a killed run goes on to the same
+parameters.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass
 class Completions:
-    """N completions of one batch, T tokens at most.
+    """N completions of one batch, each of at most T tokens.
 
     Attributes:
         rows: (N,) of the task's prompts. ``texts``: as they are scored.
         ids: (N, L) prompts, padded on the left, and completions. ``attention``: (N, L) 1 for what is read.
-        mask: (N, T) 1 for the tokens of a completion, up to the one that ends it. ``ended``: (N,) whether one does.
+        mask: (N, T) 1 for the tokens of a completion, up to the one that ends it. ``ended``: (N,) whether there is one.
     """
 
     rows: list[int]
@@ -85,7 +85,7 @@ def ppo_policy(run: Run) -> list[Artefact]:
 
 
 class ValuePolicy(nn.Module):
-    """A language model, and a value of every state before a token is written."""
+    """A language model with a value for the state before each token."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -100,16 +100,16 @@ class ValuePolicy(nn.Module):
     def forward(self, ids: torch.Tensor, attention: torch.Tensor, T: int, temperature: float):
         """Log-probabilities, values and entropies (N, T) of the last T tokens of ids (N, L), padded on the left."""
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
-        found = self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=attention,
             position_ids=positions,
             output_hidden_states=True,
             logits_to_keep=T + 1,
         )
-        log = (found.logits[:, :-1].float() / temperature).log_softmax(-1)
+        log = (output.logits[:, :-1].float() / temperature).log_softmax(-1)
         logp = log.gather(-1, ids[:, -T:, None])[..., 0]
-        states = found.hidden_states[-1][:, -T - 1 : -1].detach().float()
+        states = output.hidden_states[-1][:, -T - 1 : -1].detach().float()
         return logp, self.value(states)[..., 0], -(log.exp() * log).sum(-1)
 
 
@@ -119,8 +119,8 @@ class PpoLoop:
     Attributes:
         settings: the clips and weights of the loss.
         policy: the model with its value head. ``reference``: a frozen copy; None with a LoRA.
-        shared: parameters are shared out among the processes.
-        log: an entry for each update.
+        shared: whether parameters are sharded over the processes.
+        log: one entry per update.
     """
 
     def __init__(self, run: Run, work: Path):
@@ -156,7 +156,7 @@ class PpoLoop:
         self.log: list[dict[str, Any]] = []
 
     def train(self) -> list[dict[str, Any]]:
-        """All steps that are left; the log of every update."""
+        """Take all remaining steps; returns the log of every update."""
         recipe = self.recipe
         step = self._resume()
         while step < recipe.steps:
@@ -175,13 +175,13 @@ class PpoLoop:
 
     @torch.no_grad()
     def _roll_out(self, number: int) -> tuple[dict[str, float], Batch]:
-        """A batch of completions with advantages, and what is to be logged of it."""
+        """The metrics of a batch of completions, and the batch with its advantages."""
         written = self._write(number)
         totals, metrics = self._rewards(written)
         T = written.mask.shape[1]
         logp, values, _ = self._forward(self.policy, written.ids, written.attention, T)
-        away = (logp - self._reference_logp(written.ids, written.attention, T)) * written.mask
-        rewards = -self.recipe.kl * away
+        log_ratio = (logp - self._reference_logp(written.ids, written.attention, T)) * written.mask
+        rewards = -self.recipe.kl * log_ratio
         last = written.mask.sum(-1).long() - 1
         rewards[torch.arange(len(rewards)), last] += totals.nan_to_num()
         # A completion without a reward teaches nothing.
@@ -193,7 +193,7 @@ class PpoLoop:
             "advantages": whitened(advantages, used, self.accelerator.reduce),
         }
         metrics |= {
-            "kl": away.sum(-1).mean().item(),
+            "kl": log_ratio.sum(-1).mean().item(),
             "completions/mean_length": written.mask.sum(-1).mean().item(),
             "completions/clipped_ratio": (~written.ended).float().mean().item(),
         }
@@ -225,7 +225,9 @@ class PpoLoop:
             ids = self.policy.generate(**padded, generation_config=sampling)
         completions = ids[:, padded["input_ids"].shape[1] :]
         end = torch.isin(completions, self.ends.to(device)).long()
-        mask = (end.cumsum(-1) - end == 0).float()  # all up to the first end, and that
+        mask = (
+            end.cumsum(-1) - end == 0
+        ).float()  # everything up to the first end token, and that token
         texts = [
             whole_text(self.tokenizer, row[keep.bool()].tolist())
             for row, keep in zip(completions, mask, strict=True)
@@ -234,7 +236,7 @@ class PpoLoop:
         return Completions(rows, texts, ids, attention, mask, end.sum(-1) > 0)
 
     def _rewards(self, written: Completions) -> tuple[torch.Tensor, dict[str, float]]:
-        """Of each completion its reward, NaN where it has none; and what is to be logged of them."""
+        """The reward of each completion, NaN where it has none, and their metrics."""
         logged: dict[str, float] = {}
         rewards = self.task.reward([], written.texts, written.rows, log_metric=logged.__setitem__)
         totals = [np.nan if reward is None else reward for reward in rewards]
@@ -242,11 +244,11 @@ class PpoLoop:
 
     def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
         """The mean over those processes that have a figure, as TRL's trainers log."""
-        found: dict[str, list[float]] = {}
+        collected: dict[str, list[float]] = {}
         for of_one in gather_object([metrics]):
             for name, value in of_one.items():
-                found.setdefault(name, []).append(value)
-        return {name: float(np.mean(values)) for name, values in found.items()}
+                collected.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in collected.items()}
 
     def _forward(self, module: Any, ids: torch.Tensor, attention: torch.Tensor, T: int):
         rows = self.recipe.rows_per_device or len(ids)
@@ -269,7 +271,7 @@ class PpoLoop:
         self.policy.train()
         N, T = batch["mask"].shape
         rows = self.recipe.rows_per_device or N
-        # Gradients are averaged over processes: by the mean of their counts every token weighs the same.
+        # Gradients are averaged over processes: divided by the mean token count, every token weighs the same.
         tokens = self.accelerator.reduce(batch["mask"].sum(), "mean").clamp(min=1e-3)
         total = 0.0
         for i in range(0, N, rows):
@@ -306,7 +308,7 @@ class PpoLoop:
         save_policy(trained, folder, self.task.config, self.recipe.lora is None, state)
 
     def _save(self, step: int) -> None:
-        """Trained parameters and the optimizer: one file of each, or one for each process's share."""
+        """Save the trained parameters and the optimizer: one file each, or one per process's share."""
         folder = self.work / f"checkpoint-{step}"
         with whole_checkpoint(folder):
             if main_process():
@@ -335,23 +337,25 @@ class PpoLoop:
 
     @property
     def _share(self) -> str:
-        """Of a file's name, which share it holds."""
+        """The part of a file's name that says which share it holds."""
         return f"-{self.accelerator.process_index}" if self.shared else ""
 
     def _resume(self) -> int:
         """The step to go on from.
 
         Raises:
-            ConfigError: the checkpoint was shared out among another number of processes.
+            ConfigError: the checkpoint was saved by another number of processes.
         """
         last = last_whole_checkpoint(self.work)
         if last is None:
             return 0
         state = json.loads((last / "trainer_state.json").read_text())
-        if state["shares"] != self._shares:
+        shares = state.get(
+            "shares", 1
+        )  # a checkpoint of before parameters were shared out has none
+        if shares != self._shares:
             raise ConfigError(
-                f"{last} is shared out among {state['shares']} processes, got {self._shares}: go on with as many as "
-                "before"
+                f"{last}: got {self._shares} processes, expected the {shares} that saved its shares"
             )
         saved = load_file(last / f"trained{self._share}.safetensors")
         with torch.no_grad():

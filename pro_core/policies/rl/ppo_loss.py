@@ -15,27 +15,27 @@ def advantages_by_gae(
     """Generalized advantages (N, T) without discount: A_t = d_t + lam A_{t+1}, d_t = r_t + V_{t+1} - V_t.
 
     Args:
-        mask_NT: 1 for the tokens of a completion, which come first; nothing is worth anything after the last one.
+        mask_NT: 1 for the tokens of a completion, which come first; after the last one all values are 0.
     """
-    found = torch.zeros_like(rewards_NT)
+    advantages = torch.zeros_like(rewards_NT)
     ahead = torch.zeros_like(rewards_NT[:, 0])
     value_ahead = torch.zeros_like(ahead)
     for t in reversed(range(rewards_NT.shape[1])):
         delta = rewards_NT[:, t] + value_ahead - values_NT[:, t]
         ahead = mask_NT[:, t] * (delta + lam * ahead)
         value_ahead = mask_NT[:, t] * values_NT[:, t]
-        found[:, t] = ahead
-    return found
+        advantages[:, t] = ahead
+    return advantages
 
 
 def whitened(
     values_NT: torch.Tensor, mask_NT: torch.Tensor, over_processes: Callable = lambda sum: sum
 ) -> torch.Tensor:
-    """Centred and scaled over the tokens that count, of all processes; 0 where all are equal."""
+    """Values centred and scaled over the masked tokens of all processes; 0 where all are equal."""
     count = over_processes(mask_NT.sum()).clamp(min=1)
-    away = values_NT - over_processes((values_NT * mask_NT).sum()) / count
-    deviation = (over_processes((away**2 * mask_NT).sum()) / count).sqrt()
-    return away / (deviation + 1e-4) * mask_NT
+    centred = values_NT - over_processes((values_NT * mask_NT).sum()) / count
+    deviation = (over_processes((centred**2 * mask_NT).sum()) / count).sqrt()
+    return centred / (deviation + 1e-4) * mask_NT
 
 
 def ppo_loss(

@@ -1,13 +1,14 @@
-"""What a recipe of `train/morlhf.py` or `train/moslim.py` may say, and in what its arms may differ."""
+"""The recipes of `train/morlhf.py` and `train/moslim.py`, and the settings in which their arms may differ."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pro_core.policies.goals import NEED_ADAPTER
-from pro_core.policies.recipe import PanelPolicyRecipe, PolicyRecipe, TopP, Trained
+from pro_core.policies.recipe import PanelPolicyRecipe, PolicyRecipe, Trained
 from pro_core.runs.recipes import ConfigError, Count, Positive, Settings
 from pro_core.system.extras import needs
+from pro_core.system.settings import TopP
 
 with needs("train"):
     from pydantic import Field, ValidationError, model_validator
@@ -20,18 +21,18 @@ OWN = {
     *("temperature", "top_p", "output_dir", "seed", "multi_objective_aggregation"),
     *("reward_weights", "save_steps", "num_train_epochs", "max_steps", "shuffle_dataset"),
 }
-"""What of TRL's settings has a name of its own in a recipe, or would break a run."""
+"""TRL's settings that a recipe sets under its own names, or that would break a run."""
 
 
 class PpoSettings(Settings):
-    """What `trainer` may say under PPO."""
+    """The settings of PPO, under `trainer`."""
 
     clip: Positive = 0.2
-    """of the ratio between the new policy and the one that wrote"""
+    """clip of the ratio between the new policy and the one that wrote"""
     value_clip: Positive = 0.2
-    """of a value's change"""
+    """clip of a value's change"""
     value_weight: Annotated[float, Field(ge=0)] = 0.1
-    """of the values' loss beside the policy's"""
+    """weight of the value loss"""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """lambda of the generalized advantages"""
     entropy: Annotated[float, Field(ge=0)] = 0.0
@@ -39,7 +40,7 @@ class PpoSettings(Settings):
 
 
 class Loop(Trained):
-    """The loop of reinforcement learning, as far as arms may differ in it."""
+    """The settings of the training loop in which arms may differ."""
 
     algorithm: Literal["grpo", "rloo", "online_dpo", "ppo"] = "grpo"
     steps: Count = 100
@@ -53,19 +54,19 @@ class Loop(Trained):
     kl: Annotated[float, Field(ge=0)] = 0.1
     """beta of Eq 5"""
     trainer: dict[str, Any] = {}
-    """of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true}; of PPO: clip, value_clip, value_weight,
-    lam, entropy"""
+    """settings of TRL's GRPOConfig, RLOOConfig or DPOConfig, such as {use_vllm: true}; for ppo: clip, value_clip,
+    value_weight, lam, entropy"""
 
 
 class LoopRecipe(Loop, PolicyRecipe):
     """A recipe of policies that are trained by reinforcement learning."""
 
     prompts_per_step: Count = 16
-    """over all processes"""
+    """prompts per step, over all processes"""
     generations: Count = 8
-    """G, completions of each prompt"""
+    """G, completions per prompt"""
     checkpoint_every: Count = 50
-    """updates"""
+    """updates between two checkpoints"""
     sampling_temperature: Positive = 1.0
     top_p: TopP = 1.0
 
@@ -81,7 +82,7 @@ class LoopRecipe(Loop, PolicyRecipe):
             try:
                 PpoSettings.model_validate(self.trainer)
             except ValidationError as error:
-                wrong = [".".join(map(str, found["loc"])) for found in error.errors()]
+                wrong = [".".join(map(str, problem["loc"])) for problem in error.errors()]
                 raise ConfigError(
                     f"got {wrong} in trainer {self.trainer}, expected for ppo some of "
                     f"{sorted(PpoSettings.model_fields)}",
@@ -109,7 +110,7 @@ class LoopRecipe(Loop, PolicyRecipe):
 
 
 def check_groups(recipe: LoopRecipe, normalized: bool) -> None:
-    """Raise a ConfigError for one completion of each prompt where completions are judged by their groups."""
+    """Raise a ConfigError for one completion per prompt, if completions are judged by their groups."""
     if recipe.generations == 1 and (recipe.algorithm != "ppo" or normalized):
         raise ConfigError(
             "got generations 1, expected at least 2: a completion is judged by its group",
@@ -118,7 +119,7 @@ def check_groups(recipe: LoopRecipe, normalized: bool) -> None:
 
 
 class MorlhfMethod(Loop):
-    """In what the arms of a recipe of `train/morlhf.py` may differ."""
+    """The settings in which the arms of a recipe of `train/morlhf.py` may differ."""
 
     weights: (
         Literal["uniform", "adapter", "shuffled", "mean", "mix", "dirichlet"] | dict[str, float]
@@ -155,7 +156,7 @@ class MorlhfRecipe(MorlhfMethod, LoopRecipe, PanelPolicyRecipe):
 
 
 class MoslimMethod(Loop):
-    """In what the arms of a recipe of `train/moslim.py` may differ."""
+    """The settings in which the arms of a recipe of `train/moslim.py` may differ."""
 
     divide_by: Divisor = "objectives"
     """k of Eq 11: all objectives of the run; targets: those that a prompt names"""

@@ -35,12 +35,12 @@ class WeightedReward:
     Args:
         objective_names: K of them. prompts: the P prompts of the run, as scorers read them; the dataset has a column
             ``row`` that says which one a row asks.
-        weights_PK: of each prompt. ``kinds``: a word for each prompt, under which its weights are logged.
+        weights_PK: each prompt's weights. ``kinds``: each prompt's kind, under which its weights are logged.
         aggregation: ``sum_then_normalize``: the plain weighted sum. ``normalize_then_sum``: each objective is first
             centred and scaled within its prompt's group of completions, as in GDPO (arXiv 2601.05242), and weighted
             after that: weights inside a group's deviation would cancel. Use it with TRL's ``scale_rewards="batch"``,
             GDPO's second normalization.
-        generations: completions a prompt, which come one after the other; needed by ``normalize_then_sum``.
+        generations: completions per prompt, in consecutive rows; needed by ``normalize_then_sum``.
 
     Attributes:
         tokenizer: the policy's, where completions come with their token ids; else their texts are taken as they are.
@@ -61,7 +61,7 @@ class WeightedReward:
         expected = (len(prompts), len(objective_names))
         if self.weights.shape != expected or len(kinds) != len(prompts):
             raise ValueError(
-                f"got weights {self.weights.shape} and {len(kinds)} kinds, expected {expected} and one kind a prompt"
+                f"got weights {self.weights.shape} and {len(kinds)} kinds, expected {expected} and one kind per prompt"
             )
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"got the aggregation {aggregation!r}, expected one of {AGGREGATIONS}")
@@ -99,7 +99,7 @@ class WeightedReward:
             texts = [whole_text(self.tokenizer, ids) for ids in columns["completion_ids"]]
         thoughts, answers = zip(*(split_reasoning(clean_text(t)) for t in texts), strict=True)
         z = self.standardized(row, answers)
-        # All tokens went into the thought: there is no answer that could be worth anything.
+        # All tokens went into the thought: there is no answer to score.
         unanswered = [bool(t) and not a.strip() for t, a in zip(thoughts, answers, strict=True)]
         z[unanswered] = np.nan
         weights = self.weights[list(row)]
@@ -109,24 +109,24 @@ class WeightedReward:
         return [float(total) if np.isfinite(total) else None for total in totals]
 
     def _log(self, log_metric, row: Sequence[int], z: Array, weights: Array, totals: Array) -> None:
-        """Means over what there is: a missing score is counted, never taken for 0."""
+        """Log means over the scores that exist: a missing score is counted as skipped, never taken for 0."""
         log_metric("skipped", float((~np.isfinite(totals)).mean()))
         for k, name in enumerate(self.objective_names):
-            if (there := np.isfinite(z[:, k])).any():
-                log_metric(f"objectives/{name}", float(z[there, k].mean()))
+            if (scored := np.isfinite(z[:, k])).any():
+                log_metric(f"objectives/{name}", float(z[scored, k].mean()))
         of_kind: dict[str, list[int]] = defaultdict(list)
         for n, index in enumerate(row):
             of_kind[self.kinds[index]].append(n)
-        for kind, mine in sorted(of_kind.items()):
-            for name, weight in zip(self.objective_names, weights[mine].mean(axis=0), strict=True):
+        for kind, rows in sorted(of_kind.items()):
+            for name, weight in zip(self.objective_names, weights[rows].mean(axis=0), strict=True):
                 log_metric(f"weights/{kind}/{name}", float(weight))
 
 
 class CompositeReward(WeightedReward):
-    """By a panel.
+    """The weighted reward by a panel.
 
     Args:
-        panel: with statistics; of its objectives those in ``objective_names`` count.
+        panel: with statistics; only its objectives in ``objective_names`` count.
         weights_PK: on the simplex. The rest: see :class:`WeightedReward`.
     """
 
@@ -148,7 +148,7 @@ def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
     0 where all of a group are equal or only one has a score. The deviation has Bessel's correction, as TRL's has.
 
     Raises:
-        ValueError: N is no multiple of the group.
+        ValueError: N is not a multiple of ``generations``.
     """
     # In float32 the mean of equal numbers can differ from them, which the deviation would then blow up.
     z = np.asarray(z_NK, dtype=np.float64)
@@ -157,13 +157,13 @@ def normalize_groups(z_NK: ArrayLike, generations: int) -> Array:
             f"got {len(z)} completions, expected whole groups of {generations}: each process needs whole groups"
         )
     groups = z.reshape(-1, generations, z.shape[1])
-    there = np.isfinite(groups)
-    count = there.sum(axis=1, keepdims=True)
-    mean = np.where(there, groups, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    away = groups - mean
-    square = np.where(there, away**2, 0).sum(axis=1, keepdims=True)
+    scored = np.isfinite(groups)
+    count = scored.sum(axis=1, keepdims=True)
+    mean = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    centred = groups - mean
+    square = np.where(scored, centred**2, 0).sum(axis=1, keepdims=True)
     deviation = np.sqrt(square / np.maximum(count - 1, 1))
-    return (away / (deviation + EPSILON)).reshape(z.shape).astype(np.float32)
+    return (centred / (deviation + EPSILON)).reshape(z.shape).astype(np.float32)
 
 
 def text_of(completion: Any) -> str:

@@ -1,6 +1,6 @@
 """A run of reinforcement learning: one task, by one algorithm, under one seed.
 
-A :class:`Run` holds what every algorithm needs of it; an algorithm is a function that takes a run and makes its stages
+A :class:`Run` holds what every algorithm needs; an algorithm is a function that takes a run and makes its stages
 (:mod:`pro_core.policies.stages`), the last of which is the policy. A killed run, started again, goes on to the same
 parameters.
 """
@@ -37,9 +37,9 @@ with needs("train"):
 A = TypeVar("A", bound=TrainingArguments)
 
 TRAINING_VERSION = 1
-"""Of every algorithm, from prompts to parameters: raised with every change that moves a parameter."""
+"""Version of every algorithm, from prompts to parameters. Every change that moves a parameter raises it."""
 NOT_LOGGED = ("step_time", "runtime", "per_second", "flos", "epoch", "num_tokens")
-"""Of what TRL logs, all that differs between two equal runs, or says nothing."""
+"""TRL's metrics that differ between two equal runs, or say nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that decides the parameters. The weights count by their values, not by their source's name."""
+        """A hash of everything that decides the parameters. Weights count by value, not by their source's name."""
         recipe, task = self.recipe, self.task
         model = [recipe.model, fingerprint(recipe.model)]  # a LoRA names its base
         asked = [list(one) for one in zip(task.reads, task.kinds, strict=True)]
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def completions(self) -> int:
-        """Of one batch, over all processes."""
+        """Completions per batch, over all processes."""
         return self.recipe.prompts_per_step * self.recipe.generations
 
     def fresh_lora(self) -> LoraConfig | None:
@@ -83,7 +83,7 @@ class Run:
         return None if self.recipe.lora is None else new_lora(self.recipe.lora)
 
     def check_shares(self) -> None:
-        """Raise a ConfigError unless the processes have equally many prompts of each step."""
+        """Raise a ConfigError unless the processes can share each step's prompts evenly."""
         P, world = self.recipe.prompts_per_step, processes().num_processes
         if P % world:
             raise ConfigError(
@@ -95,7 +95,7 @@ class Run:
     def arguments(
         self, kind: type[A], work: Path, rows: int, batch_size: int, own: dict[str, Any]
     ) -> A:
-        """Arguments of the kind that a trainer of TRL takes: the recipe's, the algorithm's ``own``, then `trainer`.
+        """The arguments of a TRL trainer: the recipe's, the algorithm's ``own``, then those under `trainer`.
 
         Raises:
             ConfigError: a setting in `trainer` that TRL does not take.
@@ -130,7 +130,7 @@ class Run:
         return cast(A, made)
 
     def announce(self, folder: Path) -> None:
-        """Say what begins, and list its prompts in ``folder``."""
+        """Print what begins, and list its prompts in ``folder``."""
         recipe = self.recipe
         self.say(
             f"{recipe.algorithm}, {len(self.task.reads)} prompts ({self.task.left_out} too long), {recipe.steps} steps "
@@ -140,7 +140,7 @@ class Run:
             write_jsonl(folder / "prompts.jsonl", self.task.listed)
 
     def record(self, folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
-        """What a finished stage says of itself, from the log of its batches, which it writes to ``log.jsonl``."""
+        """The record of a finished stage, from the log of its batches, which is written to ``log.jsonl``."""
         if main_process():
             write_jsonl(folder / "log.jsonl", [clean(entry) for entry in log])
         # Further updates on a batch log no reward.
@@ -160,10 +160,10 @@ class Run:
 
 
 def train(run: Run, algorithm: Callable[[Run], Sequence[Artefact]]) -> Path:
-    """Train one method under one seed, unless that is done; the folder of the finished policy.
+    """Train one method under one seed, unless it is finished; returns the policy's folder.
 
     Raises:
-        ConfigError: what cannot be trained. StorageError: a full disk, or something else where the policy is to go.
+        ConfigError: something cannot be trained. StorageError: a full disk, or the place of the policy is taken.
     """
     recipe, task = run.recipe, run.task
     check_place(recipe, run.seed)
@@ -185,7 +185,7 @@ def clean(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def explained(work: Path) -> Iterator[None]:
-    """A vLLM server that goes away while a run trains, as one line that says how to go on."""
+    """Turn the loss of a vLLM server during training into a ConfigError that says how to go on."""
     try:
         yield
     except (requests.exceptions.RequestException, ConnectionError) as error:

@@ -1,7 +1,7 @@
-"""Parameters shared out among processes by PyTorch's FSDP, for the loop of :mod:`pro_core.policies.rl.ppo`.
+"""Parameters sharded over processes by PyTorch's FSDP, for the loop of :mod:`pro_core.policies.rl.ppo`.
 
-Each process holds its share of every parameter, of its gradient and of what the optimizer keeps: 16 bytes for each
-parameter are divided by the number of processes. A block of the model is gathered while it computes.
+Each process holds its share of every parameter, of its gradient and of the optimizer's states: 16 bytes per parameter,
+divided by the number of processes. A block of the model is gathered while it computes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pro_core.system.processes import processes
 
 
 def share_out(policy: nn.Module) -> None:
-    """Share a policy's parameters out among all processes; each block of its ``model``, and its ``value`` head, is
-    gathered by itself. On a GPU they are gathered in bf16, and gradients summed in fp32.
+    """Shard a policy's parameters over all processes. Each block of its ``model``, and its ``value`` head, is gathered
+    by itself. On a GPU they are gathered in bf16, and gradients are summed in fp32.
 
     Args:
         policy: with ``model``, one of transformers', ``value``, and a method ``generate``.
@@ -48,7 +48,7 @@ def share_out(policy: nn.Module) -> None:
 
 @contextmanager
 def gathered(policy: nn.Module) -> Iterator[None]:
-    """Within it what was gathered stays, so that writing a token gathers nothing; afterwards shares alone are held."""
+    """Inside the block, gathered parameters stay, so writing a token gathers nothing; afterwards only shares remain."""
     shared = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for module in shared:
         module.set_reshard_after_forward(False, recurse=False)
@@ -74,12 +74,12 @@ def whole_state(policy: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def own_share(state: Any) -> Any:
-    """A state of parameters or of an optimizer, of which this process's share is kept."""
+    """This process's share of a state of parameters or of an optimizer."""
     return tree_map(lambda t: t.to_local() if isinstance(t, DTensor) else t, state)
 
 
 def load_share(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's :func:`own_share`, of as many processes as there are now."""
+    """Load an optimizer's :func:`own_share`, which the same number of processes saved."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def as_shared(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A task of reinforcement learning: what is asked of which prompt, and how the completions are rewarded.
+"""A task of reinforcement learning: its prompts, what is asked of each, and how the completions are rewarded.
 
 A task is data that :func:`pro_core.policies.rl.weighted.weighted_task` or
 :func:`pro_core.policies.rl.levels.level_task` makes for one method and one seed. An algorithm
@@ -35,8 +35,8 @@ class PromptReader:
     """How a policy of a base model reads prompts.
 
     Args:
-        max_prompt: tokens that it reads at most.
-        plain: a policy of ours without a chat template is read, too, in plain turns; TRL's trainers cannot read those.
+        max_prompt: the most tokens that it reads.
+        plain: also accept our own policies without a chat template, in plain turns, which TRL's trainers cannot read.
 
     Raises:
         ConfigError: a model that cannot be loaded, or one without a chat template.
@@ -59,9 +59,8 @@ class PromptReader:
         self.max_prompt = max_prompt
 
     def fitted(self, prompt: Sequence[Message]) -> Conversation | None:
-        """The conversation as it will be read in generation: the oldest turns left out until it fits, in a form that
-        the template takes, and no text that it would take for its own marks. None where the last message alone is too
-        long."""
+        """The conversation as generation reads it: the oldest turns left out until it fits, in a form that the template
+        takes, with typed marks broken. None if the last message alone is too long."""
         messages = checked(prompt)
         try:
             _, dropped = fit(self.tokenizer, messages, self.max_prompt)
@@ -77,14 +76,14 @@ class PromptReader:
 
 @dataclass(frozen=True)
 class Task:
-    """P prompts in the order in which they are asked, and what completions of them are worth.
+    """P prompts in the order in which they are asked, and the reward of their completions.
 
     Attributes:
-        reads: what the policy reads of each. ``kinds``: a word for each, under which its weights are logged.
+        reads: what the policy reads of each prompt. ``kinds``: each one's kind, under which its weights are logged.
         left_out: how many prompts were too long.
-        reward: of completions to them, with the weights (P, K).
-        judge: a hash of all that scores; the hash of a run holds it.
-        config: what stands beside the policy.
+        reward: scores completions, under the weights (P, K).
+        judge: a hash of everything that decides the scores; it goes into the run's hash.
+        config: saved beside the policy.
         listed: a line for each prompt, for people.
         reader: how the policy reads.
     """
@@ -103,7 +102,7 @@ def draw_rows(
     reads_N: Sequence[Sequence[Message]], recipe: LoopRecipe, seed: int, reader: PromptReader
 ) -> tuple[list[int], int]:
     """The rows of a run's prompts, each once, in a random order that is the same for every arm; and how many were left
-    out because their last message alone is too long.
+    out because their last message alone was too long.
 
     Raises:
         ConfigError: none of N prompts fits.
@@ -130,10 +129,10 @@ def draw_rows(
 def load_kinds(
     entries: Sequence[TextSource], data_dir: str | Path
 ) -> tuple[list[Conversation], list[str]]:
-    """The train prompts of :func:`pro_core.data.texts.load_prompts`, and of what kind each is.
+    """The train prompts of :func:`pro_core.data.texts.load_prompts`, and each one's kind.
 
-    ``hh_pairs/harmless`` by the objective that a pair was judged by, ``xstest_responses/unsafe`` by a prompt's own
-    label, else the file's name; the first kind of a prompt that is there twice.
+    A kind is the file's name, followed by the objective that a pair was judged by (``hh_pairs/harmless``) or by a
+    prompt's own label (``xstest_responses/unsafe``), if there is one. A prompt that occurs twice has its first kind.
 
     Raises:
         ConfigError: no prompts.

@@ -1,7 +1,7 @@
 """The task of MORLHF and PRO-MORLHF: maximize sum_k w_k(x) z_k(x, y) of a panel (Eq 5, 9).
 
-The two differ in where the weights come from, and in nothing else: what a run does is decided by its weights, not by
-the name of their source, so an adapter that always answers uniform gives MORLHF's run, and K = 1 plain RLHF.
+The two differ only in where the weights come from. The values of the weights decide a run, not the name of their
+source: an adapter that always answers uniform gives MORLHF's run, and K = 1 gives plain RLHF.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from pro_core.weights import (
 
 @dataclass
 class PanelPrompts:
-    """What all methods of a recipe share: the panel, the adapter (None where there is none), and the prompts of the
-    train split with their kinds. ``judge`` is a hash of what scores."""
+    """What all methods of a recipe share: the panel, the adapter (or None), and the prompts of the train split with
+    their kinds. ``judge`` is a hash of everything that decides the scores."""
 
     panel: RewardPanel
     judge: str
@@ -104,16 +104,16 @@ def run_weights(
     seed: int = 0,
     floors: str = "",
 ) -> Array:
-    """The weights of all P prompts of a run, (P, K): every prompt is asked once, and keeps its weights throughout.
+    """The weights (P, K) of all P prompts of a run, computed once and kept throughout.
 
     Args:
         source: fixed weights by name (all on one objective is a single reward), or ``uniform`` (MORLHF), ``adapter``
-            (PRO-MORLHF), ``shuffled`` (the adapter's, dealt to the wrong prompts), ``mean`` (their mean, for all
-            prompts alike), ``mix`` or ``dirichlet`` (see :func:`pro_core.policies.goals.goal_source`).
-        floors: such as ``harmless=0.1``, applied to whatever the source says.
+            (PRO-MORLHF), ``shuffled`` (the adapter's, given to the wrong prompts), ``mean`` (their mean, the same for
+            all prompts), ``mix`` or ``dirichlet`` (see :func:`pro_core.policies.goals.goal_source`).
+        floors: such as ``harmless=0.1``, applied to the weights of any source.
 
     Raises:
-        ValueError: another source, weights off the simplex, or floors that make no sense.
+        ValueError: an unknown source, weights off the simplex, or floors that make no sense.
     """
     weights: WeightSource
     if isinstance(source, Mapping):
