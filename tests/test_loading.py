@@ -122,7 +122,7 @@ def scores(panel: RewardPanel, answers=ANSWERS) -> np.ndarray:
 
 @pytest.mark.parametrize("of_tokenizer", ["<|end|>", None])
 @pytest.mark.parametrize("of_config", [0, None, 1, 5, -1])
-def test_whatever_pad_is_named_a_score_is_read_at_the_last_token(
+def test_a_score_is_read_at_the_last_token_whatever_the_pad(
     tmp_path, exact, of_config, of_tokenizer
 ):
     """Config and tokenizer name the same pad, another one (a mark, a word), none, or -1."""
@@ -141,9 +141,7 @@ def test_whatever_pad_is_named_a_score_is_read_at_the_last_token(
 
 
 @pytest.mark.parametrize("of_config", [None, 2, 0])
-def test_where_the_end_of_a_text_is_the_pad_a_score_is_still_the_same_in_any_batch(
-    tmp_path, exact, of_config
-):
+def test_a_score_is_the_same_in_any_batch_if_the_end_token_is_the_pad(tmp_path, exact, of_config):
     """Then the last token that is none counts, alone too: as TRL trains such models."""
     source = llama_reward(tmp_path / "rm", ENDS_IN_EOS, pad_token_id=of_config)
     change(tmp_path / "rm" / "tokenizer_config.json", pad_token="<|im_end|>")
@@ -164,7 +162,7 @@ def test_every_architecture_scores_alone_as_in_a_batch(tmp_path, exact, build, n
     scores(one(source, "pair"))
 
 
-def test_a_text_of_no_token_and_texts_of_pads_are_scored(tmp_path, exact):
+def test_empty_texts_and_texts_of_pads_are_scored(tmp_path, exact):
     source = tiny_gpt2(tmp_path / "rm")  # its tokenizer adds nothing to a text
     answers = ["", " ", "<|endoftext|>", "Paris.<|endoftext|><|endoftext|>", "we stayed in " * 5]
     scores(one(source, "{completion}"), answers)
@@ -197,7 +195,7 @@ def test_without_a_pad_or_an_end_the_model_is_refused_by_name(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_pad_that_the_model_has_no_row_for_gives_way(tmp_path, exact):
+def test_a_pad_without_an_embedding_is_replaced(tmp_path, exact):
     """People add a [PAD] to the tokenizer and forget to resize the embeddings."""
     source = llama_reward(tmp_path / "rm", pad_token_id=None)
     tok = AutoTokenizer.from_pretrained(source)
@@ -227,12 +225,12 @@ class Average(BertForSequenceClassification):
         return type("Output", (), {"logits": logits})()
 
 
-def test_a_pooling_that_looks_at_the_padding_is_found(tmp_path):
+def test_pooling_over_the_padding_is_detected(tmp_path):
     source = tiny_classifier(tmp_path / "rm", 1)
     model, tok = load_reward_model(source)
     check_scoring(model, tok, "pair", 128)
     model.__class__ = Average
-    with pytest.raises(ValueError, match="it reads the padding"):
+    with pytest.raises(ValueError, match="reads the padding"):
         check_scoring(model, tok, "pair", 128)
 
 
@@ -390,7 +388,7 @@ def peft_reward(folder: Path, base: str, texts=("x",)) -> list[float]:
 
 
 @pytest.mark.parametrize("build", [tiny_qwen, lambda folder: tiny_classifier(folder, 2)])
-def test_an_adapter_of_peft_scores_as_peft_does(tmp_path, exact, build):
+def test_a_peft_adapter_scores_as_peft_does(tmp_path, exact, build):
     """On a language model and on another classifier, whose pooler it keeps and whose head it does not."""
     texts = ["Paris.", "we stayed in. " * 9, "why not?"]
     expected = peft_reward(tmp_path / "lora", build(tmp_path / "base"), texts)
@@ -407,14 +405,14 @@ def test_an_adapter_of_peft_scores_as_peft_does(tmp_path, exact, build):
     ("case", "said"),
     [
         ("another task", "has the task 'CAUSAL_LM'"),
-        ("no head", "has no head, so it is no reward model"),
+        ("no head", "adapter_model.safetensors has no head"),
         ("a part", r"does not fit .*layers.0.*lora_A"),
         ("no base", "its base '.*base'"),
-        ("pickled", "pickled only"),
+        ("pickled", "save_pretrained"),
         ("random pooler", "neither .* nor its base .* has bert.pooler"),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused(tmp_path, case, said):
+def test_an_incomplete_adapter_is_refused(tmp_path, case, said):
     base, lora = tiny_qwen(tmp_path / "base"), tmp_path / "lora"
     if case == "random pooler":  # a language model of BERT's has none, and PEFT does not save it
         base = tiny_classifier(tmp_path / "bert", 1)
@@ -438,7 +436,7 @@ def test_an_adapter_that_is_not_whole_is_refused(tmp_path, case, said):
 
 
 @pytest.mark.parametrize("method", ["lora", "heads"])
-def test_what_a_base_lacks_is_saved_with_what_was_trained(tmp_path, exact, method):
+def test_parameters_that_the_base_model_lacks_are_saved(tmp_path, exact, method):
     """The pooler of a BERT that was a language model: random, and another one with every seed."""
     base = tiny_classifier(tmp_path / "bert", 1)
     model = AutoModelForSequenceClassification.from_pretrained(base)
@@ -480,7 +478,7 @@ for load in (
 
 
 @pytest.mark.slow
-def test_a_models_own_code_is_not_run_whatever_is_answered(tmp_path):
+def test_a_models_own_code_never_runs(tmp_path):
     """transformers asks on the terminal whether to run it; here the answer is always yes."""
     base, marker = tmp_path / "base", tmp_path / "marker"
     tiny_encoder(base)
@@ -530,7 +528,7 @@ def test_a_checkpoint_of_pickles_only_is_refused_and_says_how_to_convert_it(tmp_
         lambda: PromptEncoder(encoder),
         lambda: load_language_model(policy),
     ):
-        with pytest.raises(StorageError, match="pickled only.*save_pretrained"):
+        with pytest.raises(StorageError, match="pickles.*save_pretrained"):
             load()
 
 
@@ -544,24 +542,24 @@ def test_a_policys_pickled_lora_is_refused(tmp_path):
     (tmp_path / "lora" / "adapter_model.safetensors").rename(
         tmp_path / "lora" / "adapter_model.bin"
     )
-    with pytest.raises(StorageError, match="pickled only"):
+    with pytest.raises(StorageError, match="pickles.*save_pretrained"):
         load_language_model(tmp_path / "lora")
     # an unrelated file of parameters beside it changes nothing: PEFT would take the pickle all the same
     save_file({"x": torch.zeros(1)}, tmp_path / "lora" / "optimizer.safetensors")
-    with pytest.raises(StorageError, match="pickled only"):
+    with pytest.raises(StorageError, match="pickles.*save_pretrained"):
         load_language_model(tmp_path / "lora")
     # nor is it read as another LoRA's base
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "second")
     config = tmp_path / "second" / "adapter_config.json"
     change(config, base_model_name_or_path=str(tmp_path / "lora"))
-    with pytest.raises(StorageError, match="pickled only"):
+    with pytest.raises(StorageError, match="pickles.*save_pretrained"):
         load_language_model(tmp_path / "second")
     (tmp_path / "lora" / "adapter_model.bin").unlink()
     with pytest.raises(StorageError, match="adapter_config.json and no adapter_model.safetensors"):
         load_language_model(tmp_path / "lora")
 
 
-def test_a_snapshot_of_the_hub_leaves_pickles_there(monkeypatch, tmp_path):
+def test_a_hub_snapshot_contains_no_pickles(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda name, **kw: asked.update(kw) or str(tmp_path)

@@ -1,2 +1,1 @@
-"""What the machine gives: files that appear whole, finished folders, caches, processes, packages, and models by
-name."""
+"""Services of the machine: atomic files, finished folders, caches, processes, packages, and models by name."""

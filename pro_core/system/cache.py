@@ -1,4 +1,4 @@
-"""Scores and prompt features by content, so that a second look at the same texts takes seconds.
+"""Scores and prompt features, cached by content, so that reading the same texts again takes seconds.
 
 A key is a hash of the model (:mod:`pro_core.system.fingerprints`), of the version of the code that reads and scores
 texts, and of the text. One SQLite file, by default in the user's cache folder; deleting it costs nothing but time.
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from pro_core.system.bundled_models import cache_folder
 
 CHUNK = 1000
-"""Texts between two writes: what a killed run can lose."""
+"""Texts per write; a killed run loses at most this many."""
 
 
 def text_key(*texts: str) -> str:
-    """A hash of texts, each told apart from its neighbours."""
+    """A hash of several texts that also depends on where each of them ends."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 class Cache:
     """Rows of numbers by key.
 
-    A file that cannot be read or written is said so once, and the run goes on without it.
+    If the file cannot be read or written, that is printed once, and the run goes on without a cache.
 
     Attributes:
-        found, computed: rows that were there, and that were not.
+        found, computed: how many rows were in the cache, and how many were not.
     """
 
     def __init__(self, path: Path | None = None):
@@ -49,11 +49,11 @@ class Cache:
         compute: Callable[[list[int]], NDArray[np.float32]],
         on_progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """One row a key, (N, width) float32; ``compute`` gets the indices of those that are missing.
+        """One row per key, (N, width) float32; ``compute`` is called with the indices of the missing rows.
 
         Args:
-            width: what a row must have; None for whatever the model gives.
-            on_progress: called with (finished, all) of the missing rows.
+            width: the length that a row must have; None for any.
+            on_progress: called with (finished, total) of the missing rows.
         """
         known = self._read(keys)
         known = {k: row for k, row in known.items() if width is None or len(row) == width}

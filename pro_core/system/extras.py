@@ -1,4 +1,4 @@
-"""What a plain `pip install .` leaves out, and how to get it: imports of an extra's packages go through here."""
+"""Imports of optional packages: what a plain `pip install .` leaves out, and how to install it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class MissingExtra(ModuleNotFoundError):
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around the import of packages that come with `extra`; modules of our own are imported outside.
+    """Wrap the import of packages that come with `extra`; import our own modules outside of it.
 
     Raises:
-        MissingExtra: one of them is not there.
+        MissingExtra: one of them is not installed.
     """
     try:
         yield

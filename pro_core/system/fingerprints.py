@@ -1,8 +1,8 @@
-"""Which model is it? One answer for panels, classifiers, encoders and policies: a hash of what is in its files.
+"""Fingerprints of models: a hash of the contents of their files, for panels, classifiers, encoders and policies.
 
-Only what decides a model's outputs counts: parameters, configs, tokenizer. Cards, manifests and records of training do
-not, nor where the files lie: a folder, a package and the hub's cache give one answer. What code makes of a model has a
-version beside that code (such as ``SCORING_VERSION``), which belongs into the same key.
+Only what determines a model's outputs counts: parameters, configs, tokenizer. Cards, manifests and training records do
+not count, nor does the location: a folder, a package and the hub's cache give the same fingerprint. The code that uses
+a model has its own version (such as ``SCORING_VERSION``), which belongs in the same key.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILES = (
 )
 TOKENIZER = "tokenizer.json"
 SLOW_TOKENIZERS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt")
-"""What a tokenizer is made of where there is no ``tokenizer.json``."""
+"""The files of a tokenizer that has no ``tokenizer.json``."""
 RECORDS = ("versions", "training", "transformers_version", "_name_or_path", "name_or_path")
 """Keys of a config that say how a model was made, not what it does."""
 BASES = {
@@ -35,7 +35,7 @@ BASES = {
     "adapter_config.json": "base_model_name_or_path",
     "pro_policy.json": "base",
 }
-"""Ours, and LoRAs, hold what was trained, and name the base that holds the rest."""
+"""Config file -> its key for the base model. Our checkpoints and LoRAs hold only what was trained."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,11 +49,11 @@ def fingerprint(
 
     Args:
         source: a folder, a hub id, or the id of a packaged model. revision: of a hub id.
-        inside: a folder (a panel's own) in which the source is looked for first. A base is looked for in the folder
-            that names it, then there.
-        loaded: (model, tokenizer), whose parameters count where there are no files: a model that was made in memory.
+        inside: a folder, such as a panel's, that is searched for the source first. A base model is searched for in the
+            folder that names it, then in this one.
+        loaded: (model, tokenizer) of a model that exists only in memory; its parameters count instead of files.
 
-    What is neither on this machine nor to be had nor loaded counts by its name.
+    A model that has no files, cannot be fetched and is not loaded counts by its name.
     """
     digest = hashlib.sha256()
     beside = [Path(inside)] if inside else []
@@ -84,15 +84,15 @@ def _folder_of(name: str, revision: str | None, places: Sequence[Path]) -> Path 
     for cached in (True, False):
         try:
             wanted = [*FILES, TOKENIZER, *SLOW_TOKENIZERS]
-            found = Path(
+            snapshot = Path(
                 snapshot_download(
                     name, revision=revision, allow_patterns=wanted, local_files_only=cached
                 )
             )
-        except Exception:  # not in the cache, no hub, or no hub id at all
+        except Exception:  # not in the cache, no hub, or not a hub id
             continue
-        if any(found.glob("*.safetensors")) or not cached:
-            return found
+        if any(snapshot.glob("*.safetensors")) or not cached:
+            return snapshot
     return None
 
 
@@ -103,23 +103,23 @@ def _model_files(folder: Path) -> Iterator[Path]:
 
 
 def _hash_of(file: Path) -> str:
-    """Of a config without its records; of any other file its bytes."""
+    """The hash of a file's bytes; for a config, without the keys that only record how the model was made."""
     if file.suffix == ".json" and file.name != TOKENIZER:
         config = {k: v for k, v in _config(file).items() if k not in RECORDS}
-        config.pop(BASES.get(file.name, ""), None)  # the base counts by its own content
+        config.pop(BASES.get(file.name, ""), None)  # the base model counts by its own content
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    blob = file.resolve().name  # in the hub's cache a large file is called by its hash
+    blob = file.resolve().name  # in the hub's cache a large file is named by its hash
     if _SHA256.fullmatch(blob):
         return blob
-    there = file.stat()
-    return _read_once(file.resolve(), there.st_ino, there.st_size, there.st_ctime_ns)
+    status = file.stat()
+    return _read_once(file.resolve(), status.st_ino, status.st_size, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=1024)
 def _read_once(file: Path, *version: int) -> str:
-    """The hash of a file, read once in the life of a process: many arms, seeds and folds ask for the same base.
+    """The hash of a file, read once per process: many arms, seeds and folds use the same base model.
 
-    ``version``: its inode, size and time of change, which, unlike that of modification, nobody sets back.
+    ``version``: its inode, size and ctime, which, unlike the mtime, nobody resets.
     """
     return file_hash(file)
 
@@ -136,7 +136,7 @@ def _of_loaded(model: Any, tokenizer: Any) -> bytes:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {"": found}
+    return content if isinstance(content, dict) else {"": content}

@@ -1,8 +1,8 @@
-"""Models from disk and from the hub: no code and no pickle of theirs is read, and what does not fit is said at load.
+"""Loading models from disk and from the hub: their code and pickles never run, and what does not fit fails at load.
 
-A model and its tokenizer are two files that people combine. Where they disagree about the padding token, a sequence
-classifier reads a text's score at the padding, so that it depends on what else is in the batch; where they disagree
-about lengths or vocabularies, the first long or rare text fails. Both are settled here, before any text is read.
+People combine models and tokenizers. If the two disagree about the padding token, a sequence classifier reads a text's
+score at the padding, so the score depends on the rest of the batch. If they disagree about lengths or vocabularies, the
+first long or rare text fails. Both are checked here, before any text is read.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch import nn
 from pro_core.system.storage import PICKLES, StorageError, first_line
 
 SAFE: dict[str, Any] = {"trust_remote_code": False}
-"""For every ``from_pretrained`` of a config or a tokenizer. Unset, transformers asks on the terminal whether to run the
-code that a model's folder holds."""
+"""For every ``from_pretrained`` of a config or a tokenizer. If unset, transformers asks on the terminal whether to run
+the code in a model's folder."""
 SAFE_MODEL: dict[str, Any] = SAFE | {"use_safetensors": True}
 """For every ``from_pretrained`` of a model: unpickling parameters can run code too."""
 
 NO_LIMIT = int(1e30)
-"""What transformers writes for a tokenizer without a greatest length."""
+"""transformers' value for a tokenizer without a maximum length."""
 POSITION_TABLES = (
     *("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe"),
 )
-"""What architectures call their table of learned positions."""
+"""The names that architectures give their table of learned positions."""
 
 
 PICKLED = (
-    "its parameters are pickled only, which could run code; where you trust it, convert it: load it with transformers "
-    "and call save_pretrained, which writes safetensors"
+    "its parameters exist only as pickles, which can run code; if you trust it, load it with transformers and call "
+    "save_pretrained, which writes safetensors"
 )
 
 
 def loading_failure(error: Exception, source: str) -> str:
-    """Why a model did not load, for the middle of a sentence."""
+    """Why a model did not load, as a part of a sentence."""
     if isinstance(error, OSError) and pickled_only(source):
         return PICKLED
     return first_line(error)
@@ -48,12 +48,12 @@ PEFT_FILE = "adapter_model.safetensors"
 
 
 def refuse_pickles(folder: str | Path) -> None:
-    """Look at a local folder before it is loaded; what is no folder, such as a hub id, passes.
+    """Refuse a local folder that would be loaded from pickles; anything else, such as a hub id, passes.
 
-    PEFT has no ``use_safetensors``: without :data:`PEFT_FILE` it takes a pickle, whatever else the folder holds.
+    PEFT has no ``use_safetensors``: without :data:`PEFT_FILE` it loads a pickle, whatever else the folder holds.
 
     Raises:
-        StorageError: a folder of pickles only, or an adapter's without that file.
+        StorageError: a folder with pickles only, or an adapter without that file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,7 +76,7 @@ def pickled_only(source: str) -> bool:
 
         try:
             names = list_repo_files(source)
-        except Exception:  # no hub, or no such id: the loader's own words say which
+        except Exception:  # no hub, or no such id: the loader's error says which
             return False
     pickles = any(Path(name).match(pattern) for name in names for pattern in PICKLES)
     return pickles and not any(name.endswith(".safetensors") for name in names)
@@ -86,23 +86,23 @@ def pickled_only(source: str) -> bool:
 
 
 def match_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Make both name one padding token, pad on the right, and know the greatest length (``model_max_length``).
+    """Give both the same padding token, padding on the right, and the maximum length (``model_max_length``).
 
-    GPT-2 counts positions from the left, padding included; encoders take the first token: hence the right. What the
-    tokenizer itself says about lengths is often a default, so only the model's own positions count.
+    Padding is on the right because GPT-2 counts positions from the left, padding included, and encoders use the first
+    token. A tokenizer's own maximum length is often a default, so only the model's positions count.
 
     Raises:
-        ValueError: no token can pad, or the tokenizer belongs to another model.
+        ValueError: no token can serve as padding, or the tokenizer belongs to another model.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        # Special tokens are never read out of a text; any other one would be, some day.
+        # A text never produces special tokens; sooner or later one would produce any other token.
         special = set(tokenizer.all_special_ids)
         beyond = {t: i for t, i in tokenizer.get_vocab().items() if i >= rows and i not in special}
         if beyond:
             token, number = min(beyond.items(), key=lambda item: item[1])
             raise ValueError(
-                f"its tokenizer has the token {token!r} with the number {number}, its embeddings have {rows} rows: "
+                f"its tokenizer gives the token {token!r} the number {number}, but its embeddings have {rows} rows: "
                 "they belong to different models"
             )
     pad = _padding(model.config, tokenizer, rows)
@@ -115,7 +115,7 @@ def match_tokenizer(model: Any, tokenizer: Any) -> None:
 
 
 def _padding(config: Any, tokenizer: Any, rows: int) -> int:
-    """The tokenizer's padding token; where it has none that the model knows, one that no text spells out."""
+    """The id of the tokenizer's padding token or, if the model does not know it, of one that no text produces."""
     if _is_row(tokenizer.pad_token_id, rows):
         return tokenizer.pad_token_id
     special = set(tokenizer.all_special_ids)
@@ -124,8 +124,8 @@ def _padding(config: Any, tokenizer: Any, rows: int) -> int:
         if _is_row(token, rows) and token in special:
             return token
     raise ValueError(
-        "neither its tokenizer nor its config names a token that can pad, and there is no end-of-text token, so that "
-        "texts of different length cannot be read together: set pad_token in its tokenizer_config.json"
+        "neither its tokenizer nor its config names a usable padding token, and there is no end-of-text token, so "
+        "texts of different lengths cannot be read together: set pad_token in its tokenizer_config.json"
     )
 
 
@@ -134,16 +134,16 @@ def _is_row(token: Any, rows: int) -> bool:
 
 
 def greatest_length(model: nn.Module) -> int | None:
-    """How many tokens a model can read; None where its positions have no end.
+    """The number of tokens that a model can read; None if there is no limit.
 
-    For rotary positions, which go on but mean less and less, what the config names; for a table of positions its rows,
-    less those that are not given out (RoBERTa's and BART's first two).
+    For rotary positions, which degrade gradually, it is the number in the config. For a table of positions it is the
+    number of rows without the reserved ones (the first two of RoBERTa and BART).
     """
     config: Any = model.config
     text = config.get_text_config()
     named = getattr(text, "max_position_embeddings", None)
     if getattr(text, "rope_parameters", None):
-        return named  # a table may be there for images
+        return named  # a table may belong to images
     tables = [
         module.num_embeddings - _not_given_out(module)
         for name, module in model.named_modules()
@@ -169,13 +169,13 @@ def check_neighbours(
     short: dict[str, list[int]],
     long: dict[str, list[int]],
 ) -> None:
-    """Read a short and a long text alone and together; both must come out the same.
+    """Check that a short and a long text give the same numbers alone and in one batch.
 
     Args:
-        read: token lists to numbers (B, D), in fp32, so that only what is computed counts and not how it is rounded.
+        read: maps token lists to numbers (B, D), in fp32, so that rounding does not matter.
 
     Raises:
-        ValueError: a text's numbers depend on what else is in the batch, or are not finite.
+        ValueError: a text's numbers depend on the rest of the batch, or are not finite.
     """
     alone = torch.cat([read([short]), read([long])]).float()
     together = read([short, long]).float()
@@ -184,6 +184,6 @@ def check_neighbours(
     if not bool((difference <= 0.01 * spread + 1e-4 * size).all()):
         row, column = divmod(int(difference.nan_to_num(torch.inf).argmax()), alone.shape[1])
         raise ValueError(
-            f"the same text comes out as {alone[row, column]:.4g} alone and as {together[row, column]:.4g} beside a "
-            "longer one, so that it reads the padding: its padding token or its way of pooling is wrong"
+            f"the same text gives {alone[row, column]:.4g} alone and {together[row, column]:.4g} beside a longer one, "
+            "so the model reads the padding: its padding token or its pooling is wrong"
         )

@@ -1,15 +1,15 @@
 """This process, and the others that `accelerate launch` started beside it.
 
-Which of how many a process is comes from accelerate, and from here alone. Importing the library changes nothing in a
-process; what training wants changed, a script asks for at the top of its ``main``, as those in ``train/`` do:
+The index and number of processes come from accelerate, and only through this module. Importing the library changes
+nothing in a process. A script requests what training needs at the top of its ``main``, as those in ``train/`` do:
 
-- :func:`send_no_telemetry`: have the hub's client tell nobody what runs here (:func:`pro_core.runs.scripts.run_script`
-  does);
-- :func:`join_processes`: let the processes find each other before the first long piece of work;
-- :func:`keep_freed_memory`: on a CPU, spare a training step its page faults;
-- :func:`pro_core.policies.sft.score_only_labelled_tokens`: on a CPU, spare TRL the prompt's tokens.
+- :func:`send_no_telemetry`: keep the hub's client from reporting what runs here
+  (:func:`pro_core.runs.scripts.run_script` calls it);
+- :func:`join_processes`: connect the processes before the first long piece of work;
+- :func:`keep_freed_memory`: on a CPU, save a training step its page faults;
+- :func:`pro_core.policies.sft.score_only_labelled_tokens`: on a CPU, keep TRL from scoring the prompt's tokens.
 
-Without the last two, training gives the same result and takes longer.
+Without the last two, training gives the same result but takes longer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def processes() -> PartialState:
 
 
 def join_processes() -> None:
-    """Let the processes find each other now, and not where the first one asks which it is."""
+    """Connect the processes now, instead of when one of them first asks for its index."""
     processes()
 
 
@@ -50,13 +50,13 @@ def main_process() -> bool:
 
 
 def process_device() -> str:
-    """This process's GPU of those that `accelerate launch` dealt out, or the CPU."""
+    """The GPU that `accelerate launch` assigned to this process, or the CPU."""
     cuda = torch.cuda.is_available()
     return f"cuda:{processes().local_process_index}" if cuda else "cpu"
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     processes().wait_for_everyone()
 
 
@@ -69,12 +69,12 @@ def from_main(value: T) -> T:
 
 
 def send_no_telemetry() -> None:
-    """Have the hub's client, which TRL uses, send nothing about this process.
+    """Turn off the telemetry of the hub's client, which TRL uses.
 
-    A variable HF_HUB_DISABLE_TELEMETRY in the environment decides, where there is one.
+    If the environment sets HF_HUB_DISABLE_TELEMETRY, that decides.
     """
     if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of the processes that this one starts
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # for the processes that this one starts
         constants.HF_HUB_DISABLE_TELEMETRY = (
             True  # the client read the variable when it was imported
         )
@@ -84,11 +84,11 @@ def send_no_telemetry() -> None:
 
 
 def keep_freed_memory() -> None:
-    """On a CPU, have glibc keep freed memory for the next step, for the rest of this process.
+    """On a CPU, make glibc keep freed memory for the next step, for the rest of this process.
 
-    By itself glibc returns every large tensor to the system, and most of a training step is page faults. What is kept
-    leaves gaps between batches of many lengths, though: see :func:`return_freed_memory`. Does nothing where tensors
-    lie on a GPU, nor with another C library.
+    By default glibc returns every large tensor to the system, and page faults take most of a training step. Batches of
+    many lengths leave gaps in the kept memory, though: see :func:`return_freed_memory`. Does nothing on a GPU or with
+    another C library.
     """
     if torch.cuda.is_available():
         return
@@ -100,6 +100,6 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return to the system what glibc keeps: at every checkpoint, and where another model goes in."""
+    """Return the memory that glibc keeps to the system: at every checkpoint, and before another model is loaded."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

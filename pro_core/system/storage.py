@@ -1,4 +1,4 @@
-"""Folders on disk: JSON configs with versions, and clear words when one is broken."""
+"""Files on disk: JSON configs with a format, writes that are whole or not at all, and clear errors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 class StorageError(ValueError):
-    """A checkpoint that is missing, truncated or of another kind: says which file and what to do."""
+    """A checkpoint that is missing, truncated or of another kind. The message says which file and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error's own words for the middle of a sentence: its first line, its kind where it has none."""
+    """The first line of an error's message, as a part of a sentence; its type if the message is empty."""
     text = str(error).strip().split("\n", 1)[0]
     return (text or type(error).__name__)[:300].rstrip(".")
 
@@ -40,10 +40,10 @@ def library_versions() -> dict[str, str]:
 
 
 def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is; a hub id downloaded to the hub's cache, without pickles.
+    """The folder of a local path, or of a hub id, which is downloaded to the hub's cache without pickles.
 
     Raises:
-        StorageError: neither a folder nor a hub repository that can be reached.
+        StorageError: neither a local folder nor a hub repository that can be reached.
     """
     folder = Path(path_or_id)
     if folder.is_dir():
@@ -64,12 +64,12 @@ def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file to; it takes ``path``'s place when the block ends, and goes when it fails.
+    """A temporary path beside ``path``. It replaces ``path`` when the block ends, and is deleted if the block fails.
 
     A reader sees the old file or the new one, never half of it.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden, in one sentence.
+        StorageError: the disk is full, or cannot be written, in one sentence.
     """
     path = Path(path)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
@@ -87,13 +87,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explained_disk(folder: Path, target: Path, undo: Callable[[], None] = lambda: None):
-    """A full, read-only or forbidden disk, met while something is written below ``folder``, as one sentence.
+    """Turn the errors of a full disk, or one that cannot be written, below ``folder`` into one sentence.
 
     Args:
-        target: what is written, to be told to people. undo: removes what is half-written, after any failure.
+        target: what is written, for the message. undo: removes half-written files after any failure.
 
     Raises:
-        StorageError: that sentence. Other failures go on as they are.
+        StorageError: that sentence. Other errors pass unchanged.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def explained_disk(folder: Path, target: Path, undo: Callable[[], None] = lambda
 
 
 def remove_partial(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes of this machine left half-written of a file in ``folder``, or of all files in it."""
+    """Delete half-written copies of one file in ``folder``, or of all files, that killed processes left behind."""
     for partial in folder.glob(f".[0-9]*-{name if name == '*' else glob.escape(name)}"):
         pid = partial.name[1:].partition("-")[0]
         if pid.isdigit() and not _runs(int(pid)):
@@ -119,34 +119,33 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's process
         return True
     return True
 
 
 DISK = {
-    errno.ENOSPC: "the disk is full: free some of it and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some of it and run the same command again",
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
     errno.EFBIG: "the file is larger than this system allows",
     errno.EROFS: "the disk is read-only: name a folder that can be written",
     errno.EACCES: "writing there is not allowed: name a folder that can be written",
     errno.EPERM: "writing there is not allowed: name a folder that can be written",
     errno.EIO: "the disk fails to read or write",
 }
-"""What a user should know of an operating system's error, by its number."""
+"""errno -> what a user should know about it."""
 PROBE = 1 << 20
 
 
 def disk_trouble(error: BaseException, folder: Path) -> str | None:
-    """What is wrong with the disk, if that is why something failed there; None for any other error.
+    """What is wrong with the disk, if that caused an error while writing to ``folder``; None for any other error.
 
-    What failed elsewhere, such as a data file that may not be read, is another error. torch raises one of its own when
-    a disk is full, without its number: then writing a megabyte beside it shows whether there is room. Ask before what
-    was half-written is deleted.
+    Errors elsewhere, such as a data file that cannot be read, do not count. When a disk is full, torch raises an error
+    without an errno; then a megabyte is written as a test. Call this before half-written files are deleted.
     """
     if isinstance(error, OSError):
         return None if _elsewhere(error.filename, folder) else DISK.get(error.errno or 0)
-    if isinstance(error, SafetensorError):  # Rust's form of the number is all that it keeps
+    if isinstance(error, SafetensorError):  # it keeps the errno only in its text
         number = re.search(r"\(os error (\d+)\)", str(error))
         return DISK.get(int(number[1])) if number else None
     if not isinstance(error, RuntimeError):
@@ -154,8 +153,8 @@ def disk_trouble(error: BaseException, folder: Path) -> str | None:
     probe = folder / f".{os.getpid()}-probe"
     try:
         probe.write_bytes(bytes(PROBE))
-    except OSError as found:
-        return DISK.get(found.errno or 0)
+    except OSError as write_error:
+        return DISK.get(write_error.errno or 0)
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -184,10 +183,10 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Add a line to a JSON Lines file. Half a line, which a kill left at its end, goes; processes take turns.
+    """Append a line to a JSON Lines file. An incomplete last line, left by a kill, is removed; processes take turns.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden, in one sentence.
+        StorageError: the disk is full, or cannot be written, in one sentence.
     """
     import fcntl
 
@@ -195,13 +194,13 @@ def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
     with explained_disk(path.parent, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # a killed process holds it no longer
+            fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when a process dies
             file.truncate(_whole_lines(file))
             file.write(line)
 
 
 def _whole_lines(file: BinaryIO) -> int:
-    """How many bytes of a file are whole lines."""
+    """The number of bytes up to the end of a file's last whole line."""
     place = file.seek(0, os.SEEK_END)
     while place:
         start = max(0, place - (1 << 16))
@@ -229,21 +228,21 @@ def read_config(folder: str | Path, name: str, *formats: str) -> dict[str, Any]:
     """
     file = Path(folder) / name
     if not file.is_file():
-        raise StorageError(f"{folder}: no {name} there, so it is not a {formats[0]} checkpoint")
+        raise StorageError(f"{folder}: has no {name}, so it is not a {formats[0]} checkpoint")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StorageError(f"{file}: truncated or not JSON ({error}); copy it again") from None
     if not isinstance(config, dict) or config.get("format") not in formats:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        actual = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise StorageError(
-            f"{file}: got the format {found!r}, expected {' or '.join(map(repr, formats))}"
+            f"{file}: got the format {actual!r}, expected {' or '.join(map(repr, formats))}"
         )
     return config
 
 
 def file_hash(path: str | Path) -> str:
-    """The SHA-256 of a file. Raises StorageError where there is none."""
+    """The SHA-256 of a file. Raises StorageError if it does not exist."""
     if not Path(path).is_file():
         raise StorageError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -251,14 +250,14 @@ def file_hash(path: str | Path) -> str:
 
 
 def content_hash(content: Any) -> str:
-    """The SHA-256 of a JSON-ready value: the same value, the same hash, in any process."""
+    """The SHA-256 of a JSON-ready value; equal values have equal hashes in every process."""
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def quiet_loading():
-    """Without transformers' progress bars and load reports: we say in our own words what is missing."""
+    """Hide transformers' progress bars and load reports; our own errors say what is missing."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
