@@ -71,7 +71,7 @@ def test_the_parts_of_an_address(url, parts):
         *(f"http://{'a' * 70}.example", "http://h\x00st", "http://a b"),
     ],
 )
-def test_what_is_no_address_is_refused_by_the_settings_name_without_repeating_it(url):
+def test_an_invalid_address_is_refused_without_repeating_it(url):
     with pytest.raises(ValueError, match="^MY_URL ") as caught:
         address_of(url, "MY_URL")
     assert "secret" not in str(caught.value).replace("secret in", "")
@@ -85,7 +85,7 @@ def test_what_is_no_address_is_refused_by_the_settings_name_without_repeating_it
         *[(h, False) for h in ("host", "128.0.0.1", "10.0.0.1", "localhost.example", "::2")],
     ],
 )
-def test_which_hosts_are_this_machine(host, here):
+def test_loopback_hosts_are_this_machine(host, here):
     assert is_loopback(host) == here
 
 
@@ -137,7 +137,7 @@ def test_this_machine_is_asked_directly_and_others_through_the_proxy(monkeypatch
         assert headers["authorization"] == "Bearer the-token"
 
 
-def test_what_a_proxy_does_wrong_is_said_of_the_proxy(monkeypatch):
+def test_errors_of_a_proxy_name_the_proxy(monkeypatch):
     answers = {
         "proxy": [Fault("502 Bad Gateway", "text/html"), Fault("407 No", headers={"X": "y"})],
         "connect": Fault("407 Proxy Authentication Required"),
@@ -160,10 +160,7 @@ def test_what_a_proxy_does_wrong_is_said_of_the_proxy(monkeypatch):
     assert "secret" not in tunnel.message
     assert tunnel.again is None
     gone = failure_of(client)  # the server is closed: nobody listens at the proxy's port
-    assert (
-        f"The proxy {host}, by which gpu-box.invalid:8000 is asked, cannot be reached"
-        in gone.message
-    )
+    assert f"The proxy {host}, used for gpu-box.invalid:8000, cannot be reached" in gone.message
     monkeypatch.setenv("no_proxy", "*")
     assert "The endpoint gpu-box.invalid:8000 cannot be found" in failure_of(client).message
 
@@ -171,13 +168,13 @@ def test_what_a_proxy_does_wrong_is_said_of_the_proxy(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("http://h:port", "names a proxy that is no address"),
-        ("ftp://h:1", "names a proxy that is no address"),
-        ("http://[::1", "names a proxy that is no address"),
+        ("http://h:port", "http_proxy, https_proxy and all_proxy"),
+        ("ftp://h:1", "http_proxy, https_proxy and all_proxy"),
+        ("http://[::1", "http_proxy, https_proxy and all_proxy"),
         ("socks5://127.0.0.1:1", "SOCKS proxy, which needs the package socksio"),
     ],
 )
-def test_a_proxy_setting_that_makes_no_sense_is_a_sentence(monkeypatch, value, says):
+def test_an_invalid_proxy_setting_is_one_sentence(monkeypatch, value, says):
     monkeypatch.setenv("http_proxy", value)
     assert says in failure_of(Client(ELSEWHERE)).message
     with faulty_server() as server:
@@ -208,9 +205,7 @@ def tls(certificate):
         yield server
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_and_one_that_is_named_taken(
-    tls, certificate, monkeypatch
-):
+def test_an_unknown_certificate_is_refused_and_a_named_one_accepted(tls, certificate, monkeypatch):
     refused = failure_of(Client(tls.url))
     assert "cannot be trusted: its TLS certificate is not valid" in refused.message
     assert refused.again is None
@@ -222,7 +217,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_one_that_is_named_
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_certificates_that_cannot_be_read_are_a_sentence(tls, tmp_path, monkeypatch, there):
+def test_unreadable_certificates_are_one_sentence(tls, tmp_path, monkeypatch, there):
     file = tmp_path / "none.pem"
     if there:
         file.write_text("no certificate")
@@ -248,7 +243,7 @@ def test_the_wrong_scheme_an_unknown_host_and_a_refused_connection_are_told_apar
 
 
 @pytest.mark.parametrize("fault", [Fault(reset=True, body=b'{"a"'), Fault(cut=True, body=b'{"a"')])
-def test_a_connection_that_breaks_is_not_asked_again(fault):
+def test_a_broken_connection_is_not_retried(fault):
     with faulty_server({"x": fault}) as server:
         broken = failure_of(Client(server.url), path="/x")
     assert "broke off" in broken.message
@@ -265,7 +260,7 @@ def test_a_silent_server_and_one_that_sends_too_much():
     assert MAX_BODY < 2**25
 
 
-def test_exceptions_that_no_server_here_makes_have_sentences_too():
+def test_rare_exceptions_have_sentences_too():
     explain = Explainer("h", None, 5)
 
     def chained(outer, inner):
@@ -274,7 +269,7 @@ def test_exceptions_that_no_server_here_makes_have_sentences_too():
 
     for error, says in [
         (httpx2.ConnectTimeout(""), "connecting took too long"),
-        (chained(httpx2.ConnectError(""), OSError(101, "")), "no way leads to its network"),
+        (chained(httpx2.ConnectError(""), OSError(101, "")), "its network"),
         (
             chained(httpx2.ConnectError(""), ExceptionGroup("", [ConnectionRefusedError()])),
             "refused",
@@ -286,7 +281,7 @@ def test_exceptions_that_no_server_here_makes_have_sentences_too():
         assert says in explain.exception(error).message
 
 
-def test_the_words_of_an_exception_reach_nobody():
+def test_the_text_of_an_exception_is_never_shown():
     error = httpx2.ReadError("http://user:secret@h with Bearer secret")
     assert "secret" not in Explainer("h", None, 5).exception(error).message
 
@@ -301,7 +296,7 @@ def test_redirects_are_not_followed_and_cookies_not_kept():
 
 
 @pytest.mark.parametrize("offline", ["1", None])
-def test_it_works_where_the_hub_is_switched_off_and_with_ipv6(monkeypatch, offline):
+def test_the_client_works_with_the_hub_switched_off_and_with_ipv6(monkeypatch, offline):
     if offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     with faulty_server() as server:
@@ -373,7 +368,7 @@ def test_bodies_that_are_hostile_or_no_words():
         ("text", None, "", ""),
     ],
 )  # fmt: skip
-def test_what_an_error_object_names(data, code, kind, named):
+def test_an_error_object_names_its_code_kind_and_parameter(data, code, kind, named):
     assert (code_of(data), kind_of(data), named_by(data)) == (code, kind, named)
 
 
@@ -410,7 +405,7 @@ def test_a_short_token_is_masked_as_a_word():
 
 
 @pytest.mark.parametrize("code", [400, 403, 404, 422, 429, 500, 503])
-def test_no_sentence_has_a_part_of_the_token(code):
+def test_no_sentence_contains_a_part_of_the_token(code):
     body = json.dumps({"error": {"message": f"key sk-ab***wxyz, {TOKEN[:12]}"}}).encode()
     failure = Explainer("h", TOKEN, 1).status(code, body)
     for text in (failure.message, failure.words):
@@ -434,7 +429,7 @@ def test_retry_after_as_seconds_and_as_a_date():
     [(429, "busy"), (529, "busy"), (503, "waking"), (202, "waking")]
     + [(code, None) for code in (301, 400, 401, 403, 404, 405, 407, 422, 500, 502, 504)],
 )
-def test_which_statuses_are_asked_again(code, again):
+def test_busy_and_waking_statuses_are_retried(code, again):
     assert Explainer("h", None, 1).status(code).again == again
 
 
@@ -470,7 +465,7 @@ def waking(wait=None):
     return Failure("waking", "waking", wait)
 
 
-def test_a_busy_server_is_asked_again_a_few_times():
+def test_a_busy_server_is_retried_a_few_times():
     assert persisting([busy()] * 3) == (
         "answer",
         [0.5, 1.0, 2.0],
@@ -482,7 +477,7 @@ def test_a_busy_server_is_asked_again_a_few_times():
     assert persisting([Failure("no")])[:2] == ("no", [])
 
 
-def test_a_server_that_wakes_up_is_asked_as_long_as_patience_lasts():
+def test_a_waking_server_is_retried_while_patience_lasts():
     answer, pauses, told = persisting([waking()] * 50)
     assert answer == "answer"
     assert pauses == [0.5, 1.0, 2.0, 4.0] + [5.0] * 46
@@ -492,13 +487,13 @@ def test_a_server_that_wakes_up_is_asked_as_long_as_patience_lasts():
     assert persisting([waking()], Patience(waking=0))[:2] == ("waking", [])
 
 
-def test_a_server_that_says_when_is_asked_then_and_people_hear_of_it_meanwhile():
+def test_the_pause_that_a_server_names_is_kept_and_reported():
     assert persisting([waking(12)])[:2] == ("answer", [5, 5, 2])
     assert persisting([waking(0)])[:2] == ("answer", [0.5])
     assert persisting([waking(3600)])[:2] == ("waking", [])
 
 
-def test_being_busy_after_waking_up_has_tries_of_its_own():
+def test_busy_retries_after_waking_up_are_counted_separately():
     assert persisting([waking()] * 20 + [busy()] * 3)[0] == "answer"
 
 
@@ -568,7 +563,7 @@ def test_leaving_does_not_wait_for_the_address_of_a_host(monkeypatch):
 
 
 @pytest.mark.parametrize("outcome", ["models", Failure("no")])
-def test_what_several_requests_look_up_at_once_is_looked_up_once(outcome):
+def test_concurrent_look_ups_run_once(outcome):
     looks = []
 
     async def look_up():
@@ -589,7 +584,7 @@ def test_what_several_requests_look_up_at_once_is_looked_up_once(outcome):
     asyncio.run(run())
 
 
-def test_leaving_ends_what_was_looked_up_for_all():
+def test_leaving_ends_a_shared_look_up():
     ended = []
 
     async def look_up():

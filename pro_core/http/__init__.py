@@ -1,4 +1,4 @@
-"""Talking with servers: one client for language models today, and for hosted reward models and judges alike."""
+"""One HTTP client for model servers: language models today; it suits hosted reward models and judges as well."""
 
 from pro_core.http.client import Answer, Client, Patience, Reply, Session, persist
 from pro_core.http.failures import Explainer, Failure, Settings

@@ -1,11 +1,10 @@
-"""The one HTTP client of servers: language models today, hosted reward models and judges alike.
+"""The one HTTP client for model servers: language models today; it suits hosted reward models and judges as well.
 
-- The token goes to this one host only: redirects are not followed, no other token or password of the machine is sent.
-- This machine's own addresses are never asked through a proxy; other hosts as the environment says (http_proxy,
+- The token goes to this one host only: redirects are not followed, and no other token or password is sent.
+- Addresses of this machine are never reached through a proxy. For other hosts the environment decides (http_proxy,
   https_proxy, all_proxy, no_proxy).
 - Certificates are checked; SSL_CERT_FILE or SSL_CERT_DIR name other authorities than the system's.
-- Whatever goes wrong is a :class:`~pro_core.http.failures.Failure`: one sentence, and whether to ask again
-  (:class:`Patience`).
+- Every error is a :class:`~pro_core.http.failures.Failure`: one sentence, and whether to retry (:class:`Patience`).
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ from pro_core.http.failures import Explainer, Failure, Settings
 T = TypeVar("T")
 
 MAX_BODY = 16 * 1024 * 1024
-"""Bytes that a JSON answer may have."""
+"""Maximum bytes of a JSON answer."""
 MAX_ERROR = 64 * 1024
-"""Bytes of an error's body that are read."""
+"""Maximum bytes that are read of an error's body."""
 ERROR_WAIT = 5.0
-"""Seconds that are waited for it: the status says enough."""
+"""Seconds to wait for an error's body; its status says enough."""
 CONNECT = 10.0
-"""Seconds that connecting may take; less where the time-out is shorter."""
+"""Maximum seconds for connecting; less if the time-out is shorter."""
 
-# ---------------------------------------------------------------- asking again
+# ---------------------------------------------------------------- retries
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a failing server is asked again, as long as nothing of its answer came.
+    """How long to retry a failing server, as long as no part of its answer has arrived.
 
     Attributes:
-        retries: how often after "busy": 429, an overload, a refused connection.
-        max_wait: the longest pause of these, in seconds; a server that asks for more is not asked again.
-        waking: the seconds for which a server that says 503 may wake up, such as one that was scaled to zero.
+        retries: the number of retries after "busy": 429, an overload, a refused connection.
+        max_wait: the longest pause before such a retry, in seconds; a server that asks for more is not retried.
+        waking: the seconds that a server that answers 503 has to wake up, for example after it was scaled to zero.
     """
 
     retries: int = 3
@@ -58,9 +57,9 @@ class Patience:
     waking: float = 600.0
 
     def pause(self, failure: Failure, attempt: int, waited: float) -> float | None:
-        """The seconds to wait after the failure of this attempt (from 0); None: no more.
+        """The seconds to wait after this failed attempt (from 0); None to give up.
 
-        Doubling from half a second, where the server asks for no other. ``waited``: the seconds until now.
+        Pauses double from half a second, unless the server names one. ``waited``: the seconds waited so far.
         """
         if failure.again == "busy":
             pause = 0.5 * 2**attempt if failure.wait is None else failure.wait
@@ -77,10 +76,10 @@ async def persist(
     sleep: Callable[[float], Awaitable[None]],
     waiting: Callable[[Failure, float], None],
 ) -> T:
-    """What ``ask`` gives, asked again after failures for which that can help.
+    """The result of ``ask``, retried after failures for which that can help.
 
-    ``waiting`` is told of every pause, before it: the failure, and the seconds waited until now. Pauses above 5 s are
-    told of every 5 s.
+    ``waiting`` is called before every pause, and every 5 s during a longer one, with the failure and the seconds waited
+    so far.
 
     Raises:
         Failure: the last one.
@@ -91,7 +90,7 @@ async def persist(
         try:
             return await ask()
         except Failure as failure:
-            # A gateway may hold each request for a while: that is waiting, too.
+            # A gateway may hold each request for a while: that counts as waiting, too.
             waited = max(waited, time.monotonic() - begun)
             left = patience.pause(failure, attempts[failure.again], waited)
             if left is None:
@@ -120,16 +119,16 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One server, from many threads and event loops: it holds no connection of its own, :meth:`session` does.
+    """A client of one server, for many threads and event loops. Only a :meth:`session` holds connections.
 
     Args:
         url: any form of its address.
         token: sent as ``Authorization: Bearer``; without one, no such header is sent.
         timeout: seconds without a word from the server before giving up.
-        settings: what people call these.
+        settings: the names of these settings, for messages.
 
     Raises:
-        ValueError: a URL or a token that is none.
+        ValueError: an invalid URL or token.
     """
 
     def __init__(
@@ -155,10 +154,10 @@ class Client:
         return self.address.host
 
     def ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Answer:
-        """One call outside of any event loop, on a connection of its own; ``path`` is the whole one.
+        """One call outside of any event loop, on its own connection; ``path`` is the full path.
 
         Raises:
-            Failure: no whole answer came in time. A status that is no success is an answer.
+            Failure: no complete answer came in time. An error status is an answer, not a Failure.
         """
         url = self.address.origin + path
         seconds = timeout or self.timeout
@@ -172,7 +171,9 @@ class Client:
                         size += len(part)
                         if size > MAX_BODY:
                             raise self.explain.no_answer("more than an answer can hold")
-                        if time.monotonic() > begun + seconds:  # a little at a time, for ever
+                        if (
+                            time.monotonic() > begun + seconds
+                        ):  # the server sends a little at a time
                             raise self.explain.unfinished(seconds)
         except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
             raise self.explain.exception(error, seconds) from error
@@ -180,12 +181,12 @@ class Client:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """Connections for some requests side by side, on this event loop. Leaving closes them all, at once."""
+        """Connections for parallel requests on this event loop. Leaving closes them all at once."""
         async with httpx2.AsyncClient(**self._options(self.timeout)) as client:
             yield Session(self, client)
 
     def _options(self, timeout: float) -> dict[str, Any]:
-        """What both kinds of httpx client are made with. Raises Failure where the environment makes no sense."""
+        """The arguments of both kinds of httpx client. Raises Failure if the environment's settings are invalid."""
         proxy = proxy_of(self.address)
         headers = {"User-Agent": "pro-core", "Accept-Encoding": "identity"}
         if self._token:
@@ -200,7 +201,7 @@ class Client:
                 httpx2.HTTPTransport(**transport)
         except (ValueError, httpx2.InvalidURL):
             raise Failure(
-                "The environment names a proxy that is no address: expected something like http://host:3128 in "
+                "The environment names a proxy that is not an address: expected something like http://host:3128 in "
                 "http_proxy, https_proxy and all_proxy."
             ) from None
         except ImportError:
@@ -208,7 +209,7 @@ class Client:
                 "The environment names a SOCKS proxy, which needs the package socksio: install it, or add "
                 f"{self.host} to no_proxy."
             ) from None
-        except OSError:  # of the context, and ssl.SSLError is one
+        except OSError:  # from the context; ssl.SSLError is one, too
             raise Failure(
                 "SSL_CERT_FILE or SSL_CERT_DIR names no certificates that can be read: correct or unset it."
             ) from None
@@ -217,7 +218,7 @@ class Client:
             "headers": headers,
             "follow_redirects": False,
             "timeout": httpx2.Timeout(timeout, connect=min(CONNECT, timeout), pool=None),
-            # As many side by side as are asked for: the server says when it has too many.
+            # No limit on parallel requests: the server says when it has too many.
             "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         }
 
@@ -227,18 +228,18 @@ _TLS = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 @functools.lru_cache(maxsize=4)
 def _system_tls(*environment: str | None) -> ssl.SSLContext:
-    """The context for TLS under these values of :data:`_TLS`; one costs 20 ms and more."""
+    """The TLS context for these values of :data:`_TLS`; making one takes 20 ms or more."""
     return httpx2.create_ssl_context()
 
 
 @functools.lru_cache(maxsize=1)
 def _no_tls() -> ssl.SSLContext:
-    """A context that is never used, where httpx would read all certificates to make one."""
+    """An unused context; without it, httpx would read all certificates to make its own."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Session:
-    """Requests side by side; see :meth:`Client.session`."""
+    """Parallel requests; see :meth:`Client.session`."""
 
     def __init__(self, client: Client, http: httpx2.AsyncClient):
         self.explain = client.explain
@@ -248,9 +249,9 @@ class Session:
         self._shared: dict[str, asyncio.Task[Any]] = {}
 
     async def shared(self, what: str, look_up: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What ``look_up`` gives or raises, once for all the requests that want it at the same time.
+        """The result or error of ``look_up``, called once for all requests that want it at the same time.
 
-        They end together, so that one of them which is cancelled cancels it.
+        These requests end together: cancelling one of them cancels the look-up.
         """
         if what not in self._shared:
             task = self._shared[what] = asyncio.create_task(look_up())
@@ -259,10 +260,10 @@ class Session:
 
     @asynccontextmanager
     async def request(self, method: str, path: str, body: Any = None) -> AsyncIterator[Reply]:
-        """One request, and its answer as it comes. Leaving closes the connection, unless all was read.
+        """One request, and its answer as it arrives. Leaving closes the connection, unless the whole answer was read.
 
         Raises:
-            Failure: whatever goes wrong with the connection, also while the answer is read.
+            Failure: anything that goes wrong with the connection, also while the answer is read.
         """
         try:
             async with self._http.stream(method, self._origin + path, json=body) as response:
@@ -273,7 +274,7 @@ class Session:
     async def ask(
         self, method: str, path: str, body: Any = None, timeout: float | None = None
     ) -> Answer:
-        """One call, as :meth:`Client.ask` makes it."""
+        """One call, like :meth:`Client.ask`."""
         seconds = timeout or self.timeout
         try:
             async with asyncio.timeout(seconds), self.request(method, path, body) as reply:
@@ -286,7 +287,7 @@ class Session:
 
     @asynccontextmanager
     async def post(self, path: str, body: Any) -> AsyncIterator[Reply]:
-        """One request whose answer is read as it comes. Raises Failure also for a status that is no success."""
+        """One POST request whose answer is read as it arrives. Raises Failure for an error status, too."""
         async with self.request("POST", path, body) as reply:
             if reply.status not in (200, 201):
                 raise self.explain.status(reply.status, await reply.error(), reply.headers)
@@ -294,7 +295,7 @@ class Session:
 
 
 class Reply:
-    """An answer as it comes. What it is, its first character says, whatever content type the server names.
+    """An answer as it arrives. Its first character decides what it is, whatever content type the server names.
 
     Attributes:
         status, headers, kind: its HTTP status, its headers, and its content type.
@@ -311,7 +312,7 @@ class Reply:
         self._ended = False
 
     async def is_json(self) -> bool:
-        """One whole JSON answer, and no stream of events. Raises Failure for a web page."""
+        """Whether this is one JSON answer rather than a stream of events. Raises Failure for a web page."""
         start = b""
         while not start and not self._ended and len(self._head) < MAX_ERROR:
             self._head += await self._part()
@@ -321,7 +322,7 @@ class Reply:
         return start.startswith((b"{", b"["))
 
     async def json(self) -> Any:
-        """The whole answer. Raises Failure where it is too long or no JSON."""
+        """The whole answer. Raises Failure if it is too long or not JSON."""
         body = await self.rest(MAX_BODY + 1)
         try:
             if len(body) > MAX_BODY:
@@ -331,7 +332,7 @@ class Reply:
             raise self._explain.no_answer() from None
 
     async def more(self) -> list[Event] | None:
-        """The events of the next part that came, maybe none; None at the end. Raises Failure for one too long."""
+        """The events in the next part, possibly none; None at the end. Raises Failure for an event that is too long."""
         if self._ended and not self._head:
             return None
         part, self._head = self._head, b""
@@ -342,7 +343,7 @@ class Reply:
             raise self._explain.exception(error) from error
 
     async def rest(self, most: int) -> bytes:
-        """What is left of the body, up to ``most`` bytes."""
+        """The rest of the body, at most ``most`` bytes."""
         parts, self._head = [self._head], b""
         size = len(parts[0])
         while not self._ended and size < most:
@@ -351,7 +352,7 @@ class Reply:
         return b"".join(parts)[:most]
 
     async def error(self) -> bytes:
-        """The body of an error, or what of it came before the connection broke or the time was up."""
+        """The body of an error, or the part that arrived before the connection broke or the time was up."""
         parts, size = [b""], 0
         with suppress(TimeoutError, httpx2.HTTPError, httpx2.StreamError, ssl.SSLError):
             async with asyncio.timeout(ERROR_WAIT):

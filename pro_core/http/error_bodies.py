@@ -1,4 +1,4 @@
-"""What servers say when they fail. Every one has a shape of its own:
+"""The error bodies of servers. Each kind of server has its own form:
 
 - OpenAI and most: ``{"error": {"message", "type", "param", "code"}}``; OpenRouter adds ``metadata.raw``
 - vLLM: ``{"object": "error", "message", "param", "code"}``
@@ -15,12 +15,12 @@ from typing import Any
 
 _SAY = ("message", "error", "errors", "detail", "details", "msg", "error_message", "title", "raw")
 MAX_SAID = 2000
-"""Characters of it that are looked at."""
+"""Maximum characters of an error's text that are used."""
 _DEPTH = 8
 
 
 def parsed(body: bytes) -> Any:
-    """The JSON of a body, else its text; nothing of a web page."""
+    """The JSON of a body, else its text; empty for a web page."""
     text = body.decode("utf-8", "replace").strip().removeprefix("\ufeff")
     try:
         return json.loads(text)
@@ -29,7 +29,7 @@ def parsed(body: bytes) -> Any:
 
 
 def said_by(data: Any) -> str:
-    """What an error object or text says, on one line, without control characters; empty where it says nothing."""
+    """The message of an error object or text, on one line, without control characters; empty if there is none."""
     line = " ".join(_said(data, _DEPTH).split())[:MAX_SAID]
     return "".join(c for c in line if unicodedata.category(c)[0] != "C")
 
@@ -43,15 +43,15 @@ def _said(data: Any, depth: int) -> str:
         return "; ".join(filter(None, (_said(one, depth - 1) for one in data[:8])))
     if not isinstance(data, dict):
         return ""
-    said = next(filter(None, (_said(data.get(key), depth - 1) for key in _SAY)), "")
-    # A gateway's own message says only that the provider failed; the provider's stands beside it.
+    message = next(filter(None, (_said(data.get(key), depth - 1) for key in _SAY)), "")
+    # A gateway's own message says only that the provider failed; the provider's message is in `metadata`.
     meta = data.get("metadata")
     raw = _said(meta.get("raw"), depth - 1) if isinstance(meta, dict) else ""
-    return f"{said}: {raw}" if said and raw and raw != said else said or raw
+    return f"{message}: {raw}" if message and raw and raw != message else message or raw
 
 
 def _unwrapped(text: str, depth: int) -> str:
-    """A text that is itself a JSON error, as gateways pass on, says what that says."""
+    """The message inside a text that is itself a JSON error, as gateways pass on; else the text."""
     if text.lstrip().startswith(("{", "[")):
         try:
             return _said(json.loads(text), depth - 1) or text
@@ -62,15 +62,15 @@ def _unwrapped(text: str, depth: int) -> str:
 
 def _objects(data: Any) -> list[dict[str, Any]]:
     """The error object and what it wraps, the innermost first."""
-    found: list[dict[str, Any]] = []
-    while len(found) < _DEPTH:
+    objects: list[dict[str, Any]] = []
+    while len(objects) < _DEPTH:
         if isinstance(data, list):
             data = next((one for one in data if isinstance(one, dict)), None)
         if not isinstance(data, dict):
             break
-        found.insert(0, data)
+        objects.insert(0, data)
         data = next((data[k] for k in ("error", "errors", "detail") if data.get(k)), None)
-    return found
+    return objects
 
 
 def code_of(data: Any) -> int | None:
@@ -115,5 +115,5 @@ _UNSUPPORTED = (
 
 
 def unsupported_by(data: Any) -> bool:
-    """Whether an error object says that the server does not know the parameter, rather than minds its value."""
+    """Whether an error object says that the server does not know the parameter, as opposed to rejecting its value."""
     return any(one.get(key) in _UNSUPPORTED for one in _objects(data) for key in ("code", "type"))

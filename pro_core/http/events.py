@@ -1,8 +1,8 @@
 """Server-sent events, read from bytes: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 
 Why not ``httpx2.EventSource``: it refuses every other content type, decodes by the charset that the server names,
-does not see a byte order mark, holds an event that ends in CR back until more comes, and loses the last one of a stream
-that ends with ``data: [DONE]`` and no blank line.
+does not recognize a byte order mark, holds back an event that ends in CR until more arrives, and loses the last event
+of a stream that ends with ``data: [DONE]`` and no blank line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 MAX_EVENT = 4 * 1024 * 1024
-"""Bytes of one event; a whole answer in one is far smaller."""
+"""Maximum bytes of one event; even a whole answer in one event is far smaller."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -27,7 +27,7 @@ class Event(NamedTuple):
     Attributes:
         data: its data lines, joined by line feeds.
         name: what its ``event`` line says; empty without one.
-        cut: the stream ended before the blank line that ends an event, so its data may be half of what was meant.
+        cut: the stream ended before the blank line that ends an event, so its data may be incomplete.
     """
 
     data: str
@@ -36,15 +36,15 @@ class Event(NamedTuple):
 
 
 class EventReader:
-    """Parts of a stream in, the events that they complete out; where the parts begin and end makes no difference.
+    """Takes a stream in parts and returns the events that they complete; where it is split makes no difference.
 
-    The text is UTF-8 whatever the server says; bytes that are none become U+FFFD. Lines end in CR, LF or both.
-    Comments, ``id``, ``retry`` and events without data are passed over.
+    The text is read as UTF-8, whatever the server says; invalid bytes become U+FFFD. Lines end in CR, LF or both.
+    Comments, ``id``, ``retry`` and events without data are skipped.
     """
 
     def __init__(self) -> None:
-        self._unfinished: list[bytes] = []  # of the line that has not ended
-        self._size = 0  # of the event that has not ended, with that line
+        self._unfinished: list[bytes] = []  # parts of the unfinished line
+        self._size = 0  # bytes of the unfinished event, with that line
         self._after_cr = False
         self._first = True
         self._data: list[str] = []
@@ -69,8 +69,8 @@ class EventReader:
         return events
 
     def end(self) -> list[Event]:
-        """The event that the end of the stream left without its blank line, if it did: the standard drops it, but
-        ``data: [DONE]`` is often the last that comes."""
+        """The last event, if the stream ended without its blank line. The standard drops it, but it often is
+        ``data: [DONE]``."""
         if self._unfinished:
             self._line(b"".join(self._unfinished))
             self._unfinished.clear()
@@ -85,7 +85,7 @@ class EventReader:
             self._unfinished.append(part)
 
     def _line(self, line: bytes) -> Event | None:
-        """The event that this line ends, if it is a blank one after data."""
+        """The event that this line ends, if it is a blank line after data."""
         if self._first:
             line, self._first = line.removeprefix(_BYTE_ORDER_MARK), False
         if not line:
@@ -98,5 +98,5 @@ class EventReader:
         elif field == "event":
             self._name = value.removeprefix(" ")
         elif not field:
-            self._size -= len(line)  # a comment is kept nowhere
+            self._size -= len(line)  # comments are not kept
         return None

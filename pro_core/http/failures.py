@@ -1,8 +1,7 @@
-"""What can go wrong between us and a server, each as one sentence fit for a visitor.
+"""Everything that can go wrong with a server, each as one sentence that a visitor may read.
 
-The sentences are written here, not taken from exceptions: an exception's text can hold an address
-with a password, or a header. Where a server explains itself, its words are shortened, put on one line,
-and cleared of the token and of parts of it.
+The sentences are written here, not taken from exceptions: an exception's text can hold an address with a password, or
+a header. A server's own explanation is shortened, put on one line, and stripped of the token and its parts.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from pro_core.http.error_bodies import (
 from pro_core.http.events import TooLong
 
 MAX_WORDS = 200
-"""Characters of a server's own words in a sentence."""
+"""Maximum characters of a server's own words in a sentence."""
 
 Again = Literal["busy", "waking"]
 
 
 @dataclass(eq=False)
 class Failure(Exception):
-    """One sentence, and what asking again could do about it.
+    """One sentence for people, and whether a retry could help.
 
     Attributes:
-        again: "busy": soon, a few times (429, an overload, a refused connection). "waking": for as long as a server
-            takes to start (503). None: asking again gives the same.
+        again: "busy": retry soon, a few times (429, an overload, a refused connection). "waking": retry for as long as
+            a server takes to start (503). None: a retry would give the same.
         wait: the seconds that the server asks to wait, if it does.
         status: the HTTP status, if there was one.
-        named: the parameter of the request that the server's error object names as the culprit; empty without one.
+        named: the request's parameter that the server's error object blames; empty without one.
         unsupported: that object says that the server does not know the parameter, whatever its value.
-        words: what the server said, cleaned.
+        words: the server's message, cleaned.
     """
 
     message: str
@@ -63,7 +62,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """The names under which people set a server up; sentences tell them which to look at."""
+    """The names of a server's settings, so that sentences can tell people which one to check."""
 
     url: str = "PRO_ENDPOINT_URL"
     token: str = "PRO_ENDPOINT_TOKEN"
@@ -100,7 +99,7 @@ class Explainer:
         return self.answer(code, parsed(body), headers)
 
     def answer(self, code: int, data: Any, headers: Mapping[str, str] = {}) -> Failure:
-        """As :meth:`status`, of a body that is read already."""
+        """Like :meth:`status`, for a body that is already parsed."""
         failure = self._status(code, self.words(data), named_by(data), _retry_after(headers))
         failure.unsupported = unsupported_by(data)
         return failure
@@ -161,14 +160,14 @@ class Explainer:
     # ------------------------------------------------------------ exceptions
 
     def exception(self, error: BaseException, timeout: float | None = None) -> Failure:
-        """What any exception of a request or of its stream means. Its text is not looked at, only its type.
+        """The meaning of an exception from a request or its stream. Only its type is used, never its text.
 
-        ``timeout``: the seconds of silence that this request was given, where they are others than usual.
+        ``timeout``: the seconds of silence allowed for this request, if they differ from the client's.
         """
         if isinstance(error, Failure):
             return error
         where = f"The endpoint {self._host}"
-        way = f"The proxy {self.proxy}, by which {self._host} is asked," if self.proxy else where
+        way = f"The proxy {self.proxy}, used for {self._host}," if self.proxy else where
         causes = list(_causes(error))
 
         def has(*kinds: type[BaseException]) -> bool:
@@ -185,7 +184,7 @@ class Explainer:
             )
         if has(ssl.SSLCertVerificationError):
             return Failure(
-                f"{where} cannot be trusted: its TLS certificate is not valid (self-signed, run out, or another "
+                f"{where} cannot be trusted: its TLS certificate is not valid (self-signed, expired, or another "
                 "host's); name the file of its certificate authority in SSL_CERT_FILE."
             )
         if has(ssl.SSLError):
@@ -201,7 +200,7 @@ class Explainer:
         if has(ConnectionRefusedError):
             return Failure(f"{way} cannot be reached: the connection was refused.", "busy")
         if any(isinstance(cause, OSError) and cause.errno in _NO_WAY for cause in causes):
-            return Failure(f"{way} cannot be reached: no way leads to its network.")
+            return Failure(f"{way} cannot be reached: there is no route to its network.")
         if has(httpx2.DecodingError):
             return Failure(f"{where} sent a body that is not in the encoding that it names.")
         if has(TooLong):
@@ -210,17 +209,17 @@ class Explainer:
             return Failure(f"The connection to the endpoint {self._host} broke off.")
         return self.no_answer()
 
-    # ------------------------------------------------------------ answers that are none
+    # ------------------------------------------------------------ answers that cannot be used
 
     def silent(self, timeout: float | None = None) -> Failure:
         seconds = timeout or self._timeout
         return Failure(f"The endpoint {self._host} sent nothing for {seconds:g} seconds.")
 
     def unfinished(self, seconds: float) -> Failure:
-        return Failure(f"The endpoint {self._host} gave no whole answer in {seconds:g} seconds.")
+        return Failure(f"The endpoint {self._host} gave no complete answer in {seconds:g} seconds.")
 
     def broke_off(self, words: str = "") -> Failure:
-        """``words``: what it said beside the answer, which may tell why."""
+        """``words``: what the server said beside the answer, which may tell why."""
         because = f" ({words})" if words else ""
         return Failure(f"The endpoint {self._host} ended the answer half-way{because}.")
 
@@ -231,7 +230,7 @@ class Explainer:
         )
 
     def no_answer(self, what: str = "something that is no answer", data: Any = None) -> Failure:
-        """It sent ``what``; ``data`` may say why."""
+        """The server sent ``what``; ``data`` may say why."""
         words = self.words(data)
         because = f" ({words})" if words else ""
         return Failure(
@@ -242,29 +241,29 @@ class Explainer:
     # ------------------------------------------------------------ a server's own words
 
     def words(self, data: Any) -> str:
-        """What an error object or text says, on one short line without the token; else nothing."""
+        """The message of an error object or text, on one short line without the token; empty if there is none."""
         return masked(said_by(data), self._token)[:MAX_WORDS].rstrip(" .")
 
 
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _LATER = "; try again in a while."
 TGI_FULL = "Model is overloaded"
-"""In the stream of a chat TGI names no type beside it, and 422 as its status, as of every error."""
+"""TGI's message in the stream of a chat, where it gives no error type, and 422 as the status of every error."""
 _PART = 6
 _STARRED = re.compile(r"([\w-]*)(?:\*{2,}|\.{3,}|…|•{2,}|[xX]{4,})([\w-]*)")
 
 
 def masked(text: str, token: str | None) -> str:
-    """The text without the token, every part of it of 6 characters or more, and forms such as ``sk-ab***wxyz``."""
+    """The text without the token, its parts of 6 characters or more, and forms such as ``sk-ab***wxyz``."""
     if not token:
         return text
 
-    def starred(found: re.Match[str]) -> str:
-        head, tail = found.groups()
+    def starred(match: re.Match[str]) -> str:
+        head, tail = match.groups()
         echoes = (len(head) > 1 and token.startswith(head)) or (
             len(tail) > 1 and token.endswith(tail)
         )
-        return "(token)" if echoes else found[0]
+        return "(token)" if echoes else match[0]
 
     text = _STARRED.sub(starred, text)
     if len(token) < _PART:
@@ -284,7 +283,7 @@ def masked(text: str, token: str | None) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, those that it comes from, and the members of groups among them."""
+    """The exception, its causes, and the members of exception groups among them."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
