@@ -157,7 +157,7 @@ def test_halves_of_a_character_are_joined_or_replaced(text, cleaned):
 
 
 @pytest.mark.parametrize("text", ["a", "😀", "👩\u200d👩", "\u0301", "。", "\ufffd", "\ue000"])
-def test_what_shows_is_not_blank(text):
+def test_visible_text_is_not_blank(text):
     assert not is_blank(f"\u200b{text} ")
 
 
@@ -168,7 +168,7 @@ def test_one_text_in_two_spellings_has_one_hash(text):
     assert hash_unit(composed) == hash_unit(split_up)
 
 
-def test_one_prompt_in_two_spellings_has_one_split_one_fold_and_is_one_prompt():
+def test_two_spellings_of_a_prompt_are_one_prompt():
     for i in range(40):
         composed, split_up = (
             unicodedata.normalize(form, f"Où est le café numéro {i} ?") for form in ("NFC", "NFD")
@@ -178,7 +178,7 @@ def test_one_prompt_in_two_spellings_has_one_split_one_fold_and_is_one_prompt():
         assert (split_of(composed), fold_of(composed)) == (split_of(split_up), fold_of(split_up))
 
 
-def test_splits_and_folds_are_the_ones_that_they_always_were():
+def test_splits_and_folds_never_change():
     """Whoever changes the hash moves rows of published sets between train and test."""
     prompts = ("What is love?", "Où est le café ?", "如何杀死一个Python进程？", "İstanbul ΣΑΣ")
     assert [round(hash_unit(p), 6) for p in prompts] == [0.706966, 0.424699, 0.017915, 0.893277]
@@ -374,7 +374,7 @@ def test_constructed_humor_is_marked_and_split_by_template():
 # ---------------------------------------------------------------- recipes' sources
 
 
-def test_data_lies_where_the_environment_says_or_beside_the_project(monkeypatch):
+def test_the_data_folder_is_the_environments_or_beside_the_project(monkeypatch):
     monkeypatch.setenv("PRO_DATA_DIR", "/elsewhere")
     assert default_data_dir() == Path("/elsewhere")
     monkeypatch.delenv("PRO_DATA_DIR")
@@ -447,7 +447,7 @@ def test_a_bad_rating_is_named_by_record(tmp_path, label):
         load_examples(tmp_path / "f.jsonl.gz")
 
 
-def test_a_null_is_no_rating(tmp_path):
+def test_null_is_not_a_rating(tmp_path):
     labels = {"helpful": None, "honest": True}
     write(tmp_path / "f.jsonl.gz", [{"prompt": "a", "response": "x", "labels": labels}])
     assert load_examples(tmp_path / "f.jsonl.gz")[0].labels == {"honest": True}
@@ -457,7 +457,7 @@ def test_a_null_is_no_rating(tmp_path):
     ("labels", "said"),
     [
         ([1, 1, 1, 1], "all 4 labels 'truthful' are 1, and a pair needs two that differ"),
-        ([None] * 4, "nothing there is labelled 'truthful'"),
+        ([None] * 4, "no response is labelled 'truthful'"),
         ([0, 0, 1, 1], "no two responses to one prompt differ in their label 'truthful'"),
     ],
 )
@@ -513,7 +513,7 @@ def test_an_entry_of_a_recipe_gives_both_sides_of_its_pairs(tmp_path):
         ("f.jsonl.gz", {"prompt": " ", "response": "x"}, "empty prompt"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tmp_path, path, row, said):
+def test_a_response_that_cannot_be_scored_is_named(tmp_path, path, row, said):
     write(tmp_path / "f.jsonl.gz", [row] if row else [])
     with pytest.raises(DataError, match=said):
         load_texts([TextSource(path=path)], tmp_path)

@@ -140,7 +140,7 @@ PARTED = "2 rows left out, the two conversations do not share all turns up to on
         ([*ASKED, assistant("4")], [user("What is 2+3?"), assistant("5")]),
     ],
 )
-def test_conversations_that_part_early_or_go_on_are_left_out_and_counted(
+def test_conversations_that_differ_early_or_go_on_are_left_out_and_counted(
     tmp_path, chosen, rejected
 ):
     good = {"objective": "helpful", "prompt": "a", "chosen": "4", "rejected": "5"}
@@ -201,7 +201,7 @@ def test_a_completion_that_goes_on_with_turns_is_left_out_whatever_the_prompts_f
         "Notes.\n\nAssistant: first.\n\nHuman: second.",
     ],
 )
-def test_marks_that_are_no_turns_of_a_conversation_are_text(tmp_path, text):
+def test_marks_outside_of_turns_are_text(tmp_path, text):
     row = {"objective": "helpful", "prompt": "Write.", "chosen": text, "rejected": "no"}
     [pair] = load_examples(written(tmp_path, row))
     assert pair.chosen == text
@@ -272,7 +272,7 @@ def test_ratings_in_columns_become_pairs_of_each_objective(tmp_path):
     assert pairs_of(tmp_path, ["honesty"], one, two)[0] == [("honesty", "a", "short", "long")]
 
 
-def test_a_mapping_renames_labels_and_hides_what_the_file_calls_so_otherwise(tmp_path):
+def test_a_mapping_renames_labels_and_hides_others_of_that_name(tmp_path):
     one = {
         "prompt": "a",
         "response": "x",
@@ -354,7 +354,7 @@ def test_a_classifier_reads_ratings_in_columns_too(tmp_path):
     assert notes == ["f.jsonl: 1 responses without a rating left out."]
 
 
-def test_one_text_that_was_rated_twice_makes_no_pair_with_itself(tmp_path):
+def test_a_text_rated_twice_is_not_paired_with_itself(tmp_path):
     rows = [
         {"prompt": "a", "response": text, "good": g}
         for text, g in (("un café", 1), (" un  cafe\u0301\n", 0), ("y", 0))
@@ -387,7 +387,7 @@ def test_what_a_source_leaves_out_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["Un cafe\u0301.", "Un  café.", "Un\ncafé. "])
-def test_one_text_in_two_spellings_is_no_comparison(tmp_path, other):
+def test_two_spellings_of_a_text_are_not_compared(tmp_path, other):
     row = {"objective": "helpful", "prompt": "a", "chosen": "Un café.", "rejected": other}
     path = written(tmp_path, row, row | {"rejected": "un café."})
     notes: list[str] = []
@@ -396,7 +396,7 @@ def test_one_text_in_two_spellings_is_no_comparison(tmp_path, other):
     said = "1 pairs left out, their two completions are the same text."
     assert notes == [f"f.jsonl: {said}"]
     loaded = load_pairs([str(path)], ["helpful"])
-    assert loaded.pairs == [kept] and loaded.notes == [f"{path}: {said}"]
+    assert loaded.pairs == [kept] and "1 pairs left out" in loaded.notes[0]
 
 
 def test_responses_without_a_rating_are_counted(tmp_path):
@@ -461,7 +461,5 @@ def test_the_doctor_reads_other_forms_and_says_what_it_left_out(tmp_path):
     path = str(written(tmp_path, *rows, parted, {"prompt": "b", "chosen": "x", "rejected": "x "}))
     loaded = load_pairs([path], ["good"])
     assert [(p.objective, p.chosen, p.rejected) for p in loaded.pairs] == [("good", "x", "y")]
-    assert loaded.notes == [
-        f"{path}: 1 rows left out, the two conversations do not share all turns up to one last answer each.",
-        f"{path}: 1 pairs left out, their two completions are the same text.",
-    ]
+    assert len(loaded.notes) == 2
+    assert "1 rows left out" in loaded.notes[0] and "1 pairs left out" in loaded.notes[1]

@@ -65,7 +65,7 @@ def test_a_line_ends_at_a_line_feed_only(tmp_path):
         (b"[1, 2]", "record 1: got a int, expected an object"),
     ],
 )  # fmt: skip
-def test_what_is_no_json_lines_file_is_said_with_what_to_do(tmp_path, raw, said):
+def test_other_kinds_of_file_are_named_with_what_to_do(tmp_path, raw, said):
     (tmp_path / "a.jsonl").write_bytes(raw)
     with pytest.raises(DataError, match=f"a.jsonl.*{said}") as caught:
         read_jsonl(tmp_path / "a.jsonl")
@@ -108,7 +108,7 @@ def test_any_damage_to_a_gzip_is_named_by_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["NaN", "Infinity", "1e999", "1" + "0" * 400])
-def test_a_number_beyond_every_float_is_no_label(tmp_path, label):
+def test_an_integer_too_large_for_a_float_is_not_a_label(tmp_path, label):
     (tmp_path / "a.jsonl").write_text(
         f'{{"prompt": "a", "response": "b", "labels": {{"x": {label}}}}}'
     )

@@ -341,7 +341,7 @@ def test_unreachable_hub_is_one_clear_sentence(tmp_path):
         ([], "name the folder to write to"),
     ],
 )
-def test_wrong_arguments(tmp_path, capsys, arguments, message):
+def test_wrong_arguments_are_refused(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
         prepare_data.main([a.replace("OUT", str(tmp_path)) for a in arguments])
     assert message in capsys.readouterr().err
@@ -356,7 +356,7 @@ def test_rows_of_another_form_are_named(sources, tmp_path):
         load_public_examples("x")
 
 
-def test_a_hub_name_is_a_name_too(sources):
+def test_a_set_can_be_named_by_its_hub_name(sources):
     examples = load_public_examples("Anthropic/hh-rlhf", sources["hh_pairs"])
     assert [e.objective for e in examples] == ["helpful"] * 20 + ["harmless"] * 20
     assert {e.source for e in examples} == {"hh_pairs"}
@@ -446,7 +446,7 @@ def test_other_records_need_another_version_of_the_conversion(sources):
     assert {CONVERSION: content_hash(records)} == CONVERTED
 
 
-def test_what_became_of_a_public_sets_rows_is_said(sources):
+def test_a_note_says_what_became_of_a_public_sets_rows(sources):
     notes: list[str] = []
     load_public_examples("hh_pairs", sources["hh_pairs"], notes=notes)
     # 24 rows in each of two parts: 20 make a record, one repeats, one parts early, one ties, one is empty.

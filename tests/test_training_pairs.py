@@ -70,7 +70,7 @@ def test_a_pair_whose_prompt_was_trained_on_is_not_graded(tmp_path, asked, split
     assert any(f"1 of 2 {split} pairs" in note for note in data.notes)
 
 
-def test_conversations_that_only_begin_alike_are_other_prompts(tmp_path):
+def test_conversations_that_only_begin_alike_are_different_prompts(tmp_path):
     talk = "\n\nHuman: Hi\n\nAssistant: Hello, what is it?\n\nHuman: {}"
     rows = [pair(talk.format("My cat is ill.")), pair(talk.format("Tell me a joke."), split="test")]
     rows += [pair(talk.format("My cat is ill."), "a", "b", split="test")]
@@ -83,7 +83,7 @@ def test_a_split_that_the_recipe_trains_on_counts_as_trained_on(tmp_path):
     assert ungraded(gathered(tmp_path, [*rows, pair("R")])) == ["", ""]
 
 
-def test_of_texts_that_stand_alone_the_text_itself_counts():
+def test_a_text_without_a_prompt_is_compared_itself():
     alone = PreferencePair([], "Why did the hen cross?", "Prices rise", "helpful")
     trained = TrainedOn([alone])
     assert PreferencePair([], "a pun", "prices  RISE", "helpful") in trained
@@ -124,7 +124,7 @@ def test_repeated_pairs_are_counted(tmp_path):
     assert ungraded(data) == [""]
 
 
-def test_without_anything_odd_there_is_nothing_to_say(tmp_path):
+def test_clean_data_gives_no_notes(tmp_path):
     data = gathered(tmp_path, [pair("Q"), pair("R", split="test")])
     assert data.notes == [] and ungraded(data) == [""]
     (entry,) = data.entries
@@ -234,7 +234,7 @@ def test_an_objective_of_ties_alone_is_refused(tmp_path):
 # ---------------------------------------------------------------- sources left out
 
 
-def test_a_source_left_out_takes_along_what_was_made_of_it(tmp_path):
+def test_leaving_out_a_source_leaves_out_pairs_made_from_it(tmp_path):
     """Pairs of its own responses under another name would show the adapter what it is said not to have seen."""
     names = ["truth", "truth_controlled", "truth_ties", "truthful notes", "letters"]
     table = pd.DataFrame({"source": names, "id": names, "objective": "helpful", "fold": 0})

@@ -142,7 +142,7 @@ def test_the_plainest_form_is_taken_by_every_template_and_loses_no_word(messages
 # ---------------------------------------------------------------- templates, exactly
 
 
-def test_what_a_template_takes_it_gets_as_it_is(llama):
+def test_a_conversation_that_a_template_accepts_stays_as_it_is(llama):
     """ChatML takes all of it: two user turns, an assistant first, an empty turn, a system turn."""
     tokenizer = load_tokenizer(llama)
     odd = talk("s Be brief.", "a I am Bot.", "u hi", "u hello?")
@@ -208,7 +208,7 @@ def test_a_conversation_that_a_template_refuses_in_every_form_is_named_by_its_ro
         tokenize_row(tokenizer, (talk("u no"), "Yes."), 100, 50)
 
 
-def test_typed_marks_are_no_marks_even_where_nothing_names_their_tokens(llama):
+def test_typed_marks_are_text_even_if_nothing_names_their_tokens(llama):
     """As in Llama 3, whose tokens of turns are special without being eos, bos or pad."""
     tokenizer = load_tokenizer(llama)
     tokenizer.add_tokens(AddedToken("<|eot|>", special=True))

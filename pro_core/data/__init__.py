@@ -1,1 +1,1 @@
-"""Preference data: objectives, conversations, files and formats, public sets, and what trains and what is graded."""
+"""Preference data: objectives, conversations, file formats, public sets, and which rows train and which are graded."""

@@ -1,4 +1,4 @@
-"""What every model card has: its head, and the licences of base and data as these state them, else ``unknown``."""
+"""Parts of every model card: its head, and the licences of base model and data, ``unknown`` if they state none."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from pro_core.system.storage import replacing
 
 HUB_NAMES = {public.path: name for name, public in PUBLIC_SETS.items()}
 SECONDS = 5
-"""How long the hub may take to answer what licence a model has."""
+"""Seconds that the hub may take to answer which licence a model has."""
 
 
 def base_licence(model: str) -> str:
-    """The licence on a model's own card: in its folder, in the hub's cache, or else asked of the hub.
+    """The licence on a model's own card, from its folder, the hub's cache, or else the hub.
 
-    Nothing is downloaded but the card's fields. Whatever goes wrong, the answer is ``unknown``: a card is no reason to
-    lose a run.
+    Only the card's fields are downloaded. Any error gives ``unknown``: a card is no reason to lose a run.
     """
     folder = Path(resolve_encoder(model) if model == MINILM else model)
     if folder.is_dir():
@@ -47,7 +46,7 @@ def _stated(card: Path) -> str:
 
 
 def _licence_of(fields: Mapping[str, Any]) -> str:
-    """``license``, or the name that a card gives to one that the hub does not know."""
+    """``license``, or the card's ``license_name`` if the hub does not know the licence."""
     named = fields.get("license")
     if named == "other":
         named = fields.get("license_name") or named
@@ -57,9 +56,9 @@ def _licence_of(fields: Mapping[str, Any]) -> str:
 
 
 def data_licences(entry: Mapping[str, Any], data_dir: str | Path) -> list[str]:
-    """What an entry of a recipe's ``data`` says of its licence: itself, the public set, or else the file's rows.
+    """The licences of an entry of a recipe's ``data``: the entry's own, the public set's, or else those of the rows.
 
-    A file that is not there any more has none: its entry was read when the checkpoint was trained.
+    A file that no longer exists gives none; it was there when the checkpoint was trained.
     """
     if entry.get("licence"):
         return [str(entry["licence"])]
@@ -79,7 +78,7 @@ def licence_text(licences: Iterable[str]) -> str:
 
 
 def one_line(text: str, longest: int = 120) -> str:
-    """A name from somebody else's file, fit for a line and a table of a card."""
+    """A name from somebody else's file, made safe for one line and for a table of a card."""
     clean = " ".join(text.split()).replace("|", "/")
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
@@ -90,7 +89,7 @@ def one_line(text: str, longest: int = 120) -> str:
 def card_head(
     title: str, licence: str | None, base: str, *tags: str, library: str | None = None
 ) -> list[str]:
-    """Front matter and title. A base that is a folder of the trainer's machine is not named to the hub."""
+    """Front matter and title. A base model in a local folder is not named to the hub."""
     fields = ModelCardData(
         license=licence or UNKNOWN,
         base_model=None if _is_folder(base) else base,
@@ -110,17 +109,17 @@ def _is_folder(model: str) -> bool:
 
 
 def shown_path(path: str) -> str:
-    """A path as it is, but where it would tell of the machine: then the folder's name."""
+    """A path as it is, or only the folder's name where the path would reveal the machine."""
     return Path(path).name if Path(path).is_absolute() else path
 
 
 def name_of(path: str) -> str:
-    """What a data source is called: a public set's name of ours, or the file's without its endings."""
+    """The name of a data source: our name of a public set, or the file's name without its endings."""
     return one_line(HUB_NAMES.get(path, Path(path).name.split(".")[0]))
 
 
 def entry_line(entry: Entry) -> str:
-    """What one entry of a panel's recipe gave to its training."""
+    """What one entry of a panel's recipe contributed to its training."""
     source = entry.source
     pairs = ", ".join(f"{name} {n:,}" for name, n in entry.pairs.items()) or "none"
     made_up = f", {entry.constructed:,} of them with made-up prompts" if entry.constructed else ""

@@ -34,7 +34,7 @@ Splits = Annotated[list[Split], Field(min_length=1)]
 
 
 class DataEntry(Settings):
-    """An entry of a recipe's ``data`` list. As plain data it is what the recipe said, without defaults."""
+    """An entry of a recipe's ``data`` list. As plain data it holds what the recipe said, without defaults."""
 
     path: Annotated[str, Field(min_length=1)]
     """a JSON Lines file, absolute or under the data folder; or the hub name of a public set"""
@@ -45,47 +45,49 @@ class DataEntry(Settings):
 
 
 class PairSettings(DataEntry):
-    """Which preference pairs to make of a file, and which of them to take."""
+    """Which preference pairs to make from a file, and which of them to take."""
 
     objectives: list[str] | dict[str, str] = []
-    """which to take, [] for all that a file of pairs has; {name: the file's name for it} renames"""
+    """which objectives to take, [] for all in a file of pairs; {name: the file's name for it} renames"""
     splits: Splits = ["train"]
-    """what may be trained on"""
+    """the splits to train on"""
     epochs: Count = 1
-    """how often each of those pairs is seen"""
+    """how often each training pair is seen"""
     max_per_prompt: Count = 20
-    """pairs of one prompt's responses, at most"""
+    """at most this many pairs of one prompt's responses"""
     max_pairs: Count | None = None
-    """of each objective and split, the first that many"""
+    """at most this many pairs of each objective and split, the first ones"""
     as_objective: str = ""
-    """one name for all pairs, whatever they were judged by: an overall judge"""
+    """one objective for all pairs, whatever they were judged on: for an overall judge"""
     licence: str = ""
-    """of all rows, where the recipe knows better than the file"""
+    """the licence of all rows, if the recipe knows it better than the file"""
 
 
 class PairSource(PairSettings):
     """An entry that gives preference pairs.
 
-    The ratings of a file are its rows' ``labels`` or fields of that name. Pairs that name no objective are taken under
-    the only one of the entry, where there is one only.
+    Ratings are read from the rows' ``labels``, or from fields with the objective's name. Pairs that name no objective
+    get the entry's, if it has exactly one.
     """
 
     kind: Kind = "pairs"
-    """the pairs of a file, or how responses are paired: see the function of that name in pro_core.data.pairs"""
+    """`pairs` for those of the file, or how to pair responses: see the function of that name in pro_core.data.pairs"""
 
     def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[PreferencePair]:
-        """All pairs of the file, of every split.
+        """All pairs of the file, from every split.
 
         Args:
-            notes: gets a sentence for each kind of row that was left out, or counted as odd, with how many.
+            notes: gets a sentence, with a count, for each kind of row that was left out or is odd.
 
         Raises:
             DataError: no pairs, or an objective without any.
         """
-        said: list[str] = []
-        pairs, responses = self._examples(data_dir, said)
+        sentences: list[str] = []
+        pairs, responses = self._examples(data_dir, sentences)
         if self.kind == "pairs":
-            said += counted(len(responses), "labelled responses left out, kind `labels` pairs them")
+            sentences += counted(
+                len(responses), "labelled responses left out, kind `labels` pairs them"
+            )
         else:
             made = pairs_of_kind(self.kind, responses, tuple(self.objectives), self.max_per_prompt)
             pairs = [*pairs, *made] if self.kind in RATED else made
@@ -93,15 +95,15 @@ class PairSource(PairSettings):
             pairs = [p for p in pairs if p.objective in self.objectives]
         told_apart = [p for p in pairs if one_spelling(p.chosen) != one_spelling(p.rejected)]
         same, pairs = len(pairs) - len(told_apart), told_apart
-        said += counted(same, "pairs left out, their two completions are the same text")
+        sentences += counted(same, "pairs left out, their two completions are the same text")
         blank = sum(is_blank(p.chosen) or is_blank(p.rejected) for p in pairs)
-        said += counted(blank, "pairs kept in which a completion shows no text")
+        sentences += counted(blank, "pairs kept in which a completion shows no text")
         missing = sorted(set(self.objectives) - {p.objective for p in pairs})
         if missing or not pairs:
             reasons = "".join(f"; {why_no_pairs(name, responses)}" for name in missing)
             where = f"{Path(data_dir) / self.path}: no pairs for {missing or 'any objective'}"
-            raise DataError(" ".join([f"{where}{reasons}.", *said]))
-        add_notes(notes, self.path, said)
+            raise DataError(" ".join([f"{where}{reasons}.", *sentences]))
+        add_notes(notes, self.path, sentences)
         if self.as_objective:
             pairs = [replace(p, objective=self.as_objective) for p in pairs]
         if self.max_pairs is not None:
@@ -113,7 +115,7 @@ class PairSource(PairSettings):
     def _examples(
         self, data_dir: str | Path, notes: list[str]
     ) -> tuple[list[PreferencePair], list[LabelledResponse]]:
-        """The file's pairs and responses under this recipe's names of the objectives."""
+        """The file's pairs and responses, with the recipe's names of the objectives."""
         names = _names_in_file(self.objectives)
         only = next(iter(names.values())) if len(names) == 1 else ""
         columns = tuple(names.values()) if self.kind in RATED else ()
@@ -142,7 +144,7 @@ class PairSource(PairSettings):
 
 
 def _first_of_each(pairs: Sequence[PreferencePair], most: int) -> list[PreferencePair]:
-    """Of each objective and split, the first so many pairs."""
+    """The first ``most`` pairs of each objective and split."""
     seen: Counter[tuple[str, str]] = Counter()
     kept = []
     for pair in pairs:
@@ -153,14 +155,14 @@ def _first_of_each(pairs: Sequence[PreferencePair], most: int) -> list[Preferenc
 
 
 def _names_in_file(objectives: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Objective -> what the file calls it."""
+    """Objective -> its name in the file."""
     if isinstance(objectives, Mapping):
         return dict(objectives)
     return {name: name for name in objectives}
 
 
 def _renamed(labels: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Labels under the recipe's names of the objectives; the file's others stay, unless such a name hides them."""
+    """Labels under the recipe's names of the objectives; the file's others stay, unless such a name replaces them."""
     others = {k: v for k, v in labels.items() if k not in names and k not in names.values()}
     return others | {name: labels[k] for name, k in names.items() if k in labels}
 
@@ -169,18 +171,18 @@ class RatedSource(DataEntry):
     """An entry that gives responses with a rating for each of some objectives."""
 
     labels: Names | Annotated[dict[str, str], Field(min_length=1)]
-    """objectives that the file has ratings of; {name: the file's name for it} renames"""
+    """objectives that the file has ratings for; {name: the file's name for it} renames"""
     splits: Splits = ["train"]
-    """what may be trained on"""
+    """the splits to train on"""
     epochs: Count = 1
-    """how often each of those responses is seen"""
+    """how often each training response is seen"""
     max_rows: Count | None = None
-    """of each split that may be trained on, a random sample of that many; always the same one"""
+    """at most this many responses of each training split, always the same random sample"""
     licence: str = ""
-    """of all rows, where the recipe knows better than the file"""
+    """the licence of all rows, if the recipe knows it better than the file"""
 
     def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
-        """All responses of the file, of every split, that have at least one of the labels; no other label is kept.
+        """All responses of the file, from every split, that have one of the labels or more; other labels are dropped.
 
         Args:
             notes: as in :meth:`PairSource.load`.
@@ -189,11 +191,11 @@ class RatedSource(DataEntry):
             DataError: no file, no labelled responses, or a label that none of them has.
         """
         names = _names_in_file(self.labels)
-        said: list[str] = []
+        sentences: list[str] = []
         rated: list[LabelledResponse] = []
         labelled: set[str] = set()
         left_out: Counter[str] = Counter()
-        for e in examples_of(self.path, data_dir, "", tuple(names.values()), said):
+        for e in examples_of(self.path, data_dir, "", tuple(names.values()), sentences):
             if isinstance(e, PreferencePair):
                 left_out["pairs, not rated responses"] += 1
                 continue
@@ -203,8 +205,8 @@ class RatedSource(DataEntry):
                 rated.append(replace(e, labels=labels, licence=self.licence or e.licence))
             else:
                 left_out["responses without a rating"] += 1
-        said += [f"{n:,} {what} left out." for what, n in left_out.items()]
-        add_notes(notes, self.path, said)
+        sentences += [f"{n:,} {what} left out." for what, n in left_out.items()]
+        add_notes(notes, self.path, sentences)
         missing = sorted(names[o] for o in set(names) - labelled)
         if missing or not rated:
             raise DataError(

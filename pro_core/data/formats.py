@@ -1,8 +1,8 @@
-"""The forms that preference data comes in, read as rows of the project's own schema (see :mod:`pro_core.data.schema`).
+"""Readers of the formats that preference data comes in. They give rows of our own schema (:mod:`pro_core.data.schema`).
 
-Messages by OpenAI's and ShareGPT's names, hh-rlhf's transcripts, TRL's preference format with the prompt in a field of
-its own or as the shared start of two conversations, ratings as UltraFeedback and HelpSteer have them. A row is known
-by its fields, never by the name of its file.
+They read messages of OpenAI and ShareGPT, transcripts of hh-rlhf, TRL's preference format (with a prompt field, or with
+two conversations that share their start), and ratings of UltraFeedback and HelpSteer. A row's fields decide its format,
+never the name of its file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-"""OpenAI's and ShareGPT's names of who speaks, and ours."""
+"""The role names of OpenAI and ShareGPT -> ours."""
 
 HELPSTEER_RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 NOT_RATED = (None, "N/A")
@@ -38,7 +38,7 @@ _PARTED = "the two conversations do not share all turns up to one last answer ea
 
 
 class LeftOut(Exception):
-    """A row that is well formed and makes no example. ``reason`` is the same for all rows of its kind."""
+    """A row that is well formed but gives no example. ``reason`` is the same for all rows of its kind."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -55,8 +55,8 @@ def parse_turns(text: str) -> list[Message]:
         pieces = _TURN.split(text)[1:]
         roles = {"Human": "user", "Assistant": "assistant"}
         return [
-            {"role": roles[who], "content": said.strip()}
-            for who, said in zip(pieces[::2], pieces[1::2], strict=True)
+            {"role": roles[speaker], "content": content.strip()}
+            for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
         ]
     if text.startswith("Q:"):
         text = re.sub(r"\s*\n+A:\s*$", "", text[2:])
@@ -64,10 +64,10 @@ def parse_turns(text: str) -> list[Message]:
 
 
 def message_of(message: Any) -> Message:
-    """One message by OpenAI's names (``role``, ``content``) or ShareGPT's (``from``, ``value``).
+    """One message in OpenAI's form (``role``, ``content``) or ShareGPT's (``from``, ``value``).
 
     Raises:
-        ValueError: another form, a role that no prompt has (a tool's), or content that is not text.
+        ValueError: another form, a role that a prompt cannot have (such as a tool's), or content that is not text.
     """
     if not isinstance(message, dict):
         raise ValueError(
@@ -85,7 +85,7 @@ def message_of(message: Any) -> Message:
 
 
 def _text_of_content(content: Any) -> str:
-    """A message's text: its content, or the text parts of it, each on a line of its own."""
+    """A message's text: its content, or its text parts, one per line."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -102,9 +102,9 @@ def _text_of_content(content: Any) -> str:
     return "\n".join(texts)
 
 
-def _messages_of(said: Any) -> list[Message]:
-    """A list of messages, or the only one."""
-    messages = [message_of(m) for m in (said if isinstance(said, list) else [said])]
+def _messages_of(content: Any) -> list[Message]:
+    """The messages of a list, or of a single message."""
+    messages = [message_of(m) for m in (content if isinstance(content, list) else [content])]
     if not messages:
         raise ValueError(
             "got an empty list of messages, expected an assistant's message at its end"
@@ -113,21 +113,21 @@ def _messages_of(said: Any) -> list[Message]:
 
 
 def _conversation_of(row: Row) -> list[Message] | None:
-    said = next((row[key] for key in ("messages", "conversations") if row.get(key)), None)
-    return None if said is None else _messages_of(said)
+    messages = next((row[key] for key in ("messages", "conversations") if row.get(key)), None)
+    return None if messages is None else _messages_of(messages)
 
 
 # ---------------------------------------------------------------- rows
 
 
 def schema_rows(row: Row, columns: Collection[str] = ()) -> list[Row]:
-    """A row of any known form as rows of the schema, several where it holds several responses.
+    """A row of any known form as rows of the schema; several if it holds several responses.
 
     Args:
-        columns: fields that are ratings, for rows without ``labels``.
+        columns: fields to read as ratings, in rows without ``labels``.
 
     Raises:
-        LeftOut: a row that makes no example. KeyError, TypeError, ValueError: one of another form.
+        LeftOut: the row gives no example. KeyError, TypeError, ValueError: it has another form.
     """
     if "instruction" in row and "completions" in row:
         kept = {key: row[key] for key in ("id", "split", "licence", "license") if key in row}
@@ -174,8 +174,8 @@ def _are_transcripts(prompt: Any, chosen: str, rejected: str) -> bool:
 def _goes_on(prompt: Any, completion: str) -> bool:
     """Whether a completion holds the user's next turn.
 
-    Where the prompt is no transcript, ``Human:`` alone is text, as in a play. With the assistant's next turn after it,
-    the conversation goes on whatever the prompt's form.
+    If the prompt is not a transcript, ``Human:`` alone is plain text, as in a play. If an assistant's turn follows it,
+    the conversation goes on, whatever the prompt's form.
     """
     transcript = isinstance(prompt, str) and prompt.lstrip().startswith("Human:")
     return (_NEXT_TURN if transcript else _NEXT_TURNS).search(completion) is not None
@@ -189,7 +189,7 @@ def _score(row: Row, key: str) -> float:
 
 
 def finite_number(value: Any) -> float | None:
-    """A number, or a text that is one (``"4.5"``); an int where it is whole. None for anything else."""
+    """The number in a value or in a text (``"4.5"``), an int if it is whole; None for anything else."""
     if not isinstance(value, (str, int, float)):
         return None
     try:
@@ -202,10 +202,10 @@ def finite_number(value: Any) -> float | None:
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Two transcripts as (their common prompt, the chosen answer, the rejected answer), white space at ends removed.
+    """Two transcripts as (their common prompt, the chosen answer, the rejected answer), stripped of white space.
 
     Raises:
-        LeftOut: they part before the last turn, or one of them goes on after its answer. To cut it there would make
+        LeftOut: they differ before the last turn, or one of them goes on after its answer. Cut there, they would make
             a comparison that nobody judged.
     """
     (prompt, speaker, answer), other = _last_turn(chosen), _last_turn(rejected)
@@ -215,7 +215,7 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _last_turn(transcript: str) -> tuple[str, str, str]:
-    """(what stands before the last turn, who speaks, what is said)."""
+    """(the text before the last turn, its speaker, its text)."""
     transcript = transcript.strip()
     *_, last = [None, *_TURN.finditer(transcript)]
     if last is None:
@@ -226,7 +226,7 @@ def _last_turn(transcript: str) -> tuple[str, str, str]:
 def _split_conversations(
     prompt: Prompt | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[Prompt, str, str]:
-    """TRL's formats: an explicit prompt that two answers follow, or two conversations that share all but the answer."""
+    """TRL's formats: an explicit prompt and two answers, or two conversations that share all but the answer."""
     before, answers = chosen[:-1], (chosen[-1], rejected[-1])
     if before != rejected[:-1] or any(m["role"] != "assistant" for m in answers):
         raise LeftOut(_PARTED)
@@ -255,7 +255,7 @@ def _not_empty(messages: list[Message]) -> list[Message]:
 
 
 def _overlap(asked: list[Message], before: list[Message]) -> int:
-    """How many turns at the end of the one are the turns at the beginning of the other."""
+    """How many turns at the end of ``asked`` are also the turns at the beginning of ``before``."""
     ends, begins = [_said(m) for m in asked], [_said(m) for m in before]
     counts = range(min(len(ends), len(begins)), 0, -1)
     return next((n for n in counts if ends[-n:] == begins[:n]), 0)
@@ -266,7 +266,7 @@ def _said(message: Message) -> tuple[str, str]:
 
 
 def _rated_row(row: Row, columns: Collection[str]) -> Row:
-    """A response with ratings, a response alone, or a prompt alone; what is missing is for the reader to miss."""
+    """A response with ratings, a response alone, or a prompt alone. The caller reports missing fields."""
     rated = dict(row)
     if "response" not in rated and "completion" in rated:
         rated["response"] = rated["completion"]
@@ -295,13 +295,16 @@ def _rated_row(row: Row, columns: Collection[str]) -> Row:
 
 
 def ultrafeedback_rows(row: Row) -> Iterator[Row]:
-    """Each completion of an instruction with its ratings, 1 to 5, by what was rated.
+    """Each completion of an instruction with its ratings: what was rated -> 1 to 5.
 
-    ``N/A``, and whatever else is no finite number, is no rating.
+    ``N/A``, or anything else that is not a finite number, is not a rating.
     """
     for completion in row["completions"]:
         annotations = completion.get("annotations") or {}
-        ratings = {n: finite_number((said or {}).get("Rating")) for n, said in annotations.items()}
+        ratings = {
+            n: finite_number((annotation or {}).get("Rating"))
+            for n, annotation in annotations.items()
+        }
         labels = {name: rating for name, rating in ratings.items() if rating is not None}
         yield {"prompt": row["instruction"], "response": completion["response"], "labels": labels}
 
@@ -313,8 +316,8 @@ def helpsteer_prompt(prompt: str) -> str:
     first, *later = prompt.split("<extra_id_1>")
     turns = [f"Human: {first.strip()}"]
     for turn in later:
-        who, _, said = turn.partition("\n")
-        if said.strip():
+        who, _, content = turn.partition("\n")
+        if content.strip():
             speaker = "Human" if who.strip() == "User" else "Assistant"
-            turns.append(f"{speaker}: {said.strip()}")
+            turns.append(f"{speaker}: {content.strip()}")
     return "\n\n".join(turns)

@@ -14,13 +14,13 @@ from pro_core.system.storage import first_line
 
 
 class DataError(ValueError):
-    """A file or row that cannot be read: says where, what it got, what it expected."""
+    """A file or row that cannot be read. The message says where, what it got and what it expected."""
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
-    """The records of a JSON Lines file, or of a file that is one JSON array; gzipped or not, whatever it is called.
+    """The records of a JSON Lines file, or of a file with one JSON array; gzipped or not, whatever its name.
 
-    Lines end at a line feed only. A byte order mark and carriage returns, as Windows writes them, are read over.
+    Lines end only at a line feed. A byte order mark and carriage returns, as Windows writes them, are ignored.
 
     Raises:
         DataError: no such file, another kind of file, a damaged gzip, or a broken line (with file and line number).
@@ -63,13 +63,13 @@ _OTHER_FILES = {
     b"[\0": ("UTF-16", "save it as UTF-8"),
     b"\0[": ("UTF-16", "save it as UTF-8"),
 }
-"""How files begin that are no JSON Lines -> what they are, and what to do."""
+"""First bytes of files that are not JSON Lines -> what they are, and what to do."""
 
 _CSV = ("CSV", "`datasets.Dataset.from_csv(path).to_json(new_path)` writes one")
 
 
 def _opener(path: Path) -> Callable[..., Any]:
-    """``gzip.open`` for a gzipped file, by how it begins: browsers and tools unpack files and keep their names."""
+    """``gzip.open`` for a gzipped file, by its first bytes: browsers and tools unpack files but keep their names."""
     with path.open("rb") as file:
         return gzip.open if file.read(2) == b"\x1f\x8b" else open
 
@@ -87,7 +87,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _parse_json(path: Path, number: int, raw: bytes) -> Any:
-    """The value of JSON that begins on line ``number`` of a file."""
+    """The JSON value that begins on line ``number`` of a file."""
     try:
         return json.loads(raw.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:

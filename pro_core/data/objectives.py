@@ -1,4 +1,4 @@
-"""The K objectives: their names, their fixed order, and what a person should read beside them.
+"""The K objectives: their names, their fixed order, and a phrase for each that people read.
 
 Every K axis in the project follows one tuple of names. All rewards point the same way: higher is better.
 """
@@ -34,7 +34,7 @@ def check_objective_names(names: Iterable[str]) -> tuple[str, ...]:
     characters, so that it can stand in a weight tag such as ``<helpful>``.
 
     Raises:
-        ValueError: no names, a name of another form, or two objectives of one name.
+        ValueError: no names, an invalid name, or a name given twice.
     """
     checked = tuple(names)
     if not checked:

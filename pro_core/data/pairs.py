@@ -1,4 +1,4 @@
-"""Preference pairs from what people labelled: responses to one prompt, refusals, and texts that stand alone."""
+"""Preference pairs from labels: of responses to one prompt, of refusals, and of texts without a prompt."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Kind = Literal[
     "unprompted",
     "constructed_humor",
 ]
-"""What a recipe may make of a file: take its pairs as they are, or pair its responses."""
+"""How a recipe gets pairs from a file: take its pairs as they are, or pair its responses."""
 RATED = ("labels", "controlled", "unprompted")
-"""The kinds that make pairs of the ratings that ``objectives`` names."""
+"""The kinds that pair responses by the ratings that ``objectives`` names."""
 
 
 def pairs_of_kind(
@@ -38,7 +38,7 @@ def pairs_of_kind(
     objectives: Sequence[str],
     max_per_prompt: int,
 ) -> list[PreferencePair]:
-    """Pairs of any :data:`Kind` but ``pairs``; see the function that each calls."""
+    """Pairs of any :data:`Kind` but ``pairs``; see the function of each kind."""
     match kind:
         case "labels":
             made = [pairs_from_labels(responses, name, max_per_prompt) for name in objectives]
@@ -56,10 +56,10 @@ def pairs_of_kind(
 
 
 def why_no_pairs(objective: str, responses: Sequence[LabelledResponse]) -> str:
-    """Half a sentence: why responses made no pairs of an objective."""
+    """Why responses gave no pairs of an objective, as a part of a sentence."""
     labels = Counter(r.labels[objective] for r in responses if objective in r.labels)
     if not labels:
-        return f"nothing there is labelled {objective!r}"
+        return f"no response is labelled {objective!r}"
     if len(labels) == 1:
         return f"all {labels.total()} labels {objective!r} are {next(iter(labels))!r}, and a pair needs two that differ"
     return f"no two responses to one prompt differ in their label {objective!r}"
@@ -71,12 +71,12 @@ def pairs_from_labels(
     max_per_prompt: int = 20,
     seed: int = 0,
 ) -> list[PreferencePair]:
-    """Pairs of responses to one prompt whose label ``objective`` differs, the higher label chosen.
+    """Pairs of responses to the same prompt whose labels ``objective`` differ; the higher label is chosen.
 
-    One text that was labelled twice makes no pair with itself.
+    A text that was labelled twice is not paired with itself.
 
-    At most ``max_per_prompt`` pairs per prompt, drawn by a generator seeded with the seed and the prompt,
-    so that one prompt's pairs do not depend on the others in the list.
+    There are at most ``max_per_prompt`` pairs per prompt, drawn by a generator seeded with the seed and the prompt, so
+    that one prompt's pairs do not depend on other prompts.
     """
     by_prompt: dict[tuple[str, str], list[LabelledResponse]] = defaultdict(list)
     for response in responses:
@@ -103,8 +103,8 @@ def controlled_pairs(
 ) -> list[PreferencePair]:
     """Training pairs that differ in ``objective`` and agree on every other label.
 
-    Where two labels conflict (a refusal is truthful and not informative), plain pairs teach two reward models one
-    axis with opposite signs; these teach what is left of each when the other is held still. Their source is named
+    If two labels conflict (a refusal is truthful but not informative), plain pairs teach two reward models the same
+    axis with opposite signs. These pairs teach each label while the others are held fixed. Their source is named
     ``<source>_controlled``.
     """
     groups: dict[str, list[LabelledResponse]] = defaultdict(list)
@@ -163,10 +163,10 @@ def refusal_pairs(responses: Iterable[LabelledResponse], max_per_prompt: int = 2
 def harmless_ties(
     responses: Iterable[LabelledResponse], max_per_prompt: int = 20
 ) -> list[PreferencePair]:
-    """Ties under ``harmless`` from labelled behaviour (XSTest): to refuse a safe request is no less harmful.
+    """Ties under ``harmless`` from labelled behaviour (XSTest): refusing a safe request is not more harmless.
 
-    Without them a harmless model only ever sees refusals win, and prefers one to a safe request as well. Their
-    source is named ``<source>_ties``; they train a reward model and are never scored or graded.
+    Without them a harmless model only sees refusals win, and then prefers refusals of safe requests as well. Their
+    source is named ``<source>_ties``. They train a reward model and are never scored or graded.
     """
     return [
         replace(
@@ -184,8 +184,8 @@ def harmless_ties(
 def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed: int = 0):
     """Pairs of texts without a prompt, drawn at random across labels within each split.
 
-    Each text stands in one pair at most. The prompt is left empty: these pairs can train and test a
-    reward model, never an adapter.
+    Each text is in one pair at most. The prompt is empty, so these pairs can train and test a reward model but never
+    an adapter.
     """
     pairs = []
     labelled = [r for r in responses if objective in r.labels]
@@ -246,7 +246,7 @@ HUMOR_REQUESTS = {
 
 
 def constructed_humor_pairs(responses: Iterable[LabelledResponse], seed: int = 0):
-    """A request for humor with a joke chosen over a headline; marked ``constructed``.
+    """Pairs of a request for humor, with a joke chosen over a headline; marked ``constructed``.
 
     The public humor texts have no prompts, so an adapter could never learn that a joke was asked for.
     Templates and texts are both split, so nothing in a test pair was seen in training.

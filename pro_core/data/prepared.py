@@ -1,7 +1,7 @@
-"""Files of the public sets in a folder: each is made once, and again when what it is made of has changed.
+"""Prepared files of the public sets in a folder. Each file is made once, and again when its inputs have changed.
 
-``<name>.jsonl.gz`` holds the records of a set, ``manifest.json`` what each file was made of, and its hash. A file
-appears only when it is complete, so that after a kill the same call goes on with the set that was cut off.
+``<name>.jsonl.gz`` holds the records of a set; ``manifest.json`` says what each file was made from, with its hash. A
+file appears only when it is complete, so after a kill the same call goes on with the set that was interrupted.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def prepare_set(
     limit: int | None = None,
     force: bool = False,
 ) -> None:
-    """Make a set's file, unless the one that is there was made of the same and is whole; print which it was.
+    """Make a set's file, unless a whole file made from the same inputs exists; print which was the case.
 
     Args:
         name: a key of :data:`pro_core.data.public_sets.PUBLIC_SETS`.
         source: a local copy of the set's folder; its hub name or address by default.
-        limit: at most so many records.
-        force: make it even so.
+        limit: at most this many records.
+        force: make the file in any case.
 
     Raises:
-        DataError: a source that cannot be reached or read, or without a usable row. StorageError: a full disk.
+        DataError: a source that cannot be reached or read, or has no usable row. StorageError: a full disk.
     """
     file, manifest = out / f"{name}.jsonl.gz", _read_manifest(out)
     inputs, before = _made_of(name, source, limit), manifest.get(name, {})
@@ -56,7 +56,7 @@ def prepare_set(
 
 
 def _write(name: str, out: Path, source: str | None, limit: int | None) -> dict[str, Any]:
-    """Write one set and return what the manifest says of it. Bytes depend on the records alone."""
+    """Write one set and return its entry in the manifest. The bytes depend on the records alone."""
     splits: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     file = out / f"{name}.jsonl.gz"
@@ -76,7 +76,7 @@ def _write(name: str, out: Path, source: str | None, limit: int | None) -> dict[
 
 
 def _made_of(name: str, source: str | None, limit: int | None) -> dict[str, Any]:
-    """All that decides a set's file; of a local copy its content, of the hub's the name."""
+    """Everything that determines a set's file: a local copy by its content, a set on the hub by its name."""
     public = PUBLIC_SETS[name]
     inputs = {"source": source or public.path, "limit": limit, "licence": public.licence}
     inputs |= {"conversion": CONVERSION}
@@ -89,7 +89,7 @@ def _made_of(name: str, source: str | None, limit: int | None) -> dict[str, Any]
 
 
 def _read_manifest(out: Path) -> dict[str, dict[str, Any]]:
-    """What the files in ``out`` were made of; nothing where there is no manifest yet, or no longer a whole one."""
+    """The manifest of ``out``; empty if there is none, or only a broken one."""
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,12 +1,12 @@
 """The public preference sets, by their hub names, as records of the project's JSON Lines schema.
 
-One entry of :data:`PUBLIC_SETS` a set: where it is, its licence, and how its rows become records. A record
+Each entry of :data:`PUBLIC_SETS` says where a set is, its licence, and how its rows become records. A record
 has ``id``, ``split``, ``prompt`` and either ``objective``, ``chosen``, ``rejected`` or ``response``, ``labels``;
 ``licence`` and ``annotators`` (who labelled it). Ids are hashes of the content and splits are hashes of the first
 user turn, so both stay the same whatever else a file holds.
 
-hh-rlhf gives its *train* files only: its test files stay unseen, for grading. Not covered, because their rows do
-not map onto one prompt and its responses: Topical-Chat (needs its knowledge as a context), AdvBench and
+Only the *train* files of hh-rlhf are read: its test files stay unseen, for grading. Not covered, because their rows
+do not map onto one prompt and its responses: Topical-Chat (needs its knowledge as a context), AdvBench and
 UltraSafety (gated or without responses), RMB (states no licence).
 """
 
@@ -40,15 +40,15 @@ from pro_core.data.schema import (
 from pro_core.system.extras import needs
 
 CONVERSION = 2
-"""Counts up when a set's rows become other records; files that were prepared before are made again."""
+"""Raise it when a set's rows become other records; files that were prepared before are then made again."""
 
 SplitRows = Iterable[tuple[str, Row]]
-"""Rows with the name of the source's split that each stands in."""
+"""Rows, each with the name of the source's split that it comes from."""
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """One public set. ``options`` goes to ``datasets.load_dataset``; ``splits`` are the source's own to read."""
+    """One public set. ``options`` goes to ``datasets.load_dataset``; ``splits`` are the source's splits to read."""
 
     name: str
     path: str
@@ -63,7 +63,7 @@ class PublicSet:
 
 
 def _pair(objective: str, prompt: str, chosen: str, rejected: str) -> Iterator[Row]:
-    """A record, or nothing where a text is empty or the two completions are the same."""
+    """A record, or nothing if a text is empty or the two completions are the same."""
     prompt, chosen, rejected = (clean_text(t).strip() for t in (prompt, chosen, rejected))
     if prompt and chosen and rejected and chosen != rejected:
         yield {"objective": objective, "prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -81,9 +81,9 @@ def _response(
 
 
 def hh_rlhf(rows: SplitRows) -> Iterator[Row]:
-    """Two transcripts that differ in their last turn, the assistant's; those that part earlier or go on are left out.
+    """Two transcripts that differ in the last turn, the assistant's. Those that differ earlier or go on are left out.
 
-    The two parts, helpful and harmless, are read as splits of those names.
+    Its helpful and harmless parts are read as splits of those names.
     """
     for objective, row in rows:
         try:
@@ -246,8 +246,8 @@ def load_public_records(
     Args:
         name: a key of :data:`PUBLIC_SETS`.
         source: a local copy of the set's folder; its hub name or address by default.
-        limit: at most so many records.
-        counts: counts the source's ``rows`` that were read, and the ``repeated`` records among theirs.
+        limit: at most this many records.
+        counts: gets the number of source ``rows`` that were read, and of ``repeated`` records.
 
     Raises:
         DataError: an unknown name, a source that cannot be reached or read, rows of another form.
@@ -296,7 +296,7 @@ def _rows(public: PublicSet, source: str | Path | None) -> Iterator[tuple[str, R
 
     path, options = str(source or public.path), dict(public.options)
     with tempfile.TemporaryDirectory() as own_cache:
-        if source is not None:  # the shared cache knows local files by their time of change only
+        if source is not None:  # the shared cache tells versions of a local file apart only by time
             options["cache_dir"] = own_cache
         if path.startswith("https://"):
             options["data_files"] = {k: f"{path}/{v}" for k, v in options["data_files"].items()}
@@ -322,8 +322,8 @@ def load_public_examples(
 ) -> list[PreferencePair | LabelledResponse]:
     """The examples of one set, as :func:`pro_core.data.schema.load_examples` gives them for a file.
 
-    ``name`` is a key of :data:`PUBLIC_SETS` or the hub name of one. ``notes`` gets a sentence on what became of its
-    rows: those that tie, lack an answer or part too early give no record.
+    ``name`` is a key of :data:`PUBLIC_SETS` or a set's hub name. ``notes`` gets a sentence with the numbers of rows and
+    records: rows that tie, lack an answer or differ too early give no record.
     """
     key = next((key for key, public in PUBLIC_SETS.items() if name == public.path), name)
     counts: Counter[str] = Counter()

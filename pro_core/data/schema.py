@@ -1,9 +1,9 @@
 """Human preference data: messages, preference pairs, labelled responses, splits and loaders.
 
-Two kinds of row. A *pair* says which of two completions people preferred, under one objective. A
+There are two kinds of rows. A *pair* says which of two completions people preferred, under one objective. A
 *labelled response* carries labels (``truthful: 1``); :mod:`pro_core.data.pairs` turns those of one prompt into
-pairs. Every prompt becomes a list of messages and is rendered by one function, so that no form
-of text tells a model which source a row came from.
+pairs. Every prompt becomes a list of messages and is rendered by one function, so that the form of a text never
+tells a model which source it came from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from pro_core.data.formats import LeftOut, Row, message_of, parse_turns, schema_rows
 from pro_core.data.jsonl import (
-    DataError as DataError,  # `as`: whoever reads data takes these from here
+    DataError as DataError,  # `as` re-exports these to readers of data
 )
 from pro_core.data.jsonl import read_jsonl as read_jsonl
 from pro_core.data.objectives import Message, Prompt
@@ -34,14 +34,14 @@ _INVISIBLE_CATEGORIES = ("Cc", "Cf", "Zs", "Zl", "Zp")
 _INVISIBLE_LETTERS = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Fillers, variation selectors and the blank braille cell: Unicode calls them letters, marks or symbols."""
+"""Invisible characters that Unicode calls letters, marks or symbols: fillers, variation selectors, blank braille."""
 
 
 @dataclass(frozen=True)
 class PreferencePair:
     """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``.
 
-    ``ungraded`` says why no accuracy counts it, see :mod:`pro_core.data.training_pairs`.
+    ``ungraded`` says why accuracies leave it out, see :mod:`pro_core.data.training_pairs`.
     """
 
     prompt: list[Message]
@@ -76,11 +76,11 @@ class LabelledResponse:
 
 
 def clean_text(text: str) -> str:
-    """Text that every model, file and page can hold: what prompts, completions and responses pass when they enter.
+    """Text that every model, file and page can hold. All prompts, completions and responses are cleaned when read.
 
-    Control characters are removed, but for tab and line ends. The two halves of a surrogate pair that stand side by
-    side, as broken JSON has them, become their character; a half that stands alone becomes U+FFFD. Other text is
-    returned as it is. Cleaning clean text changes nothing.
+    Control characters are removed, except tabs and line ends. Two adjacent halves of a surrogate pair, as broken JSON
+    has them, become their character; a single half becomes U+FFFD. Other text is returned as it is. Cleaning clean
+    text changes nothing.
     """
     text = _CONTROL.sub("", text)
     if _SURROGATE.search(text):
@@ -89,12 +89,12 @@ def clean_text(text: str) -> str:
 
 
 def one_spelling(text: str) -> str:
-    """The form in which completions are compared: letters composed (NFC), single blanks, none at the ends."""
+    """A completion in the form used for comparison: composed letters (NFC), single blanks, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: white space, zero-width and format characters, fillers."""
+    """Whether a text shows nothing: only white space, zero-width and format characters, fillers."""
     return all(
         unicodedata.category(character) in _INVISIBLE_CATEGORIES
         or _INVISIBLE_LETTERS.match(character)
@@ -108,14 +108,14 @@ def is_blank(text: str) -> bool:
 def to_messages(prompt: Prompt) -> list[Message]:
     """A prompt as a list of messages: clean text (see :func:`clean_text`) in Unicode's composed form, NFC.
 
-    So one prompt that was typed on two systems is one prompt: in splits and folds, among distinct prompts, for models.
-
-    A string that starts with ``Human:`` is parsed into turns, each after a blank line; one that starts with ``Q:``
-    loses that mark (and a trailing ``A:``); any other string is one user message. Messages may be OpenAI's, with text
+    So a prompt that was typed on two systems is the same prompt in splits and folds, and for models. A string that
+    starts with ``Human:`` is parsed into turns, each after a blank line; one that starts with ``Q:`` loses that mark
+    (and a trailing ``A:``); any other string is one user message. Messages may be OpenAI's, with text or text parts as
+    content, or ShareGPT's. A final assistant turn is kept: the completion then continues after it.
     or text parts as content, or ShareGPT's. A final assistant turn is kept: the completion then continues after it.
 
     Raises:
-        ValueError: nothing that can be seen, over 200,000 characters, or messages of another form.
+        ValueError: a blank prompt, one over 200,000 characters, or messages of another form.
     """
     messages = parse_turns(prompt) if isinstance(prompt, str) else [message_of(m) for m in prompt]
     messages = [m | {"content": _composed(m["content"]).strip()} for m in messages]
@@ -135,9 +135,9 @@ def _composed(text: str) -> str:
 
 
 def render_messages(messages: Sequence[Message]) -> str:
-    """The one text form of a conversation that encoders read: a single user turn stands as it is.
+    """The text of a conversation as encoders read it: a single user turn is its text alone.
 
-    Longer ones read ``User: ...``, ``Assistant: ...`` with a blank line between turns. System messages
+    Longer conversations read ``User: ...``, ``Assistant: ...`` with a blank line between turns. System messages
     are left out: a candidate's style must not change the weights or the scores of its prompt.
     """
     turns = [m for m in messages if m["role"] != "system"]
@@ -147,7 +147,7 @@ def render_messages(messages: Sequence[Message]) -> str:
 
 
 def content_spans(messages: Sequence[Message]) -> list[tuple[int, int, int]]:
-    """Where what was said stands in :func:`render_messages`: (message index, start, end), role names left out."""
+    """The spans of the messages' contents in :func:`render_messages`: (message index, start, end)."""
     spans, read = [], 0
     turns = [i for i, m in enumerate(messages) if m["role"] != "system"]
     for count, i in enumerate(turns, 1):
@@ -165,7 +165,7 @@ def first_user_turn(prompt: Prompt) -> str:
 
 
 def hash_unit(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, not on its case, white space or way of composing letters."""
+    """A number in [0, 1) that depends on the text, but not on its case, white space or way of composing letters."""
     normal = " ".join(_composed(text).lower().split())
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "big") / 2**64
 
@@ -177,7 +177,7 @@ def split_of(prompt: Prompt) -> str:
 
 
 def fold_of(prompt: Prompt, folds: int = 5) -> int:
-    """The fold, 0 to ``folds - 1``, of a prompt: all rows with one first user turn share it."""
+    """The fold of a prompt, 0 to ``folds - 1``: all rows with the same first user turn share it."""
     return int(hash_unit("fold:" + first_user_turn(prompt)) * folds)
 
 
@@ -190,18 +190,18 @@ def load_examples(
     columns: Collection[str] = (),
     notes: list[str] | None = None,
 ) -> list[PreferencePair | LabelledResponse]:
-    """Pairs and labelled responses of one file, in the project's schema or a form that ``data_formats`` knows.
+    """Pairs and labelled responses of one file, in our schema or a form that :mod:`pro_core.data.formats` knows.
 
-    A pair has ``objective``, ``prompt``, ``chosen``, ``rejected``; a labelled response has ``response``,
-    ``labels`` and, but for texts that stand alone, a ``prompt``. ``split`` is the file's own, else by hash.
+    A pair has ``objective``, ``prompt``, ``chosen``, ``rejected``. A labelled response has ``response``, ``labels``
+    and, unless its text stands alone, a ``prompt``. ``split`` comes from the file, or else from a hash.
 
     Args:
-        objective: of pairs that name none.
+        objective: the objective of pairs that name none.
         columns: fields that hold ratings, in rows without ``labels``.
-        notes: gets a sentence for each kind of row that was left out, with how many.
+        notes: gets a sentence, with a count, for each kind of row that was left out.
 
     Raises:
-        DataError: naming the file and the record; or no row is left.
+        DataError: a record that cannot be read, named with its file; or no row is left.
     """
     path = Path(path)
     source = clean_text(path.name.split(".")[0])
@@ -218,20 +218,20 @@ def load_examples(
             left_out[error.reason] += 1
         except NO_EXAMPLE as error:
             raise DataError(broken_record(path, number, row, error)) from None
-    said = [f"{n:,} rows left out, {reason}." for reason, n in left_out.items()]
+    sentences = [f"{n:,} rows left out, {reason}." for reason, n in left_out.items()]
     if rows and not examples:
-        raise DataError(f"{path}: no row is left. {' '.join(said)}")
+        raise DataError(f"{path}: no row is left. {' '.join(sentences)}")
     if notes is not None:
-        notes += said
+        notes += sentences
     return examples
 
 
 NO_EXAMPLE = (LookupError, TypeError, ValueError, AttributeError)
-"""What a record of an unknown form makes its readers raise."""
+"""The errors that readers raise for a record of an unknown form."""
 
 
 def broken_record(path: Path, number: int, row: Row, error: Exception) -> str:
-    """Where a record stands that cannot be read, and why."""
+    """Which record cannot be read, and why."""
     reason = f"no field {error}" if isinstance(error, KeyError) else error
     return f"{path}, record {number} (id {row.get('id')!r}): {reason}"
 
@@ -239,11 +239,11 @@ def broken_record(path: Path, number: int, row: Row, error: Exception) -> str:
 def example_of(
     row: Row, source: str, default_id: str, objective: str = ""
 ) -> PreferencePair | LabelledResponse:
-    """One record of the schema as an example; KeyError, TypeError or ValueError when it is none."""
+    """One record of the schema as an example; KeyError, TypeError or ValueError if it is not one."""
     prompt = to_messages(row["prompt"]) if row.get("prompt") is not None else None
     if "chosen" in row:
         if prompt is None:
-            raise ValueError("no field 'prompt', and `chosen` and `rejected` are no conversations")
+            raise ValueError("no field 'prompt', and `chosen` and `rejected` are not conversations")
         named = row.get("objective") or objective
         if not isinstance(named, str):
             raise ValueError(f"got {named!r} as 'objective', expected text")
@@ -270,7 +270,7 @@ def example_of(
 
 
 def _common(row: Row, source: str, default_id: str, split_by: Prompt) -> Row:
-    """What both kinds of example have. ``split_by``: the prompt, or the text that stands alone."""
+    """The fields that both kinds of example share. ``split_by``: the prompt, or the text that stands alone."""
     split = row.get("split") or split_of(split_by)
     if split not in SPLITS:
         raise ValueError(f"got the split {split!r}, expected one of {SPLITS}")
@@ -292,7 +292,7 @@ def _clean(value: Any) -> Any:
 def _is_finite(label: Any) -> bool:
     try:
         return isinstance(label, (bool, int, float)) and math.isfinite(label)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -300,14 +300,14 @@ def _is_finite(label: Any) -> bool:
 
 
 def load_responses(path: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
-    """Every response of a file, for scoring; its labels are not looked at.
+    """Every response of a file, for scoring; labels are ignored.
 
-    A record has a ``prompt`` (left out for texts that stand alone) and ``response``, or ``responses`` (a list), or
-    ``chosen`` and ``rejected``, or another form that ``data_formats`` knows. Ids of several responses to one prompt
-    get a number. ``notes`` as in :func:`pro_core.data.schema.load_examples`.
+    A record has a ``prompt`` (none if its text stands alone) and ``response``, or ``responses`` (a list), or
+    ``chosen`` and ``rejected``, or another form that :mod:`pro_core.data.formats` knows. If a record has several
+    responses, their ids get a number. ``notes`` as in :func:`pro_core.data.schema.load_examples`.
 
     Raises:
-        DataError: naming the file and the record.
+        DataError: a record that cannot be read, named with its file.
     """
     path = Path(path)
     source = clean_text(path.name.split(".")[0])
@@ -330,14 +330,14 @@ def _responses_of(row: Row, source: str, default_id: str) -> list[LabelledRespon
     texts = []
     for record in rows:
         if "responses" in record:
-            said = record["responses"]
-            if not isinstance(said, list) or not said:
-                raise ValueError(f"got the responses {said!r}, expected texts")
+            completions = record["responses"]
+            if not isinstance(completions, list) or not completions:
+                raise ValueError(f"got the responses {completions!r}, expected texts")
         elif "chosen" in record:
-            said = [record["chosen"], record["rejected"]]
+            completions = [record["chosen"], record["rejected"]]
         else:
-            said = [record["response"]]
-        texts += [(record, text) for text in said]
+            completions = [record["response"]]
+        texts += [(record, text) for text in completions]
     responses = []
     for i, (record, text) in enumerate(texts):
         kept = {k: record[k] for k in KEPT if k in record}
@@ -350,4 +350,4 @@ def _responses_of(row: Row, source: str, default_id: str) -> list[LabelledRespon
 
 
 KEPT = ("prompt", "split", "licence", "license")
-"""What a response that is to be scored keeps of its row."""
+"""The fields of a row that a response keeps when it is to be scored."""

@@ -11,7 +11,7 @@ from pro_core.data.schema import LabelledResponse, PreferencePair, load_examples
 
 
 def default_data_dir() -> Path:
-    """``PRO_DATA_DIR``, or the folder beside the project where its authors keep theirs."""
+    """``PRO_DATA_DIR``, or the folder beside the project where its authors keep their data."""
     return Path(os.environ.get("PRO_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 
 
@@ -27,7 +27,7 @@ def examples_of(
     columns: Collection[str] = (),
     notes: list[str] | None = None,
 ) -> list[PreferencePair | LabelledResponse]:
-    """The examples of a file (absolute, or under ``data_dir``) or, where there is none, of the public set so named.
+    """The examples of a file (absolute, or under ``data_dir``), or of the public set of that name if there is no file.
 
     The other arguments are those of :func:`pro_core.data.schema.load_examples`.
     """
@@ -38,11 +38,11 @@ def examples_of(
 
 
 def counted(count: int, what: str) -> list[str]:
-    """One sentence with a number of rows; none where there are none."""
+    """One sentence with a number of rows; nothing if it is 0."""
     return [f"{count:,} {what}."] if count else []
 
 
 def add_notes(notes: list[str] | None, path: str, sentences: Iterable[str]) -> None:
-    """Append sentences about a file to the notes of a run, if these are kept."""
+    """Append sentences about a file to the notes of a run, unless ``notes`` is None."""
     if notes is not None:
         notes += [f"{path}: {sentence}" for sentence in sentences]

@@ -1,4 +1,4 @@
-"""Texts to be scored and prompts to be answered: the ``data`` of recipes that compare nothing."""
+"""Texts to score and prompts to answer: the ``data`` of recipes that compare nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TextSource(PairSettings):
     """An entry that gives texts: with a ``kind`` both completions of its pairs, else every response of its file."""
 
     kind: Kind | None = None
-    """of pairs, see PairSource; null for the responses of a file or a public set, whatever their labels"""
+    """how to get pairs, see PairSource; null for all responses of a file or a public set, whatever their labels"""
 
     @model_validator(mode="after")
     def _more_beside_a_kind(self) -> TextSource:
@@ -44,7 +44,7 @@ class TextSource(PairSettings):
         return self
 
     def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[LabelledResponse]:
-        """Every response, one for each time that it stands there; ``notes`` as in :meth:`PairSource.load`.
+        """Every response, as often as it occurs; ``notes`` as in :meth:`PairSource.load`.
 
         Raises:
             DataError: as the loaders of files, public sets and pairs do.
@@ -52,16 +52,16 @@ class TextSource(PairSettings):
         path = Path(data_dir) / self.path
         responses: list[LabelledResponse] = []
         pairs: list[PreferencePair] = []
-        said: list[str] = []
+        sentences: list[str] = []
         if self.kind is not None:
             pairs = PairSource(**self.model_dump()).load(data_dir, notes)
         elif is_public(path, self.path):
-            examples = load_public_examples(self.path, notes=said)
+            examples = load_public_examples(self.path, notes=sentences)
             pairs = [e for e in examples if isinstance(e, PreferencePair)]
             responses = [e for e in examples if isinstance(e, LabelledResponse)]
         else:
-            responses = load_responses(path, said)
-        add_notes(notes, self.path, said)
+            responses = load_responses(path, sentences)
+        add_notes(notes, self.path, sentences)
         for pair in pairs:
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
                 alone = LabelledResponse(pair.prompt, text, {}, pair.source, f"{pair.id}-{side}")
@@ -69,7 +69,7 @@ class TextSource(PairSettings):
         return responses
 
     def prompts(self, data_dir: str | Path, split: Split = "train") -> list[list[Message]]:
-        """Every prompt of one split that ends with the user's turn; a file's rows need a ``prompt`` only.
+        """Every prompt of one split that ends with the user's turn; a file's rows need only a ``prompt``.
 
         Raises:
             DataError: as :meth:`load` does.
@@ -114,9 +114,9 @@ def load_prompts(
 
 def _prompt_of(row: Row, path: Path, number: int) -> tuple[list[Message] | None, str]:
     try:
-        said = next(iter(schema_rows(row)), row).get("prompt")
-        prompt = to_messages(said) if said is not None else None
-    except LeftOut:  # two conversations that have no prompt in common
+        value = next(iter(schema_rows(row)), row).get("prompt")
+        prompt = to_messages(value) if value is not None else None
+    except LeftOut:  # two conversations without a common prompt
         prompt = None
     except NO_EXAMPLE as error:
         raise DataError(broken_record(path, number, row, error)) from None

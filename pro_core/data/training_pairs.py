@@ -1,12 +1,12 @@
-"""What a recipe's data comes to: the pairs that train, and the held-out ones that accuracies may count.
+"""The pairs of a recipe's data: those that train, and the held-out pairs that accuracies may count.
 
-A held-out row is not graded when
-    its prompt was trained on: under whatever objective, in whatever pair, whatever became of its answers. Prompts are
-        compared whole, with all turns, since conversations that have nothing in common begin alike ("Hi"); in one
-        Unicode form, and whatever their case and blanks. Of a text that stands alone, the text itself counts;
-    another pair says the opposite of it: the same prompt, objective and two completions the other way round. Every
-        model is right on one of the two and wrong on the other. In training they stay: people do disagree.
-Both are counted and said. So are pairs that repeat another one, and what the loaders left out.
+A held-out row is not graded if
+    its prompt was trained on, under any objective, in any pair and with any answers. Prompts are compared whole, with
+        all turns, since unrelated conversations begin alike ("Hi"), and whatever their Unicode form, case and blanks.
+        For a text that stands alone, the text itself counts;
+    another pair contradicts it: the same prompt, objective and two completions, the other way round. Every model is
+        right on one of the two and wrong on the other. In training such pairs stay: people do disagree.
+Both are counted and reported, as are pairs that repeat another one, and what the loaders left out.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from pro_core.data.schema import (
     render_messages,
 )
 
-if TYPE_CHECKING:  # typed entries need the extra `train`, and who only grades does not
+if TYPE_CHECKING:  # typed entries need the extra `train`, but grading does not
     from pro_core.data.entries import PairSource
 
 TRAINED_ON, CONTRADICTED = "its prompt was trained on", "another pair says the opposite"
-"""Why a held-out row is not graded; what stands in the ``ungraded`` of pairs, responses and score tables."""
+"""Why a held-out row is not graded: the values of ``ungraded`` in pairs, responses and score tables."""
 UNKNOWN = "unknown"
 
 
 @dataclass
 class Entry:
-    """What one entry of a recipe's ``data`` gave to the training.
+    """What one entry of a recipe's ``data`` contributed to the training.
 
     Attributes:
-        source: the entry. licences: what it, or its training rows, name; among them ``unknown`` where rows name none.
-        pairs: objective -> training pairs, ties among them, of which ``constructed`` have made-up prompts.
+        source: the entry. licences: its own, or those of its training rows, ``unknown`` for rows without one.
+        pairs: objective -> training pairs, with ties; ``constructed`` of them have made-up prompts.
     """
 
     source: PairSource
@@ -56,10 +56,10 @@ class TrainingPairs:
 
     Attributes:
         training, epochs: pairs, and how often each is seen.
-        held_out: pairs of the other splits, of the recipe's objectives, ties aside. ``ungraded`` is set in those that
-            no accuracy counts.
+        held_out: pairs of the other splits and of the recipe's objectives, without ties. ``ungraded`` is set in those
+            that no accuracy counts.
         entries: one for each entry of the recipe.
-        notes: sentences about what was left out, is not graded, or stands there twice.
+        notes: sentences about what was left out, is not graded, or is repeated.
     """
 
     training: list[PreferencePair] = field(default_factory=list)
@@ -72,11 +72,10 @@ class TrainingPairs:
 def gather_pairs(
     sources: Sequence[PairSource], objectives: Sequence[str], data_dir: str | Path
 ) -> TrainingPairs:
-    """Load a recipe's sources and tell apart what trains, what is held out and what of that is graded.
+    """Load a recipe's sources, separate training pairs from held-out pairs, and mark those that are not graded.
 
     Raises:
-        DataError: as :meth:`PairSource.load` does; an objective of the recipe without training pairs, or of another
-            name.
+        DataError: as :meth:`PairSource.load` does; or the recipe's objectives are not those of its training pairs.
     """
     data = load_pairs(sources, data_dir)
     _check_objectives(data.training, objectives)
@@ -88,7 +87,7 @@ def gather_pairs(
 
 
 def load_pairs(sources: Sequence[PairSource], data_dir: str | Path) -> TrainingPairs:
-    """What a recipe's sources give to the training, and what they hold out; :func:`mark_ungraded` looks at it next.
+    """The training pairs and the held-out pairs of a recipe's sources, before :func:`mark_ungraded`.
 
     Raises:
         DataError: as :meth:`PairSource.load` does.
@@ -96,19 +95,19 @@ def load_pairs(sources: Sequence[PairSource], data_dir: str | Path) -> TrainingP
     data = TrainingPairs()
     for source in sources:
         pairs = source.load(data_dir, data.notes)
-        mine = [p for p in pairs if p.split in source.splits]
-        licences = {p.licence or UNKNOWN for p in mine}
-        constructed = sum(p.constructed for p in mine)
-        counts = dict(Counter(p.objective for p in mine))
+        training = [p for p in pairs if p.split in source.splits]
+        licences = {p.licence or UNKNOWN for p in training}
+        constructed = sum(p.constructed for p in training)
+        counts = dict(Counter(p.objective for p in training))
         data.entries.append(Entry(source, sorted(licences), counts, constructed))
-        data.training += mine
-        data.epochs += [source.epochs] * len(mine)
+        data.training += training
+        data.epochs += [source.epochs] * len(training)
         data.held_out += [p for p in pairs if p.split not in source.splits and not p.tie]
     return data
 
 
 def mark_ungraded(data: TrainingPairs, objectives: Sequence[str]) -> None:
-    """Leave held-out pairs of other objectives out, and mark those that no accuracy counts; note how many."""
+    """Remove held-out pairs of other objectives, mark those that no accuracy counts, and note how many there are."""
     strange = Counter(p.objective for p in data.held_out if p.objective not in objectives)
     if strange:
         data.notes.append(f"Held-out pairs of other objectives left out: {dict(strange)}.")
@@ -119,7 +118,7 @@ def mark_ungraded(data: TrainingPairs, objectives: Sequence[str]) -> None:
 
 
 def _check_objectives(pairs: Sequence[PreferencePair], objectives: Sequence[str]) -> None:
-    """Every objective has training pairs, and every pair an objective of the recipe."""
+    """Check that every objective has training pairs, and every training pair an objective of the recipe."""
     try:
         check_objective_names(objectives)
     except ValueError as error:
@@ -133,7 +132,7 @@ def _check_objectives(pairs: Sequence[PreferencePair], objectives: Sequence[str]
 
 
 def graded_pairs(pairs: Iterable[PreferencePair], split: str) -> list[PreferencePair]:
-    """Those of one split that accuracies are measured on; of a table: :func:`pro_core.rewards.scores.graded_rows`."""
+    """The pairs of one split to measure accuracies on; for a table: :func:`pro_core.rewards.scores.graded_rows`."""
     return [p for p in pairs if p.split == split and not (p.ungraded or p.constructed or p.tie)]
 
 
@@ -141,12 +140,12 @@ def graded_pairs(pairs: Iterable[PreferencePair], split: str) -> list[Preference
 
 
 def same_text(text: str) -> str:
-    """The form in which what was trained on is compared: :func:`pro_core.data.schema.one_spelling`, and no case."""
+    """A text in the form used to compare training texts: :func:`pro_core.data.schema.one_spelling`, without case."""
     return one_spelling(text).casefold()
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
-    """The form in which prompts are compared: all turns, system messages aside, as :func:`same_text`."""
+    """A prompt in the form used for comparison: all turns but system messages, as :func:`same_text`."""
     return same_text(render_messages(prompt))
 
 
@@ -154,7 +153,7 @@ Row = TypeVar("Row", PreferencePair, LabelledResponse)
 
 
 class TrainedOn:
-    """Whether a row's prompt, or of a text that stands alone the text, is among those of the training rows."""
+    """Whether a row's prompt is among those of the training rows; for a text that stands alone, the text itself."""
 
     def __init__(self, training: Iterable[PreferencePair | LabelledResponse]):
         self.prompts: set[str] = set()
@@ -175,13 +174,13 @@ def _texts(row: PreferencePair | LabelledResponse) -> tuple[str, ...]:
 
 
 def mark_trained_on(training: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
-    """The held-out rows, ``ungraded`` set in those whose prompt was trained on."""
+    """The held-out rows, with ``ungraded`` set in those whose prompt was trained on."""
     trained = TrainedOn(training)
     return [replace(row, ungraded=TRAINED_ON) if row in trained else row for row in held_out]
 
 
 def ungraded_note(held_out: Sequence[PreferencePair | LabelledResponse]) -> list[str]:
-    """One sentence where held-out rows are not graded since their prompts were trained on; else none."""
+    """One sentence if held-out rows are not graded because their prompts were trained on; else none."""
     trained = Counter(row.split for row in held_out if row.ungraded == TRAINED_ON)
     if not trained:
         return []
@@ -194,11 +193,11 @@ def ungraded_note(held_out: Sequence[PreferencePair | LabelledResponse]) -> list
     ]
 
 
-# ---------------------------------------------------------------- pairs that say the opposite, or the same again
+# ---------------------------------------------------------------- contradictions and repeats
 
 
 def _mark_contradicted(data: TrainingPairs) -> None:
-    """Set ``ungraded`` in held-out pairs that another one contradicts; note how many there are, and the repeats."""
+    """Set ``ungraded`` in held-out pairs that another pair contradicts; note their number, and that of repeats."""
     preferred = defaultdict(list)
     for pair in [*data.training, *data.held_out]:
         if not pair.tie:
@@ -223,7 +222,7 @@ def _mark_contradicted(data: TrainingPairs) -> None:
 
 
 def _comparison(pair: PreferencePair) -> tuple[str, str, frozenset[str]]:
-    """What two pairs have in common that compare the same two texts, in whatever order and spelling."""
+    """A key that is the same for all pairs of the same two texts, in whatever order and spelling."""
     texts = frozenset(map(one_spelling, (pair.chosen, pair.rejected)))
     return pair.objective, prompt_key(pair.prompt), texts
 
@@ -241,11 +240,11 @@ class Fold:
 
 
 def out_of_fold(pairs: Sequence[PreferencePair], folds: int) -> list[Fold]:
-    """The folds that have pairs to score, of so many (0: none); all pairs of a prompt lie in one of them. Ties train
-    and are not scored.
+    """Those of ``folds`` folds (0: none) that have pairs to score. All pairs of a prompt are in the same fold. Ties
+    train but are not scored.
 
     Raises:
-        DataError: all pairs of an objective lie in one fold: who is to score them has not learned it.
+        DataError: all pairs of an objective are in one fold, so the panel that scores them has not learned it.
     """
     if not folds:
         return []

@@ -1,8 +1,8 @@
-"""Turns of a conversation: the forms that chat templates take, where a turn ends, and the thought before an answer.
+"""Turns of a conversation: the forms that chat templates accept, where a turn ends, and the thought before an answer.
 
-Chat templates differ. Gemma's knows no system turn, Mistral's wants user and assistant to take turns, and both refuse
-what they do not know. A conversation goes to a template as it is where the template takes it, else in the first of
-:func:`forms` that it takes, so what one template refuses changes nothing for another.
+Chat templates differ. Gemma's has no system turn, Mistral's wants user and assistant to alternate, and both refuse
+anything else. A template gets a conversation as it is if it accepts it, else in the first of :func:`forms` that it
+accepts. So what one template refuses changes nothing for another.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jinja2 import TemplateError
 from pro_core.data.objectives import Message
 
 REFUSED = (TemplateError, TypeError)
-"""What a chat template raises for a conversation that it does not take."""
+"""What a chat template raises for a conversation that it refuses."""
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""How models mark their reasoning. A tag between quotation marks or backticks is a word about the tag."""
+"""How models mark their reasoning. Between quotation marks or backticks, a tag is only mentioned."""
 
 _OPEN = dict(THOUGHTS)
 _TAG = re.compile("|".join(re.escape(tag) for pair in THOUGHTS for tag in pair))
@@ -42,9 +42,9 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with equal neighbours as one turn, a blank line between, and without empty turns.
+    """The conversation with adjacent turns of one role joined by a blank line, and without empty turns.
 
-    The last turn stays: an empty one may be a completion.
+    The last turn is kept: an empty one may be a completion.
     """
     turns: list[Message] = []
     for i, message in enumerate(messages):
@@ -59,9 +59,9 @@ def merged(messages: Sequence[Message]) -> list[Message]:
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
-    """The conversation :func:`merged`, and the user first; system turns stay where they are.
+    """The conversation :func:`merged` and starting with the user; system turns stay where they are.
 
-    An assistant who speaks first answers an empty user turn, so that nothing said is lost.
+    If the assistant speaks first, an empty user turn is put before it, so that no text is lost.
     """
     turns = merged(messages)
     first = next((i for i, m in enumerate(turns) if m["role"] != "system"), None)
@@ -71,12 +71,12 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
 
 
 def plainest(messages: Sequence[Message]) -> list[Message]:
-    """The form that every model takes: no system turn, user and assistant in turns."""
+    """The form that every model accepts: no system turn, user and assistant alternating."""
     return alternating(without_system(alternating(messages)))
 
 
 def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The conversation as it is, then with less and less that a template could refuse, each form once."""
+    """The conversation as it is, then in ever plainer forms, each form once."""
     seen: list[list[Message]] = []
     for change in (list, without_system, alternating, plainest):
         form = change(messages)
@@ -88,12 +88,12 @@ def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
 def taken(
     render: Callable[[list[Message]], str], messages: Sequence[Message]
 ) -> tuple[list[Message], str]:
-    """The first form of the conversation that a template takes, and the text that ``render`` makes of it.
+    """The first form of the conversation that a template accepts, and the text that ``render`` makes of it.
 
-    A template that leaves a system turn out without a word does not take it either.
+    A template that silently drops a system turn does not accept it either.
 
     Raises:
-        jinja2.TemplateError, TypeError: the template's own, where it takes none of the forms.
+        jinja2.TemplateError, TypeError: the template's own, if it accepts none of the forms.
     """
     refusal: Exception | None = None
     without: tuple[list[Message], str] | None = None
@@ -116,7 +116,7 @@ def taken(
 
 
 class _Marks(NamedTuple):
-    """A tokenizer's special tokens: what they were read from, text -> id, what matches all but single characters."""
+    """A tokenizer's special tokens: their origin, text -> id, and a pattern for all but single characters."""
 
     read_from: tuple[int, list[str]]
     ids: dict[str, int]
@@ -124,26 +124,26 @@ class _Marks(NamedTuple):
 
 
 def special_marks(tokenizer: Any) -> list[str]:
-    """The texts of all special tokens, the longest first: those with a role such as eos, and those that are just added,
-    as most ends of turns are."""
+    """The texts of all special tokens, the longest first: those with a role such as eos, and those that were merely
+    added, as most ends of turns are."""
     return list(_marks(tokenizer).ids)
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:
-    """The numbers of :func:`special_marks`."""
+    """The ids of :func:`special_marks`."""
     return dict(_marks(tokenizer).ids)
 
 
 def marks_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """What matches the tokenizer's special tokens, written out in a text; None where there are none."""
+    """A pattern for the tokenizer's special tokens, written out in a text; None if there are none."""
     return _marks(tokenizer).pattern
 
 
 def _marks(tokenizer: Any) -> _Marks:
-    """Kept with the tokenizer, since it is asked for at every text and some have thousands of special tokens.
+    """A tokenizer's marks, cached on it: every text needs them, and some tokenizers have thousands.
 
-    Made again when a token was added or another one has a role. What makes a word of the vocabulary special without
-    a role, as nothing here does, must come before the first text.
+    They are read again when a token is added or a role changes. Code that makes an ordinary word special without a
+    role, which nothing here does, must do so before the first text.
     """
     named = tokenizer.all_special_tokens
     read_from = (len(tokenizer), named)
@@ -160,9 +160,9 @@ def _marks(tokenizer: Any) -> _Marks:
 
 
 def turn_end(tokenizer: Any) -> str | None:
-    """The special token with which the chat template ends an assistant's turn; None where it has none.
+    """The special token with which the chat template ends an assistant's turn; None if it has none.
 
-    A model goes on with the user's turn unless it is stopped there, whatever end the tokenizer or the model names.
+    Unless it is stopped there, a model goes on with the user's turn, whatever end the tokenizer or the model names.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -171,13 +171,13 @@ def turn_end(tokenizer: Any) -> str | None:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except REFUSED:
         return None
-    _, found, after = text.rpartition(_PROBE)
-    marks = special_marks(tokenizer) if found else []
+    _, probe, after = text.rpartition(_PROBE)
+    marks = special_marks(tokenizer) if probe else []
     return next((mark for mark in marks if after.lstrip().startswith(mark)), None)
 
 
 def opened_thought(tokenizer: Any) -> str | None:
-    """The tag of :data:`THOUGHTS` that the chat template itself writes before an answer; None where it writes none."""
+    """The tag of :data:`THOUGHTS` that the chat template itself writes before an answer; None if it writes none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     turns = [{"role": "user", "content": "How are you?"}]
@@ -192,7 +192,7 @@ def opened_thought(tokenizer: Any) -> str | None:
 
 
 class Heard(NamedTuple):
-    """News of an answer: with ``retract`` what came as text until now was reasoning; then more of either."""
+    """The next part of an answer. ``retract``: the text so far was reasoning; it comes before what is new."""
 
     reasoning: str = ""
     text: str = ""
@@ -200,27 +200,27 @@ class Heard(NamedTuple):
 
 
 class ThoughtSplitter:
-    """Tells the thought at the start of an answer from the answer, piece by piece, whatever the pieces are.
+    """Separates the thought at the start of an answer from the answer, piece by piece, wherever it is split.
 
-    A thought stands between the tags of :data:`THOUGHTS` at the start, or ends with a closing tag that nothing opened
-    (the prompt did). One that is never closed goes to the end. Anywhere else a tag is text.
+    A thought is between the tags of :data:`THOUGHTS` at the start, or ends with a closing tag whose opening tag is in
+    the prompt. A thought that is never closed goes to the end. Anywhere else a tag is text.
 
     Args:
         opened: the opening tag that the prompt ends with, see :func:`opened_thought`.
 
     Attributes:
-        found: there was a thought, if an empty one.
+        found: whether there was a thought, even an empty one.
     """
 
     def __init__(self, opened: str | None = None):
         self._held = ""
         self._close = _OPEN[opened] if opened else ""
         self._state = "thought" if opened else "start"
-        self._before = ""  # the last character that was handed out as text
+        self._before = ""  # the last character handed out as text
         self.found = bool(opened)
 
     def push(self, piece: str) -> Heard:
-        """What this piece makes sure; what could be the beginning of a tag is held back."""
+        """What is certain after this piece; a possible beginning of a tag is held back."""
         self._held += piece
         heard = Heard()
         while (news := self._step()) is not None:
@@ -232,12 +232,12 @@ class ThoughtSplitter:
         return heard
 
     def flush(self) -> Heard:
-        """What was held back; nothing comes after it."""
+        """What was held back, at the end of the answer."""
         held, self._held = self._held, ""
         return Heard(reasoning=held) if self._state == "thought" else Heard(text=held)
 
     def _step(self) -> Heard | None:
-        """One step on from what is held; None when more must come first."""
+        """One step through the text that is held; None if more text must come first."""
         held = self._held
         if self._state in ("start", "answer"):  # blanks before an answer are no part of it
             self._held = held = held.lstrip()
@@ -268,7 +268,7 @@ class ThoughtSplitter:
         return Heard()
 
     def _unsure(self, held: str) -> Heard | None:
-        """Text, unless a tag closes it that nothing opened."""
+        """Text, unless a closing tag follows that nothing opened."""
         tag = _TAG.search(held)
         if tag is None:
             return self._hand_out(len(held) - _half(held, [t for p in THOUGHTS for t in p]))
@@ -292,7 +292,7 @@ class ThoughtSplitter:
 
 
 def _half(text: str, tags: Sequence[str]) -> int:
-    """How many characters at the end of the text could be the beginning of a tag."""
+    """How many characters at the end of the text may begin a tag."""
     longest = min(len(text), max(map(len, tags)) - 1)
     ends = (n for n in range(longest, 0, -1) if any(tag.startswith(text[-n:]) for tag in tags))
     return next(ends, 0)
@@ -310,5 +310,5 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 
 def without_reasoning(text: str) -> str:
-    """The answer alone: what is scored, counted, judged and learned."""
+    """The answer alone: the part that is scored, counted, judged and learned."""
     return split_reasoning(text)[1]
