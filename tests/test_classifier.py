@@ -395,7 +395,7 @@ def change(folder: Path, **settings) -> None:
         (lambda f: change(f, objectives=[{"name": "helpful"}]), "range"),
         (
             lambda f: change(f, objectives=[{"name": "a", "range": [0, 1], "thresholds": [1]}]),
-            "5 outputs, the levels of .'a'. are 2",
+            "5 outputs, but .'a'. have 2 levels",
         ),
         (lambda f: (f / "model/config.json").unlink(), "cannot load"),
     ],

@@ -43,7 +43,7 @@ class Broken(RewardPanel):
         return rewards
 
 
-def test_each_prompt_by_its_own_weights_and_each_objective_by_itself():
+def test_each_prompt_has_its_own_weights_and_each_objective_its_own_log():
     logged: dict[str, list[float]] = {}
     reward = reward_of([[1, 0], [0.25, 0.75], [0.5, 0.5]])
     texts = ["a" * 15, "b" * 20, "b" * 5, ""]
@@ -68,7 +68,7 @@ def test_each_prompt_by_its_own_weights_and_each_objective_by_itself():
     }
 
 
-def test_what_has_no_score_is_skipped_and_counted_and_never_taken_for_0():
+def test_a_missing_score_is_skipped_and_counted_and_never_0():
     logged = {}
     reward = reward_of([[1, 0], [0.25, 0.75], [0, 1]])
     reward.panel.__class__ = Broken
@@ -103,7 +103,7 @@ def test_weights_do_not_cancel_in_normalized_groups():
     arrays(np.float32, (3, 4, 2), elements=st.floats(-9, 9, width=32)),
     arrays(bool, (3, 4, 2)),
 )
-def test_groups_are_centred_and_scaled_each_by_itself(z, missing):
+def test_each_group_is_centred_and_scaled_by_itself(z, missing):
     z = np.where(missing, np.nan, z).astype(np.float32)
     found = normalize_groups(z.reshape(12, 2), 4).reshape(3, 4, 2)
     assert (np.isnan(found) == missing).all()
@@ -122,7 +122,7 @@ def test_half_a_group_is_refused():
         reward([""] * 3, ["a"] * 3, [0] * 3)
 
 
-def test_what_weights_come_from(tmp_path):
+def test_weights_come_from_the_named_source(tmp_path):
     adapter = vivid_adapter(tiny_encoder(tmp_path), NAMES)
     ask = lambda source, **more: run_weights(source, PROMPTS, NAMES, adapter, **more)  # noqa: E731
     predicted = adapter.predict(PROMPTS)

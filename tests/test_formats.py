@@ -107,7 +107,9 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("tokenizer", "input_format", "conversation", "expected"), EXACT)
-def test_the_exact_text(tokenizers, tokenizer, input_format, conversation, expected):
+def test_each_format_gives_the_exact_text(
+    tokenizers, tokenizer, input_format, conversation, expected
+):
     if isinstance(input_format, tuple):
         input_format = spec(*input_format).input_format
     assert texts(tokenizers[tokenizer], conversation, "Paris. ", input_format) == expected
@@ -160,7 +162,7 @@ def test_a_response_cannot_write_the_marks_of_its_model(tokenizers):
 
 
 @pytest.mark.parametrize("panel", ["ric_assistant", "ric_summary"])
-def test_what_is_too_long_is_cut_inside_the_fields(tokenizers, panel):
+def test_long_texts_are_cut_inside_the_fields(tokenizers, panel):
     """The template's own text stays, a response keeps its beginning, a dialogue its end, a post its beginning."""
     import yaml
 
@@ -192,7 +194,7 @@ def test_a_length_that_the_template_fills_is_refused(tokenizers):
     ["{prompt}", "{promt} {completion}", "{prompt}{post}{completion}", "{completion}{completion}",
      "{sep}{completion}{sep}", ""],
 )  # fmt: skip
-def test_a_format_that_is_none_is_refused(wrong):
+def test_an_invalid_format_is_refused(wrong):
     with pytest.raises(ValueError, match="expected 'pair', 'chat' or a text"):
         check_format(wrong)
     with pytest.raises(ValueError, match="helpful: got the input format"):

@@ -21,7 +21,7 @@ def test_reading_ease_by_hand():
     assert reading_ease("") == reading_ease("42!") == 0.0
 
 
-def test_a_rule_finds_or_not():
+def test_a_rule_is_1_where_it_matches():
     pattern = r"(?i)\bas an ai\b"
     texts = ["As an AI model", "has an air", ""]
     np.testing.assert_array_equal(function_scores("rule", pattern, texts), [1, 0, 0])
@@ -44,6 +44,6 @@ def test_functions_are_deterministic():
         ("rule", "[a", "unterminated"),
     ],
 )
-def test_a_function_that_is_none_is_refused(name, pattern, said):
+def test_an_unknown_function_is_refused(name, pattern, said):
     with pytest.raises(ValueError, match=said):
         check_function(name, pattern)

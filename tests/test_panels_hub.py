@@ -181,15 +181,15 @@ def test_a_wrong_yaml_says_what_is_wrong(tmp_path, content, said):
 def test_a_model_without_a_reward_head_is_refused(tmp_path):
     tiny_encoder(tmp_path / "trunk")
     write(tmp_path, [{"name": "helpful", "source": "trunk"}])
-    with pytest.raises(StorageError, match="lacks classifier.*no reward model"):
+    with pytest.raises(StorageError, match="lacks classifier"):
         RewardPanel.from_pretrained(tmp_path / "p.yaml")
 
 
-def test_the_number_of_outputs_where_the_config_does_not_say(tmp_path):
+def test_a_spec_gives_the_outputs_that_a_config_leaves_out(tmp_path):
     tiny_bart(tmp_path / "bart")  # two outputs; a BART config that does not say so means three
     specs = [{"name": "faithful", "source": "bart", "logit": 1}]
     write(tmp_path, specs)
-    with pytest.raises(StorageError, match="number of outputs"):
+    with pytest.raises(StorageError, match="outputs"):
         RewardPanel.from_pretrained(tmp_path / "p.yaml")
     write(tmp_path, [specs[0] | {"outputs": 2}])
     assert RewardPanel.from_pretrained(tmp_path / "p.yaml").score(["a"], ["b"]).shape == (1, 1)
@@ -199,5 +199,5 @@ def test_one_model_in_two_revisions_is_refused(tmp_path):
     tiny_classifier(tmp_path / "m", 2)
     both = [{"name": "a", "source": "m"}, {"name": "b", "source": "m", "revision": "v2"}]
     write(tmp_path, both)
-    with pytest.raises(StorageError, match="holds a model once"):
+    with pytest.raises(StorageError, match="v2"):
         RewardPanel.from_pretrained(tmp_path / "p.yaml")

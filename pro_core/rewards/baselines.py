@@ -1,4 +1,4 @@
-"""Reward models against what needs no neural network: a bag of words, and always taking the longer response."""
+"""Baselines without a neural network for reward models: a bag of words, and always preferring the longer response."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def bag_of_words(
 ) -> NDArray[np.float64] | None:
     """Margins (N,) of a Bradley-Terry model on differences of word and word-pair counts.
 
-    The prompt is the same on both sides and cancels, as it does in any linear model of counts. None where there is
-    nothing to learn from: a single pair, or no word that stands in three training texts.
+    The prompt is the same on both sides and cancels, as it does in any linear model of counts. None if there is
+    nothing to learn from: a single pair, or no word that occurs in three training texts.
     """
     with needs("train"):
         from sklearn.feature_extraction.text import CountVectorizer
@@ -53,7 +53,7 @@ def bag_of_words(
     x = differences(train)
     sign = np.where(
         np.arange(x.shape[0]) % 2 == 0, 1, -1
-    )  # half the pairs turned round: two classes
+    )  # half the pairs swapped, for two classes
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
     model.fit(x.multiply(sign[:, None]).tocsr(), sign)
     return model.decision_function(differences(test))
@@ -68,8 +68,8 @@ def beside_baselines(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The panel and both baselines on the same held-out pairs: method -> objective -> accuracy with its interval.
 
-    The pairs are those of :func:`pro_core.rewards.scores.graded_rows`; the bag of words reads the training pairs of
-    their own sources. Every entry also has what :func:`length_report` says of it. What cannot be measured is missing.
+    The pairs are those of :func:`pro_core.rewards.scores.graded_rows`; the bag of words learns from the training pairs
+    of the same sources. Every entry also has its :func:`length_report`. What cannot be measured is left out.
 
     Args:
         scores: the panel's table; its held-out rows are those of ``data``.
@@ -80,7 +80,7 @@ def beside_baselines(
     held_out = scores[scores["fold"] < 0].reset_index(drop=True)
     if list(held_out["id"]) != [p.id for p in data.held_out]:
         raise DataError(
-            f"the scores are of {len(held_out)} held-out pairs, the recipe's data has other ones "
+            f"the scores are of {len(held_out)} held-out pairs, but the recipe's data has others "
             f"({len(data.held_out)}): train the panel again, then grade it"
         )
     graded = graded_rows(held_out, split)
@@ -89,17 +89,17 @@ def beside_baselines(
         rows = graded[graded["objective"] == name]
         if rows.empty:
             continue
-        mine = [data.held_out[i] for i in rows.index]
-        sources = {p.source for p in mine}
+        pairs = [data.held_out[i] for i in rows.index]
+        sources = {p.source for p in pairs}
         train = [
             p for p in data.training if p.objective == name and p.source in sources and not p.tie
         ]
         margins: dict[str, NDArray | None] = {
             method: own_margin(rows, objective_names),
-            "bag of words": bag_of_words(train, mine),
-            "longer wins": longer_wins(mine),
+            "bag of words": bag_of_words(train, pairs),
+            "longer wins": longer_wins(pairs),
         }
-        chosen, rejected = (text_lengths([getattr(p, side) for p in mine]) for side in SIDES)
+        chosen, rejected = (text_lengths([getattr(p, side) for p in pairs]) for side in SIDES)
         for key, margin in margins.items():
             if margin is None:
                 continue

@@ -1,4 +1,4 @@
-"""Batches by token budget: as many sequences as fit, sorted by length, so that little is padding.
+"""Batches by token budget: as many sequences as fit, sorted by length to keep padding small.
 
 On a CPU one big padded batch is slower than no batching at all; sorted batches under a budget are several
 times faster (`tests/bench_scoring.py` prints the ratios).
@@ -26,13 +26,13 @@ from pro_core.system.loading import check_neighbours
 from pro_core.system.storage import StorageError
 
 SCORING_VERSION = 1
-"""Of the way from texts to scores (templates, cutting, batches): raised with every change of it that moves a score."""
+"""Version of the way from texts to scores (templates, cutting, batches); raise it with every change of a score."""
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Index lists whose padded size (count x longest) stays within ``budget`` tokens, longest first.
 
-    A sequence longer than the budget is a batch of its own. Every index comes exactly once.
+    A sequence longer than the budget is a batch of its own. Every index appears exactly once.
     """
     if budget < 1:
         raise ValueError(f"got a token budget of {budget}, expected at least 1")
@@ -56,10 +56,10 @@ def cut_to_fit(
     room: int,
     keep_end: bool = True,
 ) -> tuple[list[str], list[str]]:
-    """Prompts and completions cut so that each two have at most ``room`` tokens together.
+    """Prompts and completions, cut so that each pair has at most ``room`` tokens.
 
-    A completion that is too long loses its end, a prompt its beginning (the last turn matters most), or its end
-    where ``keep_end`` is false. The prompt keeps at least a third of the room when both are too long.
+    A completion loses its end. A prompt loses its beginning (the last turn matters most), or its end if ``keep_end`` is
+    false. If both are too long, the prompt keeps at least a third of the room.
     """
     prompt_tokens, completion_tokens = (
         tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -87,7 +87,7 @@ def cut_to_fit(
 
 
 def check_length(tokenizer, max_length: int) -> None:
-    """Raise a StorageError for a length that the model cannot read; to be asked once, before the first text."""
+    """Raise a StorageError for a length that the model cannot read. Call it once, before the first text."""
     if max_length > tokenizer.model_max_length:
         raise StorageError(
             f"got max_length {max_length}, expected at most the {tokenizer.model_max_length} tokens that the model "
@@ -99,10 +99,10 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
     """Token lists of N (conversation, completion) pairs in one spec's input format, at most ``max_length`` tokens.
 
     Args:
-        conversations: message lists; an empty one for a completion that stands alone.
+        conversations: message lists; an empty one for a completion without a prompt.
         completions: read without the thought before the answer (:func:`pro_core.rewards.formats.scored_text`).
-        input_format: see :mod:`pro_core.rewards.formats`. What is too long is cut inside the prompt and the
-            completion, never in the template's own text; ``chat`` loses its beginning.
+        input_format: see :mod:`pro_core.rewards.formats`. Long texts are cut inside the prompt and the completion,
+            never inside the template's own text; ``chat`` loses its beginning.
 
     Raises:
         StorageError: ``chat`` without a chat template, ``{bos}`` without such a token, or a ``max_length`` that the
@@ -156,7 +156,7 @@ def _encode_chat(tokenizer, conversations, completions, max_length: int, special
 
 
 def _at_least_one(tokenizer, row: dict[str, list[int]]) -> dict[str, list[int]]:
-    """A text of no token is read as one padding token: a model has nothing else to say its number at."""
+    """An empty text is read as one padding token, since a model needs a token to give a score."""
     if row["input_ids"]:
         return row
     first = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1}
@@ -164,14 +164,14 @@ def _at_least_one(tokenizer, row: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def collate(tokenizer, encoded: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-    """Pad token lists to the longest of them and return tensors."""
+    """Pad token lists to the longest one and return tensors."""
     return dict(
         tokenizer.pad({key: [e[key] for e in encoded] for key in encoded[0]}, return_tensors="pt")
     )
 
 
 def check_scoring(model, tokenizer, input_format: str, max_length: int) -> None:
-    """Raise unless a short and a long text score together as each does alone; see :func:`check_neighbours`.
+    """Raise unless a short and a long text score the same together as alone; see :func:`check_neighbours`.
 
     Costs three passes over short texts, without autocast.
 
@@ -196,7 +196,7 @@ def forward_in_batches(model, tokenizer, encoded, budget: int, on_batch=None) ->
     """The model's logits for every sequence, in the order given: (N, heads) float32 on the CPU.
 
     Args:
-        budget: tokens a batch, padding included.
+        budget: tokens per batch, padding included.
         on_batch: called with the number of sequences finished so far (progress).
     """
     device = next(model.parameters()).device

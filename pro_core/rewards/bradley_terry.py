@@ -2,7 +2,7 @@
 
 TRL's RewardTrainer reads ``logits[:, 0]`` only, so it cannot train a trunk whose heads learn from different
 pairs. This trainer is transformers' own Trainer with two things changed: the loss picks each pair's head,
-and the order of the rows is fixed beforehand (pairs of like length together, little padding), so that a
+and the order of the rows is fixed beforehand (pairs of similar length together, to save padding), so that a
 run resumed after a kill sees the rows it would have seen.
 """
 
@@ -23,7 +23,7 @@ from pro_core.rewards.models import HEADS
 from pro_core.runs.training import OrderedTrainer
 
 TRAINING_VERSION = 1
-"""Of the way from pairs to parameters: raised with every change of it that moves a parameter."""
+"""Version of the way from pairs to parameters; raise it with every change that moves a parameter."""
 
 
 @dataclass
@@ -53,11 +53,11 @@ def tokenize_pairs(
     """Tokenize pairs and fix the order in which training sees them.
 
     Args:
-        epochs: how often each pair is seen, one number a pair.
-        batch_size: pairs per step, of all processes together; batches hold pairs of like length, batches are shuffled.
+        epochs: how often each pair is seen, one number per pair.
+        batch_size: pairs per step, over all processes. Batches hold pairs of similar length, and are shuffled.
 
     Raises:
-        StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.
+        StorageError: the model cannot read ``max_length`` tokens; also as :func:`encode`.
     """
     check_length(tokenizer, max_length)
     heads = {name: k for k, name in enumerate(objective_names)}
@@ -75,7 +75,7 @@ def tokenize_pairs(
 def training_order(
     lengths: Sequence[int], epochs: Sequence[int], batch_size: int, seed: int
 ) -> list[int]:
-    """The indices of rows in the order of all epochs: shuffled, each ``epochs[i]`` times, like lengths together."""
+    """The indices of rows in the order of all epochs: shuffled, each ``epochs[i]`` times, similar lengths together."""
     rng = random.Random(seed)
     order: list[int] = []
     for epoch in range(max(epochs, default=0)):
@@ -92,10 +92,10 @@ def grouped_by_length(
     rng: random.Random,
     pool: int = 50,
 ) -> list[int]:
-    """Reorder shuffled indices so that each run of ``batch_size`` has like lengths.
+    """Reorder shuffled indices so that each run of ``batch_size`` has similar lengths.
 
-    Sorting happens inside pools of ``pool`` batches; then the batches of a pool are shuffled, the short last
-    one staying last.
+    Rows are sorted inside pools of ``pool`` batches; then the batches of a pool are shuffled. A short last batch stays
+    last.
     """
     ordered: list[int] = []
     size = pool * batch_size
@@ -132,7 +132,7 @@ class BradleyTerryTrainer(OrderedTrainer):
 def bradley_terry_loss(
     logits: torch.Tensor, head: torch.Tensor, tie: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean of -log sigmoid(r_chosen - r_rejected) (Eq 2); of a tie, the mean over both orders, least at a margin of 0.
+    """Mean of -log sigmoid(r_chosen - r_rejected) (Eq 2); for a tie, the mean of both orders, least at a margin of 0.
 
     Args:
         logits: (2B, K), the B chosen rows first. head: (B,), which of the K outputs each pair teaches.

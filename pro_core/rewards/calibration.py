@@ -1,16 +1,16 @@
 """One scale for K reward models.
 
-A Bradley-Terry reward is defined up to a constant for each prompt, and every reward model has a scale of its
-own, so raw rewards of different models cannot be added or compared. ``RewardStats`` holds the mean and
-deviation of each objective on a fixed reference set (train split only) and travels with its panel.
+A Bradley-Terry reward is defined up to a constant for each prompt, and every reward model has its own scale, so raw
+rewards of different models cannot be added or compared. ``RewardStats`` holds the mean and deviation of each objective
+on a fixed reference set (train split only) and travels with its panel.
 
-On request it also removes what a reward owes to the length of the response: r - slope (log(1 + length) - center). The
-slope is least squares *within prompts*: only there is a reward defined (a prompt that asks for a long answer has an
-offset of its own, which a slope over all texts would take for length), and only there are responses compared. Lengths
-are characters, the same for K models with K tokenizers; their logarithm, since twice as long is one step everywhere.
-It is one slope for all kinds of prompts, so the reference set should be of the kind to be scored: fitted on hh-rlhf
-alone, the demo panel's helpful and harmless lose their correlation with length (+.43 and -.46 become -.03 and -.01);
-fitted on all its sources, it turns over (-.15 and +.19, `results/length.jsonl`).
+On request it also removes the length component of a reward: r - slope (log(1 + length) - center). The slope is fitted
+by least squares *within prompts*, because only there is a reward defined and are responses compared. (A prompt that
+asks for a long answer has an offset of its own, which a slope over all texts would attribute to length.) Lengths are
+characters, the same for K models with K tokenizers; with their logarithm, doubling is the same step everywhere. One
+slope serves all kinds of prompts, so the reference set should resemble what is to be scored: fitted on hh-rlhf alone,
+the demo panel's helpful and harmless lose their correlation with length (+.43 and -.46 become -.03 and -.01); fitted on
+all its sources, the correlation changes sign (-.15 and +.19, `results/length.jsonl`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class RewardStats:
 
     Attributes:
         mean, std: (K,) float64; a constant reward gets a deviation of 1, so that it normalizes to 0.
-        n: responses in the reference set. ``reference``: what that set is, in words.
+        n: responses in the reference set. ``reference``: a description of that set.
         constant: objectives whose reward is the same for the whole reference set.
-        length_slope: (K,) reward a unit of log length, removed before standardizing; None: nothing is removed.
+        length_slope: (K,) reward per unit of log length, removed before standardizing; None: nothing is removed.
         length_center: mean log(1 + characters) of the reference set.
     """
 
@@ -59,11 +59,11 @@ class RewardStats:
         """Statistics of raw rewards (N, K); with lengths, those of the rewards without their length component.
 
         Args:
-            lengths: (N,) characters, see :func:`text_lengths`. ``prompts``: (N,) texts that tell prompts apart.
+            lengths: (N,) characters, see :func:`text_lengths`. ``prompts``: (N,) texts that identify the prompts.
 
         Raises:
             ValueError: fewer than 2 rows, another K, rewards that are not finite (names the objective), or lengths
-                without two responses of different length to any prompt.
+                without any prompt that has two responses of different length.
         """
         names = check_objective_names(objective_names)
         rewards = np.asarray(rewards_NK, dtype=np.float64)
@@ -96,8 +96,8 @@ class RewardStats:
         """Standardized rewards z = (r - mean) / std, (N, K) to (N, K); higher stays better.
 
         Args:
-            lengths: (N,) characters of the responses, see :func:`text_lengths`; needed where the statistics remove
-                the length component, and not looked at elsewhere.
+            lengths: (N,) characters of the responses, see :func:`text_lengths`; needed if the statistics remove the
+                length component, else ignored.
 
         Raises:
             ValueError: another K, or no lengths where they are needed.

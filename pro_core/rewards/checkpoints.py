@@ -1,7 +1,7 @@
-"""Loading a reward model, whoever wrote it: one of ours, transformers' ``save_pretrained``, or PEFT's.
+"""Loading of reward models: our own checkpoints, those of transformers' ``save_pretrained``, and PEFT adapters.
 
-Of a PEFT adapter (TRL's reward trainer writes them) the base is loaded first, and the adapter merged into it. What has
-no head is no reward model and is refused: its scores would be random numbers.
+For a PEFT adapter, as TRL's reward trainer writes it, the base model is loaded first and the adapter merged into it. A
+checkpoint without a head is not a reward model and is refused: its scores would be random numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_reward_model(
     """(model, tokenizer) of one of our checkpoints, of transformers' or of PEFT's, in evaluation mode.
 
     Args:
-        outputs: how many a checkpoint of transformers' has, where its config does not say (BART's default is 3).
+        outputs: the number of outputs of a transformers checkpoint whose config does not say (BART's default is 3).
 
     Raises:
         StorageError: with the source and the loader's own reason.
@@ -52,7 +52,7 @@ def load_reward_model(
             model, tokenizer = _load_peft(adapter, outputs)
         else:
             model, tokenizer = _load_classifier(source, revision, outputs)
-    except Exception as error:  # every loader has exceptions of its own
+    except Exception as error:  # every loader raises its own exceptions
         raise StorageError(
             f"cannot load the reward model {source!r}: {loading_failure(error, source)}"
         ) from error
@@ -84,20 +84,20 @@ def _load_classifier(source: str, revision: str | None, outputs: int | None):
     resolved = resolve_encoder(source)
     tokenizer = AutoTokenizer.from_pretrained(resolved, revision=revision, **SAFE)
     model, loading = _classifier(resolved, revision, outputs)
-    # What is missing would be random numbers, and so would the scores.
-    for name, there, expected in loading["mismatched_keys"]:
+    # Missing parameters would be random numbers, and so would the scores.
+    for name, actual, expected in loading["mismatched_keys"]:
         raise ValueError(
-            f"its {name} has the shape {tuple(there)}, expected {tuple(expected)}: give the spec the number of outputs"
+            f"its {name} has the shape {tuple(actual)}, expected {tuple(expected)}: set `outputs` in its spec"
         )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])[0]
-        raise ValueError(f"its checkpoint lacks {missing}, so it is no reward model")
+        raise ValueError(f"its checkpoint lacks {missing}, so it is not a reward model")
     match_tokenizer(model, tokenizer)
     return model, tokenizer
 
 
 def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple[Any, dict]:
-    """A model of transformers', and what its files lack or have in another shape."""
+    """A transformers model, and what its files lack or have in another shape."""
     from transformers import AutoModelForSequenceClassification
 
     settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
@@ -107,7 +107,7 @@ def _classifier(source: str, revision: str | None, outputs: int | None) -> tuple
             source,
             revision=revision,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # the caller refuses them, in words
+            ignore_mismatched_sizes=True,  # the caller refuses them with a message
             output_loading_info=True,
             **settings,
             **SAFE_MODEL,
@@ -129,12 +129,12 @@ def _peft_folder(source: str, revision: str | None) -> Path | None:
     try:
         hf_hub_download(source, name, revision=revision)
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-        return None  # no such file, or no hub: loading the model says which
+        return None  # no such file, or no hub: loading the model will tell
     return local_folder(source, revision)
 
 
 def _load_peft(folder: Path, outputs: int | None):
-    """The base that an adapter names, with the adapter merged into it, and the adapter's own head."""
+    """The base model with the adapter merged into it, and the adapter's own head."""
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import AutoTokenizer
 
@@ -144,25 +144,27 @@ def _load_peft(folder: Path, outputs: int | None):
         raise ValueError(
             f"its adapter_config.json has the task {task!r} and the base {base!r}, expected 'SEQ_CLS' and a base's name"
         )
-    saved = load_file(folder / PEFT_FILE)  # where it is missing, PEFT itself would take a pickle
+    saved = load_file(folder / PEFT_FILE)  # if it is missing, PEFT would load a pickle
     head = re.compile(rf"\b(?:{'|'.join(HEADS)})\.(?:out_proj\.)?weight$")
     rows = [tensor.shape[0] for name, tensor in saved.items() if head.search(name)]
     if not rows:
-        raise ValueError(f"its {PEFT_FILE} has no head, so it is no reward model")
+        raise ValueError(f"its {PEFT_FILE} has no head, so it is not a reward model")
     where = str(folder / base) if (folder / base).is_dir() else resolve_encoder(base)
     try:
         model, loading = _classifier(where, config.get("revision"), outputs or rows[0])
-    except Exception as error:  # every loader has exceptions of its own
+    except Exception as error:  # every loader raises its own exceptions
         raise ValueError(f"its base {base!r}: {loading_failure(error, where)}") from error
-    # What neither has would be random numbers: the head always, and a pooler where the base is a language model.
+    # What neither has would be random: always the head, and the pooler if the base model is a language model.
     lacking = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
     if lacking := {name for name in lacking if PEFT_PREFIX + name not in saved}:
         raise ValueError(f"neither its {PEFT_FILE} nor its base {base!r} has {min(lacking)}")
     adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
     if amiss := sorted(set(get_peft_model_state_dict(adapted)) ^ set(saved)):
         raise ValueError(f"its {PEFT_FILE} does not fit {base!r} ({amiss[0]})")
-    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder) if own else where, **SAFE)
+    has_tokenizer = any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(folder) if has_tokenizer else where, **SAFE)
     model = adapted.merge_and_unload()
     match_tokenizer(model, tokenizer)
     return model, tokenizer

@@ -51,15 +51,15 @@ FORMAT = "pro-classifier"
 
 @dataclass
 class RewardClassifier:
-    """A multi-head classifier with what is needed to use it as a reward.
+    """A multi-head classifier, with everything needed to use it as a reward.
 
     Attributes:
         scales: one per objective, in the order of every K axis.
-        folder: where ``model/`` lies.
-        loss: what it was trained with, and so how its outputs become probabilities; see :func:`log_probabilities`.
+        folder: the folder that holds ``model/``.
+        loss: its training loss, which decides how outputs become probabilities; see :func:`log_probabilities`.
         input_format, max_length: see :class:`pro_core.rewards.specs.RewardModelSpec`.
-        stats: mean and deviation of every head's every level on training responses; None until fitted.
-        label_counts: column of :func:`level_columns` -> training responses of that level.
+        stats: mean and deviation of each level of each head on training responses; None until fitted.
+        label_counts: column of :func:`level_columns` -> number of training responses of that level.
         accuracy: metric -> ``{"accuracy", "ci95": [lo, hi], "n", "prompts"}``, as measured on held-out responses.
     """
 
@@ -85,7 +85,7 @@ class RewardClassifier:
         outputs = self.model.config.num_labels
         if outputs != len(self.columns):
             raise StorageError(
-                f"the model has {outputs} outputs, the levels of {list(self.objective_names)} are {len(self.columns)}"
+                f"the model has {outputs} outputs, but {list(self.objective_names)} have {len(self.columns)} levels"
             )
         if self.stats is not None and self.stats.objective_names != self.columns:
             raise StorageError(
@@ -98,16 +98,16 @@ class RewardClassifier:
         completions: Sequence[str],
         allow_missing: bool = False,
     ) -> NDArray[np.float32]:
-        """Probabilities (N, S) of every head's every level, in the order of ``columns``.
+        """Probabilities (N, S) of each level of each head, in the order of ``columns``.
 
-        Under the loss ``joint`` a row sums to 1, under ``per_head`` each head of a row does. ``None`` or ``[]`` as a
-        prompt: the completion stands alone.
+        With the loss ``joint`` a row sums to 1, with ``per_head`` each head of a row does. A prompt of ``None`` or
+        ``[]`` means a completion without a prompt.
 
         Args:
-            allow_missing: give NaN where the model answered NaN or infinity, for a caller that counts them.
+            allow_missing: return NaN where the model gave NaN or infinity, for a caller that counts them.
 
         Raises:
-            ValueError: lists of different length, an empty prompt, or a model that answers NaN.
+            ValueError: lists of different length, an empty prompt, or a model that gives NaN.
         """
         if isinstance(prompts, str) or isinstance(completions, str):
             raise ValueError("expected lists of prompts and completions, got a single text")
@@ -127,17 +127,23 @@ class RewardClassifier:
         return p
 
     def expected_levels(self, probabilities: ArrayLike) -> NDArray[np.float32]:
-        """The level (N, K), 1 to its objective's highest, that probabilities (N, S) expect: sum_l l p(l) in each head,
-        whose levels are first scaled to 1 (under ``joint`` they share it with the other heads)."""
+        """The expected levels (N, K) under probabilities (N, S), 1 to each objective's highest: sum_l l p(l) per head.
+        Each head is first scaled to a sum of 1, since under ``joint`` it shares its sum with the other heads."""
         heads = np.split(np.asarray(probabilities), np.cumsum(self.sizes)[:-1], axis=1)
         each = [p @ np.arange(1, p.shape[1] + 1) / p.sum(axis=1) for p in heads]
         return np.stack(each, axis=1).astype(np.float32)
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the probabilities."""
+        """A hash of everything that determines the probabilities."""
         if not self._fingerprint:
-            own = [SCORING_VERSION, self.loss, self.input_format, self.max_length, self.columns]
-            self._fingerprint = content_hash([own, fingerprint(self.folder / "model")])
+            settings = [
+                SCORING_VERSION,
+                self.loss,
+                self.input_format,
+                self.max_length,
+                self.columns,
+            ]
+            self._fingerprint = content_hash([settings, fingerprint(self.folder / "model")])
         return self._fingerprint
 
     def reward(
@@ -154,7 +160,7 @@ class RewardClassifier:
             prompts: without the condition ``<helpful 4>`` that the policy reads.
             targets, divide_by: see :func:`map_levels`.
             momentum: 0 leaves the statistics as they are (frozen); above 0 they move towards this batch, after it
-                was graded with the old ones. See :func:`moving_stats`.
+                was scored with the old ones. See :func:`moving_stats`.
 
         Raises:
             ValueError: as :meth:`probabilities` and :func:`map_levels`; no statistics yet.
@@ -175,7 +181,7 @@ class RewardClassifier:
         return self.stats
 
     def fit_stats(self, prompts, completions, reference: str) -> RewardStats:
-        """Fit and keep ``stats`` on reference responses; they must come from the train split."""
+        """Fit ``stats`` on reference responses and keep them; the responses must come from the train split."""
         p = self.probabilities(prompts, completions)
         self.stats = RewardStats.fit(p, self.columns, reference)
         return self.stats
@@ -183,7 +189,7 @@ class RewardClassifier:
     # ------------------------------------------------------------ disk
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write ``classifier.json``, and a copy of ``model/`` where ``path`` is another folder than its own."""
+        """Write ``classifier.json``, and copy ``model/`` if ``path`` is another folder than its own."""
         if Path(path).resolve() != self.folder.resolve():
             shutil.copytree(self.folder / "model", Path(path) / "model", dirs_exist_ok=True)
         objectives = [
@@ -224,6 +230,6 @@ class RewardClassifier:
         classifier = cls(scales, model, tokenizer, folder, stats=stats, **kept)
         try:
             check_scoring(model, tokenizer, classifier.input_format, classifier.max_length)
-        except Exception as error:  # every model has exceptions of its own
+        except Exception as error:  # every model raises its own exceptions
             raise StorageError(f"{folder / 'model'}: {first_line(error)}") from error
         return classifier

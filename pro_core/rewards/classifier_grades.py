@@ -2,10 +2,10 @@
 
 Metrics, each with a bootstrap interval over prompts:
     preference_accuracy: the head of the joint argmax is one that the response has a label for.
-    intensity_accuracy: the joint argmax is exactly a labelled head and its level.
-    level_accuracy_<objective>: among responses with a label for it, the head's own argmax is the level.
-    level_accuracy: the mean of those over objectives.
-The first two compare outputs across heads, which only the loss ``joint`` trains to be comparable.
+        intensity_accuracy: the joint argmax is exactly a labelled head and its level.
+        level_accuracy_<objective>: among responses with a label for it, the head's own argmax is the level.
+        level_accuracy: the mean of those over objectives.
+    The first two compare outputs of different heads, which are comparable only after training with the loss ``joint``.
 """
 
 from __future__ import annotations
@@ -52,29 +52,34 @@ def grade_levels(table: pd.DataFrame, scales: Sequence[IntensityScale], loss: st
     """Accuracies of a table of :func:`prediction_table`: metric -> ``{"accuracy", "ci95", "n", "prompts"}``."""
     p, starts = table[[f"p_{c}" for c in level_columns(scales)]].to_numpy(), _starts(scales)
     parts = np.split(p, starts[1:], axis=1)
-    own = np.stack([part.argmax(axis=1) + 1 for part in parts], axis=1)
+    answered = np.stack([part.argmax(axis=1) + 1 for part in parts], axis=1)
     if loss == "per_head":
-        return _measure(table, scales, own)
+        return _measure(table, scales, answered)
     best = p.argmax(axis=1)
     head = np.searchsorted(starts, best, side="right") - 1
-    return _measure(table, scales, own, head, head, best - starts[head] + 1)
+    return _measure(table, scales, answered, head, head, best - starts[head] + 1)
 
 
 def majority_class(
     table: pd.DataFrame, scales: Sequence[IntensityScale], counts: Mapping[str, int]
 ) -> Measured:
-    """The same for always answering what was most frequent in training: the head with the most labels, the most
-    frequent head and level, and each head's most frequent level."""
+    """The same metrics for always answering what was most frequent in training: the head with the most labels, the
+    most frequent head and level, and each head's most frequent level."""
     n = np.array([counts[column] for column in level_columns(scales)])
     starts = _starts(scales)
     parts = np.split(n, starts[1:])
-    own = np.array([part.argmax() + 1 for part in parts])
+    most_frequent = np.array([part.argmax() + 1 for part in parts])
     most_labelled = int(np.argmax([part.sum() for part in parts]))
     head = int(np.searchsorted(starts, n.argmax(), side="right") - 1)
     level = int(n.argmax() - starts[head] + 1)
     rows = np.ones(len(table), dtype=int)
     return _measure(
-        table, scales, np.outer(rows, own), most_labelled * rows, head * rows, level * rows
+        table,
+        scales,
+        np.outer(rows, most_frequent),
+        most_labelled * rows,
+        head * rows,
+        level * rows,
     )
 
 
@@ -84,7 +89,7 @@ def _starts(scales: Sequence[IntensityScale]) -> NDArray[np.int64]:
 
 
 def _measure(table, scales, own_NK, preferred=None, head=None, level=None) -> Measured:
-    """Grade the levels answered within heads (N, K) and, where given, one head and one (head, level) a row."""
+    """Grade the levels answered within heads (N, K) and, if given, one head and one (head, level) per row."""
     truth = table[[f"level_{scale.name}" for scale in scales]].to_numpy()
     texts, rows = list(table["text"]), np.arange(len(table))
     measured: Measured = {}
@@ -95,17 +100,19 @@ def _measure(table, scales, own_NK, preferred=None, head=None, level=None) -> Me
     by_objective: Measured = {}
     drawn = []
     for k, scale in enumerate(scales):
-        here = np.flatnonzero(truth[:, k])
-        if not len(here):
+        labelled = np.flatnonzero(truth[:, k])
+        if not len(labelled):
             continue
-        right = own_NK[here, k] == truth[here, k]
-        by_objective[f"level_accuracy_{scale.name}"] = _accuracy(right, [texts[i] for i in here])
+        right = own_NK[labelled, k] == truth[labelled, k]
+        by_objective[f"level_accuracy_{scale.name}"] = _accuracy(
+            right, [texts[i] for i in labelled]
+        )
         P = counts.shape[1]
-        totals = counts @ np.bincount(index[here], minlength=P)
+        totals = counts @ np.bincount(index[labelled], minlength=P)
         with np.errstate(
             invalid="ignore"
         ):  # a resample may hold none of a small objective's prompts
-            drawn.append((counts @ np.bincount(index[here], right, P)) / totals)
+            drawn.append((counts @ np.bincount(index[labelled], right, P)) / totals)
     measured["level_accuracy"] = {
         "accuracy": float(np.mean([m["accuracy"] for m in by_objective.values()])),
         "ci95": np.percentile(np.nanmean(drawn, axis=0), [2.5, 97.5]).tolist(),

@@ -1,7 +1,7 @@
-"""One recipe of MOSLIM's reward classifiers, as its files: what `train/classifier.py` makes and `evaluate.py` grades.
+"""The run of a classifier recipe: what `train/classifier.py` makes and `evaluate.py` grades.
 
-One classifier a loss and seed, in ``<output>/<loss>-seed<n>``: the model, statistics for Eq 11, held-out predictions
-and a model card; the model alone is in ``<output>/trained``. Each is a finished folder of
+There is one classifier per loss and seed, in ``<output>/<loss>-seed<n>``: the model, statistics for Eq 11, held-out
+predictions and a model card. The model alone is in ``<output>/trained``. Each is a finished folder of
 :mod:`pro_core.system.artefacts`.
 """
 
@@ -52,25 +52,25 @@ DECIDING = (
     *("model", *ARCHITECTURE, *OPTIMIZATION, "objectives", "batch_size", "learning_rate"),
     *("fast_heads", "warmup_steps", "max_length", "input_format"),
 )
-"""The settings that decide the parameters of a classifier, beside its base's files and its training responses."""
+"""The settings that determine a classifier's parameters, beside its base model's files and training responses."""
 TRAINED, CLASSIFIER = "pro-trained-classifier", "pro-finished-classifier"
 """The kinds of finished folders; the second is for people."""
 PREDICTIONS = "predictions.parquet"
 GRADING_VERSION = 1
-"""Of statistics, figures and card: raised with every change of what they say."""
+"""Version of statistics, figures and card; raise it with every change of what they say."""
 REFERENCE_SIZE = 2000
-"""Training responses, at most, that the statistics of Eq 11 are fitted on."""
+"""Maximum number of training responses that the statistics of Eq 11 are fitted on."""
 
 
 def train_classifiers(recipe: ClassifierRecipe) -> list[Path]:
-    """Train what a recipe says and is not finished yet; print notes, progress and accuracies.
+    """Train those classifiers of a recipe that are not finished yet; print notes, progress and accuracies.
 
     Returns:
-        The folders of its classifiers, one for each loss and seed: what ``RewardClassifier.from_pretrained`` takes.
+        The folders of its classifiers, one per loss and seed, for ``RewardClassifier.from_pretrained``.
 
     Raises:
         ConfigError: a batch that the processes cannot share. DataError: responses that cannot be read, do not fit the
-            objectives, or none to grade on. StorageError: a base that cannot be loaded, or a full disk.
+            objectives, or none to grade on. StorageError: a base model that cannot be loaded, or a full disk.
     """
     run = ClassifierRun(recipe)
     if main_process():
@@ -105,7 +105,7 @@ class ClassifierRun:
                 yield loss, seed, Path(self.recipe.output) / f"{loss}-seed{seed}"
 
     def make(self) -> None:
-        """All classifiers of the recipe.
+        """Make all classifiers of the recipe.
 
         Raises:
             DataError: nothing to grade them on.
@@ -131,7 +131,7 @@ class ClassifierRun:
         """A finished classifier.
 
         Raises:
-            StorageError: it is not there, or the recipe or its data have changed since.
+            StorageError: it does not exist, or the recipe or its data have changed since.
         """
         trained = self._inputs(loss, seed)
         finished(self._place(folder.name), TRAINED, trained, self.command)
@@ -144,7 +144,7 @@ class ClassifierRun:
         return Path(self.recipe.output) / "trained" / name
 
     def _trained(self, loss: str, seed: int, name: str) -> Artefact:
-        """The network alone."""
+        """The trained network alone, without statistics and card."""
         target = self._place(name)
 
         def make(folder: Path) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class ClassifierRun:
         return once(target, TRAINED, self._inputs(loss, seed), make)
 
     def _inputs(self, loss: str, seed: int) -> dict[str, Any]:
-        """All that decides the parameters."""
+        """Everything that determines the parameters."""
         data = self.data
         return {
             "code": [TRAINING_VERSION, SCORING_VERSION],
@@ -166,15 +166,15 @@ class ClassifierRun:
         }
 
     def _final_inputs(self, trained: str) -> dict[str, Any]:
-        """All that decides the figures and the card, too."""
+        """Everything that determines the figures and the card as well."""
         data = self.data
-        said = self.recipe.decides("grade_on", "licence", "data")
+        settings = self.recipe.decides("grade_on", "licence", "data")
         held_out = _responses_hash(data.held_out, [r.ungraded for r in data.held_out])
         read = {"held-out responses": held_out, "notes": data.notes, "licences": data.licences}
-        return {"code": GRADING_VERSION, "trained": trained} | read | said
+        return {"code": GRADING_VERSION, "trained": trained} | read | settings
 
     def _train(self, loss: str, seed: int, folder: Path, target: Path) -> None:
-        """The network, into ``folder/model``; ``target`` is where it will be, to be told to people."""
+        """Train the network into ``folder/model``; ``target`` is its final place, for messages."""
         recipe, data = self.recipe, self.data
         parts = recipe.decides(*ARCHITECTURE)
         parts |= {"base": recipe.model, "num_labels": len(level_columns(self.scales))}
@@ -199,7 +199,7 @@ class ClassifierRun:
             save_reward_model(trained, folder / "model", parts)
 
     def _finish(self, loss: str, folder: Path) -> None:
-        """Statistics, held-out predictions, accuracies and the card of a trained model."""
+        """Write the statistics, held-out predictions, accuracies and card of a trained model."""
         recipe, data = self.recipe, self.data
         model, tokenizer = load_reward_model(str(folder / "model"), device=process_device())
         settings = recipe.decides("input_format", "max_length")
@@ -223,6 +223,6 @@ class ClassifierRun:
 
 
 def _responses_hash(responses: Sequence[LabelledResponse], more: Sequence[Any]) -> str:
-    """A hash of rated responses, in their order, and of something of each; with their number."""
+    """The number of rated responses, and a hash of them in order, with one more thing for each of them."""
     rows = [[r.prompt, r.response, r.labels, r.source, r.split] for r in responses]
     return f"{len(responses):,} of hash {content_hash([rows, list(more)])}"

@@ -1,4 +1,4 @@
-"""Training MOSLIM's reward classifier: ratings to levels, and its two losses."""
+"""Training of MOSLIM's reward classifier: from ratings to levels, and its two losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pro_core.rewards.models import HEADS
 from pro_core.runs.training import OrderedTrainer
 
 TRAINING_VERSION = 1
-"""Of the way from ratings to parameters and figures: raised with every change of it that moves one of them."""
+"""Version of the way from ratings to parameters and figures; raise it with every change that moves one of them."""
 
 
 @dataclass
@@ -29,11 +29,11 @@ class RatedResponses:
     """What a classifier learns from and is graded on.
 
     Attributes:
-        train, held_out: responses, by whether their source lets their split be trained on.
+        train, held_out: responses whose split their source trains on, and all others.
         levels, held_out_levels: (N, K), see :func:`rated_levels`.
         epochs: how often each training response is seen.
         counts: training responses of each level.
-        licences: for each entry of the recipe what it, or its training rows, name.
+        licences: for each entry of the recipe, its own licence or those of its training rows.
         notes: sentences about what was left out or is not graded.
     """
 
@@ -79,7 +79,7 @@ def rated_levels(
     """The level of each response under each objective, (N, K), from 1; 0 where it has no rating.
 
     Raises:
-        DataError: a rating that is no number or out of range (names the response).
+        DataError: a rating that is not a number or is out of range (names the response).
     """
     levels = np.zeros((len(responses), len(scales)), dtype=np.int64)
     for i, response in enumerate(responses):
@@ -100,17 +100,17 @@ def count_levels(levels: NDArray, scales: Sequence[IntensityScale]) -> dict[str,
     """
     counts: dict[str, int] = {}
     for k, scale in enumerate(scales):
-        mine = [int((levels[:, k] == level + 1).sum()) for level in range(scale.levels)]
-        if not any(mine):
+        responses = [int((levels[:, k] == level + 1).sum()) for level in range(scale.levels)]
+        if not any(responses):
             raise DataError(
                 f"{scale.name}: no training response has a rating; name its label in a data entry"
             )
-        if not all(mine):
+        if not all(responses):
             raise DataError(
-                f"{scale.name}: its levels 1 to {scale.levels} have {mine} training responses, expected some of "
+                f"{scale.name}: its levels 1 to {scale.levels} have {responses} training responses, expected some for "
                 "each; move its thresholds, or add data"
             )
-        counts.update(zip(level_columns([scale]), mine, strict=True))
+        counts.update(zip(level_columns([scale]), responses, strict=True))
     return counts
 
 
@@ -124,14 +124,14 @@ def tokenize_rated(
 ) -> OrderedRows:
     """Tokenize training responses and fix the order in which they are seen; one row is ``{"tokens", "levels"}``.
 
-    Repeats are spread over the whole run: in epochs one after another, a source that is seen more often than the
-    others would end the run alone, at a learning rate near 0.
+    Repeats are spread over the whole run. With one epoch after another, a source that is repeated more often than the
+    others would be alone at the end of the run, at a learning rate near 0.
 
     Args:
-        batch_size: rows per step, of all processes together; batches hold rows of like length, batches are shuffled.
+        batch_size: rows per step, over all processes. Batches hold rows of similar length, and are shuffled.
 
     Raises:
-        StorageError: the model cannot read ``max_length`` tokens. As :func:`encode`.
+        StorageError: the model cannot read ``max_length`` tokens; also as :func:`encode`.
     """
     check_length(tokenizer, max_length)
     prompts = [r.prompt or [] for r in data.train]
@@ -152,8 +152,8 @@ def classifier_loss(
     """Mean over rows of the sum over a row's labelled heads i of -log p_i[level_i].
 
     ``joint`` is Eq 10, p from one softmax over the concatenation; ``per_head`` sums Eq 9 over the heads. Heads
-    without a label are masked. The sum is divided by the number of rows and not of labels, so that the mean over
-    the parts of a batch is the mean over the batch.
+    without a label are masked. The sum is divided by the number of rows, not of labels, so that the mean over the parts
+    of a batch is the mean over the batch.
 
     Args:
         logits: (B, S). levels: (B, K), from 1; 0 where there is no label. sizes: the K heads' levels.
@@ -161,7 +161,7 @@ def classifier_loss(
     log_p = log_probabilities(logits.float(), sizes, loss)
     offsets = torch.tensor([0, *sizes[:-1]], device=logits.device).cumsum(0)
     labelled = levels > 0
-    columns = (offsets + levels - 1).clamp(min=0)  # of an unlabelled head: any, it is masked
+    columns = (offsets + levels - 1).clamp(min=0)  # any column for an unlabelled head: it is masked
     return -(log_p.gather(1, columns) * labelled).sum() / len(logits)
 
 

@@ -1,19 +1,19 @@
-"""The very text that a reward model reads: one template a model.
+"""The exact text that a reward model reads: one template per model.
 
-A reward model is worth little on texts of another form than it was trained on: another order, other marks of the
-turns, one blank more. A template is plain text with fields:
+A reward model is worth little on texts in another form than it was trained on: another order, other marks of turns,
+one more blank. A template is plain text with fields:
 
 | field | stands for |
 |---|---|
 | `{completion}` | the response, without blanks at its ends; every template has it once |
 | `{prompt}` | the conversation as :func:`pro_core.data.schema.render_messages` gives it |
 | `{dialogue}` | its turns as hh-rlhf writes them, `\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nHuman: ...` |
-| `{post}` | of the last user turn, the text to be summarized: without the request, newlines as blanks |
+| `{post}` | the text to summarize, from the last user turn: without the request, with blanks for newlines |
 | `{bos}` | the tokenizer's first token |
-| `{sep}` | here the text's first segment ends and its second begins: the tokenizer's pair of texts |
+| `{sep}` | the border between the two segments of the tokenizer's pair of texts |
 
-At most one of the three views of the prompt. `pair` is `{prompt}{sep}{completion}`; `chat` is the tokenizer's own
-chat template. System messages are left out of all: a candidate's style must not change its score.
+A template shows at most one of the three views of the prompt. `pair` is `{prompt}{sep}{completion}`; `chat` is the
+tokenizer's own chat template. System messages are left out of all: a candidate's style must not change its score.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SUMMARY = re.compile(r"\b(summari[sz]e|summary|tl;?dr)\b", re.IGNORECASE)
 
 
 def scored_text(completion: str) -> str:
-    """What of a completion is scored and counted: clean text, without the thought before the answer."""
+    """The part of a completion that is scored and counted: clean text, without the thought before the answer."""
     return without_reasoning(clean_text(completion))
 
 
 def thoughts_note(completions: Sequence[str]) -> list[str]:
-    """One sentence where completions begin with a thought, which :func:`scored_text` cuts off; else none."""
+    """One sentence if completions begin with a thought, which :func:`scored_text` cuts off; else none."""
     texts = [clean_text(text) for text in completions]
     answers = [answer for text in texts if (answer := without_reasoning(text)) != text]
     if not answers:
@@ -76,7 +76,7 @@ def view_of(template: str) -> str | None:
 
 
 def render(conversation: Sequence[Message], view: str | None) -> str:
-    """A conversation (possibly none at all) in one view."""
+    """A conversation, possibly an empty one, in one view."""
     if view is None or not conversation:
         return ""
     if view == "post":
@@ -89,7 +89,7 @@ def render(conversation: Sequence[Message], view: str | None) -> str:
 
 
 def _post(conversation: Sequence[Message]) -> str:
-    """RiC's prompts have it between marks; ours and most others after a first paragraph that asks for a summary."""
+    """The text between RiC's marks, or what follows a first paragraph that asks for a summary, as in most prompts."""
     turn = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
     if "### Input:" in turn:
         turn = turn.split("### Input:", 1)[1].split("### Response:")[0]
@@ -111,7 +111,7 @@ def fill(template: str, prompt: str, completion: str, bos: str | None) -> tuple[
             "the input format has {bos}, but the model's tokenizer has no such token"
         )
     values = {"completion": completion, "bos": bos or "", **dict.fromkeys(VIEWS, prompt)}
-    # One pass: what stands in a prompt is never read as a field.
+    # One pass, so that text in a prompt is never read as a field.
     parts = [_FIELD.sub(lambda m: values[m[1]], part) for part in template.split("{sep}")]
     return parts[0], parts[1] if len(parts) == 2 else None
 
@@ -119,8 +119,8 @@ def fill(template: str, prompt: str, completion: str, bos: str | None) -> tuple[
 def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> str:
     """The conversation and the completion as its last turn, in the tokenizer's chat template.
 
-    A template that refuses the two as they are gets the first form that it takes, in which
-    a completion after an assistant's turn is the rest of that turn (:func:`pro_core.data.turns.taken`).
+    If a template refuses the two as they are, it gets the first form that it accepts. In that form, a completion
+    after an assistant's turn is the rest of that turn (:func:`pro_core.data.turns.taken`).
 
     Raises:
         StorageError: the tokenizer has no template. DataError: its template refuses the conversation.
@@ -150,14 +150,14 @@ def chat_text(tokenizer, conversation: Sequence[Message], completion: str) -> st
 
 
 def special_tokens(tokenizer) -> re.Pattern[str] | None:
-    """What matches the tokenizer's special tokens, written out."""
+    """A pattern for the tokenizer's special tokens, written out."""
     return marks_pattern(tokenizer)
 
 
 def without_special_tokens(text: str, tokens: re.Pattern[str] | None) -> str:
-    """The text with a blank inside every special token that it spells out.
+    """The text with a blank inside every special token that it contains.
 
-    Else a response could end its own segment or turn and write the next one (and BART's classifier, which counts
-    its end marks, would refuse the batch).
+    Otherwise a response could end its own segment or turn and write the next one. (BART's classifier, which counts its
+    end marks, would refuse the batch.)
     """
     return tokens.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text) if tokens else text

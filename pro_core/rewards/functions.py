@@ -1,7 +1,7 @@
-"""Objectives that need no model: a plain function of the response. Deterministic, and described by words alone.
+"""Objectives that need no model: deterministic functions of the response, named by words alone.
 
-They stand in a spec beside reward models (`function: length`), are saved in ``panel.json`` as they are written there,
-and are standardized like any reward. No code is read from a file.
+A spec lists them beside reward models (`function: length`). They are saved in ``panel.json`` as written there, and
+standardized like any reward. No code is read from a file.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def function_scores(name: str, pattern: str, completions: Sequence[str]) -> NDAr
 
     - ``length``: characters; use direction -1 where shorter is better.
     - ``readability``: Flesch's reading ease, see :func:`reading_ease`.
-    - ``rule``: 1 where the regular expression ``pattern`` is found, else 0; direction -1 to forbid it. Write it
-      without nested repetition: a pattern that backtracks for minutes stops the panel.
+    - ``rule``: 1 if the regular expression ``pattern`` matches somewhere, else 0; direction -1 to forbid it. Avoid
+      nested repetition: a pattern that backtracks for minutes stops the panel.
     """
     completions = [scored_text(text) for text in completions]
     if name == "length":
@@ -55,7 +55,7 @@ def reading_ease(text: str) -> float:
     """Flesch's reading ease of an English text: about 100 is very easy, 0 very hard; 0 for a text without words.
 
     206.835 - 1.015 words / sentences - 84.6 syllables / words (Flesch 1948). Syllables are counted as groups of
-    vowels, a silent final e left out.
+    vowels, without a silent final e.
     """
     words = _WORD.findall(text)
     if not words:

@@ -1,4 +1,4 @@
-"""What length has to do with a reward model's scores, and how many texts are longer than it reads."""
+"""How a reward model's scores depend on length, and how many texts are longer than it reads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pro_core.rewards.scores import reference_pairs
 def length_correlation(margins: ArrayLike, longer: ArrayLike) -> float | None:
     """Spearman correlation, over pairs, of the margin (N,) with how much longer the chosen response is (N,).
 
-    Within pairs, so that what a prompt does to the scores and lengths of all its responses does not count. 0 where
-    either is the same for all pairs; None for fewer than three, of which any two are perfectly correlated.
+    Differences within pairs cancel a prompt's effect on the scores and lengths of all its responses. 0 if either is
+    the same for all pairs; None for fewer than three pairs, since any two are perfectly correlated.
     """
     from scipy.stats import spearmanr
 
@@ -35,13 +35,13 @@ def length_correlation(margins: ArrayLike, longer: ArrayLike) -> float | None:
 
 SIDES = ("chosen", "rejected")
 EQUAL_LENGTH = 0.1
-"""Two responses are of about equal length when the shorter lacks at most this share of the longer, in characters."""
+"""Two responses have about equal length if the shorter lacks at most this share of the longer, in characters."""
 
 
 def length_report(
     margins: ArrayLike, chosen: ArrayLike, rejected: ArrayLike, prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """What length has to do with a reward model's margins (N,); lengths (N,) in characters.
+    """How a reward model's margins (N,) depend on length; lengths (N,) in characters.
 
     Returns:
         ``{"length_correlation", "equal_length": {"accuracy", "ci95", "n", "prompts"} or None}``: the accuracy on the
@@ -63,9 +63,9 @@ def length_removed(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The panel with the length component of its scores kept and removed: method -> objective -> report.
 
-    The slopes are fitted on the reference set that calibration uses; each report has an objective's accuracy on its own
-    test pairs (those that are graded), :func:`length_report`, and ``slope`` (raw reward a unit of log length; 0 where
-    nothing is removed).
+    The slopes are fitted on the reference set that calibration uses. Each report has an objective's accuracy on its own
+    graded test pairs, :func:`length_report`, and ``slope`` (raw reward per unit of log length; 0 where nothing is
+    removed).
 
     Raises:
         DataError: no prompt of the reference set has two responses of different length.
@@ -81,34 +81,34 @@ def length_removed(
         removed = RewardStats.fit(rewards, names, "", text_lengths(texts), told_apart)
     except ValueError as error:
         raise DataError(f"the length component: {error}") from None
-    mine = [p for p in test if p.objective in names]
-    chosen, rejected = (text_lengths([getattr(p, side) for p in mine]) for side in SIDES)
+    pairs = [p for p in test if p.objective in names]
+    chosen, rejected = (text_lengths([getattr(p, side) for p in pairs]) for side in SIDES)
     raw = [
-        panel.score([p.prompt for p in mine], [getattr(p, side) for p in mine]) for side in SIDES
+        panel.score([p.prompt for p in pairs], [getattr(p, side) for p in pairs]) for side in SIDES
     ]
-    first = [first_user_turn(p.prompt) if p.prompt else p.chosen for p in mine]
+    first = [first_user_turn(p.prompt) if p.prompt else p.chosen for p in pairs]
     measured: dict[str, dict[str, dict[str, Any]]] = {}
     for method, stats in (("length kept", plain), ("length removed", removed)):
         z_chosen, z_rejected = stats.normalize(raw[0], chosen), stats.normalize(raw[1], rejected)
         for k, name in enumerate(names):
-            here = [i for i, p in enumerate(mine) if p.objective == name]
-            if not here:
+            rows = [i for i, p in enumerate(pairs) if p.objective == name]
+            if not rows:
                 continue
-            margin, of_prompt = (z_chosen - z_rejected)[here, k], [first[i] for i in here]
+            margin, of_prompt = (z_chosen - z_rejected)[rows, k], [first[i] for i in rows]
             measured.setdefault(method, {})[name] = (
                 accuracy_with_interval(margin, of_prompt)
-                | length_report(margin, chosen[here], rejected[here], of_prompt)
+                | length_report(margin, chosen[rows], rejected[rows], of_prompt)
                 | {"slope": 0.0 if stats.length_slope is None else float(stats.length_slope[k])}
             )
     return measured
 
 
 CUT_SAMPLE = 500
-"""Pairs, at most, of which :func:`share_cut` looks at the texts."""
+"""Maximum number of pairs whose texts :func:`share_cut` looks at."""
 
 
 def share_cut(panel: RewardPanel, pairs: Sequence[PreferencePair]) -> float:
-    """The share of texts, of a sample of the pairs, that are longer than what the panel's models read: 0 to 1."""
+    """The share of texts in a sample of the pairs that are longer than the panel's models read: 0 to 1."""
     sample = random.Random(0).sample(list(pairs), min(CUT_SAMPLE, len(pairs)))
     prompts = [p.prompt for p in sample for _ in SIDES]
     texts = [getattr(p, side) for p in sample for side in SIDES]

@@ -1,7 +1,7 @@
 """MOSLIM's intensity levels: from ratings to levels, from logits to probabilities, and Eq 11's reward.
 
-Levels count from 1; a higher level is more of the objective. The S outputs of a classifier are its heads one after the
-other, S1||...||Sn, each with a column per level.
+Levels count from 1; a higher level is more of the objective. The S outputs of a classifier are its concatenated heads,
+S1||...||Sn, each with one column per level.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class IntensityScale:
 
     Attributes:
         name: the objective.
-        low, high: the smallest and the largest rating there can be.
+        low, high: the smallest and the largest possible rating.
         thresholds: ascending ratings at which the next level begins: level 1 is below the first, and without any
             threshold there is one level only (MOSLIM's data type 1).
 
@@ -47,7 +47,7 @@ class IntensityScale:
 
     def __post_init__(self):
         check_objective_names([self.name])
-        check_objective_names([f"{self.name}-{self.levels}"])  # the outputs' names stand in `stats`
+        check_objective_names([f"{self.name}-{self.levels}"])  # `stats` uses the outputs' names
         edges = [self.low, *self.thresholds]
         if self.low >= self.high or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(
@@ -61,7 +61,7 @@ class IntensityScale:
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """The number of levels."""
         return len(self.thresholds) + 1
 
     def level(self, rating: Any) -> int:
@@ -79,7 +79,7 @@ class IntensityScale:
         if not self.low <= value <= self.high:
             raise DataError(
                 f"{self.name}: got the rating {value:g}, expected {self.low:g} to {self.high:g}; "
-                "mend the file or the `range` in the recipe"
+                "correct the file or the `range` in the recipe"
             )
         return 1 + sum(value >= threshold for threshold in self.thresholds)
 
@@ -116,14 +116,14 @@ def map_levels(
     stats: RewardStats,
     divide_by: str = "objectives",
 ) -> NDArray[np.float32]:
-    """One reward a row (N,) for how likely its target levels are (MOSLIM's Eq 11); higher is better.
+    """One reward per row (N,) for how likely its target levels are (MOSLIM's Eq 11); higher is better.
 
         r = (1/k) sum_i mask_i (p_i[target_i] - mean_i[target_i]) / std_i[target_i]
 
     Args:
         probabilities: (N, S), the columns of ``stats``.
-        targets: one ``{objective: level}`` a row, levels from 1; an objective that is not named has mask 0.
-        stats: mean and deviation of every head's every level; its names are those of :func:`level_columns`.
+        targets: one ``{objective: level}`` per row, levels from 1; an objective that is not named has mask 0.
+        stats: mean and deviation of each level of each head; its names are those of :func:`level_columns`.
         divide_by: ``objectives`` (k counts all heads, as printed) or ``targets`` (k counts the row's own targets, so
             that a row with one target is not graded on a smaller scale than a row with three).
 
@@ -167,7 +167,7 @@ def target_scores(
 def moving_stats(stats: RewardStats, probabilities: ArrayLike, momentum: float) -> RewardStats:
     """The statistics moved towards a batch (N, S): an exponential average of p and of p squared.
 
-    mean <- (1 - momentum) mean + momentum batch mean, and so for the second moment that the deviation comes from.
+    mean <- (1 - momentum) mean + momentum batch mean; likewise for the second moment, which gives the deviation.
 
     Raises:
         ValueError: no rows, another S, or a momentum outside (0, 1].
@@ -178,7 +178,7 @@ def moving_stats(stats: RewardStats, probabilities: ArrayLike, momentum: float) 
     if not 0 < momentum <= 1:
         raise ValueError(f"got a momentum of {momentum}, expected one above 0, at most 1")
     check_finite(p, stats.objective_names)
-    # A constant column is kept with a deviation of 1; what it really has is 0.
+    # A constant column is stored with a deviation of 1; its real deviation is 0.
     variance = np.where(np.isin(stats.objective_names, stats.constant), 0.0, stats.std**2)
     mean = (1 - momentum) * stats.mean + momentum * p.mean(axis=0)
     square = (1 - momentum) * (variance + stats.mean**2) + momentum * (p**2).mean(axis=0)

@@ -1,8 +1,8 @@
-"""Reward models that we train: a base model with fresh heads, saved as what was trained on top of it.
+"""Reward models that we train: a base model with fresh heads. Only what was trained is saved.
 
 A checkpoint has a ``reward_model.json`` that names its base and says what was trained: all parameters, the upper
 layers, a LoRA (as PEFT writes it) or the heads alone. Its pooling is the architecture's own (first or last token) or
-the mean of the token states, which is what sentence encoders such as MiniLM were made for.
+the mean of the token states, for which sentence encoders such as MiniLM were made.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def new_reward_model(
             (pooler and heads).
         lora: PEFT settings, such as ``{"r": 16, "lora_alpha": 32}``.
         pooling: ``own`` (the architecture's) or ``mean``.
-        trunk_layers: how many of the base's layers to keep, from the bottom; None for all.
+        trunk_layers: how many of the base model's layers to keep, from the bottom; None for all.
 
     Raises:
-        StorageError: the base cannot be loaded, or has fewer layers. ValueError: another method or pooling.
+        StorageError: the base model cannot be loaded, or has fewer layers. ValueError: another method or pooling.
     """
     from transformers import (
         AutoConfig,
@@ -115,10 +115,10 @@ def new_reward_model(
                 **SAFE_MODEL,
             )
         match_tokenizer(model, tokenizer)
-    except Exception as error:  # every loader has exceptions of its own
+    except Exception as error:  # every loader raises its own exceptions
         reason = loading_failure(error, source)
         raise StorageError(f"cannot load the base model {base!r}: {reason}") from error
-    # What the base lacks is random (the heads; the pooler of a language model's BERT), so it is trained and saved.
+    # What the base model lacks (the heads, the pooler of a language model's BERT) is random: it is trained and saved.
     fresh = [p for name, p in model.named_parameters() if name in loading["missing_keys"]]
     if pooling == "mean":
         if getattr(model, "pooler", None) is not None:
@@ -142,7 +142,9 @@ def new_reward_model(
 
 def trainable_names(model: nn.Module, upper_layers: int) -> set[str]:
     """Names of the parameters outside the embeddings and the lower layers."""
-    layer = re.compile(r"\b(?:layers?|h|blocks?)\.(\d+)\.")  # GPT-2 and its kin call a layer h
+    layer = re.compile(
+        r"\b(?:layers?|h|blocks?)\.(\d+)\."
+    )  # GPT-2 and its relatives call a layer h
     embedding = re.compile(r"embed|\bw[tp]e\.")
     depth = 1 + max(int(m[1]) for n, _ in model.named_parameters() if (m := layer.search(n)))
     return {
@@ -175,5 +177,5 @@ def save_reward_model(model, folder: str | Path, recipe: dict[str, Any]) -> None
 
 
 def trunk_name(model) -> str:
-    """The attribute that holds everything but the heads."""
+    """The name of the attribute that holds everything but the heads."""
     return next(name for name, _ in model.named_children() if name not in (*HEADS, "dropout"))

@@ -45,7 +45,7 @@ class RewardPanel:
     Attributes:
         specs: one per objective, in the order of every K axis.
         models: source -> (model, tokenizer).
-        folder: where sources that are no path of their own lie.
+        folder: the folder of the sources that are not paths of their own.
         stats: mean and deviation on the reference set; None until fitted.
         accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test", "sources"}``, as measured on test pairs.
         trained_on: the sources of its training pairs, where this project trained it.
@@ -86,11 +86,11 @@ class RewardPanel:
         """Raw rewards (N, K) of N completions to N prompts; higher is better for every objective.
 
         Args:
-            on_progress: called with (finished, all) model-by-text scores.
-            allow_missing: give NaN where a model answered NaN or infinity, for a caller that counts them.
+            on_progress: called with (finished, total), in scores of one text by one model.
+            allow_missing: return NaN where a model gave NaN or infinity, for a caller that counts them.
 
         Raises:
-            ValueError: lists of different length, an empty prompt, or a model that answers NaN (says for which
+            ValueError: lists of different length, an empty prompt, or a model that gives NaN (says for which
                 objective and how many).
         """
         if isinstance(prompts, str) or isinstance(completions, str):
@@ -100,7 +100,7 @@ class RewardPanel:
         rewards = np.zeros((len(prompts), len(self.specs)), dtype=np.float32)
         if not len(prompts):
             return rewards
-        # `[]` is a completion that stands alone (humor texts have no prompt).
+        # `[]` is the prompt of a completion that stands alone, as humor texts do.
         conversations = [to_messages(p) if len(p) else [] for p in prompts]
         for k, spec in enumerate(self.specs):
             if spec.function:
@@ -124,7 +124,7 @@ class RewardPanel:
         return rewards
 
     def _groups(self) -> dict[tuple[str, str, int], list[int]]:
-        """What is read in one pass: (source, input format, max length) -> the objectives that it scores."""
+        """The forward passes: (source, input format, max length) -> the objectives that each of them scores."""
         groups: dict[tuple[str, str, int], list[int]] = {}
         for k, spec in enumerate(self.specs):
             if not spec.function:
@@ -137,7 +137,7 @@ class RewardPanel:
         for (source, input_format, max_length), ks in self._groups().items():
             try:
                 check_scoring(*self.models[source], input_format, max_length)
-            except Exception as error:  # every model has exceptions of its own
+            except Exception as error:  # every model raises its own exceptions
                 names = ", ".join(self.specs[k].name for k in ks)
                 raise StorageError(f"{names}: {source}: {first_line(error)}") from error
 
@@ -161,7 +161,7 @@ class RewardPanel:
     def fit_stats(
         self, prompts, completions, reference: str, remove_length: bool = False
     ) -> RewardStats:
-        """Fit and keep ``stats`` on a reference set; it must come from the train split.
+        """Fit ``stats`` on a reference set and keep them; the set must come from the train split.
 
         Args:
             remove_length: standardize rewards without their length component, see
@@ -182,13 +182,13 @@ class RewardPanel:
     # ------------------------------------------------------------ disk
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write ``panel.json``. Models are saved by their trainer: those of a panel that is saved beside its own
-        folder are named by where they are."""
+        """Write ``panel.json``. The models stay where their trainer saved them. If that is not below ``path``, their
+        specs name the absolute folder."""
         specs = []
         for spec in self.specs:
-            own = Path(self.folder, spec.source)
-            if spec.source and own.is_dir() and not Path(path, spec.source).is_dir():
-                spec = replace(spec, source=str(own.resolve()))
+            model_folder = Path(self.folder, spec.source)
+            if spec.source and model_folder.is_dir() and not Path(path, spec.source).is_dir():
+                spec = replace(spec, source=str(model_folder.resolve()))
             specs.append(asdict(spec))
         write_config(
             path,
@@ -256,8 +256,8 @@ class RewardPanel:
                 asked[spec.source] = settings
             if settings != asked[spec.source]:
                 raise StorageError(
-                    f"{spec.name}: got {settings} for {spec.source}, of which another objective takes "
-                    f"{asked[spec.source]}: a panel holds a model once"
+                    f"{spec.name}: got {settings} for {spec.source}, but another objective takes "
+                    f"{asked[spec.source]}: a panel loads a source once"
                 )
         panel = cls(
             list(specs), models, stats, accuracy or {}, source or str(folder), folder=str(folder)
@@ -267,7 +267,7 @@ class RewardPanel:
 
 
 def saved_fingerprint(folder: str | Path) -> str:
-    """:meth:`RewardPanel.fingerprint` of a saved panel, whose models are not loaded.
+    """:meth:`RewardPanel.fingerprint` of a saved panel, without loading its models.
 
     Raises:
         StorageError: no ``panel.json``, or a broken one.

@@ -19,13 +19,13 @@ from pro_core.rewards.scores import graded_rows, own_margin
 from pro_core.system.storage import library_versions
 
 LENGTH_MATTERS = 0.3
-"""A score whose margins have at least this correlation with length owes enough to it to be named a limit."""
+"""From this correlation of its margins with length on, a score's dependence on length is named as a limit."""
 
 
 def grade(
     scores: pd.DataFrame, objective_names: Sequence[str], split: str
 ) -> dict[str, dict[str, Any]]:
-    """Pairwise accuracy of each objective on its own pairs of :func:`graded_rows`, and what length has to do with it.
+    """Pairwise accuracy of each objective on its own pairs of :func:`graded_rows`, and its dependence on length.
 
     Objectives without such pairs are left out.
     """
@@ -53,7 +53,7 @@ def write_panel_card(
     """``README.md`` in the panel's folder: what it is, what it was trained on, how well it does.
 
     Args:
-        scores: the panel's table, of which ``panel.accuracy`` was measured.
+        scores: the panel's table, on which ``panel.accuracy`` was measured.
     """
     stats, trained = panel.require_stats(), Counter(p.objective for p in data.training)
     split = recipe.grade_on
@@ -108,11 +108,11 @@ def _measured_row(
     name: str, trained: int, measured: dict[str, Any] | None, scores: pd.DataFrame, split: str
 ) -> str:
     if measured is None:
-        here = scores[(scores.objective == name) & (scores.split == split) & (scores.fold < 0)]
+        rows = scores[(scores.objective == name) & (scores.split == split) & (scores.fold < 0)]
         why = f"no {split} pairs"
-        if len(here):
-            reasons = Counter(here.ungraded.where(here.ungraded != "", "made-up prompts"))
-            why += f" to grade, of {len(here)}: " + ", ".join(
+        if len(rows):
+            reasons = Counter(rows.ungraded.where(rows.ungraded != "", "made-up prompts"))
+            why += f" to grade, of {len(rows)}: " + ", ".join(
                 f"{r} ({n})" for r, n in reasons.items()
             )
         return f"| {name} | {trained:,} | not measured | | | | {why} | | |"
@@ -133,7 +133,7 @@ def _measured_row(
 
 
 def _panel_limits(panel: RewardPanel, data: TrainingPairs) -> list[str]:
-    """Sentences about what was measured and falls short."""
+    """Sentences about what falls short or was not measured."""
     limits = []
     for name in panel.objective_names:
         measured = panel.accuracy.get(name)

@@ -1,9 +1,9 @@
-"""One recipe of a panel, as its files: what `train/reward_models.py` makes and `train/evaluate.py` grades.
+"""The run of a panel recipe: what `train/reward_models.py` makes and `train/evaluate.py` grades.
 
-Under ``<output>``: ``folds/all`` is the panel that all training pairs made, ``folds/0`` ... those that one fold of the
-prompts did not; ``scores/`` has what each of them gave to pairs that it was not trained on, ``scores.parquet`` all of
-these together; ``panel`` (or where the recipe's ``panel`` says) is ``folds/all`` with its accuracies and its card. Each
-is a finished folder of :mod:`pro_core.system.artefacts`: made once, and again when what it is made of has changed.
+Under ``<output>``, ``folds/all`` is the panel trained on all training pairs, and ``folds/0`` ... are each trained
+without one fold of the prompts. ``scores/`` has each panel's scores of pairs that it was not trained on, and
+``scores.parquet`` all of these together. ``panel`` (or the recipe's ``panel``) is ``folds/all`` with its accuracies and
+its card. Each is a finished folder of :mod:`pro_core.system.artefacts`: made once, and again when its inputs change.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ DECIDING = (
     *("objectives", "shared_trunk", "batch_size", "learning_rate", "max_length", "input_format"),
     *("seed", "remove_length"),
 )
-"""The settings that decide the parameters of a panel and its statistics, beside its base model and its pairs."""
+"""The settings that determine a panel's parameters and statistics, beside its base model and its pairs."""
 TRAINED, SCORES = "pro-trained-panel", "pro-scores"
 """The kinds of finished folders beside :data:`pro_core.rewards.scores.PANEL`, which is for people."""
 TABLE = "scores.parquet"
 GRADING_VERSION = 1
-"""Of accuracies and card: raised with every change of what they say."""
+"""Version of accuracies and card; raise it with every change of what they say."""
 
 
 def train_panel(recipe: PanelRecipe) -> RewardPanel | None:
-    """Train what a recipe says and is not finished yet; print notes and progress.
+    """Train what is not finished yet of a recipe's panel; print notes and progress.
 
     Returns:
-        The finished panel, in the main process alone; None in the others that `accelerate launch` started.
+        The finished panel in the main process; None in the others that `accelerate launch` started.
 
     Raises:
         ConfigError: a batch that the processes cannot share. DataError: pairs that cannot be read, do not fit the
-            objectives, or are too few. StorageError: a base that cannot be loaded, or a full disk.
+            objectives, or are too few. StorageError: a base model that cannot be loaded, or a full disk.
     """
     run = PanelRun(recipe)
     if main_process():
@@ -104,14 +104,14 @@ class PanelRun:
         return gather_pairs(self.recipe.data, self.objective_names, folder)
 
     def make(self) -> RewardPanel | None:
-        """All of it; the finished panel, in the main process alone."""
+        """Make everything; return the finished panel in the main process, and None in the others."""
         folds = out_of_fold(self.data.training, self.recipe.folds)  # before anything is trained
         whole = self.trained("all", range(len(self.data.training)))
         scores = [self._scores(whole, self.data.held_out, -1, "held_out")]
         for fold in folds:
             panel = self.trained(str(fold.number), fold.rest)
-            mine = [self.data.training[i] for i in fold.scored]
-            scores.append(self._scores(panel, mine, fold.number, f"fold{fold.number}"))
+            scored = [self.data.training[i] for i in fold.scored]
+            scores.append(self._scores(panel, scored, fold.number, f"fold{fold.number}"))
         if not main_process():
             self._finish(whole, pd.DataFrame(), scores)
             return None
@@ -124,7 +124,7 @@ class PanelRun:
         return RewardPanel.from_pretrained(self._finish(whole, table, scores).folder)
 
     def trained(self, name: str, rows: Sequence[int]) -> Artefact:
-        """The panel ``folds/<name>``, trained on those of the training pairs."""
+        """The panel ``folds/<name>``, trained on ``rows`` of the training pairs."""
         pairs = [self.data.training[i] for i in rows]
         epochs = [self.data.epochs[i] for i in rows]
         inputs, target = self._inputs(pairs, epochs), self.output / "folds" / name
@@ -138,7 +138,7 @@ class PanelRun:
         """The finished ``scores.parquet``.
 
         Raises:
-            StorageError: not there, or the recipe or its data have changed since.
+            StorageError: it does not exist, or the recipe or its data have changed since.
         """
         training, epochs = self.data.training, self.data.epochs
         inputs = self._inputs(training, epochs)
@@ -146,8 +146,8 @@ class PanelRun:
         keys = [self._scores_key(inputs, self.data.held_out, -1)]
         for fold in out_of_fold(training, self.recipe.folds):
             rest = [training[i] for i in fold.rest], [epochs[i] for i in fold.rest]
-            mine = [training[i] for i in fold.scored]
-            keys.append(self._scores_key(self._inputs(*rest), mine, fold.number))
+            scored = [training[i] for i in fold.scored]
+            keys.append(self._scores_key(self._inputs(*rest), scored, fold.number))
         finished(self.final, PANEL, self._final_inputs(keys), self.command)  # it is made last
         table = read_scores(self.output / TABLE, self.objective_names)
         check_table(self.final, self.output / TABLE, table)
@@ -166,10 +166,10 @@ class PanelRun:
     def _train(
         self, pairs: Sequence[PreferencePair], epochs: Sequence[int], folder: Path, target: Path
     ) -> dict[str, Any]:
-        """Train what is not there yet of a panel, one trunk or one model an objective; and its statistics.
+        """Train what a panel still lacks, one trunk or one model per objective, and fit its statistics.
 
         Args:
-            folder: where it is made. target: where it will be, to be told to people.
+            folder: where it is made. target: its final place, for messages.
         """
         recipe, names = self.recipe, self.objective_names
         shared = recipe.shared_trunk
@@ -265,13 +265,13 @@ class PanelRun:
     def _scores_key(
         self, panel: Mapping[str, Any], pairs: Sequence[PreferencePair], fold: int
     ) -> str:
-        """The key of the scores that the panel made of these inputs gives."""
+        """The key of the scores by the panel that these inputs make."""
         return content_hash(self._scores_inputs(content_hash(panel), pairs, fold))
 
     def _finish(
         self, trained: Artefact, table: pd.DataFrame, scores: Sequence[Artefact]
     ) -> Artefact:
-        """The panel for people: with its accuracies and its card."""
+        """The final panel, with its accuracies and its card."""
         recipe = self.recipe
 
         def make(folder: Path) -> dict[str, Any]:
@@ -287,13 +287,13 @@ class PanelRun:
         return once(self.final, PANEL, self._final_inputs([part.key for part in scores]), make)
 
     def _final_inputs(self, scores: Sequence[str]) -> dict[str, Any]:
-        said = self.recipe.decides("grade_on", "licence", "data")
+        settings = self.recipe.decides("grade_on", "licence", "data")
         licences = [entry.licences for entry in self.data.entries]
         read = {"notes": self.data.notes, "licences": licences}
-        return {"code": GRADING_VERSION, "scores": list(scores)} | read | said
+        return {"code": GRADING_VERSION, "scores": list(scores)} | read | settings
 
 
 def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:
-    """A hash of what pairs teach: texts, objectives, sources and epochs, in their order; with their number."""
+    """The number of pairs, and a hash of what they teach in order: texts, objectives, sources and epochs."""
     rows = [[p.prompt, p.chosen, p.rejected, p.objective, p.source, p.tie] for p in pairs]
     return f"{len(pairs):,} of hash {content_hash([rows, list(epochs)])}"

@@ -3,8 +3,8 @@
 Columns: ``id, source, licence, objective, split, fold, constructed, ungraded`` (why no accuracy counts it; empty for
 most), ``prompt`` (messages as JSON), ``text`` (the first user turn, which decides folds), ``length_chosen,
 length_rejected`` (characters), and for each objective ``raw_chosen_<name>, raw_rejected_<name>, z_chosen_<name>,
-z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not train on. What accuracies are measured on,
-:func:`graded_rows` selects, for every grader.
+z_rejected_<name>``. ``fold`` is -1 for pairs that the panel's recipe did not train on. Every grader selects its rows
+with :func:`graded_rows`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pro_core.system.storage import StorageError, content_hash, first_line, repl
 
 REFERENCE_SIZE = 250
 PANEL = "pro-finished-panel"
-"""The kind of a finished panel's folder, whose record has the hash of its table."""
+"""The kind of a finished panel's folder, whose record holds the hash of its table."""
 KINDS = ("raw_chosen", "raw_rejected", "z_chosen", "z_rejected")
 
 
 def reference_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[PreferencePair]:
-    """Up to 250 of the pairs of each source and objective, ties aside: what a panel is calibrated on."""
+    """Up to 250 pairs of each source and objective, without ties: what a panel is calibrated on."""
     groups: dict[tuple[str, str], list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
         if not pair.tie:
@@ -58,7 +58,7 @@ def fit_reference_stats(
     """Fit ``panel.stats`` on both completions of :func:`reference_pairs` of training pairs; note their sources.
 
     Raises:
-        DataError: scores that are not finite; or ``remove_length``, where no prompt has two answers of another length.
+        DataError: scores that are not finite; with ``remove_length``, no prompt with two answers of different length.
     """
     panel.trained_on = tuple(sorted({p.source for p in pairs}))
     reference = reference_pairs(pairs, seed)
@@ -91,8 +91,8 @@ def score_pairs(
 def distinct_texts(
     pairs: Sequence[PreferencePair],
 ) -> tuple[list[list[Message]], list[str], NDArray[np.int64]]:
-    """Each (prompt, response) once, since a response stands in many pairs: prompts, completions, and (N, 2) where in
-    them the chosen and the rejected completion of each pair are."""
+    """Each (prompt, response) once, since a response can be in many pairs: prompts, completions, and the indices (N, 2)
+    of each pair's chosen and rejected completion in them."""
     keys: dict[tuple[str, str], int] = {}
     prompts, completions = [], []
     where = np.zeros((len(pairs), 2), dtype=np.int64)
@@ -130,7 +130,7 @@ def pair_table(
         "prompt": [json.dumps(p.prompt) for p in pairs],
         "text": [first_user_turn(p.prompt) if p.prompt else p.chosen for p in pairs],
     }
-    # Without rows the types would be others, and so would those of a table that it is joined to.
+    # Without rows, the types would differ and spread to any table that it is joined to.
     types = dict.fromkeys(table, "str") | {"fold": "int64", "constructed": "bool"}
     for side, name in enumerate(("chosen", "rejected")):
         table[f"length_{name}"] = lengths[where[:, side]].astype(int)
@@ -144,7 +144,7 @@ def read_scores(path: str | Path, objective_names: Sequence[str]) -> pd.DataFram
     """A table of scores, with all of its columns.
 
     Raises:
-        StorageError: not there, damaged, of another panel's objectives, or of an older version of this code.
+        StorageError: missing, damaged, of another panel's objectives, or of an older version of this code.
     """
     make = "run `python train/reward_models.py` with its recipe"
     if not Path(path).is_file():
@@ -164,12 +164,12 @@ def read_scores(path: str | Path, objective_names: Sequence[str]) -> pd.DataFram
 
 
 def check_table(panel: str | Path, path: str | Path, table: pd.DataFrame) -> None:
-    """Raise a StorageError where a panel of ours was finished with other scores than these.
+    """Raise a StorageError if one of our panels was finished with other scores than these.
 
-    A run that was cut short leaves a new table beside the old panel, or a table was changed by hand.
+    An interrupted run can leave a new table beside the old panel, or somebody edits a table.
     """
     if not (Path(panel) / MANIFEST).is_file():
-        return  # a panel from elsewhere says nothing of a table
+        return  # a panel from elsewhere names no table
     if read_manifest(Path(panel), PANEL)["record"]["table"] != table_hash(table):
         raise StorageError(
             f"{path}: these are not the scores that {panel} was finished with: run `python train/reward_models.py` to "
@@ -183,15 +183,15 @@ def what_fits(objective_names: Sequence[str]) -> list[str]:
 
 
 def graded_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of one split that accuracies are measured on: the panel did not train on the pair nor on its prompt,
-    nothing in it is made up, and no other pair says the opposite. See
+    """The rows of one split that accuracies are measured on: the panel was trained on neither the pair nor its prompt,
+    nothing in it is made up, and no other pair contradicts it. See
     :func:`pro_core.data.training_pairs.graded_pairs`."""
     held_out = (table["fold"] < 0) & (table["split"] == split)
     return table[held_out & ~table["constructed"] & (table["ungraded"] == "")]
 
 
 def table_hash(table: pd.DataFrame) -> str:
-    """A hash of all that stands in a table's rows, in their order; with their number."""
+    """The number of rows, and a hash of all that is in them, in order."""
     rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
     return f"{len(table):,} rows of hash {content_hash([list(table.columns), rows.tolist()])}"
 
@@ -215,7 +215,7 @@ def own_margin(table: pd.DataFrame, objective_names: Sequence[str]) -> NDArray[n
 
 
 def progress(name: str, what: str = "scored"):
-    """A function of (done, all) that says every ten seconds, on the error stream, how far it is and what is left."""
+    """A function of (done, total) that prints progress and the time left to stderr, every ten seconds."""
     started, shown = time.monotonic(), [0.0]
 
     def report(done: int, total: int) -> None:

@@ -1,12 +1,10 @@
 """Labelling at scale: (N, K) raw rewards in Parquet shards that a kill cannot spoil.
 
-The responses are cut into shards in their order. A shard's name holds a hash of its texts and of the panel, and
-the file appears whole or not at all: what stands there under its name is finished, whatever happened in between,
-and anything else is scored. The shards are dealt to processes in turn and each is scored by one call, so that the
-rewards do not depend on how many processes there are. Whoever finishes the last shard writes ``manifest.json``:
-the shards with a hash of their bytes, and how many rewards are missing.
-
-A reward that a model answered with NaN or infinity is null, never 0, and is counted.
+The responses are cut into shards in order. A shard's name holds a hash of its texts and of the panel, and its file
+appears whole or not at all. So a file with that name is finished, and all other shards are still to be scored. The
+processes take shards in turn, and each shard is scored by one call, so the rewards do not depend on the number of
+processes. Whoever finishes the last shard writes ``manifest.json``: a hash of each shard's bytes, and the number of
+missing rewards. Where a model gives NaN or infinity, the reward is null, never 0, and is counted.
 
 Columns of a shard: ``id, source, split, prompt`` (messages as JSON, ``[]`` for a text that stands alone),
 ``completion, length`` (characters), and ``raw_<objective>`` for each objective.
@@ -48,10 +46,10 @@ class Shard:
 
     @property
     def finished(self) -> bool:
-        """The file is there and can be read to its end."""
+        """Whether the file exists and can be read to its end."""
         try:
             return len(pd.read_parquet(self.path, columns=["id"])) == len(self.responses)
-        except (OSError, ValueError):  # not there, or not a whole Parquet file
+        except (OSError, ValueError):  # missing, or not a whole Parquet file
             return False
 
 
@@ -83,7 +81,7 @@ def score_shards(
     """Score the shards that are not finished, one after the other.
 
     Args:
-        on_progress: called with (responses scored, all that were left to score).
+        on_progress: called with (responses scored, responses to score).
     """
     left = [shard for shard in shards if not shard.finished]
     total, before = sum(len(shard.responses) for shard in left), 0
@@ -155,7 +153,7 @@ def read_rewards(folder: str | Path) -> pd.DataFrame:
     """All rows of a finished run, in the order of its data; a missing reward is NaN.
 
     Raises:
-        StorageError: the run is not finished, or a shard is not what the manifest says.
+        StorageError: the run is not finished, or a shard does not match the manifest.
     """
     manifest = read_config(folder, "manifest.json", FORMAT)
     parts = []

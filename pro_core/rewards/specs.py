@@ -1,4 +1,4 @@
-"""Where each objective's reward comes from, and what decides the scores of a panel of such specs."""
+"""The sources of each objective's reward, and what determines the scores of a panel of them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pro_core.system.storage import StorageError, content_hash
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """Where one objective's reward comes from: a model's output, or a plain function of the response.
+    """The source of one objective's reward: a model's output, or a plain function of the response.
 
     Attributes:
         name: the objective.
-        source: a folder inside the panel's own, another local folder, or a hub id.
+        source: a folder inside the panel's folder, another local folder, or a hub id.
         revision: of a hub id.
         input_format: the text that the model reads, see :mod:`pro_core.rewards.formats`: ``"pair"`` (prompt and
             completion as the two segments of an encoder), ``"chat"`` (the tokenizer's chat template), or a text
             with ``{completion}``.
         logit: index of the model's output that is this objective's reward.
         direction: 1 when a higher logit (or value) is better, -1 when a lower one is.
-        max_length: tokens in all.
-        outputs: how many the model has, where a hub checkpoint's config does not say.
+        max_length: tokens of prompt and completion together.
+        outputs: the number of outputs of a hub checkpoint whose config does not say.
         function: instead of a source, see :mod:`pro_core.rewards.functions`; ``pattern`` is a rule's.
     """
 
@@ -74,8 +74,10 @@ def read_specs(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise StorageError(f"{file}: not YAML ({error})") from None
     if not isinstance(config, dict) or set(config) != {"models"}:
-        said = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise StorageError(f"{file}: got {said}, expected one key, 'models', with a list of specs")
+        actual = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise StorageError(
+            f"{file}: got {actual}, expected one key, 'models', with a list of specs"
+        )
     models = config["models"]
     if not isinstance(models, list) or not all(isinstance(spec, dict) for spec in models):
         raise StorageError(f"{file}: got models {models!r}, expected a list of specs")
@@ -87,13 +89,12 @@ def panel_fingerprint(
     folder: str | Path,
     models: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
 ) -> str:
-    """A hash of all that decides a panel's scores, wherever its files lie: specs, models and the code that scores.
-
+    """A hash of everything that determines a panel's scores, wherever its files are: specs, models, scoring code.
     Nothing is loaded.
 
     Args:
-        folder: where sources that are no path of their own lie. models: those that are loaded, by their sources: what
-            counts of one that has no files.
+        folder: the folder of the sources that are not paths of their own. models: source -> a loaded model, which
+            counts by its parameters if it has no files.
     """
     sources = {spec.source: i for i, spec in enumerate(specs)}
     read = [asdict(spec) | {"source": sources[spec.source], "revision": None} for spec in specs]
