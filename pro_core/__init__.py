@@ -1,6 +1,6 @@
 """PRO, the Preference Orchestrator: how much each of several objectives matters, prompt by prompt.
 
-Every public name imports from here; heavy libraries load when a name that needs them is first used.
+Every public name can be imported from here; heavy libraries load when a name that needs them is first used.
 """
 
 from __future__ import annotations

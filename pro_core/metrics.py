@@ -1,4 +1,4 @@
-"""Accuracies with intervals, and measures of fronts. Higher is better; intervals are a bootstrap over prompts."""
+"""Accuracies with intervals, and measures of fronts. Higher is better; intervals are bootstrapped over prompts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def accuracy_with_interval(
 
     Args:
         margins: (N,) score of the chosen minus score of the rejected.
-        prompts: (N,) one text a pair; pairs of one prompt are drawn together.
+        prompts: (N,) one text per pair; pairs of one prompt are drawn together.
 
-    Where all prompts agree, or there is only one, drawing them again says nothing: the interval is then Wilson's, for
-    as many trials as there are prompts.
+    If all prompts agree, or there is only one, resampling says nothing. The interval is then Wilson's, with one trial
+    per prompt.
 
     Returns:
         ``{"accuracy", "ci95": [lo, hi], "n": pairs, "prompts"}``.
@@ -103,7 +103,7 @@ def is_nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     One point beats another when it is nowhere below it and somewhere above it. Of equal points the first counts.
 
     Raises:
-        ValueError: a coordinate that is not finite: leave such a point out, it is no point.
+        ValueError: a coordinate that is not finite; leave such points out.
     """
     return np.asarray(_is_nondominated(_points(points), maximise=True), dtype=bool)
 
@@ -114,7 +114,7 @@ def hypervolume(points: ArrayLike, ref: ArrayLike) -> float:
     0 for no points, and for points that are not above the reference point in every objective.
 
     Raises:
-        ValueError: as :func:`is_nondominated`, or another M.
+        ValueError: as :func:`is_nondominated`, or a reference point of another length.
     """
     points, ref = _points(points), np.asarray(ref, dtype=float)
     if ref.shape != points.shape[1:]:
@@ -125,14 +125,16 @@ def hypervolume(points: ArrayLike, ref: ArrayLike) -> float:
 def igd_plus(points: ArrayLike, front: ArrayLike) -> float:
     """IGD+: how far the points (N, M) fall short of a reference front (F, M), on average over that front.
 
-    The one measure here where lower is better. The points are maximized; what exceeds the front counts as 0.
+    Lower is better here, unlike in the other measures. The points are maximized; what exceeds the front counts as 0.
 
     Raises:
         ValueError: no points, no front, or a coordinate that is not finite.
     """
     points, front = _points(points), _points(front)
     if not len(points) or not len(front):
-        raise ValueError(f"got {len(points)} points and a front of {len(front)}, expected some")
+        raise ValueError(
+            f"got {len(points)} points and a front of {len(front)}, expected at least one of each"
+        )
     return float(_igd_plus(points, ref=front, maximise=True))
 
 
@@ -144,13 +146,13 @@ def log_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
 
 
 def linear_slope(x_SL: ArrayLike, y_SL: ArrayLike) -> tuple[float, list[float]]:
-    """The c of y = c x, as :func:`log_slope` does it: the theorem's constant."""
+    """The constant c of y = c x (the theorem's), with the same interval as :func:`log_slope`."""
     x, y = np.asarray(x_SL, dtype=float), np.asarray(y_SL, dtype=float)
     return mean_interval((x * y).sum(axis=1) / (x**2).sum(axis=1))
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, list[float]]:
-    """The mean over seeds and its 95% t-interval; of a single seed the interval is not finite."""
+    """The mean over seeds and its 95% t-interval; for a single seed the interval is not finite."""
     values = np.asarray(values, dtype=float)
     mean, half = float(values.mean()), float("inf")
     if len(values) > 1:

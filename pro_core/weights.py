@@ -1,8 +1,8 @@
-"""Where the weights come from: one idea, many sources.
+"""Sources of preference weights.
 
-PRO, MORLHF, RiC and best-of-N differ in little but the source of their preference weights. A source
-is a callable ``source(prompts) -> weights_BK`` (float32, rows on the simplex) with
-``objective_names``; everything downstream takes any of them.
+PRO, MORLHF, RiC and best-of-N differ mainly in where their preference weights come from. A source is a callable
+``source(prompts) -> weights_BK`` (float32, rows on the simplex) with ``objective_names``; everything downstream
+accepts any source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 
 
 class WeightSource(Protocol):
-    """Anything that answers weights for prompts."""
+    """Anything that gives weights for prompts."""
 
     objective_names: tuple[str, ...]
 
@@ -36,7 +36,7 @@ def as_weights(
     A sum within 0.02 of 1 (rounded hundredths) is scaled to 1 exactly.
 
     Raises:
-        ValueError: wrong or missing names, wrong length, NaN or infinite, negative, a sum off 1.
+        ValueError: wrong or missing names, a wrong length, negative or non-finite values, or a sum that is not 1.
     """
     names = check_objective_names(objective_names)
     if isinstance(weights, Mapping):
@@ -91,7 +91,7 @@ def parse_floors(text: str, objective_names: Sequence[str]) -> Array:
 
 
 def apply_floors(weights: ArrayLike, floors: ArrayLike) -> Array:
-    """Raise the weights (..., K) below their floor (K,) to it; scale the others to keep the sum at 1.
+    """Raise weights (..., K) that are below their floors (K,) to them; scale the others to keep the sum at 1.
 
     The others keep their proportions. Scaling can push one of them below its own floor; it is then
     raised too, until none is below. Where nothing is left to scale, the remainder is spread evenly.
@@ -128,12 +128,12 @@ def weighted_sum(rewards_NK: ArrayLike, weights: ArrayLike) -> Array:
 def select_weights(
     weights_BK: ArrayLike, objective_names: Sequence[str], chosen: Sequence[str]
 ) -> Array:
-    """The weights of the ``chosen`` of the objectives, in that order, scaled to a sum of 1: (..., K) to (..., chosen).
+    """The weights of the ``chosen`` objectives, in that order, scaled to a sum of 1: (..., K) to (..., chosen).
 
-    A row with nothing on the chosen ones says nothing about them: they count alike.
+    A row without any weight on the chosen objectives gets uniform weights.
 
     Raises:
-        ValueError: one of the chosen is not among the objectives.
+        ValueError: a chosen objective is not among ``objective_names``.
     """
     names = list(objective_names)
     missing = [name for name in chosen if name not in names]
@@ -147,10 +147,10 @@ def select_weights(
 def implicit_weights(rewards_NK: ArrayLike, temperature: float = 0.1) -> Array:
     """Eq 7: w*_k = softmax_k(r_k / tau), row by row over the objectives; (N, K) to (N, K).
 
-    What the rewards are decides what this means: see :func:`pro_core.adapter.targets.target_weights`.
+    The rewards decide what this means: see :func:`pro_core.adapter.targets.target_weights`.
 
     Raises:
-        ValueError: a temperature that is not above 0, rewards that are not (N, K) or not finite.
+        ValueError: a temperature that is not above 0, or rewards that are not finite and of shape (N, K).
     """
     rewards = np.asarray(rewards_NK, dtype=np.float64)
     if not temperature > 0:
@@ -181,7 +181,7 @@ class FixedWeights:
 
 
 class UserWeights(FixedWeights):
-    """What a person set by hand: weights are required, and checked."""
+    """Weights that a person set by hand: required, and checked."""
 
     def __init__(self, objective_names: Sequence[str], weights):
         super().__init__(objective_names, weights)
@@ -198,7 +198,7 @@ class AdapterWeights:
 
 
 class BlendWeights:
-    """``share`` of one source and the rest of another, for each prompt alike."""
+    """``share`` of one source's weights plus the rest of another's, with the same share for every prompt."""
 
     def __init__(self, first: WeightSource, second: WeightSource, share: float = 0.5):
         if not 0 <= share <= 1:
@@ -212,7 +212,7 @@ class BlendWeights:
 
 
 class DirichletWeights:
-    """Random weights: uniform on the simplex, or around another source's.
+    """Random weights: uniform on the simplex, or around another source's weights.
 
     Args:
         center: a source whose weights become the Dirichlet's mean; None for uniform on the simplex.
@@ -251,7 +251,7 @@ class MixedWeights:
         self, sources: Sequence[WeightSource], probabilities: Sequence[float], seed: int = 0
     ):
         if len(sources) != len(probabilities) or abs(sum(probabilities) - 1) > 1e-6:
-            raise ValueError("expected one probability a source, with a sum of 1")
+            raise ValueError("expected one probability per source, with a sum of 1")
         self.sources, self.probabilities = list(sources), list(probabilities)
         self.objective_names = _same_objectives(*sources)
         self.rng = np.random.default_rng(seed)
@@ -263,7 +263,7 @@ class MixedWeights:
 
 
 class ShuffledWeights:
-    """A control: another source's weights, dealt to the wrong prompts of the same call."""
+    """A control: another source's weights, shuffled among the prompts of the same call."""
 
     def __init__(self, source: WeightSource, seed: int = 0):
         self.source, self.objective_names = source, tuple(source.objective_names)
@@ -274,7 +274,7 @@ class ShuffledWeights:
 
 
 class SelectedWeights:
-    """Another source's weights of some of its objectives: see :func:`select_weights`."""
+    """Another source's weights, restricted to some of its objectives: see :func:`select_weights`."""
 
     def __init__(self, source: WeightSource, chosen: Sequence[str]):
         self.source, self.objective_names = source, check_objective_names(chosen)
@@ -287,7 +287,7 @@ class SelectedWeights:
 
 
 class FlooredWeights:
-    """Another source under its owner's floors (K,): see :func:`apply_floors`."""
+    """Another source's weights, raised to the owner's floors (K,): see :func:`apply_floors`."""
 
     def __init__(self, source: WeightSource, floors: ArrayLike):
         self.source, self.objective_names = source, tuple(source.objective_names)

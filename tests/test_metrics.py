@@ -196,7 +196,7 @@ def test_a_sweep_keeps_the_seeds_that_are_whole():
     assert sweep(rows, "n", "gap") == ([10, 20], [[10, 20], [11, 21]])
 
 
-def test_what_a_baseline_cannot_measure_is_said_in_the_table():
+def test_the_table_says_what_a_baseline_cannot_measure():
     measured = {
         "ci95": [0.4, 0.6],
         "accuracy": 0.5,
@@ -262,7 +262,7 @@ def test_the_length_report_by_hand():
 
 
 @pytest.mark.parametrize(("margins", "chosen"), [([1, 1, 1], [3, 4, 5]), ([1, 2, 3], [9, 9, 9])])
-def test_what_never_changes_correlates_with_nothing(margins, chosen):
+def test_a_constant_correlates_with_nothing(margins, chosen):
     assert length_report(margins, chosen, [9, 9, 9], list("abc"))["length_correlation"] == 0.0
 
 

@@ -121,7 +121,7 @@ def test_implicit_weights_are_a_softmax_over_objectives_not_over_rows():
         implicit_weights([[np.nan, 1.0]], 1.0)
 
 
-def test_weighted_sum_takes_one_vector_or_one_a_row():
+def test_weighted_sum_takes_one_vector_or_one_per_row():
     rewards = [[1.0, 2.0], [3.0, 4.0]]
     np.testing.assert_allclose(weighted_sum(rewards, [0.25, 0.75]), [1.75, 3.75])
     np.testing.assert_allclose(weighted_sum(rewards, [[1, 0], [0, 1]]), [1, 4])
