@@ -27,7 +27,7 @@ def test_time_counts_while_work_lasts_and_not_between(tmp_path, monkeypatch):
     assert device_hours(tmp_path) == pytest.approx(2)
 
 
-def test_of_a_killed_run_the_time_up_to_its_last_file_counts(tmp_path, monkeypatch):
+def test_a_killed_run_counts_up_to_its_last_file(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
 
@@ -46,7 +46,7 @@ def test_of_a_killed_run_the_time_up_to_its_last_file_counts(tmp_path, monkeypat
     assert device_hours(tmp_path) == pytest.approx(3)
 
 
-def test_what_is_made_of_several_took_them_all(tmp_path):
+def test_a_folder_made_from_several_counts_all_of_them(tmp_path):
     for name in ("a", "b", "none", "both", "some"):
         (tmp_path / name).mkdir()
     for name, seconds in (("a", 3600), ("b", 7200)):

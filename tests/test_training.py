@@ -31,7 +31,7 @@ def test_bf16_parameters_get_master_copies(groups, kind):
     assert all((g["lr"], g["weight_decay"]) == (0.25, 0.125) for g in made.param_groups)
 
 
-def test_what_is_frozen_has_no_say(tmp_path):
+def test_frozen_parameters_do_not_choose_the_optimizer(tmp_path):
     """A LoRA in fp32 on a base in bf16, whose last parameter is frozen."""
     model = torch.nn.ModuleDict({"base": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 1)})
     model["last"] = torch.nn.Linear(2, 2)
