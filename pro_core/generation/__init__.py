@@ -42,10 +42,9 @@ __all__ = [
 def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     """The generator that the environment names; empty variables count as unset.
 
-    With PRO_ENDPOINT_URL an endpoint (PRO_ENDPOINT_MODEL, PRO_ENDPOINT_TOKEN and
-    PRO_ENDPOINT_DIALECT belong to it), else the model PRO_POLICY in this process, by default SmolLM2. With both, the
-    endpoint serves that policy, and what it was trained to read is read from its folder; in the tgi dialect, without a
-    PRO_ENDPOINT_MODEL, its tokenizer, too.
+    PRO_ENDPOINT_URL asks for an endpoint, with PRO_ENDPOINT_MODEL, PRO_ENDPOINT_TOKEN and PRO_ENDPOINT_DIALECT. Without
+    it, the model PRO_POLICY runs in this process, by default SmolLM2. With both, the endpoint serves that policy, whose
+    folder says what it reads and, in the tgi dialect without PRO_ENDPOINT_MODEL, holds its tokenizer.
 
     Raises:
         ValueError: an endpoint setting without its URL, or one that makes no sense.

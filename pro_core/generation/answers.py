@@ -1,6 +1,7 @@
-"""From what a model writes to the pieces of its answer: the thought apart, halves of characters joined, the end said.
+"""Turns what a model writes into the pieces of its answer: keeps the thought apart, joins halves of characters, and
+says how the answer ended.
 
-Both kinds of generator hand over what they get, piece by piece, to one :class:`AnswerPieces` a candidate.
+Both kinds of generator hand over what they get, piece by piece, to one :class:`AnswerPieces` per candidate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ UNFINISHED_THOUGHT = "The model ended within its reasoning, without an answer; a
 
 
 def spent(tokens: int, on: str) -> str:
-    """The sentence for an answer whose tokens are used up before it began."""
+    """The error of an answer whose tokens were used up before it began."""
     return (
         f"The model spent all {tokens:,} tokens {on}; allow more (`max_new_tokens`, on the page "
         "the longest answer) or turn its thinking off."
@@ -31,11 +32,11 @@ class AnswerPieces:
     """What one candidate's model writes, as :class:`~pro_core.generation.base.Piece`.
 
     Args:
-        index: of the candidate. ``max_new_tokens``: how many it may write, for the sentence when they are used up, and
-            for the length at which an answer is cut.
+        index: the candidate's. ``max_new_tokens``: its limit, which decides the length at which an answer is cut and
+            stands in the error when it is used up.
 
     Attributes:
-        full: more came than so many tokens can be. It was cut off, and nothing more is taken.
+        full: more text came than that many tokens can hold. It was cut off, and the rest is ignored.
     """
 
     def __init__(self, index: int, max_new_tokens: int):
@@ -48,7 +49,7 @@ class AnswerPieces:
 
     @property
     def begun(self) -> bool:
-        """Something was handed out: a second try would say it twice."""
+        """Whether something was handed out, which a second try would repeat."""
         return self._thought or self._answered
 
     def open(self, tag: str | None) -> None:
@@ -104,7 +105,7 @@ class AnswerPieces:
             yield Piece(self._index, text, reasoning=reasoning, retract=retract)
 
     def _cut(self, reasoning: str, text: str, retract: bool) -> tuple[str, str]:
-        """What of both still has room; text that is taken back makes room again, as it does on the page."""
+        """The parts of both that still fit; text that is taken back makes room again, as it does on the page."""
         if self.full:
             return "", ""
         if retract:

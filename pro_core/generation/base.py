@@ -66,10 +66,10 @@ class Piece:
         done: the last piece of this candidate.
         note: one sentence worth showing, such as that old turns were left out.
         progress: the note is news of a wait, which the next piece makes stale: worth showing, not worth keeping.
-        reasoning: what was written since the last piece of the thought before the answer.
-        retract: the text of the earlier pieces was reasoning, as a tag says that only now came.
+        reasoning: what was written of the thought before the answer since the last piece.
+        retract: a tag that came only now says that the text of the earlier pieces was reasoning.
         finish: on the last piece, how the answer ended; None when it broke off.
-        empty: the error says no more than that the model ended without a word. That is an answer, an empty one.
+        empty: the error says only that the model ended without writing anything. That counts as an empty answer.
     """
 
     index: int
@@ -141,8 +141,8 @@ class StreamingGenerator:
     ) -> AsyncGenerator[str, None]:
         """One answer as it is written, without its reasoning. Raises GenerationError; closing it stops the work.
 
-        What was handed out cannot be taken back: of a server that sends only the end of a thought, the thought comes
-        as text. ``stream_batch`` says so (:attr:`Piece.retract`).
+        What was handed out cannot be taken back: if a server sends only the end tag of a thought, the thought comes as
+        text. ``stream_batch`` says so (:attr:`Piece.retract`).
         """
         async with aclosing(self.stream_batch([request], settings or GenerationSettings())) as run:
             async for piece in run:
@@ -175,7 +175,7 @@ class Written:
 
     @property
     def failed(self) -> bool:
-        """Half a text whose generation broke off is no answer; one that the model ended at once is: an empty one."""
+        """A text whose generation broke off is not an answer; an empty text that the model ended itself is one."""
         return self.error is not None and not self.empty
 
     def add(self, piece: Piece) -> None:

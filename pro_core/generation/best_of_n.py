@@ -1,7 +1,7 @@
 """Best-of-N: weights that steer any model, at the moment of choice.
 
 N candidates are written, scored by the K reward models, and ranked by the weighted sum of their
-standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights is told them, too.
+standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights reads them, too.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def best_of_n(
 
 
 def candidate_of(written: Written, style: str | None = None) -> Candidate:
-    """What was written, not scored yet."""
+    """A candidate without scores yet."""
     return Candidate(
         written.text,
         style=style,
@@ -143,7 +143,7 @@ def ranked(
     objective_names: Sequence[str],
     source: str,
 ) -> BestOfN:
-    """The candidates, best total first, failed ones last; scores (N, K) are of the N that did not fail, in order."""
+    """The candidates, best total first, failed ones last; the scores (N, K) belong to the N that did not fail."""
     scorable = [candidate for candidate in candidates if candidate.error is None]
     uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
     totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)

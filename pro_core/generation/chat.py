@@ -39,7 +39,7 @@ def plain_prompt(messages: Sequence[Message]) -> str:
 
     System text first, then ``Human: ...`` and ``Assistant: ...`` turns with an empty line between,
     and an open ``Assistant:`` at the end. Generation should stop at :data:`PLAIN_STOP`.
-    Neighbours with one role are one turn, and empty turns are left out.
+    Neighbours with the same role become one turn, and empty turns are left out.
     """
     turns = [f"{_NAMES[m['role']]}: {m['content']}" for m in _plain_turns(messages)]
     return "\n\n".join([*turns, "Assistant:"])
@@ -63,11 +63,11 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
-    """The conversation in the form that the chat template takes (:func:`pro_core.data.turns.taken`), or plain text
-    shows.
+    """The conversation in the form that the chat template takes (:func:`pro_core.data.turns.taken`), or in that of
+    plain text.
 
-    What people type is never read as the template's own marks: a special token in their text, such as
-    ``<|im_end|>``, is broken by a space.
+    People cannot type the template's own marks: a special token in their text, such as ``<|im_end|>``, is broken by a
+    space.
 
     Raises:
         GenerationError: the template takes the conversation in none of its forms.
@@ -138,8 +138,8 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
 
 
 def whole_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """What a model wrote, as one text: without special tokens, but with the tags around its thought, the one that the
-    chat template opened among them. :func:`pro_core.data.turns.split_reasoning` can then tell the answer."""
+    """What a model wrote, as one text: without special tokens, but with the tags around its thought, even one that the
+    chat template opened. :func:`pro_core.data.turns.split_reasoning` can then find the answer."""
     numbers = special_ids(tokenizer)
     kept = {numbers[tag] for pair in THOUGHTS for tag in pair if tag in numbers}
     dropped = set(numbers.values()) - kept
@@ -171,7 +171,7 @@ class IncrementalText:
         return text[len(known) :]
 
     def flush(self) -> str:
-        """What was held back, less a character that never became whole."""
+        """What was held back, without a character that never became whole."""
         text, known = self._decode(self._ids[self._start :]), self._decode(self._known())
         self._start = self._done = len(self._ids)
         return text[len(known) :].rstrip("\ufffd")
@@ -200,8 +200,8 @@ class StopText:
         if self.reached:
             return ""
         self._held += text
-        before, found, _ = self._held.partition(self._stop)
-        if found:
+        before, stop, _ = self._held.partition(self._stop)
+        if stop:
             self.reached, self._held = True, ""
             return before
         keep = next(

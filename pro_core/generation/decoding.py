@@ -34,9 +34,9 @@ def decode(
     """Write one answer to each prompt, in one batch, until all have ended or ``stop`` is set.
 
     Args:
-        prompts: of each candidate (its index in pieces and of its random numbers) the prompt's token ids.
-        emit: is handed the pieces of each step.
-        mixer: of a soup that is mixed as it writes, with each candidate's ``weights`` (N, K).
+        prompts: {candidate: its prompt's token ids}; the candidate's number indexes its pieces and its random numbers.
+        emit: gets the pieces of each step.
+        mixer: for a soup that is mixed as it writes, with each candidate's ``weights`` (N, K).
     """
     device = str(model.device)
     candidates = list(prompts)
@@ -55,7 +55,7 @@ def decode(
                 past_key_values=cache,
                 generation_config=GenerationConfig(
                     max_new_tokens=settings.max_new_tokens,
-                    do_sample=False,  # the sampler is ours, for its random generators' sake
+                    do_sample=False,  # our sampler has random generators of its own
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=sorted(streamer.ends),
                 ),
@@ -66,7 +66,7 @@ def decode(
 
 
 class _BatchStreamer(BaseStreamer):
-    """Turns each step's tokens (N,) into pieces of text, one stream a candidate."""
+    """Turns each step's tokens (N,) into pieces of text, one stream per candidate."""
 
     def __init__(
         self,
@@ -135,21 +135,20 @@ class _Stop(StoppingCriteria):
 
 
 def _repeats(rows: Sequence[Any]) -> int:
-    """G where every row stands there G times, one after the other; else 1."""
+    """G if every row is repeated G times in a row; else 1."""
     G = next((i for i, row in enumerate(rows) if row != rows[0]), len(rows))
     alike = len(rows) % G == 0 and all(row == rows[i - i % G] for i, row in enumerate(rows))
     return G if alike else 1
 
 
 def _shared_prefix(model: Any, padded: Any, G: int) -> Any:
-    """A cache of the prompts, each computed once, where every prompt stands in G > 1 rows, one after the other."""
+    """A cache of the prompts, where each prompt fills G > 1 consecutive rows and is computed once."""
     if G == 1 or padded["input_ids"].shape[1] < 2:
         return None
     ids, mask = (padded[key][::G, :-1] for key in ("input_ids", "attention_mask"))
     inputs = {"input_ids": ids}
-    if (
-        not mask.all()
-    ):  # padding stands on the left; a mask without any is slower, and rounds otherwise
+    # Padding is on the left. A mask without padding would be slower, and round differently.
+    if not mask.all():
         inputs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(G)
@@ -157,7 +156,7 @@ def _shared_prefix(model: Any, padded: Any, G: int) -> Any:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the model's own, which hold its chat template's, and the tokenizer's."""
+    """The tokens that end an answer: the model's own, which include its chat template's, and the tokenizer's."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return {end for end in [*ends, tokenizer.eos_token_id] if end is not None}

@@ -1,9 +1,9 @@
 """The openai dialect: ``POST .../chat/completions``, which vLLM, SGLang, TGI, Ollama and most services speak.
 
 The server renders the chat. Its template is out of sight, so equal neighbours are sent as one turn, and a conversation
-that it refuses is sent once more in the plainest form, without a system turn (:mod:`pro_core.data.turns`). What else
-servers differ in is found out in the same way, by asking again where they refuse, and remembered once that is answered
-(:class:`Form`).
+that it refuses is sent once more in the plainest form, without a system turn (:mod:`pro_core.data.turns`). Other
+differences between servers are learned in the same way: a refused request is sent again in another form, and the form
+that is answered is remembered (:class:`Form`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ROUTES = (
     *("/generate_stream", "/generate"),
 )
 NO_SUCH = (404, 405)
-"""What servers answer on a path that they do not have, as they do for a model."""
+"""Statuses of a path, or of a model, that the server does not have."""
 REFUSED = (400, 422)
-"""What servers answer to a request that they do not take: its turns, its parameters, or its length."""
+"""Statuses of a request that the server does not take, for its turns, its parameters or its length."""
 RENAMED = "max_completion_tokens"
 """What newer models call ``max_tokens``."""
 OPTIONAL = ("temperature", "top_p", "seed")
@@ -43,7 +43,7 @@ _QUOTED = re.compile(r"[`'\"](max_tokens|temperature|top_p|seed)[`'\"]")
 
 @dataclass(frozen=True)
 class Form:
-    """The ways in which one request differs from another that says the same.
+    """How a request is put. Requests of different forms ask the same.
 
     Attributes:
         base: which of :func:`bases` is asked.
@@ -61,8 +61,8 @@ class Form:
 def bases(path: str) -> list[str]:
     """Where the routes may start, for the path of the URL that people paste.
 
-    A whole route says it, and so does ``/v1``. Without a path it is ``/v1``. Any other path is taken as it is
-    (``/v1beta/openai``, ``/api``), and where the server knows no such route, ``/v1`` under it.
+    A whole route or ``/v1`` decides it. Without a path it is ``/v1``. Any other path is tried as it is
+    (``/v1beta/openai``, ``/api``), then with ``/v1`` behind it.
     """
     for route in ROUTES:
         if path.endswith(route):
@@ -133,10 +133,10 @@ class OpenAI:
         return self._called[mixture]
 
     async def _look(self, session: Session) -> None:
-        """Take note of the models that the server lists, if it does: in front of an answer, so only for a short time.
+        """Note the models that the server lists, if it lists any. An answer waits for this, so it takes a short time.
 
         Raises:
-            Failure: it will say later, or none of them chats.
+            Failure: the server can say only later, or none of its models chats.
         """
         self._unheard = None
         for path in self.probes[:-1]:
@@ -198,10 +198,10 @@ class OpenAI:
     def _other(
         self, form: Form, failure: Failure, body: dict[str, Any], can_be_plain: bool
     ) -> Form | None:
-        """How else to ask after this failure; None where nothing is left to try.
+        """The form to try after this failure; None if nothing is left to try.
 
-        Which parameter a server minds its error object says; only where it does not, its words are looked at. Which
-        of two turns it minds it says in words alone, so any other refusal may be about the turns.
+        The error object names the refused parameter; only if it does not, the server's words are searched. Refused
+        turns are explained in words alone, so any other refusal may be about the turns.
         """
         if failure.status in NO_SUCH:
             more = form.base + 1 < len(self._bases)
@@ -211,7 +211,7 @@ class OpenAI:
         quoted = None if failure.named else _QUOTED.search(failure.words)
         named = quoted[1] if quoted else failure.named
         if named == "max_tokens" and not form.renamed:
-            # A server that minds the number may not know the other name, and would write without a limit.
+            # A server that refuses the number may not know the other name, and would write without a limit.
             unknown = failure.unsupported or RENAMED in failure.words
             return replace(form, renamed=True) if unknown else None
         if named in OPTIONAL and named in body:
@@ -219,31 +219,32 @@ class OpenAI:
         return replace(form, plain=True) if can_be_plain and not form.plain else None
 
     def _remember(self, form: Form, system: bool, index: int, tell: Tell) -> None:
-        """This form was answered: the next request begins with it, and a visitor learns what it cost."""
+        """This form was answered: the next request begins with it, and the visitor is told what it leaves out."""
         if system and form.plain and self._system_turns:
             self._system_turns = False
             logger.info(
-                "%s takes no system turns: they stand in the user's from now on", self._host
+                "%s takes no system turns: from now on their text goes in the user's", self._host
             )
         if lost := sorted(form.dropped - self._form.dropped):
-            said = " and ".join(name if at is None else f"{name} {at:g}" for name, at in lost)
+            refused = " and ".join(name if at is None else f"{name} {at:g}" for name, at in lost)
             tell(
                 Piece(
-                    index, note=f"The endpoint {self._host} does not take {said}: it has its own."
+                    index,
+                    note=f"The endpoint {self._host} does not take {refused}: it has its own.",
                 )
             )
         dropped = form.dropped | self._form.dropped  # others may have learned more meanwhile
         self._form = replace(form, plain=False, dropped=dropped)
 
     def _forget(self, failure: Failure) -> None:
-        """After a refusal the models are looked up again: the server may have others since it listed them, and may mind
-        the name that was made up for want of a list."""
+        """After a refusal the models are looked up again: the server may have others by now, or may refuse the name
+        that was made up for want of a list."""
         if failure.status in NO_SUCH or not self.listed:
             self.listed, self._called = None, {}
 
     def _refusal(self, before: Failure | None, failure: Failure) -> Failure:
-        """Of two refusals the one to show: what the server says of the request as it is, not of what we made of it;
-        of two unknown paths the one that says more."""
+        """The refusal to show, of two: that of the request as it was, not of a form that we tried; of two unknown
+        paths, the one that says more."""
         if before is None or (before.status in NO_SUCH and failure.status in REFUSED):
             return failure
         if failure.status in NO_SUCH and len(failure.words) > len(before.words):
@@ -275,8 +276,8 @@ def request(
 
 
 def _refusable(name: str, value: float) -> tuple[str, float | None]:
-    """What a refusal of a parameter is remembered by: one temperature may be too high and another not; every seed is
-    another number."""
+    """The key of a refused parameter: with its value, since only one temperature may be too high, but without a seed's,
+    which always differs."""
     return name, None if name == "seed" else value
 
 
@@ -286,27 +287,28 @@ class Chunks(Reader):
     fields = ("choices",)
 
     def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
-        choices = data.get("choices") or []  # none in chunks of usage, and in other servers' pings
+        choices = data.get("choices") or []  # chunks of usage and some pings have none
         if not isinstance(choices, list):
             raise self._explain.no_answer()
         for choice in choices:
             if not isinstance(choice, dict):
                 raise self._explain.no_answer()
-            said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            if not isinstance(said, dict):
+            message = (
+                choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+            )
+            if not isinstance(message, dict):
                 raise self._explain.no_answer()
             self._understood = True
-            thought = said.get("reasoning_content") or said.get("reasoning")
+            thought = message.get("reasoning_content") or message.get("reasoning")
             if isinstance(thought, str):
                 yield from self.pieces.reason(thought)
-            yield from self._content(said.get("content"))
-            yield from self._content(
-                said.get("refusal")
-            )  # the model's words, in a field of its own
+            yield from self._content(message.get("content"))
+            # A refusal is the model's words, in a field of its own.
+            yield from self._content(message.get("refusal"))
             self._ends(choice.get("finish_reason"), choice)
 
     def _content(self, content: Any) -> Iterator[Piece]:
-        """A text, or a list of parts with one each."""
+        """The pieces of a text, or of a list of parts with a text each."""
         if not content:
             return
         if isinstance(content, str):

@@ -82,14 +82,14 @@ class TGI:
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)
 
     async def _tokenizer_in_time(self) -> Any:
-        """The tokenizer; None where it does not load, or not in :data:`TOKENIZER_WAIT`."""
+        """The tokenizer; None if it does not load within :data:`TOKENIZER_WAIT`."""
         loading = asyncio.wrap_future(self._load_tokenizer())
         # Not cancelled when the time is up: it may be there for the next answer.
         await asyncio.wait([loading], timeout=TOKENIZER_WAIT)
         return loading.result() if loading.done() else None
 
     def _load_tokenizer(self) -> Future[Any]:
-        """The model's tokenizer, or None, as it comes; loaded once, in a thread of its own."""
+        """A future of the model's tokenizer, or of None; loaded once, in a thread of its own."""
         with self._tokenizer_lock:
             if self._tokenizer is None:
                 future: Future[Any] = Future()
@@ -138,7 +138,7 @@ def request(
 
 
 class Tokens(Reader):
-    """Reads tokens one by one; the last event has the ``generated_text``. A whole answer has nothing else."""
+    """Reads tokens one by one; the last event has the ``generated_text``. A whole answer has only that."""
 
     fields = ("token", "generated_text")
 
@@ -158,7 +158,7 @@ class Tokens(Reader):
         elif isinstance(whole, str) and not self._streamed:
             self._understood = True
             yield from self._push(whole)
-        if self._cut.reached:  # whatever the server goes on with is no part of the answer
+        if self._cut.reached:  # what follows is not part of the answer
             self._finish = "stop"
         elif whole is not None:  # on the last event only
             details = data.get("details")
@@ -175,7 +175,7 @@ class Tokens(Reader):
 
 
 def _token_text(token: dict[str, Any], stop: str | None) -> str:
-    """What a token says: of special ones only a thought's tags and the end of the turn."""
+    """A token's text; empty for special tokens, except a thought's tags and the end of the turn."""
     text = token.get("text")
     if not isinstance(text, str):
         return ""
@@ -184,7 +184,7 @@ def _token_text(token: dict[str, Any], stop: str | None) -> str:
 
 
 def _is_tokenizer(model: str | None) -> TypeGuard[str]:
-    """Whether a name is one of a tokenizer: a folder or a hub id."""
+    """Whether a name can be a tokenizer's: a folder or a hub id."""
     return model is not None and (os.path.isdir(model) or model.count("/") == 1)
 
 

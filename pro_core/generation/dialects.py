@@ -1,7 +1,7 @@
 """What both dialects share: how an answer is read as it comes, and when it is over.
 
-An answer is over with the server's own end of it (a finish reason, ``[DONE]``, TGI's ``generated_text``) or when it is
-longer than its tokens could be. The connection is closed then: nothing that comes after can take the answer back.
+An answer is over when the server ends it (a finish reason, ``[DONE]``, TGI's ``generated_text``) or when it is longer
+than its tokens could be. The connection is then closed, so nothing that comes later can take the answer back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FINISHES: dict[str, Finish] = {
 }
 """What a server's finish reason means; every other one is the model's own end."""
 BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
-"""Finish reasons with which a server says that it did not come to an end."""
+"""Finish reasons of an answer that broke off."""
 PROBE = 5.0
 """Seconds that a look at the server's state or at its models may take."""
 
@@ -40,7 +40,7 @@ class Dialect(Protocol):
 
     Attributes:
         model: the model's name, as given; None for whichever the server has.
-        listed: the one that the server has; empty where it does not say, None as long as it was not asked.
+        listed: the model that the server has; empty if it does not say, None before it was asked.
     """
 
     model: str | None
@@ -52,7 +52,7 @@ class Dialect(Protocol):
         ...
 
     def learn(self, path: str, answer: Answer) -> bool:
-        """Take note of what a probe said; whether it settles that the server is there. Raises Failure."""
+        """Note what a probe said; True if it shows that the server is there. Raises Failure."""
         ...
 
     def detail(self) -> str:
@@ -81,7 +81,7 @@ class Reader(ABC):
 
     Attributes:
         over: the answer has its end, whatever else comes.
-        fields: what an object that is part of an answer has at least one of.
+        fields: an object that is part of an answer has at least one of these.
     """
 
     fields: tuple[str, ...]
@@ -92,14 +92,14 @@ class Reader(ABC):
         self._finish: Finish | None = None
         self._understood = False  # something of an answer came
         self._done = False
-        self._aside = ""  # what an object that is no part of an answer says
+        self._aside = ""  # the words of an object that is not part of an answer
 
     @property
     def over(self) -> bool:
         return self._finish is not None or self._done or self.pieces.full
 
     def read(self, event: Event) -> Iterator[Piece]:
-        """The pieces of one event, none once the answer is over. Raises Failure for an error, and for no answer."""
+        """The pieces of one event, none once the answer is over. Raises Failure if it is an error or not an answer."""
         if self.over:
             return
         if event.data.strip() == "[DONE]":
@@ -121,7 +121,7 @@ class Reader(ABC):
         yield from self._news(data)
 
     def whole(self, data: Any) -> Iterator[Piece]:
-        """The pieces of an answer that came as one JSON object, which it ends. Raises Failure."""
+        """The pieces of an answer that came whole, as one JSON object. Raises Failure."""
         if isinstance(data, list) and len(data) == 1:
             data = data[0]
         self._refuse(data)
@@ -147,7 +147,7 @@ class Reader(ABC):
             raise self._explain.in_stream(data)
 
     def _ends(self, reason: Any, data: Any) -> None:
-        """Take note of a finish reason; null and "" are none."""
+        """Note a finish reason; null and "" are not one."""
         if not reason:
             return
         reason = str(reason).lower()
@@ -157,11 +157,11 @@ class Reader(ABC):
 
     @abstractmethod
     def _news(self, data: dict[str, Any]) -> Iterator[Piece]:
-        """The pieces of one object; sets what it understood, and the end."""
+        """The pieces of one object; notes that it was understood, and the answer's end."""
 
 
 def _keeps_alive(event: Event) -> bool:
-    """Whether data that is no JSON only shows that the server is there: none, a comment, or a ping by its name."""
+    """Whether data that is not JSON only keeps the connection alive: empty, a comment, or an event such as a ping."""
     text = event.data.strip()
     return not text or text.startswith(":") or event.name not in ("", "message")
 
@@ -169,10 +169,10 @@ def _keeps_alive(event: Event) -> bool:
 async def written(session: Session, path: str, body: Json, reader: Reader, tell: Tell) -> Piece:
     """One request: its pieces to ``tell`` as they come, and its last one.
 
-    Only what brings the answer on extends the time-out; comments and empty events do not.
+    Only parts of the answer extend the time-out; comments and empty events do not.
 
     Raises:
-        Failure: what went wrong. Once a piece came, it neither says to ask again nor how else to ask.
+        Failure: what went wrong. Once a piece was handed out, it has no word on how to ask again.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -195,10 +195,10 @@ async def written(session: Session, path: str, body: Json, reader: Reader, tell:
 
 
 def top_p(settings: GenerationSettings) -> float | None:
-    """None where it says nothing: TGI refuses 1.0, and with any other samples even at a temperature of 0."""
+    """None where it has no effect: TGI refuses 1.0, and with any other value it samples even at a temperature of 0."""
     return settings.top_p if settings.top_p < 1 and settings.temperature > 0 else None
 
 
 def seed(settings: GenerationSettings, index: int) -> int | None:
-    """Each candidate's own seed, or N seeded candidates would be one text N times."""
+    """Each candidate's own seed: with one seed, all N candidates would be the same text."""
     return None if settings.seed is None else (settings.seed + 7919 * index) % 2**31

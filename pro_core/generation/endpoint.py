@@ -38,8 +38,8 @@ class EndpointGenerator(StreamingGenerator):
 
     Args:
         url: the server's address, in any form (:func:`pro_core.generation.dialect_openai.bases`).
-        model: the model's name at the server. In the openai dialect, without one the first that
-            the server lists is used. In the tgi dialect it names a tokenizer (a folder or hub id).
+        model: the model's name at the server. Without one, the openai dialect uses the first that the server lists. In
+            the tgi dialect it names a tokenizer (a folder or hub id).
         token: sent as ``Authorization: Bearer``; without one, no such header is sent.
         dialect: "openai" or "tgi".
         timeout: seconds without more of the answer before giving up.
@@ -53,7 +53,7 @@ class EndpointGenerator(StreamingGenerator):
         sleep: what waits between tries.
 
     Raises:
-        ValueError: a URL that is none, or holds a password or a query; an unknown dialect.
+        ValueError: not a URL, or one with a password or a query; an unknown dialect.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class EndpointGenerator(StreamingGenerator):
         tell(last)
 
     def _sentence(self, error: Exception) -> str:
-        """What to tell a visitor. Of a fault of ours the log says where to look, and the other candidates go on."""
+        """What to tell a visitor. For a fault of ours, the log says where to look; the other candidates go on."""
         if isinstance(error, Failure | GenerationError):
             return error.message
         logger.exception("reading the answer of %s failed", self.host)

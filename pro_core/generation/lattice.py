@@ -1,12 +1,12 @@
 """A soup behind a server: which of the fixed mixtures that it holds writes under the weights in force.
 
-A server cannot mix LoRAs as it writes. It holds a lattice of mixtures (:mod:`pro_core.policies.soups`), and each
-candidate is asked of the nearest. That the server has it is checked before the first answer, because some servers
-answer for a LoRA that they do not have with the base model, without a word:
+A server cannot mix LoRAs as it writes. It holds a lattice of mixtures (:mod:`pro_core.policies.soups`), and the nearest
+one writes each candidate. Before the first answer it is checked that the server has that mixture, because some servers
+silently answer with the base model when they do not have a LoRA:
 
 - openai: ``/v1/models`` lists the LoRAs of vLLM and of SGLang. A server that does not list the mixture is not asked.
-- tgi: TGI lists no LoRA anywhere. A mixture that gives every token the very probability that a made-up name gives it is
-  not there.
+- tgi: TGI lists no LoRA anywhere. A mixture is missing if every token has exactly the probability that it has under a
+  made-up name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOBODY = "pro-no-such-mixture"
 PROBE = "Human: Tell me something about the sea.\n\nAssistant:"
 PROBE_TOKENS = 8
 CHECKED_FOR = {True: 600.0, False: 10.0}
-"""Seconds after which TGI is checked again, where it held a mixture and where not: it may have been started anew."""
+"""Seconds until TGI is checked again, by whether it held the mixture: it may have been restarted."""
 
 
 class Mixture(NamedTuple):
@@ -43,7 +43,7 @@ class Served:
     """The mixtures of a policy at one server.
 
     Attributes:
-        policy: with ``mixtures``. host: to name the server.
+        policy: with ``mixtures``. host: the server's name.
     """
 
     policy: PolicyConfig
@@ -56,13 +56,13 @@ class Served:
         mixtures = self.policy.mixtures
         distances = np.abs(np.asarray(list(mixtures.values())) - asked).sum(axis=1)
         name = list(mixtures)[int(distances.argmin())]
-        said = ", ".join(
+        shown = ", ".join(
             f"{objective} {weight:.2f}".rstrip("0").rstrip(".").replace(" 0.", " .")
             for objective, weight in zip(names, mixtures[name], strict=True)
             if weight
         )
         note = (
-            f"Written by the mixture {said}, the nearest of {len(mixtures)} that the server holds."
+            f"Written by the mixture {shown}, the nearest of {len(mixtures)} that the server holds."
         )
         return Mixture(name, note)
 
@@ -71,18 +71,18 @@ class Served:
         return len(self.policy.mixtures)
 
     def listed(self, models: Sequence[Any]) -> dict[str, str]:
-        """Mixture -> what to call it as a chat's ``model``, of those among the entries of ``/v1/models``."""
+        """{mixture: its name as a chat's ``model``}, for the mixtures among the entries of ``/v1/models``."""
         called = {}
         for entry in models:
             name = entry.get("id") if isinstance(entry, Mapping) else None
             if isinstance(name, str) and name in self.policy.mixtures:
-                # SGLang takes a LoRA's name behind its model's, and the bare name for the model itself.
+                # SGLang wants a LoRA's name behind its model's; the bare name means the model itself.
                 behind = entry.get("owned_by") == "sglang" and entry.get("parent")
                 called[name] = f"{entry['parent']}:{name}" if behind else name
         return called
 
     def missing(self, mixture: str, listed: int) -> GenerationError:
-        """What to say where ``listed`` of the mixtures are among the server's models, and this one is not."""
+        """The error when ``listed`` of the mixtures are among the server's models, but not this one."""
         return GenerationError(
             f"The endpoint {self.host} lists {listed} of the policy's {self.count} mixtures, and not {mixture}: start "
             "it with all of them, as train/soups.py says (TGI lists none: PRO_ENDPOINT_DIALECT=tgi)."
@@ -90,16 +90,16 @@ class Served:
 
 
 class Checks:
-    """Which mixtures TGI was seen to hold, or not, and when (:data:`CHECKED_FOR`)."""
+    """Whether TGI was seen to hold each mixture, and when (:data:`CHECKED_FOR`)."""
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[bool, float]] = {}
 
     async def tgi(self, session: Session, path: str, served: Served, mixture: str) -> None:
-        """Raise a GenerationError where TGI writes under the mixture exactly as under a name that nobody has.
+        """Raise a GenerationError if TGI writes under the mixture exactly as under a made-up name.
 
-        Both times it writes a few tokens, greedily. Rounding may differ between two answers of a busy server, so this
-        can miss that a mixture is not there; it refuses none that changes anything.
+        Both times it writes a few tokens, greedily. Rounding may differ between two answers of a busy server, so a
+        missing mixture can pass; one that changes anything is never refused.
 
         Args:
             path: of ``/generate``.

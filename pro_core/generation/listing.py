@@ -1,4 +1,4 @@
-"""Which of the models that a server lists writes answers: many list embedding, ranking and speech models beside."""
+"""Finds the model that writes answers in a server's list, which may hold embedding, ranking and speech models too."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _NOT_CHAT = re.compile(
     r"|\b(bge|gte|e5|minilm|mpnet|colbert|clip|siglip|dall-?e|imagen|flux|sdxl|stable-diffusion)\b"
     r"|text-to-(image|audio|video)|image|audio|feature-extraction|sentence-similarity"
 )
-"""In a model's kind, or in its name where it tells no kind."""
+"""Searched in a model's kind, or in its name if it gives no kind."""
 _CHAT = re.compile(r"chat|llm|vlm|text-generation|completion|generate|language")
 LONGEST_NAME = 300
-"""Characters; what is longer is no name."""
+"""Characters; anything longer is not a name."""
 _KINDS = ("type", "model_type", "task", "pipeline_tag", "mode")
 
 
 def chat_model(models: Sequence[Any]) -> tuple[str, list[str]]:
     """The name of the first model that chats, empty without one; and the names passed over.
 
-    What a model says of itself counts (``type``, ``task``, ``capabilities`` and their like); only of those that say
-    nothing, the name.
+    What a model says of itself counts (``type``, ``task``, ``capabilities`` and the like); its name counts only if it
+    says nothing.
     """
     passed_over: list[str] = []
     for model in models:

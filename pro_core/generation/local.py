@@ -26,14 +26,14 @@ from pro_core.system.storage import StorageError, first_line
 logger = logging.getLogger(__name__)
 
 MAX_CONTEXT = 4096
-"""Tokens of prompt and answer together, where the model allows more: beyond it a CPU takes minutes."""
+"""Most tokens of prompt and answer together, even if the model allows more: beyond it a CPU takes minutes."""
 
 
 class LocalGenerator(StreamingGenerator):
     """A language model in this process, loaded at first use: a stock one, or a policy that reads its weights.
 
     One batch runs at a time; others wait their turn in the order they came. Sampling draws from
-    random generators of its own, one a candidate, so neither the global random state nor another
+    random generators of its own, one per candidate, so neither the global random state nor another
     thread changes a seeded result.
 
     Args:
@@ -54,7 +54,7 @@ class LocalGenerator(StreamingGenerator):
         self.path_or_id = os.fspath(path_or_id)
         self.short_name = _short_name(self.path_or_id)
         self.name = f"{self.short_name}, in this process"
-        # A hub id as it is; where a folder lies on this machine is no visitor's business.
+        # A hub id as it is; of a folder only its name, since visitors need not know where it lies.
         self._shown = self.short_name if os.path.isabs(self.path_or_id) else self.path_or_id
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.max_context = max_context
@@ -68,7 +68,7 @@ class LocalGenerator(StreamingGenerator):
         return f"LocalGenerator({self.path_or_id!r}, device={self.device!r})"
 
     def load(self) -> None:
-        """Load the model now; returns at once when it is there. Safe to call from any thread.
+        """Load the model now; returns at once if it is loaded. Safe to call from any thread.
 
         Raises:
             GenerationError: it cannot be loaded. The next call tries again.
@@ -96,9 +96,9 @@ class LocalGenerator(StreamingGenerator):
 
     @property
     def policy(self) -> PolicyConfig | None:
-        """See :class:`~pro_core.generation.base.Generator`. Of a hub id only its files say it: this loads the model."""
+        """See :class:`~pro_core.generation.base.Generator`. For a hub id this loads the model, whose files say it."""
         if self._loaded is None and self.path_or_id != SMOLLM2:
-            # What cannot be read or loaded is said when it is asked to write.
+            # What cannot be read or loaded is reported when it is asked to write.
             with contextlib.suppress(GenerationError, StorageError):
                 if os.path.isdir(self.path_or_id):
                     return PolicyConfig.read(self.path_or_id)
@@ -149,7 +149,7 @@ class LocalGenerator(StreamingGenerator):
                     yield piece
         finally:
             stop.set()  # the model stops after the token at hand
-            future.cancel()  # and does not start if it had not
+            future.cancel()  # or does not start at all
 
     def _run(
         self,
@@ -222,9 +222,9 @@ class LocalGenerator(StreamingGenerator):
 
 
 def _short_name(path_or_id: str) -> str:
-    """A model's own name; of a policy the name of its base, and where its LoRA lies."""
+    """A model's own name; for a LoRA policy, its base model's name and the LoRA's folder."""
     path = Path(path_or_id)
-    with contextlib.suppress(StorageError):  # said when it is loaded
+    with contextlib.suppress(StorageError):  # reported when it is loaded
         if path.is_dir() and (policy := PolicyConfig.read(path)) and policy.base:
             return f"{_short_name(policy.base)} with {'/'.join(path.parts[-2:])}"
     return path.name or path_or_id

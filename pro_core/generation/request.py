@@ -1,7 +1,7 @@
 """What a generator is asked: a conversation and, where its policy reads them, weights or levels.
 
-Weights and levels travel as data. The generator knows its policy, and :meth:`Request.read_by` says what that one reads
-of a request: a condition's text in the last user turn, weights that mix LoRAs, or the conversation alone.
+Weights and levels travel as data. The generator knows its policy, and :meth:`Request.read_by` says what the policy
+reads of a request: a condition's text in the last user turn, weights that mix LoRAs, or the conversation alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Request:
         if self.weights is not None and self.levels is not None:
             raise ValueError("got weights and levels, expected one of them or neither")
         if not all(0 <= weight < math.inf for weight in (self.weights or {}).values()):
-            raise ValueError(f"got the weights {self.weights}, expected finite ones, none below 0")
+            raise ValueError(f"got the weights {self.weights}, expected finite numbers from 0")
 
     @classmethod
     def weighted(
@@ -83,7 +83,7 @@ class Request:
         """The request as a model of this policy reads it; None stands for a stock model.
 
         A policy that reads its condition in the prompt gets messages that hold its text. A soup gets the weights of its
-        own objectives. All others read the messages alone. What this returns is itself read as it is.
+        own objectives. All others read the messages alone. Reading the result again changes nothing.
 
         Raises:
             RequestError: a soup without weights, weights for other objectives, levels that the policy does not have.
@@ -102,9 +102,9 @@ class Request:
     def _weights_for(self, policy: PolicyConfig) -> dict[str, float]:
         if self.weights is None:
             raise ValueError("This policy is mixed by weights, and none were given.")
-        own = policy.condition.objective_names
-        chosen = select_weights(list(self.weights.values()), list(self.weights), own)
-        return dict(zip(own, chosen.tolist(), strict=True))
+        names = policy.condition.objective_names
+        chosen = select_weights(list(self.weights.values()), list(self.weights), names)
+        return dict(zip(names, chosen.tolist(), strict=True))
 
     def _text_for(self, policy: PolicyConfig) -> str:
         condition = policy.condition
@@ -113,14 +113,14 @@ class Request:
         unknown = sorted(set(self.levels) - set(condition.objective_names))
         if condition.kind != LEVELS or unknown:
             raise ValueError(
-                f"got the levels {dict(self.levels)}, and this policy reads {condition.kind} of "
+                f"got the levels {dict(self.levels)}, but this policy reads {condition.kind} of "
                 f"{list(condition.objective_names)}"
             )
         return condition.level_text([self.levels.get(n, 0) for n in condition.objective_names])
 
 
 def styled(messages: Sequence[Message], style: str | None) -> list[Message]:
-    """The conversation under a style of :data:`STYLES`; a system text that is there stays in front.
+    """The conversation under a style of :data:`STYLES`; an existing system text stays in front.
 
     Raises:
         ValueError: an unknown style.

@@ -1,4 +1,4 @@
-"""How a model in this process draws its tokens: temperature, top-p and noise of each candidate's own."""
+"""How a model in this process draws its tokens: temperature, top-p, and noise of its own for each candidate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers import (
 from pro_core.generation.base import GenerationSettings
 
 WRITING_VERSION = 1
-"""Of the way from a conversation to an answer (prompt, noise, ends): raised with every change that moves a text."""
+"""Version of the path from a conversation to an answer (prompt, noise, ends). Every change that moves a text raises
+it."""
 
 
 def sampler(
@@ -34,8 +35,8 @@ def sampler(
 
 
 class TopP(TopPLogitsWarper):
-    """The same tokens from the likeliest few hundred: to sort the whole vocabulary is a third of a token's time on a
-    CPU."""
+    """transformers' top-p from the likeliest few hundred tokens: sorting the whole vocabulary takes a third of a
+    token's time on a CPU."""
 
     FEW = 512
 
@@ -46,10 +47,10 @@ class TopP(TopPLogitsWarper):
         kept = 1 + (mass < self.top_p).sum(-1, keepdim=True)
         wide = (kept > few.shape[-1])[:, 0]
         least = few.gather(-1, kept.clamp(max=few.shape[-1]) - 1)
-        found = scores.masked_fill(scores < least, self.filter_value)
+        masked = scores.masked_fill(scores < least, self.filter_value)
         if wide.any():
-            found[wide] = super().__call__(input_ids[wide], scores[wide])
-        return found
+            masked[wide] = super().__call__(input_ids[wide], scores[wide])
+        return masked
 
 
 class GumbelNoise(LogitsProcessor):

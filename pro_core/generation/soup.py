@@ -1,7 +1,7 @@
 """Rewarded Soups that are mixed as they write: every request of a batch under weights of its own.
 
 The soup's LoRA holds the K single-objective LoRAs side by side, so that its update is B A with A (R, d) their A's one
-below the other and R the sum of their ranks. Scaling the R values of A x, a policy's share of them by its weight, gives
+below the other and R the sum of their ranks. Multiplying each policy's part of the R values of A x by its weight gives
 sum_k w_k B_k A_k x exactly: no parameters are copied, and rows of one batch can have different weights.
 """
 
@@ -23,7 +23,7 @@ class Mixer:
         model: a PEFT model with the soup's LoRA. ``ranks``: each objective with the rank of its LoRA, in order.
 
     Raises:
-        StorageError: the LoRA is not made of such ranks.
+        StorageError: the LoRA's rank is not the sum of these ranks.
     """
 
     def __init__(self, model: Any, ranks: Mapping[str, int]):
@@ -39,7 +39,7 @@ class Mixer:
 
     @contextmanager
     def mixed(self, weights_NK: Sequence[Sequence[float]]):
-        """Within it, row n of every batch is computed under the weights n."""
+        """Inside the block, row n of every batch is computed under row n of the weights."""
         weights = torch.tensor(weights_NK, dtype=torch.float32)
         repeats = torch.tensor(list(self.ranks.values()))
         self._scale = weights.repeat_interleave(repeats, dim=1)[:, None]

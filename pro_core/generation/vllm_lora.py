@@ -23,8 +23,8 @@ class LoraEndpoint(EndpointGenerator):
     def use_lora(self, name: str, folder: str | Path) -> None:
         """Have the server load a LoRA from a folder that it can read, and write with it from now on.
 
-        The LoRA used before is unloaded; one of this name that is there already is used as it is, so each version
-        needs a name of its own.
+        The LoRA used before is unloaded. A LoRA that the server already holds under this name is used as it is, so each
+        version needs its own name.
 
         Raises:
             GenerationError: the server does not load it, and says why.

@@ -1,1 +1,1 @@
-"""What stands in front of a prompt for a policy that reads weights, scores or levels."""
+"""What a policy reads beside its prompt: weights, scores or levels."""

@@ -1,7 +1,7 @@
-"""Every prompt template there is: how weights, scores and levels stand in a prompt.
+"""Every prompt template: how weights, scores and levels are written into a prompt.
 
 PRO-WIC appends weights to the last user turn, RiC appends scores, MOSLIM prefixes levels. Tags are the
-objectives' own names in their fixed order. What a user types never reads as such a tag: it is neutralized.
+objectives' own names in their fixed order. Such a tag in a user's text is neutralized.
 :class:`Condition` is one of these templates for a policy that was trained to read it.
 """
 
@@ -73,24 +73,24 @@ def format_scores(z: ArrayLike, objective_names: Sequence[str]) -> str:
 def format_weights_and_level(
     weights: Mapping[str, float] | ArrayLike, level: float, objective_names: Sequence[str]
 ) -> str:
-    """Weights, and how good the response is over all: ``<helpful> 0.62 <harmless> 0.38 <level> 0.9``.
+    """Weights, and how good the response is overall: ``<helpful> 0.62 <harmless> 0.38 <level> 0.9``.
 
     Args:
-        level: the mean standardized score, one decimal. Weights by Eq 7 forget it: bad at everything and good at
-            everything give the same ones.
+        level: the mean standardized score, one decimal. Eq 7's weights do not hold it: responses that are bad at
+            everything or good at everything have the same weights.
 
     Raises:
         ValueError: as :func:`format_weights`; a level that is not finite; an objective called ``level``.
     """
     if LEVEL in objective_names:
-        raise ValueError(f"an objective is called {LEVEL!r}, which the level's own tag is called")
+        raise ValueError(f"an objective is called {LEVEL!r}, which is the name of the level's tag")
     if not np.isfinite(level):
         raise ValueError(f"got the level {level}, expected a finite number")
     return f"{format_weights(weights, objective_names)} <{LEVEL}> {np.round(level, 1) + 0.0:.1f}"
 
 
 def format_levels(levels: Mapping[str, int], objective_names: Sequence[str]) -> str:
-    """MOSLIM's condition: ``<helpful 4> <humor 2>``, levels from 1, only the objectives named.
+    """MOSLIM's condition: ``<helpful 4> <humor 2>``, with levels from 1, for the named objectives only.
 
     Raises:
         ValueError: an unknown objective, or a level below 1.
@@ -160,12 +160,12 @@ def weights_for_scores(scores: ArrayLike, low: ArrayLike, high: ArrayLike) -> Ar
 
 
 def levels_for_weights(weights: ArrayLike, counts: Sequence[int]) -> list[int]:
-    """MOSLIM's levels (K,) where weights (K,) are asked for: the heaviest objective's highest level, the others' in
-    proportion, 0 (not named) where there is no weight. Our choice; MOSLIM has no weights.
+    """MOSLIM's levels (K,) for weights (K,): the heaviest objective gets its highest level, the others get levels in
+    proportion, and 0 (not named) without weight. This is our choice; MOSLIM has no weights.
 
     Args:
-        counts: how many levels each objective has. Of more than :data:`MOST_LEVELS` objectives the heaviest are named,
-            the first of equal ones: it was trained on no more.
+        counts: how many levels each objective has. At most :data:`MOST_LEVELS` objectives are named, the heaviest
+            (among equals, the first): MOSLIM is trained on no more.
     """
     w = np.asarray(weights, dtype=np.float64)
     named = set(np.argsort(-w, kind="stable")[:MOST_LEVELS].tolist())
@@ -177,20 +177,19 @@ def levels_for_weights(weights: ArrayLike, counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a policy reads beside its prompt. False where it reads the prompt alone (``none``).
+    """What a policy reads beside its prompt. False if it reads the prompt alone (``none``).
 
     Attributes:
-        kind: ``weights`` (PRO-WIC), ``weights+level``, ``scores`` (RiC), ``levels`` (MOSLIM), or ``none``: it reads
-            the prompt alone.
+        kind: ``weights`` (PRO-WIC), ``weights+level``, ``scores`` (RiC), ``levels`` (MOSLIM), or ``none``.
         objective_names: in the order of the tags.
-        temperature: tau of Eq 7 on standardized scores, by which the scores of a response become its weights.
-        score_range: (K, 2), lowest and highest standardized score of the training responses, between which RiC's
-            targets lie; needed by ``scores``.
-        level: what to ask for, needed by ``weights+level``: a high one of the training responses.
-        level_counts: how many levels each objective has, needed by ``levels``.
+        temperature: tau of Eq 7, which turns a response's standardized scores into its weights.
+        score_range: (K, 2), the lowest and highest standardized scores of the training responses; RiC's targets lie
+            between them. Needed by ``scores``.
+        level: the level to ask for, a high one among the training responses; needed by ``weights+level``.
+        level_counts: how many levels each objective has; needed by ``levels``.
 
     Raises:
-        ValueError: another kind, or what it needs is missing or makes no sense.
+        ValueError: an unknown kind, or a needed setting that is missing or makes no sense.
     """
 
     kind: str
@@ -228,7 +227,7 @@ class Condition:
         return cls(kind, tuple(objective_names), float(temperature), bounds, level)
 
     def obtained(self, z_NK: ArrayLike) -> list[str]:
-        """What to write beside responses with the standardized scores (N, K): what they did obtain. N texts."""
+        """N texts that state what responses with the standardized scores (N, K) obtained."""
         z, names = np.asarray(z_NK, dtype=np.float64), self.objective_names
         if self.kind == "scores":
             return [format_scores(row, names) for row in z]
@@ -286,8 +285,8 @@ class Condition:
         """What the policy reads under weights (K,): the prompt with the condition in its last user turn.
 
         Args:
-            objective_names: those of the weights where they are not the condition's own: it takes its own among
-                them, scaled to 1 (:func:`pro_core.weights.select_weights`).
+            objective_names: the weights' objectives, if they are not the condition's: it takes its own among them,
+                scaled to a sum of 1 (:func:`pro_core.weights.select_weights`).
 
         Raises:
             ValueError: weights for other objectives, or an empty prompt.
@@ -297,21 +296,21 @@ class Condition:
         return self.add(prompt, self.text(weights))
 
     def add(self, prompt: Prompt, text: str) -> list[Message]:
-        """The prompt with such a text in it; as it is for a policy that reads the prompt alone."""
+        """The prompt with a condition's text in it; unchanged for a policy that reads the prompt alone."""
         if not self:
             return to_messages(prompt)
         return add_condition(prompt, text, self.objective_names, prefix=self.kind == LEVELS)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; :meth:`from_dict` reads it back."""
-        found = asdict(self) | {"objective_names": list(self.objective_names)}
+        data = asdict(self) | {"objective_names": list(self.objective_names)}
         if self.level_counts is None:  # stages of other kinds are named by a hash of this
-            del found["level_counts"]
-        return found
+            del data["level_counts"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Condition:
-        """The inverse of :meth:`to_dict`. KeyError, TypeError or ValueError when it is none."""
+        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError if ``data`` is no condition."""
         bounds, counts = data.get("score_range"), data.get("level_counts")
         return cls(
             data["kind"],
