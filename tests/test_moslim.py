@@ -432,7 +432,7 @@ def test_from_a_trained_policy_to_rows_table_and_figures(
     read = [one for file in files for line in read_jsonl(file) for one in line["read"].values()]
     starts = {one["messages"][0]["content"].partition(" tell me")[0] for one in read}
     assert len(starts) == W and "<helpful 5> <funny 1>" in starts
-    assert "| MOSLIM, less stock |" in levels_table(rows) and levels_table(rows) in said.out
+    assert "| MOSLIM, minus stock |" in levels_table(rows) and levels_table(rows) in said.out
     for kind in ("levels", "level_pairs"):
         ElementTree.fromstring(svg := (tmp_path / "docs" / f"tiny_{kind}.svg").read_text())
         assert "MOSLIM" in svg and "funny" in svg

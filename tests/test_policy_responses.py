@@ -103,7 +103,7 @@ def test_best_of_n_takes_what_the_app_would(weights):
     assert texts[best_answer(z, weights)] == ranked.best.text
 
 
-def test_best_of_n_without_scores():
+def test_best_of_n_takes_nothing_without_scores():
     assert best_answer([[np.nan, 1], [0, 0]], [0.5, 0.5]) == 1
     assert best_answer([[1, 1], [1, 1]], [0.5, 0.5]) == 0  # the first of equals
     assert best_answer([[np.nan, 1]], [0.5, 0.5]) is None

@@ -31,7 +31,7 @@ SHORT = ("uniform", "best global", "nearest prompts", "shuffled", "adapter")
 
 
 def short_adapter_table(rows: Rows) -> str:
-    """Five sources of weights, a line each: accuracy, and the adapter's lead over it."""
+    """Five sources of weights, one line each: accuracy, and the adapter's lead."""
     main = _embedded(tested_rows(rows, "adapter"))
     table = [
         [name, mean(main, name, "accuracy"), _lead(main, name)]
@@ -49,10 +49,10 @@ def targets_table(rows: Rows) -> str:
         return ""
     table = []
     for config, method in dict.fromkeys((r["config"], r["method"]) for r in rows):
-        mine = [r for r in rows if (r["config"], r["method"]) == (config, method)]
-        cells = [recipe_name(mine[0]), method, mean(mine, method, "accuracy")]
-        cells += [_lead(mine, other) for other in ("uniform", "best global", "shuffled")]
-        cells += [mean(mine, method, key) for key in ("entropy_of_targets", "entropy_of_weights")]
+        seeds = [r for r in rows if (r["config"], r["method"]) == (config, method)]
+        cells = [recipe_name(seeds[0]), method, mean(seeds, method, "accuracy")]
+        cells += [_lead(seeds, other) for other in ("uniform", "best global", "shuffled")]
+        cells += [mean(seeds, method, key) for key in ("entropy_of_targets", "entropy_of_weights")]
         table.append(cells)
     header = [
         "recipe",
@@ -64,16 +64,16 @@ def targets_table(rows: Rows) -> str:
 
 
 def unseen_table(rows: Rows) -> str:
-    """Each source's held-out pairs under an adapter that was fitted without that source, and its rivals."""
+    """Each source's held-out pairs under an adapter that was fitted without that source, and under other weights."""
     rows = _embedded(tested_rows(rows, "adapter_unseen"))
     if not rows:
         return ""
     methods = list(dict.fromkeys(r["method"] for r in rows))
     table = []
     for source in dict.fromkeys(r["setting"]["source"] for r in rows):
-        mine = [r for r in rows if r["setting"]["source"] == source]
-        cells = [source, *(mean(mine, m, "accuracy") for m in methods)]
-        table.append([*cells, _lead(mine, "uniform")])
+        of_source = [r for r in rows if r["setting"]["source"] == source]
+        cells = [source, *(mean(of_source, m, "accuracy") for m in methods)]
+        table.append([*cells, _lead(of_source, "uniform")])
     return markdown_table(["source not seen", *methods, "lead over uniform"], table)
 
 
@@ -84,9 +84,9 @@ def safety_table(rows: Rows) -> str:
         return ""
     table = []
     for method in dict.fromkeys(r["method"] for r in rows):
-        mine = [r["metrics"] for r in rows if r["method"] == method]
-        refuse = float(np.mean([m["refuse_unsafe"] for m in mine]))
-        comply = float(np.mean([m["comply_safe"] for m in mine]))
+        seeds = [r["metrics"] for r in rows if r["method"] == method]
+        refuse = float(np.mean([m["refuse_unsafe"] for m in seeds]))
+        comply = float(np.mean([m["comply_safe"] for m in seeds]))
         table.append([method, f"{refuse:.3f}", f"{comply:.3f}", f"{min(refuse, comply):.3f}"])
     header = [
         "weights",
@@ -111,7 +111,7 @@ def weights_table(rows: Rows) -> str:
 
 
 def _embedded(rows: Rows) -> Rows:
-    """The rows of the embedded default's recipe, where there are any: other recipes have a table of their own."""
+    """The rows of the shipped adapter's recipe, where there are any: other recipes have a table of their own."""
     return [r for r in rows if r["config"] == "demo_adapter.yaml"] or rows
 
 

@@ -1,6 +1,6 @@
 """What the figures of policies share: colours, type, panels and curves.
 
-SVG on white, text as text, sizes that can be read at a README's width.
+SVG on white, with text kept as text, in sizes that can be read at a README's width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ with needs("train"):
     from matplotlib.figure import Figure
 
 
-# First Okabe and Ito's colours, told apart by the colour-blind too; markers say the same again.
+# First Okabe and Ito's colours, which colour-blind readers can tell apart; markers repeat them.
 COLOURS = (
     "#000000",
     "#0072B2",
@@ -54,7 +54,7 @@ STYLE: dict[Any, Any] = {
 
 
 def panels(count: int, height: float = 3.2) -> tuple[Figure, NDArray[Any]]:
-    """A figure of so many panels, two on a line, and their axes; ``height`` in inches of each line."""
+    """A figure of ``count`` panels, two per row, and their axes; ``height`` of a row in inches."""
     lines = -(-count // 2)
     figure = Figure(figsize=(8.0, 0.9 + height * lines), layout="constrained")
     grid = figure.subplots(lines, min(count, 2), squeeze=False).ravel()
@@ -64,8 +64,10 @@ def panels(count: int, height: float = 3.2) -> tuple[Figure, NDArray[Any]]:
 
 
 def curve(axes, asked: list[float], rows: Rows, key: str, shift: float, i: int, method: str):
-    """The i-th method's mean of ``key`` at each request, with the mean interval; a little to the side of the others',
-    or bars would cover bars."""
+    """Draw the i-th method's mean of ``key`` at each request, with the mean interval.
+
+    ``shift`` moves it to the side, so that no bar covers another.
+    """
     requests = np.array(asked)
     values = np.array([r["metrics"][key] for r in rows])
     bars = np.array([r["ci95"][key] for r in rows]).reshape(-1, 2)
@@ -86,7 +88,7 @@ def curve(axes, asked: list[float], rows: Rows, key: str, shift: float, i: int, 
 
 
 def by_method(rows: Rows) -> dict[str, list[Row]]:
-    """The rows of each method, in the order in which methods first stand."""
+    """The rows of each method, in the order in which methods first appear."""
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row["method"], []).append(row)

@@ -1,4 +1,4 @@
-"""Tables in Markdown: their cells, made of result rows, and their places in a document."""
+"""Tables in Markdown: their cells, from result rows, and their places in a document."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def interval(row: Row, metric: str) -> str:
 
 
 def mean(rows: Rows, method: str, metric: str) -> str:
-    """A method's mean over its rows, which are its seeds."""
+    """A method's mean over its rows, one per seed."""
     values = [
         r["metrics"][metric] for r in rows if r["method"] == method and metric in r["metrics"]
     ]
@@ -39,11 +39,11 @@ def mean(rows: Rows, method: str, metric: str) -> str:
 
 def mean_interval(rows: Rows, method: str, metric: str) -> str:
     """The same with the seeds' mean interval."""
-    mine = [r for r in rows if r["method"] == method and metric in r["ci95"]]
-    if not mine:
+    seeds = [r for r in rows if r["method"] == method and metric in r["ci95"]]
+    if not seeds:
         return ""
-    lo, hi = np.mean([r["ci95"][metric] for r in mine], axis=0)
-    return f"{mean(mine, method, metric)} ({lo:.3f} to {hi:.3f})"
+    lo, hi = np.mean([r["ci95"][metric] for r in seeds], axis=0)
+    return f"{mean(seeds, method, metric)} ({lo:.3f} to {hi:.3f})"
 
 
 def recipe_name(row: Row) -> str:
@@ -52,10 +52,10 @@ def recipe_name(row: Row) -> str:
 
 
 def replace_section(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+    """``text`` with the part between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
 
     Raises:
-        ValueError: the two marks are not there.
+        ValueError: the two marks are missing.
     """
     pattern = re.compile(
         rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL

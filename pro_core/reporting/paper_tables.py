@@ -1,7 +1,7 @@
-"""Tables 1-4 of the PRO paper (arXiv 2511.10656), the comparison at equal weights, beside ours in the same form.
+"""Tables 1-4 of the PRO paper (arXiv 2511.10656), the comparison at equal weights, with ours in the same form.
 
-Our copy of the paper kept every number of these tables and lost their captions: that they are Tables 1 to 4, in this
-order, is read off the text's order and its datasets. Higher is better in every column.
+Our copy of the paper has every number of these tables but not their captions. That they are Tables 1 to 4, in this
+order, follows from the order of the text and its datasets. Higher is better in every column.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pro_core.reporting.markdown import markdown_table
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables: method -> score an objective, under our names of both."""
+    """One of the paper's tables: method -> one score per objective, under our names of both."""
 
     number: int
     data: str
@@ -85,16 +85,16 @@ SCALES = (
 
 
 def paper_table_for(objective_names: Sequence[str]) -> PaperTable | None:
-    """The paper's table with most of these objectives and no other; None where none fits."""
+    """The paper's table with most of these objectives and no others; None where none fits."""
     fitting = [t for t in PAPER_TABLES if set(t.objective_names) <= set(objective_names)]
     return max(fitting, key=lambda t: len(t.objective_names), default=None)
 
 
 def equal_weights_table(points: Rows) -> str:
-    """Our mean scores at equal weights beside the paper's, from the rows of one experiment's points.
+    """Our mean scores at equal weights next to the paper's, from the rows of one experiment's points.
 
-    Means over seeds, with the mean of the seeds' 95% intervals. Empty where no paper table fits our objectives, or the
-    grid lacks its centre.
+    Means over seeds, with the mean of the seeds' 95% intervals. Empty where no table of the paper fits our objectives,
+    or the grid lacks its centre.
     """
     equal = [r for r in points if np.ptp(list(r["request"]["weights"].values())) < 1e-4]
     if not equal:
@@ -111,10 +111,10 @@ def equal_weights_table(points: Rows) -> str:
     ]
     table = []
     for method in [*ours, *(m for m in METHODS if m not in ours)]:
-        mine = [r for r in equal if r["method"] == method]
-        cells = [_mean_interval(mine, f"mean_{name}") for name in paper.objective_names]
-        theirs = paper.scores.get(method, ())
-        cells += [f"{x:.2f}" for x in theirs] or [""] * len(paper.objective_names)
+        of_method = [r for r in equal if r["method"] == method]
+        cells = [_mean_interval(of_method, f"mean_{name}") for name in paper.objective_names]
+        papers = paper.scores.get(method, ())
+        cells += [f"{x:.2f}" for x in papers] or [""] * len(paper.objective_names)
         table.append([method, *cells])
     balanced = len(names)
     note = SCALES

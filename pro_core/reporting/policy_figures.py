@@ -30,12 +30,12 @@ def draw_figures(rows: Rows, folder: str | Path) -> list[Path]:
     written = []
     points = [r for r in rows if r["kind"] == "point" and r["split"] == "test"]
     for name in dict.fromkeys(r["experiment"] for r in points):
-        mine = [r for r in points if r["experiment"] == name]
-        figures = WEIGHTS if "weights" in mine[0]["request"] else LEVELS
+        of_experiment = [r for r in points if r["experiment"] == name]
+        figures = WEIGHTS if "weights" in of_experiment[0]["request"] else LEVELS
         for kind, draw in figures.items():
             title = f"{name}_{kind}"
             with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
-                figure = draw(mine)
+                figure = draw(of_experiment)
                 if figure is None:
                     continue
                 path = Path(folder) / f"{title}.svg"

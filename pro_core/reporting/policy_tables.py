@@ -1,4 +1,4 @@
-"""Tables of policies, from their result rows; every one says what its judges are worth."""
+"""Tables of policies, from their result rows. Each says how accurate its judges are."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TEXTS = {
     "distinct_2": "distinct-2",
     "distinct_3": "distinct-3",
     "perplexity": "perplexity (lower is likelier)",
-    "kl": "log-ratio to the base (nats a response)",
+    "kl": "log-ratio to the base (nats per response)",
     "device_hours": "hours of training, all devices",
 }
 UNITS = (
-    "Higher is better unless said. Hypervolume, IGD+, judge and held-out panel in units of the base model: 0 is the "
-    "mean of its responses, 1 their standard deviation; the reference point lies one deviation below its mean. The "
-    "held-out panel is under equal weights. Weighted score: by the panel that chose or trained, so it judges nobody. "
-    "Means over weightings and seeds, 95% intervals over prompts."
+    "Higher is better unless stated. Hypervolume, IGD+, judge and held-out panel are in units of the base model: 0 is "
+    "the mean of its responses, 1 their standard deviation; the reference point lies one deviation below the mean. The "
+    "held-out panel has equal weights. The weighted score comes from the panel that trained or chose, so it is no "
+    "independent judge. Means over weightings and seeds, 95% intervals over prompts."
 )
 
 
@@ -60,7 +60,7 @@ def _only(rows: Rows, experiment: str | None) -> Rows:
 
 
 def leads_table(rows: Rows) -> str:
-    """Each method's lead over those it is compared with, paired; in bold where the interval leaves out 0."""
+    """Each method's lead over those it is compared with, paired; in bold where the interval excludes 0."""
 
     def table(mine: Rows) -> str:
         body = []
@@ -107,7 +107,7 @@ def levels_table(rows: Rows) -> str:
             shown = {key: head for key, head in heads.items() if key in first["metrics"]}
             body = [[r["method"], *(cell(r, key) for key in shown)] for r in mine]
             body += [
-                [f"{r['method']}, less {other}", *(_signed(led, key) for key in shown)]
+                [f"{r['method']}, minus {other}", *(_signed(led, key) for key in shown)]
                 for r in mine
                 for other, led in r["leads"].items()
             ]
@@ -117,9 +117,9 @@ def levels_table(rows: Rows) -> str:
             body = [[r["method"], cell(r, "device_hours")] for r in mine]
             parts.append(markdown_table(["training", TEXTS["device_hours"]], body))
         note = (
-            "Spearman: of the level asked for and the level that the classifier expects of the response, within "
-            "prompts, -1 to 1. Gained: the level given at the highest asked less that at the lowest. The classifier "
-            f"taught the policies, so it judges nobody. {judges_note(first)}"
+            "Spearman: rank correlation, within prompts, of the level asked for and the classifier's expected level of "
+            "the response; -1 to 1. Gained: the level given at the highest level asked for, minus that at the lowest. "
+            f"The classifier taught the policies, so it is no independent judge. {judges_note(first)}"
         )
         return "\n\n".join([*parts, note]) if parts else ""
 
@@ -145,19 +145,19 @@ def texts_table(rows: Rows) -> str:
 
 
 def equal_weights_tables(rows: Rows) -> str:
-    """The paper's Tables 1-4 beside ours, see :mod:`pro_core.reporting.paper_tables`."""
+    """The paper's Tables 1-4 next to ours, see :mod:`pro_core.reporting.paper_tables`."""
     return _each_experiment(rows, "point", equal_weights_table)
 
 
 def judges_note(row: Row) -> str:
-    """How often the judges agree with the labels of their own test pairs, or that there are none."""
+    """How often the judges agree with the labels of their own test pairs, or that this is not known."""
     judges = {"judge_accuracy": "overall judge"}
     judges |= {f"heldout_accuracy_{n}": f"held-out {n}" for n in row["heldout_objectives"]}
     parts = [f"{judge} {cell(row, key)}" for key, judge in judges.items() if key in row["metrics"]]
     if not parts:
         return (
             "No judge's own accuracy is known here: neither the overall judge nor the held-out panel was there, or "
-            "their folders do not say it."
+            "their folders do not record it."
         )
     return f"The judges' own accuracy on test pairs: {', '.join(parts)}."
 

@@ -9,7 +9,7 @@ BASELINES = ("bag of words", "longer wins")
 
 
 def reward_models_table(rows: Rows) -> str:
-    """Test accuracy an objective with its interval; panels first, then the baselines."""
+    """Test accuracy per objective with its interval; panels first, then the baselines."""
     rows = [r for r in rows if r["split"] == "test"]
     if not rows:
         return ""
@@ -33,21 +33,21 @@ def _panel_name(row: Row) -> str:
 
 
 def judges_table(rows: Rows) -> str:
-    """Test accuracy of reward models whose recipes differ in their objectives: a line each, the baselines beside it."""
+    """Test accuracy of reward models whose recipes differ in their objectives: one line each, with its baselines."""
     rows = [r for r in rows if r["split"] == "test"]
     table = []
     for config in dict.fromkeys(r["config"] for r in rows):
-        mine = [r for r in rows if r["config"] == config]
-        panel = next(r for r in mine if r["kind"] != "baseline")
-        beside = [next((r for r in mine if r["method"] == name), {}) for name in BASELINES]
+        of_recipe = [r for r in rows if r["config"] == config]
+        panel = next(r for r in of_recipe if r["kind"] != "baseline")
+        baselines = [next((r for r in of_recipe if r["method"] == b), {}) for b in BASELINES]
         for name, n in _pairs([panel]).items():
-            cells = [interval(r, f"accuracy_{name}") for r in (panel, *beside)]
+            cells = [interval(r, f"accuracy_{name}") for r in (panel, *baselines)]
             table.append([recipe_name(panel), f"{name} ({n:,} pairs)", *cells])
     return markdown_table(["judge", "objective", "accuracy", *BASELINES], table) if table else ""
 
 
 def length_table(rows: Rows) -> str:
-    """What a panel's scores owe to length, two lines an objective: kept, and with that component removed."""
+    """The effect of length on a panel's scores, two lines per objective: with the length component, and without."""
     rows = [r for r in rows if r["split"] == "test"]
     if not rows:
         return ""
@@ -81,7 +81,7 @@ def length_table(rows: Rows) -> str:
 
 
 def _pairs(rows: Rows) -> dict[str, int]:
-    """Objective -> pairs that it was measured on, of all objectives that a row has."""
+    """Objective -> number of pairs it was measured on, for all objectives of the rows."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in row["objectives"]:
@@ -97,20 +97,20 @@ CLASSIFIER_METRICS = {
 
 
 def classifier_table(rows: Rows) -> str:
-    """The reward classifiers' accuracies, a table a recipe; mean over seeds with the seeds' mean interval."""
+    """The reward classifiers' accuracies, one table per recipe; mean over seeds with the seeds' mean interval."""
     rows = [r for r in rows if r["experiment"] == "classifier" and r["split"] == "test"]
     tables = []
     for config in dict.fromkeys(r["config"] for r in rows):
-        mine = [r for r in rows if r["config"] == config]
-        ordered = sorted(mine, key=lambda r: (r["kind"] == "baseline", r["method"]))
+        of_recipe = [r for r in rows if r["config"] == config]
+        ordered = sorted(of_recipe, key=lambda r: (r["kind"] == "baseline", r["method"]))
         methods = list(dict.fromkeys(r["method"] for r in ordered))
-        counts = mine[0]["metrics"]
+        counts = of_recipe[0]["metrics"]
         labels = dict(CLASSIFIER_METRICS)
-        for name in mine[0]["objectives"]:
+        for name in of_recipe[0]["objectives"]:
             levels, n = int(counts[f"levels_{name}"]), int(counts[f"n_{name}"])
             labels[f"level_accuracy_{name}"] = f"{name} ({levels} levels, {n:,})"
         cells = [
-            [label, *(mean_interval(mine, method, metric) for method in methods)]
+            [label, *(mean_interval(of_recipe, method, metric) for method in methods)]
             for metric, label in labels.items()
         ]
         tables.append(f"`{config}`\n\n" + markdown_table(["accuracy", *methods], cells))

@@ -1,4 +1,4 @@
-"""Figures, each from result rows alone. White background and large type: they are read in light and in dark pages."""
+"""Figures, each from result rows alone. White background and large type, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
         figure = Figure(figsize=(12, 5.2), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for method in dict.fromkeys(r["method"] for r in fixed):
-            mine = [r for r in fixed if r["method"] == method]
-            _, distance = sweep(mine, "spread", "squared_distance")
-            _draw(left, method, np.mean(distance, axis=0), sweep(mine, "spread", "gap")[1])
+            of_method = [r for r in fixed if r["method"] == method]
+            _, distance = sweep(of_method, "spread", "squared_distance")
+            _draw(left, method, np.mean(distance, axis=0), sweep(of_method, "spread", "gap")[1])
         guide = np.array([0.02, 0.9])
         left.plot(guide, guide * 1.5, color="#9a9a9a", linestyle=":", zorder=0)
         left.set_xlabel("mean squared distance of the weights to w*(x)")
@@ -90,9 +90,9 @@ def theorem_figure(rows: Rows, path: str | Path) -> None:
 
 
 def convergence_figure(rows: Rows, path: str | Path) -> None:
-    """Expected human label over the steps, one panel a source, and the end against its KL at every beta.
+    """Expected human label over the steps, one panel per source, and the final label against its KL at every beta.
 
-    Held-out prompts, means over seeds with 95% t-intervals; the curves under MORLHF uniform's settings.
+    On held-out prompts, means over seeds with 95% t-intervals; the curves under MORLHF uniform's settings.
 
     Raises:
         ValueError: no rows of the experiment.
@@ -110,15 +110,15 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
         *left, right = figure.subplots(1, len(sources) + 1)
         for axes, source in zip(left, sources, strict=True):
             for method in dict.fromkeys(r["method"] for r in rows):
-                mine = [r for r in rows if r["method"] == method and r["metrics"]["shared"]]
-                values = [r["curves"]["label"][source] for r in mine]
+                shared = [r for r in rows if r["method"] == method and r["metrics"]["shared"]]
+                values = [r["curves"]["label"][source] for r in shared]
                 _draw(axes, method, steps, values, markevery=len(steps))
             axes.set(xlabel="steps", title=source.removesuffix("_responses"))
         left[0].set_ylabel("expected human label, held-out prompts")
         for method in dict.fromkeys(r["method"] for r in rows):
-            mine = [r for r in rows if r["method"] == method and r["metrics"]["tuned"]]
-            label = np.mean(sweep(mine, "beta", "label")[1], axis=0)
-            kl = np.mean(sweep(mine, "beta", "kl")[1], axis=0)
+            tuned = [r for r in rows if r["method"] == method and r["metrics"]["tuned"]]
+            label = np.mean(sweep(tuned, "beta", "label")[1], axis=0)
+            kl = np.mean(sweep(tuned, "beta", "kl")[1], axis=0)
             name, colour, marker = STYLES.get(method, (method, None, "o"))
             right.plot(kl, label, color=colour, marker=marker, linewidth=2, label=name)
         right.set(xlabel="KL to the reference (nats)", title="the end, at each beta")

@@ -1,4 +1,4 @@
-"""The tables of what is computed with exact expectations: Theorem 5.1, a planted truth, convergence."""
+"""Tables of the exact experiments: Theorem 5.1, a planted truth, convergence."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def theorem_table(rows: Rows) -> str:
     shown = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     learned = []
     for experiment, world in WORLDS.items():
-        mine = [r for r in rows if r["experiment"] == experiment]
-        adapters = [r for r in mine if "examples" in r["setting"]]
+        of_world = [r for r in rows if r["experiment"] == experiment]
+        adapters = [r for r in of_world if "examples" in r["setting"]]
         for method in dict.fromkeys(r["method"] for r in adapters):
             levels, gaps = sweep([r for r in adapters if r["method"] == method], "examples", "gap")
             cells = [_over_seeds([g[levels.index(n)] for g in gaps]) for n in shown]
@@ -43,11 +43,11 @@ def theorem_table(rows: Rows) -> str:
             ]
             learned.append([f"adapter, {method}", world, *cells, *exponents])
         for method in ("uniform", "best fixed"):
-            here = adapters[0]["setting"]
+            setting = adapters[0]["setting"]
             same = [
                 r["metrics"]["gap"]
-                for r in _theorem(mine, experiment, method, here["beta"])
-                if r["setting"]["spread"] == here["spread"]
+                for r in _theorem(of_world, experiment, method, setting["beta"])
+                if r["setting"]["spread"] == setting["spread"]
             ]
             learned.append([method, world, *[_over_seeds(same)] * 3, "", ""])
     second = [
@@ -63,15 +63,15 @@ def planted_table(rows: Rows) -> str:
         return ""
     table = []
     for method in dict.fromkeys(r["method"] for r in rows):
-        mine = [r["metrics"] for r in rows if r["method"] == method]
+        seeds = [r["metrics"] for r in rows if r["method"] == method]
         table.append(
-            [method, *(_over_seeds([m[k] for m in mine]) for k in ("accuracy", "correlation"))]
+            [method, *(_over_seeds([m[k] for m in seeds]) for k in ("accuracy", "correlation"))]
         )
     return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
 
 
 def convergence_table(rows: Rows) -> str:
-    """The exact experiment, all arms under MORLHF uniform's settings, then each under its own; 95% t-intervals."""
+    """All arms under MORLHF uniform's settings, then each under its own; means over seeds with 95% t-intervals."""
     rows = [r for r in rows if r["experiment"] == "convergence"]
     if not rows:
         return ""
@@ -88,26 +88,29 @@ def convergence_table(rows: Rows) -> str:
             arms.setdefault(r["method"], {})[r["seed"]] = r["metrics"]
             settings[r["method"]] = r["setting"]
         table = []
-        for arm, mine in arms.items():
+        for arm, seeds in arms.items():
             chosen = settings[arm]
             name = f"{arm} (β {chosen['beta']:g}, rate {chosen['learning_rate']:g})"
-            cells = [_over_seeds([m[c] for m in mine.values()]) for c in columns.values()]
-            lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in mine.items()]
+            cells = [_over_seeds([m[c] for m in seeds.values()]) for c in columns.values()]
+            lead = [arms["PRO-MORLHF"][seed]["label"] - m["label"] for seed, m in seeds.items()]
             cells.append("" if arm == "PRO-MORLHF" else _over_seeds(lead))
             for key in steps.values():
-                cells += _speed(arms["MORLHF uniform"], mine, key)
+                cells += _speed(arms["MORLHF uniform"], seeds, key)
             table.append([name, *cells])
         tables.append(markdown_table([title, *columns, *last], table))
     return "\n\n".join(tables)
 
 
 def _speed(
-    uniform: dict[int, dict[str, float]], mine: dict[int, dict[str, float]], key: str
+    uniform: dict[int, dict[str, float]], arm: dict[int, dict[str, float]], key: str
 ) -> list[str]:
-    """Median steps to MORLHF uniform's end, and in how many seeds half of its own or less; never counts as infinite."""
-    pairs = [(m.get(key, np.inf), uniform[seed].get(key, np.inf)) for seed, m in mine.items()]
+    """An arm's median steps to MORLHF uniform's final label, and in how many seeds it took at most half of uniform's.
+
+    Seeds that never reach it count as infinite.
+    """
+    pairs = [(m.get(key, np.inf), uniform[seed].get(key, np.inf)) for seed, m in arm.items()]
     median = float(np.median([steps for steps, _ in pairs]))
-    half = sum(steps <= own / 2 for steps, own in pairs)
+    half = sum(steps <= of_uniform / 2 for steps, of_uniform in pairs)
     return [f"{median:.0f}" if np.isfinite(median) else "never", f"{half} of {len(pairs)} seeds"]
 
 

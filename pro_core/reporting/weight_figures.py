@@ -27,7 +27,7 @@ def objective_names_of(rows: Rows) -> list[str]:
 def front_figure(rows: Rows, x: str | None = None, y: str | None = None) -> Figure | None:
     """Fronts over two objectives, by default the first two: mean scores at each weighting, and what the seeds attain.
 
-    The line is what half of the seeds attain, the band lies between what all and what any of them do. None with fewer
+    The line is what half of the seeds attain; the band lies between what all attain and what any does. None with fewer
     than two objectives.
 
     Raises:
@@ -60,7 +60,7 @@ def pairs_figure(rows: Rows) -> Figure | None:
 
 
 def control_figure(rows: Rows) -> Figure | None:
-    """Each objective's mean score against its weight: a line that rises is control. None with one objective.
+    """Each objective's mean score against its weight: a rising line is control. None with one objective.
 
     Averaged over seeds and over the weightings that ask for the same weight; bars are the mean 95% interval over
     prompts.
@@ -83,10 +83,10 @@ def control_figure(rows: Rows) -> Figure | None:
 
 
 def _fronts(axes: Axes, rows: Rows, x: str, y: str) -> None:
-    for i, (method, mine) in enumerate(by_method(rows).items()):
+    for i, (method, of_method) in enumerate(by_method(rows).items()):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         runs: dict[int, list[list[float]]] = {}
-        for row in mine:
+        for row in of_method:
             point = [row["metrics"].get(f"mean_{name}", np.nan) for name in (x, y)]
             runs.setdefault(row["seed"], []).append(point)
         points = np.concatenate([np.array(run, dtype=float) for run in runs.values()])
@@ -124,8 +124,10 @@ def _staircase(surface: Floats, left: float, low: float) -> Floats:
 
 
 def _height(surface: Floats, at: Floats, low: float) -> Floats:
-    """For each x the largest y that is attained together with it; ``low`` where none is. ``at`` holds each x twice:
-    just before and just after it, so that steps are drawn as steps."""
+    """The largest y that is attained at each x; ``low`` where there is none.
+
+    ``at`` holds each x twice, just before and just after it, so that steps are drawn as steps.
+    """
     heights = []
     for i, value in enumerate(at):
         after = i > 0 and at[i - 1] == value
