@@ -131,14 +131,14 @@ def test_pairs_of_one_prompt_never_stand_on_both_sides_of_a_fold():
     assert gain.lead["fitted global"].low <= 0
 
 
-def test_reward_models_that_disagree_with_the_preferences():
+def test_reward_models_that_disagree_with_the_preferences_get_the_verdict_none():
     for kind in ("noise", "against"):
         e = verdict_on(kind, 300, seed=3)
         assert e.verdict.kind == "none" and "disagree" in e.verdict.headline
     assert any("prefers what people rejected" in note for note in e.notes)
 
 
-def test_reward_models_that_never_conflict():
+def test_reward_models_that_never_conflict_get_the_verdict_none():
     e = verdict_on("agree", 200, seed=0)
     assert e.verdict.kind == "none" and "never conflict" in e.verdict.headline
     assert e.conflict.depends == 0 and e.conflict.opposite_KK.max() == 0
@@ -186,7 +186,7 @@ def test_the_head_minimizes_the_loss_of_the_adapter():
     assert np.ptp(head_weights(constant, features), axis=0).max() < 1e-12
 
 
-def test_the_prompts_share_of_the_variance():
+def test_the_prompts_share_of_the_variance_is_recovered():
     rng = np.random.default_rng(0)
     offsets = np.repeat(rng.normal(0, 3, 500), 2)  # variance 9 between prompts, 1 within
     assert prompt_share(offsets + rng.normal(0, 1, 1000), np.repeat(np.arange(500), 2)) == (
@@ -198,7 +198,7 @@ def test_the_prompts_share_of_the_variance():
     assert np.isnan(prompt_share(np.ones(10), np.arange(10) // 2))
 
 
-def test_conflict_by_hand():
+def test_conflict_matches_a_calculation_by_hand():
     c = measure_conflict(
         np.array([[1.0, 2.0], [-1.0, -2.0], [1.0, -1.0], [0.0, 0.0], [1.0, -0.01]])
     )
@@ -207,7 +207,7 @@ def test_conflict_by_hand():
     assert c.opposite_KK[0, 1] == 0.4
 
 
-def test_saturation_by_hand():
+def test_saturation_matches_a_calculation_by_hand():
     # softmax((1, 0) / tau): 0.9 < w only where 1 / tau > log 9 = 2.2; raw scores of the second model are 5 + 2 z.
     table = scores(np.array([[1.0, 0.0]]), ["helpful"], ["p"], NAMES[:2])
     for name, z in (("helpful", 1.0), ("harmless", 0.0)):
@@ -228,7 +228,7 @@ def test_saturation_by_hand():
 # ---------------------------------------------------------------- what is odd
 
 
-def test_one_objective_twelve_and_a_constant_one():
+def test_one_twelve_or_constant_objectives_can_be_examined():
     margin, features, objectives, prompts, _ = planted("helps", 60, seed=0, K=12)
     one = examine(scores(margin[:, :1], ["helpful"] * 60, prompts, NAMES[:1]), features, NAMES[:1])
     assert one.verdict.headline == "none: one reward model, nothing to weigh"
@@ -248,7 +248,7 @@ def test_one_objective_twelve_and_a_constant_one():
     render_text(flat), render_html(flat)
 
 
-def test_objectives_that_the_panel_lacks_and_that_the_data_lacks():
+def test_objectives_that_the_panel_or_the_data_lacks_are_named():
     margin, features, _, prompts, _ = planted("helps", 200, seed=0)
     e = examine(scores(margin, ["overall"] * 200, prompts), features, NAMES, repeats=1)
     assert e.verdict.kind == "gain"  # people's overall choice is what the weights should predict
@@ -264,7 +264,7 @@ def test_a_score_that_is_not_a_number_names_its_objective():
     margin[3, 1] = np.nan
     with pytest.raises(ValueError, match="harmless"):
         examine(scores(margin, objectives, prompts), features, NAMES)
-    with pytest.raises(ValueError, match="a row of features a pair"):
+    with pytest.raises(ValueError, match=r"50 pairs .* \(9, 16\)"):
         examine(scores(margin, objectives, prompts), features[:9], NAMES)
 
 
@@ -339,7 +339,7 @@ def test_labelled_responses_become_pairs_and_the_rest_is_named(tmp_path):
     ]
     said = " ".join(loaded.notes)
     assert "1 texts without a prompt" in said and "labels verbosity left out" in said
-    assert "1 pairs left out, their two completions are the same" in said
+    assert "1 pairs left out" in said
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_data_without_pairs_says_why(tmp_path, rows, said):
         load_pairs([write(tmp_path / "d.jsonl", rows)], NAMES)
 
 
-def test_what_is_no_file_and_no_set_and_a_split_without_rows(tmp_path):
+def test_an_unknown_source_and_an_empty_split_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file, and not a public set .*Anthropic/hh-rlhf"):
         load_pairs(["nothing.jsonl"], NAMES)
     path = write(tmp_path / "d.jsonl", [pair(i, split="train") for i in range(3)])
@@ -476,9 +476,7 @@ def panel(tmp_path):
     return folder
 
 
-def test_the_command_from_files_to_both_pages_and_faster_again(
-    tmp_path, panel, monkeypatch, capsys
-):
+def test_the_command_writes_both_pages_and_reuses_its_scores(tmp_path, panel, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = write(tmp_path / "d.jsonl", [pair(i, NAMES[i % 2]) for i in range(60)])
     report = tmp_path / "new" / "report.html"
@@ -524,7 +522,7 @@ def test_a_panel_without_statistics_is_standardized_on_the_data(
         {"accuracy": {}, "trained_on": ["a file", "b"]},  # all its rows were in the train split
     ],
 )
-def test_train_rows_of_each_of_several_sources_are_warned_of(tmp_path, panel, record):
+def test_train_rows_of_each_known_source_are_warned_about(tmp_path, panel, record):
     config = json.loads((panel / "panel.json").read_text())
     (panel / "panel.json").write_text(json.dumps(config | record))
     for name, split, warned in (
@@ -539,14 +537,14 @@ def test_train_rows_of_each_of_several_sources_are_warned_of(tmp_path, panel, re
         assert len(notes) == warned and all(f"names {name}," in note for note in notes)
 
 
-def test_of_a_test_split_what_train_rows_ask_too_is_left_out(tmp_path):
+def test_test_rows_with_prompts_of_train_rows_are_left_out(tmp_path):
     splits = ("train", "train", "test")
     a = write(tmp_path / "a.jsonl", [pair(i, split=s) for i, s in enumerate(splits)])
     rows = [pair(i, prompt=f"Question  {i}", chosen=f"new {i}", split="test") for i in (0, 1, 3)]
     b = write(tmp_path / "b.jsonl", rows)
     loaded = load_pairs([b, a], NAMES, "test")
     assert [p.chosen for p in loaded.pairs] == ["new 3", "good 2"]
-    assert loaded.notes == [f"{b}: 2 of 3 test rows left out, train rows have the same prompts."]
+    assert loaded.notes == [f"{b}: 2 of 3 test rows left out: train rows have the same prompts."]
 
 
 @pytest.mark.parametrize(
@@ -576,7 +574,7 @@ def test_a_report_that_cannot_be_written_costs_no_page(tmp_path, panel, monkeypa
     assert "VERDICT" in capsys.readouterr().out
 
 
-def test_a_panel_that_is_none_and_a_model_that_answers_nan(tmp_path, panel, monkeypatch):
+def test_a_missing_panel_and_a_nan_score_end_the_command(tmp_path, panel, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = write(tmp_path / "d.jsonl", [pair(i) for i in range(3)])
     with pytest.raises(SystemExit, match="no such folder"):

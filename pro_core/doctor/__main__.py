@@ -51,10 +51,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=_positive,
         default=400,
         metavar="N",
-        help="sample this many (default 400)",
+        help="sample at most this many pairs (default 400)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the sample and the folds (default 0)"
+        "--seed", type=int, default=0, help="seed of the sample and the folds (default 0)"
     )
     parser.add_argument(
         "--encoder",
@@ -118,7 +118,7 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(what: str) -> None:
-    """Where it is, on standard error: the page itself is all that standard output gets."""
+    """Report progress on standard error; standard output gets only the page."""
     print(f"[{time.monotonic() - STARTED:5.1f} s] {what}", file=sys.stderr, flush=True)
 
 
@@ -137,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"doctor: {error}")
 
     try:
-        found = scored(options)
+        inputs = scored(options)
     except (ValueError, OSError) as error:  # DataError and StorageError are ValueErrors
         sys.exit(f"doctor: {' '.join(str(error).split())}")
     say("cross-validating an adapter")
-    examination = examine(**found)
+    examination = examine(**inputs)
     say("drawing the report")
     html = render_html(examination)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What both pages say: sections of a title, a table and a few sentences."""
+"""The contents of both pages: sections with a title, a table and a few sentences."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ METHODS = {
     "adapter": "weights that follow the prompt",
     "shuffled": "its weights on the wrong prompts",
     "own objective": "knows each pair's own objective",
-    "any weights": "knows the answer: the limit",
+    "any weights": "knows the answer: upper bound",
 }
 """Every row of the gain's table, in order, and what it is."""
 
 ASSUMPTIONS = (
-    "It assumes that the panel did not train on these pairs: on pairs that it has seen it looks too good. If it did, "
+    "It assumes that the panel did not train on these pairs; on pairs that it has seen, it looks too good. If it did, "
     "add --split test (the held-out rows of the project's own training scripts), or give other data.",
-    "The adapter here is a cheap one, a linear head on frozen prompt features, and saw only the pairs counted above. "
+    "The adapter here is a cheap one, a linear head on frozen prompt features, fitted on only the pairs counted above. "
     'More pairs or a tuned encoder may gain more, so "none" is about these pairs, not about every adapter.',
     "A lead counts when its interval is above 0 against uniform and both kinds of global weights; nothing is graded on "
     "pairs that it was fitted or chosen on. Accuracies are averaged over objectives.",
@@ -42,7 +42,7 @@ def label(name: str, width: int = NAME) -> str:
 
 
 def number(value: float, form: str = ".2f") -> str:
-    """A figure, or a dash where it is not a number."""
+    """A formatted number, or a dash for NaN or infinity."""
     return "-" if not np.isfinite(value) else format(value, form)
 
 
@@ -52,7 +52,7 @@ def share(value: float | None) -> str:
 
 
 def about_lines(e: Examination) -> list[str]:
-    """What was looked at, for both pages."""
+    """What was examined, for both pages."""
     sample = f"{e.pairs:,}" if e.pairs == e.available else f"{e.pairs:,} of {e.available:,}"
     sources = ", ".join(f"{label(s, 40)} {n:,}" for s, n in sorted(e.sources.items()))
     splits = ", ".join(f"{s} {n:,}" for s, n in sorted(e.splits.items()))
@@ -61,7 +61,7 @@ def about_lines(e: Examination) -> list[str]:
         K = len(e.objective_names)
         n = e.about.get("reference", 0)
         scale = (
-            f"by its reference set of {n:,}" if n else "on these very ones, it has no statistics"
+            f"by its reference set of {n:,}" if n else "by themselves: the panel has no statistics"
         )
         objectives = f"{K} objective{'s' if K > 1 else ''}"
         lines.insert(0, f"Panel {e.about['panel']}, {objectives}. Responses standardized {scale}.")
@@ -73,8 +73,8 @@ def about_lines(e: Examination) -> list[str]:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. ``key``: which plots belong to it; ``left``: columns that are set to the left;
-    ``legend``: how to read the table."""
+    """A part of the page. ``key``: which plots belong to it; ``said``: sentences below the table; ``left``: the
+    left-aligned columns; ``legend``: how to read the table."""
 
     key: str
     title: str
@@ -129,8 +129,8 @@ def _accuracy(e: Examination) -> Section:
     ]
     said = [
         "own model: the reward model of the pairs' own objective. equal length: the same on pairs whose shorter "
-        f"completion has at least {100 * EQUAL_LENGTH:.0f}% of the longer's characters (and how many these are). "
-        "longer: the rule that takes the longer one."
+        f"completion has at least {100 * EQUAL_LENGTH:.0f}% of the longer one's characters (and their number). "
+        "longer: the rule that prefers the longer one."
     ]
     if (gain := e.gain) is not None:
         fixed = min(RIVALS[1:], key=lambda rival: gain.lead[rival].value)
@@ -144,7 +144,7 @@ def _accuracy(e: Examination) -> Section:
         for row, o in zip(rows, e.objectives, strict=True):
             row += [share(gain.by_objective[m][o.name]) for m in methods]
         said.append(f"uniform, global ({fixed}), adapter, any weights: as above, on these pairs.")
-    subtitle = "of the pairs, how many go the way people chose"
+    subtitle = "the share of pairs that go the way people chose"
     return Section("accuracy", "Accuracy", subtitle, header, rows, said)
 
 
@@ -169,9 +169,9 @@ def _models(e: Examination) -> Section:
         ["", "raw mean", "raw sd", "std. mean", "std. sd", "prompt's own", "length", "in pairs"],
         rows,
         [
-            "std.: in units of the panel's reference set, 0 and 1 where these responses are like it.",
-            "prompt's own: share of the variance that lies between prompts. A Bradley-Terry reward is defined up to "
-            "such an offset, and only the rest compares responses; true differences between prompts are in it too.",
+            "std.: in units of the panel's reference set; mean 0 and sd 1 where these responses are like it.",
+            "prompt's own: share of the variance that lies between prompts. A Bradley-Terry reward has an arbitrary "
+            "offset per prompt, and only the rest compares responses; this share holds true differences, too.",
             "length: Spearman correlation of score and characters over all responses; in pairs: of their differences.",
         ],
     )
@@ -192,7 +192,7 @@ def _correlation(e: Examination) -> Section:
         "of rewards, and of chosen-minus-rejected margins",
         ["", *(str(k + 1) for k in range(K))],
         rows,
-        ["Near +1: one objective twice. Near -1: one axis with opposite ends."],
+        ["Near +1: the same objective twice. Near -1: the opposite ends of one axis."],
         legend="Below the diagonal: rewards. Above it: margins.",
     )
 
@@ -209,7 +209,7 @@ def _conflict(e: Examination) -> Section:
         "conflict",
         "Conflict",
         "where weights can change the winner",
-        ["", "right whatever", "weights decide", "wrong whatever", "ties", "decided easily"],
+        ["", "always right", "weights decide", "always wrong", "ties", "decided easily"],
         [
             [
                 label(n),
@@ -222,9 +222,9 @@ def _conflict(e: Examination) -> Section:
             for n, p in parts.items()
         ],
         [
-            "whatever: under every weighting. decided easily: at least a tenth of all weightings (uniform on the "
+            "always: under every weighting. decided easily: at least a tenth of all weightings (uniform on the "
             "simplex) disagree with the others.",
-            f"Margins most often of opposite sign: {shown}.",
+            f"Margins that most often have opposite signs: {shown}.",
         ],
     )
 
@@ -232,12 +232,12 @@ def _conflict(e: Examination) -> Section:
 def _saturation(e: Examination) -> Section:
     rows = []
     for standardized in (False, True):
-        found = [s for s in e.saturation if s.standardized == standardized]
-        name, often = max(found[0].largest.items(), key=lambda item: item[1])
+        by_tau = [s for s in e.saturation if s.standardized == standardized]
+        name, often = max(by_tau[0].largest.items(), key=lambda item: item[1])
         rows.append(
             [
                 "standardized" if standardized else "raw",
-                *(f"{share(s.one_hot)} / {share(s.entropy)}" for s in found),
+                *(f"{share(s.one_hot)} / {share(s.entropy)}" for s in by_tau),
                 f"{label(name)} ({share(often)})",
             ]
         )

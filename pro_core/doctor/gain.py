@@ -1,12 +1,12 @@
-"""How many points could an adapter gain on these pairs? A cheap one, cross-validated by prompt, beside its rivals.
+"""How many points could an adapter gain on these pairs? A cheap one, cross-validated by prompt, against its rivals.
 
 The adapter is a linear head on frozen prompt features, w(x) = softmax(b + x W), fitted with the pairwise Bradley-Terry
 loss of :func:`pro_core.adapter.targets.pairwise_loss`. Its rivals need no prompt: uniform weights, the global weights
 with the best training accuracy, and the same loss without W. Everything is fitted on other prompts than it is graded
 on, and the strength of the shrinkage towards W = 0 is chosen on inner folds of those.
 
-The adapters that people use are fitted otherwise, by the steps of :func:`pro_core.adapter.heads.fit_heads`. Here the
-minimum itself is wanted, hundreds of times, to compare shrinkages: L-BFGS finds it, with the gradient written out.
+Adapters for use are fitted by the steps of :func:`pro_core.adapter.heads.fit_heads` instead. Here the exact minimum is
+needed, hundreds of times, to compare shrinkages: L-BFGS finds it, with the gradient written out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ STRENGTHS = (np.inf, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SCALES = (0.0, *np.geomspace(0.05, 50, 40))
 MAX_COMPONENTS = 64
 RIVALS = ("uniform", "best global", "fitted global")
-"""What needs no prompt. An adapter that does not beat all three has not gained by reading it."""
+"""Weights that need no prompt. An adapter that does not beat all three has gained nothing by reading it."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure with its 95% interval (bootstrap over prompts)."""
+    """A number with its 95% interval (bootstrap over prompts)."""
 
     value: float
     low: float
@@ -156,7 +156,7 @@ def _balance(objective_N: NDArray) -> Floats:
 
 
 def _components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Floats, Floats]:
-    """Principal components of the training prompts, scaled to a mean squared length of 1; the test rows alike."""
+    """Principal components of the training prompts, scaled to a mean squared length of 1; test rows likewise."""
     _, first = np.unique(text_N, return_index=True)
     mean = train_ND[first].mean(axis=0)
     _, size, basis = np.linalg.svd(train_ND[first] - mean, full_matrices=False)
@@ -168,10 +168,10 @@ def _components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Flo
 def _choose_strength(
     x_ND: Floats, margin_NK: Floats, objective_N: NDArray, fold_N: NDArray
 ) -> float:
-    """The shrinkage with the least loss on inner held-out prompts, each at the scale that suits it best.
+    """The shrinkage with the smallest loss on inner held-out prompts, each at its best scale.
 
-    At its own scale a head that has fitted noise is overconfident, and its loss says so even where its winners are
-    better: the loss would then turn down prompts that help.
+    At its own scale, a head that has fitted noise is overconfident, and its loss is high even where it picks better
+    winners: that loss would reject prompts that help.
     """
     mixed = np.zeros((len(STRENGTHS), len(margin_NK)))
     for fold in np.unique(fold_N):
@@ -186,7 +186,7 @@ def _choose_strength(
 
 
 def _dealt(text_N: NDArray, rng) -> NDArray[np.int64]:
-    """For each row a row of another prompt, by permuting the prompts."""
+    """For each row, a row of another prompt: the prompts are permuted."""
     _, first, index = np.unique(text_N, return_index=True, return_inverse=True)
     return first[rng.permutation(len(first))][index]
 
@@ -205,7 +205,8 @@ def measure_gain(
     Args:
         margin_NK: standardized score of the chosen completion minus that of the rejected one.
         features_ND: features of each pair's prompt.
-        objective_N: under which each pair was judged; text_N: what is drawn together, in folds and resamples.
+        objective_N: the objective of each pair. text_N: its prompt; pairs of one prompt stay together in folds and
+            resamples.
         own_N: the column of each pair's own objective, -1 where the panel lacks it.
         repeats: divisions into folds; a pair's outcome is its average over them.
     """
@@ -213,7 +214,7 @@ def measure_gain(
     right: dict[str, Floats] = {"uniform": correct(margin_NK.mean(axis=1))}
     kept = []
     for repeat in range(repeats):
-        # Hundreds of small fits: threads that wait for each other cost 10 times what they do where cores are shared.
+        # Hundreds of small fits: on shared cores, threads that wait for each other make them ten times slower.
         with threadpool_limits(1):
             weights, share = cross_validated_weights(
                 margin_NK, features_ND, objectives, texts, seed + repeat

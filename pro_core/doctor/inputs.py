@@ -1,4 +1,4 @@
-"""What the doctor reads: preference pairs from files or public sets, a sample of them, and a panel's scores of it."""
+"""What the doctor reads: pairs from files or public sets, a sample of them, and a panel's scores of the sample."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pro_core.system.fingerprints import fingerprint
 from pro_core.system.storage import StorageError, local_folder, read_config
 
 MAX_PER_PROMPT = 20
-"""Pairs that the labelled responses to one prompt give, an objective."""
+"""The most pairs per objective that the labelled responses to one prompt give."""
 
 
 @dataclass
@@ -51,15 +51,15 @@ class Loaded:
 def load_pairs(
     sources: Sequence[str], objective_names: Sequence[str], split: str | None = None
 ) -> Loaded:
-    """All pairs of the files or public sets, of one split or of every one.
+    """All pairs of the files or public sets, of one split or of all.
 
     Pairs are taken under whatever objective they have: each is a preference that the weighted sum should predict.
-    Labelled responses become pairs under the labels that the panel has an objective for; another label is a property,
-    and nothing says that people prefer more of it. XSTest's ``behaviour`` becomes its two objectives. Rows of a
-    validation or test split whose prompts train rows have too are left out: the panel may have learned them.
+    Labelled responses become pairs for those labels that are objectives of the panel. Any other label is a property,
+    and nothing says that people prefer more of it. XSTest's ``behaviour`` becomes its two objectives. Validation and
+    test rows whose prompts also occur in train rows are left out: the panel may have learned them.
 
     Raises:
-        DataError: a file that is missing or broken, or no pairs at all.
+        DataError: a file is missing or broken, or there are no pairs at all.
     """
     loaded = Loaded()
     read = {source: _examples(source, objective_names, loaded.notes) for source in sources}
@@ -76,7 +76,7 @@ def load_pairs(
             unseen = [e for e in kept if e not in trained]
             if len(unseen) < len(kept):
                 loaded.notes.append(
-                    f"{source}: {len(kept) - len(unseen):,} of {len(kept):,} {split} rows left out, train rows have "
+                    f"{source}: {len(kept) - len(unseen):,} of {len(kept):,} {split} rows left out: train rows have "
                     "the same prompts."
                 )
             kept = unseen
@@ -87,7 +87,7 @@ def load_pairs(
         if len(told_apart) < len(pairs):
             same = len(pairs) - len(told_apart)
             loaded.notes.append(
-                f"{source}: {same:,} pairs left out, their two completions are the same text."
+                f"{source}: {same:,} pairs left out: their two completions are the same text."
             )
         loaded.pairs += told_apart
     if not loaded.pairs:
@@ -101,13 +101,13 @@ def load_pairs(
 
 
 def _examples(source: str, objective_names: Sequence[str], notes: list[str]):
-    only = objective_names[0] if len(objective_names) == 1 else ""  # of pairs that name none
+    only = objective_names[0] if len(objective_names) == 1 else ""  # for pairs that name none
     public = {name for s in PUBLIC_SETS.values() for name in (s.name, s.path)}
     for path in (Path(source), default_data_dir() / source):
         if path.is_file():
-            said: list[str] = []
-            examples = load_examples(path, only, tuple(objective_names), said)
-            notes += [f"{source}: {sentence}" for sentence in said]
+            sentences: list[str] = []
+            examples = load_examples(path, only, tuple(objective_names), sentences)
+            notes += [f"{source}: {sentence}" for sentence in sentences]
             return examples
     if source in public:
         return load_public_examples(source)
@@ -120,7 +120,7 @@ def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, 
     alone = sum(r.prompt is None for r in responses)
     if alone:
         notes.append(
-            f"{source}: {alone:,} texts without a prompt left out, an adapter reads prompts."
+            f"{source}: {alone:,} texts without a prompt left out: an adapter reads prompts."
         )
     behaviour = [r for r in responses if "behaviour" in r.labels and "prompt_unsafe" in r.extra]
     pairs = list(refusal_pairs(behaviour, MAX_PER_PROMPT))
@@ -128,19 +128,19 @@ def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, 
         replace(r, labels={k: v for k, v in r.labels.items() if isinstance(v, int | float)})
         for r in responses
     ]
-    found = sorted({name for r in graded for name in r.labels})
-    for name in found:
+    labels = sorted({name for r in graded for name in r.labels})
+    for name in labels:
         if name in objective_names:
             pairs += pairs_from_labels(graded, name, MAX_PER_PROMPT)
-    unknown = [name for name in found if name not in objective_names]
+    unknown = [name for name in labels if name not in objective_names]
     if unknown:
         notes.append(
-            f"{source}: the labels {', '.join(unknown)} left out, the panel has no such objective."
+            f"{source}: the labels {', '.join(unknown)} left out: the panel has no such objective."
         )
-    if not pairs and alone < len(responses) and set(found) & set(objective_names):
+    if not pairs and alone < len(responses) and set(labels) & set(objective_names):
         notes.append(
-            f"{source}: no two of its {len(responses) - alone:,} responses to a prompt answer the same one and "
-            "differ in a label: ties give no pairs."
+            f"{source}: no two of its {len(responses) - alone:,} responses answer the same prompt and differ in a "
+            "label: ties give no pairs."
         )
     return pairs
 
@@ -151,7 +151,7 @@ def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, 
 def sample_pairs(
     pairs: Sequence[PreferencePair], max_pairs: int, seed: int = 0
 ) -> list[PreferencePair]:
-    """At most ``max_pairs`` pairs: evenly over objectives, and of each over as many prompts as there are.
+    """At most ``max_pairs`` pairs, spread evenly over objectives, and in each over as many prompts as possible.
 
     An objective with fewer pairs than its share gives them all, and the others share the rest.
     """
@@ -211,8 +211,7 @@ class StoredPanel:
 
 
 def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> list[str]:
-    """A warning where train rows come from a source that the panel was trained on, or on whose test rows its own record
-    was measured."""
+    """A warning where train rows come from a source that the panel's own record names, for training or for test."""
     known = set(stored.config.get("trained_on") or ())
     for measured in (stored.config.get("accuracy") or {}).values():
         known |= set(measured["sources"] if "sources" in measured else _named_in(measured))
@@ -220,13 +219,13 @@ def seen_in_training(stored: StoredPanel, pairs: Sequence[PreferencePair]) -> li
     if not sources:
         return []
     return [
-        f"The panel's own record names {', '.join(sources)}, so it has probably trained on the train rows that are in "
-        "here, and looks too good. Add --split test."
+        f"The panel's own record names {', '.join(sources)}, so it has probably trained on the train rows in this data "
+        "and looks too good. Add --split test."
     ]
 
 
 def _named_in(measured: dict[str, Any]) -> list[str]:
-    """The sources in the record of a panel from before they were a list: ``test pairs of a, b``."""
+    """The sources in an older panel's record, where they are a text: ``test pairs of a, b``."""
     return str(measured.get("test", "")).partition(" pairs of ")[2].split(", ")
 
 
@@ -235,10 +234,10 @@ def scored_table(
 ) -> pd.DataFrame:
     """The table of :mod:`pro_core.rewards.scores` with the texts themselves, ``chosen`` and ``rejected``.
 
-    Standardized by the panel's statistics; a panel without any, by the mean and deviation of these very texts.
+    Standardized by the panel's statistics or, where it has none, by the mean and deviation of these texts.
 
     Raises:
-        ValueError: a model that answers NaN (names its objective).
+        ValueError: a model returns NaN (names its objective).
     """
     prompts, completions, where = distinct_texts(pairs)
 

@@ -65,7 +65,7 @@ class Objective:
 @dataclass(frozen=True)
 class Saturation:
     """Eq 7's targets softmax(r(chosen) / tau): how many are nearly one-hot, their mean entropy as a share of log K,
-    and which objective gets the largest weight how often."""
+    and how often each objective gets the largest weight."""
 
     standardized: bool
     temperature: float
@@ -150,7 +150,7 @@ def measure_models(table: pd.DataFrame, objective_names: Sequence[str]) -> list[
 
 
 def measure_objectives(table: pd.DataFrame, objective_names: Sequence[str]) -> list[Objective]:
-    """Accuracies, one entry an objective of the data; the panel's come first, in its order."""
+    """Accuracies, one entry per objective of the data; the panel's come first, in its order."""
     present = set(table["objective"])
     order = [n for n in objective_names if n in present] + sorted(present - set(objective_names))
     chosen, rejected = (table[s].str.len().to_numpy(float) for s in ("chosen", "rejected"))
@@ -164,8 +164,8 @@ def measure_objectives(table: pd.DataFrame, objective_names: Sequence[str]) -> l
         accuracy = equal = None
         if name in objective_names:
             own = own_margin(table[rows], objective_names)
-            found = accuracy_with_interval(own, texts)
-            accuracy = Measured(found["accuracy"], *found["ci95"])  # type: ignore[misc,arg-type]
+            result = accuracy_with_interval(own, texts)
+            accuracy = Measured(result["accuracy"], *result["ci95"])  # type: ignore[misc,arg-type]
             equal = float(correct(own[alike[rows]]).mean()) if alike[rows].any() else None
         objectives.append(
             Objective(

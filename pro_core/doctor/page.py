@@ -1,4 +1,4 @@
-"""The doctor's report: one HTML file with everything in it, no script, light or dark as the reader's system is."""
+"""The doctor's report: one self-contained HTML file without script, light or dark like the reader's system."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TEMPLATE = """<!doctype html>
 <figure><figcaption><h3>{{ title }}</h3><p>{{ caption }}</p></figcaption>
 {{ svg }}</figure>
 {% endfor %}</div>
-{% if not section.legend %}{# the plots of correlations hold all their figures #}
+{% if not section.legend %}{# the plots of correlations show all their numbers #}
 <div class="card table"><table>
 <tr>{% for cell in section.header %}<th{% if loop.index0 in section.left %} class="left"{% endif %}>
 {{- cell }}</th>{% endfor %}</tr>
@@ -93,8 +93,8 @@ def render_html(e: Examination) -> str:
     headline = e.verdict.headline.removeprefix("none: ")
     environment = Environment(autoescape=True, trim_blocks=True)
     drawn = {
-        key: [(title, caption, Markup(svg)) for title, caption, svg in found]
-        for key, found in plots(e).items()
+        key: [(title, caption, Markup(svg)) for title, caption, svg in of_section]
+        for key, of_section in plots(e).items()
     }
     return environment.from_string(TEMPLATE).render(
         e=e,

@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.labelcolor": INK,
 }
-WIDE = 3.6  # inches: a phone's width at the size that the text is drawn in
+WIDE = 3.6  # inches: a phone's width at this font size
 
 
 def plots(e: Examination) -> dict[str, list[tuple[str, str, str]]]:
@@ -74,7 +74,7 @@ def plots(e: Examination) -> dict[str, list[tuple[str, str, str]]]:
     add(
         "accuracy",
         "Each reward model on its own pairs",
-        "Dots with 95% intervals; crosses: taking the longer completion. The line is a coin.",
+        "Dots with 95% intervals; crosses: taking the longer completion. The line is chance.",
         _own_accuracy,
     )
     if len(e.objective_names) > 1:
@@ -93,7 +93,7 @@ def plots(e: Examination) -> dict[str, list[tuple[str, str, str]]]:
     add(
         "models",
         "The prompt's own share of the variance",
-        "What is left compares responses to one prompt.",
+        "Only the rest compares responses to one prompt.",
         _offset,
     )
     add(
@@ -153,7 +153,7 @@ def _svg(figure: Figure, title: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # What a reader's browser has; the drawing's own fonts may be absent there.
+    # A font that every browser has; matplotlib's own may be missing there.
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     opening = (
@@ -177,8 +177,8 @@ def _rows(axes, names: Sequence[str]) -> None:
     axes.grid(axis="x", linewidth=0.6)
 
 
-def _intervals(axes, found: Sequence[Measured], scale: float, colours: Sequence[str]) -> None:
-    for y, (m, colour) in enumerate(zip(found, colours, strict=True)):
+def _intervals(axes, values: Sequence[Measured], scale: float, colours: Sequence[str]) -> None:
+    for y, (m, colour) in enumerate(zip(values, colours, strict=True)):
         axes.plot([scale * m.low, scale * m.high], [y, y], color=colour, linewidth=2)
         axes.plot(scale * m.value, y, "o", color=colour, markersize=5)
 
@@ -195,11 +195,11 @@ def _lead(e: Examination) -> Figure:
 
 def _held_out(e: Examination) -> Figure:
     assert e.gain is not None
-    found = {m: e.gain.accuracy[m] for m in METHODS if m in e.gain.accuracy}
-    figure, axes = _axes(len(found))
+    accuracies = {m: e.gain.accuracy[m] for m in METHODS if m in e.gain.accuracy}
+    figure, axes = _axes(len(accuracies))
     special = {"adapter": A, "own objective": B, "any weights": B}
-    _intervals(axes, list(found.values()), 100, [special.get(m, C) for m in found])
-    _rows(axes, list(found))
+    _intervals(axes, list(accuracies.values()), 100, [special.get(m, C) for m in accuracies])
+    _rows(axes, list(accuracies))
     axes.set_xlabel("% of held-out pairs")
     return figure
 
@@ -232,7 +232,7 @@ def _heat(
     percent: bool = False,
     middle: float = 0.0,
 ) -> Figure:
-    """Cells as strong as they are far from the middle, on whatever ground the page has. Many are in hundredths."""
+    """A heat map: the farther a value is from ``middle``, the stronger its cell. Many columns show hundredths."""
     R, K = values.shape
     figure = Figure(figsize=(WIDE, 0.95 + max(0.24, 2.3 / max(K, 4)) * R), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""All measurements of one table, and what they say about an adapter."""
+"""All measurements of one table of scores, and what they say about an adapter."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that a page shows. ``available``: pairs in all, of which ``pairs`` were looked at."""
+    """Everything that a page shows. ``available``: pairs in all, of which ``pairs`` were examined."""
 
     objective_names: tuple[str, ...]
     pairs: int
@@ -87,10 +87,10 @@ def examine(
     """Measure a table of scored pairs and judge whether an adapter can help.
 
     Args:
-        table: as :func:`pro_core.doctor.inputs.scored_table` makes it: a row a pair, with both texts.
-        features_ND: features of each pair's prompt, what an adapter would read.
+        table: as :func:`pro_core.doctor.inputs.scored_table` makes it: one row per pair, with both texts.
+        features_ND: features of each pair's prompt, as an adapter would read them.
         objective_names: the panel's; the data may have others, and fewer.
-        available: pairs of which the table is a sample.
+        available: the number of pairs that the table samples.
         notes: sentences to show with the doctor's own. about: what else a page should name (panel, data ...).
 
     Raises:
@@ -100,7 +100,7 @@ def examine(
     features = np.asarray(features_ND, dtype=np.float64)
     if not len(table) or features.shape[:1] != (len(table),):
         raise ValueError(
-            f"got {len(table)} pairs and features of shape {features.shape}, expected a row of features a pair"
+            f"got {len(table)} pairs and features of shape {features.shape}, expected one row of features per pair"
         )
     for kind in ("raw_chosen", "raw_rejected", "z_chosen", "z_rejected"):
         check_finite(columns(table, kind, names), names)
@@ -113,7 +113,7 @@ def examine(
         own = np.array([names.index(o) if o in names else -1 for o in objectives])
         gain = measure_gain(margin, features, objectives, texts, own, repeats, seed)
     conflict = measure_conflict(margin)
-    found = measure_objectives(table, names)
+    measured = measure_objectives(table, names)
     models = measure_models(table, names)
     total = len(table) if available is None else available
     return Examination(
@@ -124,17 +124,17 @@ def examine(
         sources=dict(Counter(table["source"])),
         splits=dict(Counter(table["split"])),
         models=models,
-        objectives=found,
+        objectives=measured,
         reward_correlation_KK=correlation(columns(responses(table, names), "z", names)),
         margin_correlation_KK=correlation(margin),
         saturation=measure_saturation(table, names),
         conflict=conflict,
         conflict_by_objective={
-            o.name: measure_conflict(margin[objectives == o.name]) for o in found
+            o.name: measure_conflict(margin[objectives == o.name]) for o in measured
         },
         gain=gain,
         verdict=judge(len(names), conflict, gain, len(table), total, prompts),
-        notes=[*notes, *_observations(table, names, models, found)],
+        notes=[*notes, *_observations(table, names, models, measured)],
         about=about or {},
     )
 
@@ -149,7 +149,7 @@ def judge(
         return Verdict(
             "none",
             "none: the reward models tell no two responses apart",
-            ["Every pair has the same scores on both sides, under every objective."],
+            ["The two responses of every pair have the same scores under every objective."],
         )
     if gain is None:
         return Verdict(
@@ -220,7 +220,7 @@ def _unclear(gain: Gain, both: str, pairs: int, available: int) -> list[str]:
     why += _ceiling(gain)
     if rounded <= pairs:
         why.append(
-            "The pairs would do to see 2 points, so a gain, if there is one, is about that small."
+            "These pairs are enough to see 2 points, so a gain, if there is one, is about that small."
         )
     elif pairs < available:
         why.append(
@@ -235,12 +235,12 @@ def _unclear(gain: Gain, both: str, pairs: int, available: int) -> list[str]:
 
 
 def _ceiling(gain: Gain) -> list[str]:
-    """What stands above the adapter; nothing where the pairs' own reward models do no better than it does."""
+    """An upper bound for the adapter; nothing where the pairs' own reward models do no better than the adapter."""
     if gain.ceiling is None or gain.ceiling.value <= gain.lead["uniform"].value:
         return []
     return [
         f"An oracle that knows the objective of each pair would gain {points(gain.ceiling)} over uniform weights: an "
-        "optimistic ceiling."
+        "optimistic upper bound."
     ]
 
 
@@ -265,7 +265,10 @@ def percent(accuracy: Measured) -> str:
 
 
 def _observations(
-    table: pd.DataFrame, names: tuple[str, ...], models: list[RewardModel], found: list[Objective]
+    table: pd.DataFrame,
+    names: tuple[str, ...],
+    models: list[RewardModel],
+    objectives: list[Objective],
 ) -> list[str]:
     """What a reader should not miss, one sentence each."""
     notes = []
@@ -274,7 +277,7 @@ def _observations(
             notes.append(
                 f"{model.name}: the same score for every response here; it decides nothing."
             )
-    for objective in found:
+    for objective in objectives:
         if objective.accuracy is None:
             best = max(objective.by_model, key=lambda n: objective.by_model[n])
             notes.append(
@@ -291,11 +294,11 @@ def _observations(
                 f"{objective.name}: its reward model cannot be told from a coin on these {objective.pairs:,} pairs, "
                 f"{percent(objective.accuracy)}."
             )
-    without = [n for n in names if n not in {o.name for o in found}]
+    without = [n for n in names if n not in {o.name for o in objectives}]
     if without:
         notes.append(
-            f"{', '.join(without)}: in the panel, but no pairs here were judged under that; the scores take part in "
-            "every sum, and how far to trust them is unknown."
+            f"{', '.join(without)}: in the panel, but no pairs here were judged under it; its scores are in every "
+            "weighted sum, and nothing here says how far to trust them."
         )
     return notes + _seen_in_training(table, names)
 
@@ -309,12 +312,12 @@ def _seen_in_training(table: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
     margin = own_margin(owned, names)
     parts = []
     for rows in (train, ~train):
-        found: dict[str, Any] = accuracy_with_interval(margin[rows], list(owned["text"][rows]))
-        parts.append((found["accuracy"], (found["ci95"][1] - found["ci95"][0]) / 2))
+        graded: dict[str, Any] = accuracy_with_interval(margin[rows], list(owned["text"][rows]))
+        parts.append((graded["accuracy"], (graded["ci95"][1] - graded["ci95"][0]) / 2))
     (seen, a), (unseen, b) = parts
     if seen - unseen <= np.hypot(a, b):
         return []
     return [
         f"The panel is right on {100 * seen:.0f}% of the rows of the train split and on {100 * unseen:.0f}% of the "
-        "others: it seems to have trained on the former, and the figures here are too good. Add --split test."
+        "others: it has probably trained on the former, and the numbers here are too good. Add --split test."
     ]
