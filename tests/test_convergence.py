@@ -166,7 +166,7 @@ def test_the_right_weights_lead_to_the_right_labels():
         assert (pro > uniform + 0.05) if seed == 0 else (pro == uniform)
 
 
-def test_measures_by_hand():
+def test_measures_match_a_calculation_by_hand():
     # Two prompts of one source, two candidates each, policies 1/2 1/2 and 3/4 1/4; labels 1 0 and 0 1.
     world = made_up_world()
     world = replace(
@@ -188,7 +188,7 @@ def test_measures_by_hand():
     assert found["kl"][0] == pytest.approx((kl / 2 + 0) / 2, abs=1e-6)
 
 
-def test_steps_to_a_level():
+def test_steps_to_a_level_are_interpolated():
     assert steps_to(0.5, [0, 10, 20], [0.2, 0.4, 0.6]) == pytest.approx(15)
     assert steps_to(0.1, [0, 10, 20], [0.2, 0.4, 0.6]) == 0
     assert steps_to(0.7, [0, 10, 20], [0.2, 0.4, 0.6]) == float("inf")
@@ -215,7 +215,7 @@ def test_no_prompt_is_trained_on_and_graded():
     )  # the source without a test split: each prompt once
 
 
-def test_the_arms():
+def test_each_arm_has_its_weights():
     world = made_up_world()
     sets, parts = world.candidate_sets(), draw_parts(world, 0)
     arms = arm_weights(world, sets, parts, 0.1, 0)
@@ -247,7 +247,7 @@ def test_the_best_fixed_weights_are_best_on_the_labels_they_are_told():
     assert label(best) > max(map(label, [*np.eye(3), *rivals])) - 2e-3
 
 
-def test_what_is_right():
+def test_labels_follow_truth_and_wanted_behaviour():
     def response(labels, **extra):
         return LabelledResponse([], "", labels, extra=extra)
 
@@ -267,7 +267,11 @@ def scored_pairs(panel: Path, folder: Path) -> pd.DataFrame:
     """The table of scores of the two files' pairs, as `train/reward_models.py` would write it."""
     questions = {"path": "questions.jsonl", "kind": "labels", "objectives": ["truthful"]}
     requests = {"path": "requests.jsonl", "kind": "refusals", "splits": ["train", "validation"]}
-    pairs = [(p, s) for s in map(PairSource.model_validate, (questions, requests)) for p in s.load(folder)]
+    pairs = [
+        (p, s)
+        for s in map(PairSource.model_validate, (questions, requests))
+        for p in s.load(folder)
+    ]
     loaded = RewardPanel.from_pretrained(panel)
     for fold in range(-1, 5):
         mine = [p for p, s in pairs if (fold_of(p.prompt) if p.split in s.splits else -1) == fold]

@@ -62,7 +62,7 @@ def random_sets(seed=0, P=6, K=3):
 # ---------------------------------------------------------------- Eq 3, 12 and 13
 
 
-def test_two_candidates_by_hand():
+def test_two_candidates_match_a_calculation_by_hand():
     # z(a) = (1, 0), z(b) = (0, 1), pi_ref = 1/2 each, beta = 1, w* = (1, 0), w = (1/2, 1/2).
     # pi*_{w*}(a) = e / (e + 1) = 0.7311, and its J is log(1/2 e + 1/2) = 0.62011.
     # pi*_w = pi_ref: both candidates have w . z = 1/2. Its J under w* is 1/2 * 1 - 0 = 0.5. The gap is 0.12011.
@@ -234,7 +234,7 @@ def test_heads_of_one_batch_do_not_touch_each_other():
 # ---------------------------------------------------------------- the two claims, in small
 
 
-def test_slopes_by_hand():
+def test_slopes_match_a_calculation_by_hand():
     x = np.array([[1, 2, 4], [2, 3, 5]])
     assert log_slope(x, 3.0 * x**2) == (pytest.approx(2), [pytest.approx(2), pytest.approx(2)])
     # Through the origin: (1*1 + 2*3) / (1 + 4) = 7/5 and (1*2 + 2*2) / 5 = 6/5; mean 1.3, deviation 0.1414, and the

@@ -1,7 +1,7 @@
-"""The alignment gap on finite candidate sets, exactly: Eq 3, 12 and 13, where nothing need be trained or sampled.
+"""The exact alignment gap on finite candidate sets: Eq 3, 12 and 13, without training or sampling.
 
 Over a finite set of candidate responses the optimum of Eq 3 is known (Eq 19): pi*_w is proportional to
-pi_ref exp(w . z / beta). So is what it costs to follow other weights than the true ones:
+pi_ref exp(w . z / beta). So is the cost of following other weights than the true ones:
 
     J_w(pi) = sum_y pi(y) w . z(y) - beta KL(pi, pi_ref)             z: standardized rewards, beta: the KL weight
     gap(w)  = J_{w*}(pi*_{w*}) - J_{w*}(pi*_w)                       Eq 12; Eq 13 is its average over prompts
@@ -30,7 +30,7 @@ class CandidateSets:
 
     Attributes:
         rewards: (P, G, K) standardized, 0 where a prompt has fewer than G candidates.
-        log_reference: (P, G) log pi_ref, -inf there.
+        log_reference: (P, G) log pi_ref, -inf where it has fewer.
         features: (P, D) of the prompts, as the adapter's head reads them.
     """
 
@@ -63,7 +63,7 @@ def optimal_policy(sets: CandidateSets, weights: ArrayLike, beta: float) -> Arra
     """log pi*_w (P, G) of Eq 3 (Eq 19) under weights (P, K) or (K,).
 
     Raises:
-        ValueError: a KL weight that is not above 0.
+        ValueError: the KL weight is not above 0.
     """
     if not beta > 0:
         raise ValueError(f"got the KL weight {beta}, expected a number above 0")
@@ -108,9 +108,9 @@ def curvature(sets: CandidateSets, weights: ArrayLike, beta: float) -> Array:
 
 
 def best_fixed_weights(sets: CandidateSets, true_weights: Array, beta: float) -> Array:
-    """The single weights (K,) with the least gap over the prompts: an oracle, since it is told w*.
+    """The one weight vector (K,) with the smallest mean gap over the prompts: an oracle, since it is told w*.
 
-    The gap is not convex in the weights; the better of two starts (the mean of w*, uniform) is taken.
+    The gap is not convex in the weights, so the better of two starts (the mean of w*, uniform) is taken.
     """
     K = true_weights.shape[1]
 
@@ -126,5 +126,5 @@ def best_fixed_weights(sets: CandidateSets, true_weights: Array, beta: float) ->
         return gap, w * (gradient - w @ gradient)
 
     starts = np.log(np.maximum(true_weights.mean(axis=0), 1e-6)), np.zeros(K)
-    found = [minimize(gap_and_gradient, s, jac=True, method="L-BFGS-B") for s in starts]
-    return softmax(min(found, key=lambda f: f.fun).x)
+    minima = [minimize(gap_and_gradient, s, jac=True, method="L-BFGS-B") for s in starts]
+    return softmax(min(minima, key=lambda m: m.fun).x)

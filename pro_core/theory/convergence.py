@@ -1,16 +1,16 @@
-"""MORLHF and PRO-MORLHF with exact expectations: the paper's Figure 3, on one fixed measure that people labelled.
+"""MORLHF and PRO-MORLHF with exact expectations: the paper's Figure 3, measured by one fixed set of human labels.
 
 The policy is a softmax over each prompt's real candidate responses,
 
     pi_theta(y given x)  proportional to  pi_ref(y given x) exp(theta . phi(x, y))
 
 with phi fixed and theta shared by all prompts, so that what one prompt teaches reaches the others. theta = 0 is the
-reference. It ascends Eq 5 or Eq 9, whose expectation over responses and its gradient are sums over candidates:
+reference. Training ascends Eq 5 or Eq 9; the expectation over responses and its gradient are sums over candidates:
 
     J(theta) = mean_x  E_pi[R(x, y)] - beta KL(pi, pi_ref),       R(x, y) = sum_k w_k(x) z_k(x, y)
     dJ / dtheta = mean_x  E_pi[phi (A - E_pi A)],                 A = R - beta log(pi / pi_ref)
 
-Nothing is sampled but the order of the prompts. All runs of a seed see the same prompts in the same order.
+Only the order of the prompts is random. All runs of a seed see the same prompts in the same order.
 """
 
 from __future__ import annotations
@@ -50,24 +50,25 @@ class Parts:
 def draw_parts(world: LabelledWorld, seed: int, share: float = 0.8) -> Parts:
     """``share`` of the training prompts, and the data's own validation and test prompts.
 
-    A source without a test split is cut by the panel's folds: the fold ``seed`` mod their number is graded, the others
-    train. So all its training prompts are graded, each by policies that never saw it.
+    A source without a test split is divided by the panel's folds: fold ``seed`` modulo their number is graded, the
+    others train. So all of its training prompts are graded, each by policies that never saw it.
 
     Raises:
-        DataError: a part without prompts.
+        DataError: a part has no prompts.
     """
     rng = np.random.default_rng([seed, 3])
     train, test = [], []
     for source in np.unique(world.source):
-        here = world.source == source
-        own = np.flatnonzero(here & (world.split == "train"))
-        graded = np.flatnonzero(here & (world.split == "test"))
+        of_source = world.source == source
+        trained = np.flatnonzero(of_source & (world.split == "train"))
+        graded = np.flatnonzero(of_source & (world.split == "test"))
         if not len(graded):
-            out = world.fold[own] == seed % (world.fold.max() + 1)
-            own, graded = own[~out], own[out]
+            out = world.fold[trained] == seed % (world.fold.max() + 1)
+            trained, graded = trained[~out], trained[out]
         else:
-            own = np.sort(rng.choice(own, round(share * len(own)), replace=False))
-        train.append(own)
+            kept = round(share * len(trained))
+            trained = np.sort(rng.choice(trained, kept, replace=False))
+        train.append(trained)
         test.append(graded)
     validation = np.flatnonzero(world.split == "validation")
     parts = Parts(np.concatenate(train), validation, np.concatenate(test))
@@ -85,8 +86,8 @@ def arm_weights(
 ) -> dict[str, NDArray]:
     """Weights (P, K) of every arm.
 
-    The two shuffles deal the adapter's weights to the wrong prompts, of all sources or of the same one, training
-    prompts among themselves and the others among themselves.
+    The two shuffles deal the adapter's weights to the wrong prompts, across all sources or within one. Training prompts
+    are shuffled among themselves, and so are the others.
     """
     adapter = world.weights[seed % len(world.weights)]
     P, K = adapter.shape
@@ -96,8 +97,8 @@ def arm_weights(
     for group in (training, ~training):
         everywhere[group] = rng.permutation(np.flatnonzero(group))
         for source in np.unique(world.source):
-            here = np.flatnonzero(group & (world.source == source))
-            within[here] = rng.permutation(here)
+            of_source = np.flatnonzero(group & (world.source == source))
+            within[of_source] = rng.permutation(of_source)
     mean = np.average(adapter[parts.train], axis=0, weights=_balance(world, parts.train))
     best = best_fixed_for_labels(world, sets, parts.train, beta)
     fixed = {UNIFORM: np.full(K, 1 / K), BEST_FIXED: best, MEAN: mean}
@@ -114,9 +115,10 @@ def _balance(world: LabelledWorld, prompts: NDArray) -> NDArray:
 def best_fixed_for_labels(
     world: LabelledWorld, sets: CandidateSets, prompts: NDArray, beta: float
 ) -> NDArray:
-    """The one weight vector (K,) whose optimum pi*_w has the best expected label on these prompts, sources alike.
+    """The one weight vector (K,) whose optimum pi*_w has the best expected label on these prompts.
 
-    It is told what no arm is told, the labels. Not convex: the best of uniform weights' and each corner's ascent.
+    Sources count equally. It is told the labels, unlike any other arm. The problem is not convex, so the best of
+    several starts (uniform weights and each corner) is taken.
     """
     few = CandidateSets(sets.rewards[prompts], sets.log_reference[prompts], sets.features[prompts])
     labels, share = world.padded(world.labels)[prompts], _balance(world, prompts)
@@ -131,8 +133,8 @@ def best_fixed_for_labels(
         return -(policy * labels).sum(), -w * (gradient - w @ gradient)
 
     starts = [np.zeros(K), *(3 * np.eye(K))]
-    found = [minimize(loss_and_gradient, s, jac=True, method="L-BFGS-B") for s in starts]
-    return softmax(min(found, key=lambda f: f.fun).x)
+    minima = [minimize(loss_and_gradient, s, jac=True, method="L-BFGS-B") for s in starts]
+    return softmax(min(minima, key=lambda m: m.fun).x)
 
 
 # ---------------------------------------------------------------- runs, and what is measured
@@ -148,7 +150,7 @@ class Run:
 
 
 class Experiment:
-    """A world made ready once: candidate sets, features, labels."""
+    """A world, prepared once: candidate sets, features, labels."""
 
     def __init__(self, world: LabelledWorld, prompt_components: int, response_components: int):
         self.world, self.sets = world, world.candidate_sets()
@@ -179,26 +181,26 @@ class Experiment:
         return {step: theta for step, theta in enumerate(path) if step in set(at)}
 
     def batches(self, train: NDArray, seed: int, steps: int, batch_size: int) -> list[NDArray]:
-        """For each step ``batch_size`` prompts of each source, dealt anew when all have had their turn."""
+        """For each step ``batch_size`` prompts of each source, shuffled again when all have been used."""
         rng = np.random.default_rng([seed, 5])
         dealt = []
         for source in self.sources:
-            own = train[self.world.source[train] == source]
-            rounds = -(-steps * batch_size // len(own))
-            order = np.concatenate([rng.permutation(own) for _ in range(rounds)])
+            of_source = train[self.world.source[train] == source]
+            rounds = -(-steps * batch_size // len(of_source))
+            order = np.concatenate([rng.permutation(of_source) for _ in range(rounds)])
             dealt.append(order[: steps * batch_size].reshape(steps, batch_size))
         return list(np.concatenate(dealt, axis=1))
 
     def measure(self, theta: Array, prompts: NDArray) -> dict[str, NDArray]:
-        """Of C policies on these prompts: expected label of each source and, as ``label``, their mean; ``kl`` likewise.
+        """Measures of C policies on these prompts, (C,) each: the expected label of each source, ``label`` and ``kl``.
 
-        KL(pi, pi_ref) in nats per prompt; (C,) each.
+        ``label`` is the mean over sources, and so is ``kl``, KL(pi, pi_ref) in nats per prompt.
         """
         ratio, policy = tilt(self.features[prompts], self.sets.log_reference[prompts], theta)
         return self._by_source(policy, ratio, prompts)
 
     def optimum(self, weights: NDArray, beta: float, prompts: NDArray) -> dict[str, NDArray]:
-        """The same of pi*_w (Eq 19), what a free softmax for each prompt would end at; (1,) each."""
+        """The same for pi*_w (Eq 19), which a free softmax for each prompt would reach; (1,) each."""
         reference = self.sets.log_reference[prompts]
         log_policy = optimal_policy(self.sets, weights, beta)[prompts]
         inside = np.isfinite(reference)
@@ -209,14 +211,14 @@ class Experiment:
         label = (policy * self.labels[prompts][..., None]).sum(axis=1)
         kl = (policy * ratio).sum(axis=1)
         source = self.world.source[prompts]
-        found = {s: label[source == s].mean(axis=0) for s in self.sources}
-        found["label"] = np.mean([found[s] for s in self.sources], axis=0)
-        found["kl"] = np.mean([kl[source == s].mean(axis=0) for s in self.sources], axis=0)
-        return found
+        means = {s: label[source == s].mean(axis=0) for s in self.sources}
+        means["label"] = np.mean([means[s] for s in self.sources], axis=0)
+        means["kl"] = np.mean([kl[source == s].mean(axis=0) for s in self.sources], axis=0)
+        return means
 
 
 def steps_to(level: float, at: Sequence[int], values: Sequence[float]) -> float:
-    """The first step at which the curve is at ``level``, between two measured ones by a straight line; inf if never."""
+    """The first step at which the curve reaches ``level``, interpolated linearly between measurements; inf if never."""
     reached = np.flatnonzero(np.asarray(values) >= level)
     if not len(reached):
         return float("inf")

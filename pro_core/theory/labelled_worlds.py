@@ -1,9 +1,9 @@
-"""Real prompts with real responses that people labelled, as arrays without any text: what exact training needs.
+"""Real prompts with real responses that people labelled, as arrays without any text, for exact training.
 
 TruthfulQA: about 22 responses per question, each right when it is truthful and informative. XSTest: up to five models'
 responses per prompt, each right when it refuses an unsafe request or complies with a safe one (a partial refusal is
-neither). No reward and no weight comes from a model that was trained on its prompt: where the panel trained on a
-prompt's part of the data, the panel and the adapters of its fold stand in, which saw other folds alone.
+neither). No reward and no weight comes from a model that was trained on its prompt. Where the panel trained on a
+prompt's part of the data, the panel and the adapters of its fold stand in, which saw only the other folds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LabelledWorld:
 
     Attributes:
         rewards: (N, K) standardized, out of fold, candidates in the order of the prompts.
-        labels: (N,) what people said: 1 right, 0 wrong, between them where a text was labelled twice.
+        labels: (N,) of people: 1 right, 0 wrong, in between where a text was labelled twice.
         sizes: (P,) candidates of each prompt.
         prompts: (P, D), responses: (N, D) a frozen encoder's features.
         weights: (A, P, K) of the adapters of A seeds, out of fold.
@@ -82,16 +82,16 @@ def labelled_world(
     encoder: str,
     parts: str | Path,
 ) -> LabelledWorld:
-    """The prompts of these files with two different responses or more.
+    """The prompts of these files that have at least two different responses.
 
     Args:
-        run: an adapter's recipe, fitted with its folds. panel_folds: the folder of the panels that skipped a fold each.
-        encoder: whose features the policy reads; frozen.
-        parts: a folder for each fold's rewards, which are not scored again when they are there. It belongs to these
-            files, panels and adapters alone.
+        run: an adapter's recipe, fitted with its folds.
+        panel_folds: the folder of the panels that each skipped one fold.
+        encoder: the frozen encoder of the features that the policy reads.
+        parts: a folder for each fold's rewards, which are scored once; only for these files, panels and adapters.
 
     Raises:
-        StorageError: a panel or an adapter that is not there.
+        StorageError: a panel or an adapter is missing.
     """
     prompts, responses, labels, source, split = _grouped(files)
     sizes = np.array([len(texts) for texts in responses])
@@ -104,7 +104,7 @@ def labelled_world(
     )
 
     owner = np.repeat(np.arange(len(prompts)), sizes)
-    texts = [text for own in responses for text in own]
+    texts = [text for of_prompt in responses for text in of_prompt]
     table = pd.DataFrame({"prompt": [json.dumps(p) for p in prompts]})
     rewards = np.zeros((len(texts), len(run.objective_names)))
     weights = np.zeros((len(run.seeds), len(prompts), len(run.objective_names)))
@@ -135,23 +135,23 @@ def labelled_world(
 def _scored(panel: str | Path, prompts, texts, path: Path) -> NDArray[np.float32]:
     """The panel's standardized rewards (N, K), from the file when they are there."""
     if not path.is_file():
-        found = RewardPanel.from_pretrained(panel).standardized(prompts, texts)
+        rewards = RewardPanel.from_pretrained(panel).standardized(prompts, texts)
         with replacing(path) as partial:
-            np.save(partial, found)
+            np.save(partial, rewards)
         print(f"{path}: {len(texts)} responses scored", flush=True)
     return np.load(path)
 
 
 def _grouped(files: Sequence[str | Path]):
     """Prompts with their different responses and the mean label of each, source and split."""
-    found: dict[tuple[str, str, str], tuple[list[Message], dict[str, list[float]]]] = {}
+    groups: dict[tuple[str, str, str], tuple[list[Message], dict[str, list[float]]]] = {}
     for file in files:
         for example in load_examples(file):
             if isinstance(example, LabelledResponse) and example.prompt:
                 key = example.source, example.split, render_messages(example.prompt)
-                _, texts = found.setdefault(key, (example.prompt, {}))
+                _, texts = groups.setdefault(key, (example.prompt, {}))
                 texts.setdefault(example.response, []).append(right(example))
-    kept = {key: value for key, value in found.items() if len(value[1]) > 1}
+    kept = {key: value for key, value in groups.items() if len(value[1]) > 1}
     prompts = [prompt for prompt, _ in kept.values()]
     responses = [list(texts) for _, texts in kept.values()]
     labels = [np.array([np.mean(x) for x in texts.values()]) for _, texts in kept.values()]
@@ -168,7 +168,7 @@ def right(example: LabelledResponse) -> float:
 
 
 WORLD_VERSION = 1
-"""Of :func:`labelled_world`: raised with every change of it that moves a number."""
+"""Raised with every change of :func:`labelled_world` that changes a number."""
 OPENING = 300
 """Characters of a response that the policy reads: whether it refuses shows in its first words."""
 

@@ -1,4 +1,4 @@
-"""Adapters with linear heads on given features, for experiments with hundreds of them: one per seed, fitted at once."""
+"""Adapters with linear heads on given features, fitted together, one per seed: for experiments with hundreds."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fit_adapters(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
 ) -> Callable[[ArrayLike], NDArray[np.float32]]:
-    """One linear-head adapter per seed, all at once: what ``fit_adapter(hidden=0, members=1)`` does with each.
+    """Fit one linear-head adapter per seed, all at once, each as ``fit_adapter(hidden=0, members=1)`` would.
 
     Args:
         examples: S sets of n pairs. target: ``TRUE`` or one of :data:`pro_core.adapter.targets.TARGETS` that reads
@@ -68,13 +68,13 @@ def fit_adapters(
     adapters: list[Heads] = []
     rows: list[ScoredRows] = []
     towards: list[NDArray[np.float32]] = []
-    for own, seed in zip(examples, seeds, strict=True):
-        margin, K = own.z_chosen - own.z_rejected, own.z_chosen.shape[1]
+    for pairs, seed in zip(examples, seeds, strict=True):
+        margin, K = pairs.z_chosen - pairs.z_rejected, pairs.z_chosen.shape[1]
         torch.manual_seed(seed)
         adapters.append(Heads(D, 0, K))
         prompt = n * len(rows) + np.arange(n)
         order = shuffled(n, epochs, seed)
-        targets = own.targets(target, temperature)
+        targets = pairs.targets(target, temperature)
         rows.append(ScoredRows(prompt, margin, targets, np.ones((n, 1)), order))
         if target == "pairwise":
             single = margin.astype(np.float32)

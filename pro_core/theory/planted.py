@@ -61,7 +61,7 @@ SCALES, SHIFTS = (0.5, 4.0, 1.0, 2.0), (3.0, -1.0, 0.0, 1.0)
 """Of the four reward models: raw reward = scale * standardized reward + shift."""
 
 TARGETS = {"paper": 0.1, "paper_z": 0.1, "margin": 0.1, "pairwise": None}
-"""What :func:`compare_targets` fits, with tau: the paper's, or that of the preferences."""
+"""The targets that :func:`compare_targets` fits, with tau; None: the temperature of the preferences."""
 EPOCHS = 5
 PLANTED_METHODS = ("oracle", "uniform", *TARGETS)
 
@@ -165,14 +165,14 @@ def recovery(planted: PlantedTruth, weights: Mapping[str, ArrayLike]) -> dict[st
         for weights that are all the same.
     """
     prompts = planted.test["prompt"].to_numpy(str)
-    found = np.stack([np.asarray(weights[p], dtype=np.float64) for p in prompts])
+    estimates = np.stack([np.asarray(weights[p], dtype=np.float64) for p in prompts])
     truth = np.stack([planted.weights[p] for p in prompts])
-    flat = found.std() < 1e-9
+    flat = estimates.std() < 1e-9
     margin = margins(planted.test, planted.objective_names)
     return {
         "n": len(prompts),
-        "correlation": 0.0 if flat else float(np.corrcoef(found.ravel(), truth.ravel())[0, 1]),
-        "accuracy": float(correct((margin * found).sum(axis=1)).mean()),
+        "correlation": 0.0 if flat else float(np.corrcoef(estimates.ravel(), truth.ravel())[0, 1]),
+        "accuracy": float(correct((margin * estimates).sum(axis=1)).mean()),
     }
 
 
@@ -183,7 +183,7 @@ def predicted(adapter, planted: PlantedTruth) -> dict[str, NDArray[np.float32]]:
 
 
 def compare_targets(seed: int, encoder: str) -> dict[str, dict[str, float]]:
-    """:func:`recovery` for one planted truth: of w* itself (``oracle``), of ``uniform``, of an adapter for each target.
+    """:func:`recovery` for one planted truth: of w* itself (``oracle``), ``uniform``, and one adapter per target.
 
     The adapters' encoder is frozen.
     """

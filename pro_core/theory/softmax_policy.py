@@ -21,9 +21,9 @@ def policy_features(
     unit variance over the world's training split; labels play no part. F = response_components (1 + prompt_components).
     """
     train = world.split == "train"
-    own = np.repeat(train, world.sizes)
+    of_train = np.repeat(train, world.sizes)
     x = np.repeat(_components(world.prompts, train, prompt_components), world.sizes, axis=0)
-    r = _components(world.responses, own, response_components)
+    r = _components(world.responses, of_train, response_components)
     outer = (x[:, :, None] * r[:, None]).reshape(len(r), -1)
     return world.padded(np.concatenate([r, outer], axis=1).astype(np.float32))
 

@@ -13,9 +13,9 @@ also drops the normalization constant of Eq 19: a reward difference that all can
 
 Its assumptions. (i) Rewards that are bi-Lipschitz in the weights: true to the extent that l > 0, and l is nearly 0
 where two reward models rank responses alike. (ii) Strong concavity: the KL term has it, in total variation, with
-constant beta. (iii) Bounded rewards: they are, on a finite set. And one unsaid: targets that are w* plus noise that
-averages out. ``pairwise`` has that, at the preferences' own temperature. ``paper_z`` has not: the average of Eq 7
-over preferred responses is another function than w*, at any tau, and no n removes a bias.
+constant beta. (iii) Bounded rewards: they are, on a finite set. And one that it does not state: the targets are w* plus
+noise that averages out. For ``pairwise`` this holds at the preferences' own temperature. For ``paper_z`` it does not:
+the average of Eq 7 over preferred responses is another function than w*, at any tau, and no n removes a bias.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def real_world(responses: str | Path, panel: RewardPanel, encoder: str) -> World
     """Real prompts, their real responses, the panel's standardized rewards, a frozen encoder's features.
 
     Args:
-        responses: a file of labelled responses with splits of its own, many to each prompt, such as TruthfulQA's.
+        responses: a file of labelled responses with its own splits and many responses per prompt, such as TruthfulQA's.
 
     Only w* is planted. The panel may have been trained on the training prompts: that changes which rewards are weighed
     there, not what the right weights are.
@@ -85,7 +85,7 @@ def real_world(responses: str | Path, panel: RewardPanel, encoder: str) -> World
 def synthetic_world(
     prompts: int, K: int = 5, candidates: int = 24, features: int = 32, seed: int = 0
 ) -> World:
-    """Gaussian features and independent Gaussian rewards: as many prompts as wished, and no two objectives alike."""
+    """Gaussian features and independent Gaussian rewards: any number of prompts, and no two objectives alike."""
     rng = np.random.default_rng(seed)
     sets = [
         candidate_sets(list(rng.normal(size=(P, candidates, K))), rng.normal(size=(P, features)))
@@ -119,10 +119,10 @@ def load_world(path: str | Path) -> World:
 # ---------------------------------------------------------------- the two claims
 
 WORLD_VERSION = 1
-"""Of worlds and measures here: raised with every change of them that moves a number."""
+"""Raised with every change of the worlds and measures here that changes a number."""
 FIXED = ("uniform", "best fixed", "random fixed")
 FITTED_ON = 550
-"""Training prompts that the best fixed weights are fitted on, at most: all of TruthfulQA's."""
+"""The best fixed weights are fitted on at most this many training prompts: all of TruthfulQA's."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +194,11 @@ def measure_fixed(
         np.random.default_rng([seed, 1]).dirichlet(np.ones(K)),
     )
     truth = plant(world.test, spread)
-    found = {m: measure(world.test, w, truth, beta) for m, w in zip(FIXED, fixed, strict=True)}
+    report = {m: measure(world.test, w, truth, beta) for m, w in zip(FIXED, fixed, strict=True)}
     curvatures = curvature(world.test, fixed[0], beta).mean(axis=0)  # one of them where K = 2
     least, most = float(curvatures[0]), float(curvatures[-1])
-    found["uniform"] |= {"least_curvature": least, "most_curvature": most}
-    return found
+    report["uniform"] |= {"least_curvature": least, "most_curvature": most}
+    return report
 
 
 def adapter_name(target: str, temperature: float) -> str:
@@ -240,10 +240,10 @@ def measure_adapters(
         batch_size=batch_size,
         learning_rate=learning_rate,
     )
-    found = predict(world.test.features).astype(np.float64)
+    predicted = predict(world.test.features).astype(np.float64)
     return [
         measure(world.test, w, plant(world.test, spread), beta)
-        for w, plant in zip(found, plants, strict=True)
+        for w, plant in zip(predicted, plants, strict=True)
     ]
 
 
