@@ -129,7 +129,7 @@ def test_a_recipe_is_read(path):
         assert recipe.methods().keys() == said["arms"].keys()
 
 
-def test_table_6():
+def test_the_recipes_have_the_settings_of_table_6():
     for name in ("ultrafeedback_ppo", "ultrafeedback_grpo"):
         recipe = MorlhfRecipe.read(PAPER / f"{name}.yaml")
         assert (recipe.max_length, recipe.max_new_tokens) == (4096, 2048)
@@ -144,7 +144,7 @@ def test_table_6():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_way_of_tables_1_to_4(task, run, tmp_path):
+def test_tables_1_to_4_run_at_tiny_size(task, run, tmp_path):
     path, objectives = TASKS[task]
     rows = [
         {
@@ -187,7 +187,7 @@ def run_names(folder: Path) -> tuple[str, ...]:
 RATINGS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
 
-def test_the_way_of_table_5(run, tmp_path):
+def test_table_5_runs_at_tiny_size(run, tmp_path):
     rated, pairs = [], []
     for i in range(24):
         split, prompt = ("train", "train", "train", "test")[i % 4], f"tell me of topic {i}"
@@ -208,7 +208,7 @@ def test_the_way_of_table_5(run, tmp_path):
         assert len(done) == arms
 
 
-def test_the_way_of_moslims_tables(run, tmp_path):
+def test_moslims_tables_run_at_tiny_size(run, tmp_path):
     rated = [
         {
             **{"prompt": f"tell me of topic {i // 4}", "response": f"well, topic {i} {'so ' * i}"},
