@@ -1,16 +1,16 @@
 """Check the Space, and deploy it to the Hugging Face hub.
 
     python spaces/deploy.py --dry-run                       # everything that can be checked without the hub
-    python spaces/deploy.py --dry-run --keep /tmp/space     # and leave the exact tree there to look at or to run
+    python spaces/deploy.py --dry-run --keep /tmp/space     # and keep the exact tree there, to look at or to run
     HF_TOKEN=... python spaces/deploy.py me/my-space        # the same checks, then create or update the Space
     python spaces/deploy.py me/my-space --token-file FILE --private
 
-The uploaded tree has the card, ``requirements.txt`` and ``space_app.py`` of this folder at its top, beside ``app.py``,
+The uploaded tree has the card, ``requirements.txt`` and ``space_app.py`` of this folder at its top, next to ``app.py``,
 ``ui/``, ``pro_core/`` and ``checkpoints/demo/``. No folder in it is called ``spaces``: on a Space, Gradio imports a
 package of that name and would take ours for it.
 
-Settings of the app that stand in this environment (``PRO_ENDPOINT_URL`` and the others of :data:`VARIABLES` and
-:data:`SECRETS`) become the Space's: the endpoint's address and token as secrets, because variables are public.
+The app's settings in this environment (``PRO_ENDPOINT_URL`` and the others of :data:`VARIABLES` and :data:`SECRETS`)
+become the Space's: the endpoint's address and token as secrets, because variables are public.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def assemble(tree: Path, root: Path = ROOT) -> None:
 
 def pins(requirements: Path) -> dict[str, str]:
     """Package to exact version. Raises ValueError for a line without ``==``."""
-    found = {}
+    versions = {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         line = line.split("#")[0].strip()
         if line and not line.startswith("-"):
@@ -76,12 +76,12 @@ def pins(requirements: Path) -> dict[str, str]:
                 raise ValueError(
                     f"{requirements.name}: got {line!r}, expected an exact pin, name==version"
                 )
-            found[name.strip().lower().replace("-", "_")] = version.strip()
-    return found
+            versions[name.strip().lower().replace("-", "_")] = version.strip()
+    return versions
 
 
 def check_files(tree: Path) -> Iterator[str]:
-    """What must be there, names that must not, sizes, and Python that compiles."""
+    """Missing files, forbidden names, sizes, and Python that does not compile."""
     for name in (
         *CHECKOUT,
         *TOP,
@@ -173,7 +173,7 @@ def check_card(tree: Path, root: Path = ROOT) -> Iterator[str]:
 
 
 def imported(tree: Path, module: str) -> set[str]:
-    """Packages that ``module`` imports, also inside functions, its own modules of the tree followed."""
+    """Packages that ``module`` imports, also inside functions and by way of the tree's own modules."""
     seen: set[str] = set()
     outside: set[str] = set()
     todo = [module]
@@ -216,8 +216,8 @@ def check_requirements(tree: Path, root: Path = ROOT) -> Iterator[str]:
         yield "requirements: gradio comes by sdk_version, a second pin can contradict it"
     distributions = packages_distributions()  # yaml is PyYAML's, sklearn scikit-learn's
     for name in sorted(imported(tree, "space_app") - {"gradio"}):
-        found = distributions.get(name, [name])
-        if not {d.lower().replace("-", "_") for d in found} & set(ours):
+        providers = distributions.get(name, [name])
+        if not {d.lower().replace("-", "_") for d in providers} & set(ours):
             yield f"requirements: the app imports {name}, which is not listed"
 
 
@@ -234,13 +234,13 @@ def check_secrets(
     tree: Path, root: Path = ROOT, environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
     """No token, no key, no token of this environment, no path of this machine. The secret is not printed."""
-    here = {
+    private = {
         f"the value of {k}": environ[k]
         for k in ("HF_TOKEN", "PRO_ENDPOINT_TOKEN")
         if environ.get(k)
     }
-    here |= {"a path of this machine": f"{root}/"}
-    patterns = SECRET_PATTERNS | {what: re.escape(text.encode()) for what, text in here.items()}
+    private |= {"a path of this machine": f"{root}/"}
+    patterns = SECRET_PATTERNS | {what: re.escape(text.encode()) for what, text in private.items()}
     for path in sorted(p for p in tree.rglob("*") if p.is_file()):
         content = path.read_bytes()
         for what, pattern in patterns.items():
@@ -295,7 +295,7 @@ def deploy(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Assemble, check, and deploy unless ``--dry-run``; status 1 with every problem on a line."""
+    """Assemble, check, and deploy unless ``--dry-run``. Problems are printed one per line, with status 1."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -347,7 +347,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
         try:
             stage = deploy(tree, options.repo_id, token, options.private, os.environ, options.wait)
-        except Exception as error:  # the client's own, its HTTP library's, OSError: no common base
+        except (
+            Exception
+        ) as error:  # the client's, its HTTP library's, OSError: no common base class
             sys.exit(f"error: the hub did not take it: {str(error).replace(token, '***')}")
     url = f"https://huggingface.co/spaces/{options.repo_id}"
     if stage != "RUNNING":

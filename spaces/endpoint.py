@@ -1,13 +1,13 @@
-"""A model behind a Hugging Face Inference Endpoint: made, watched, paused and deleted.
+"""Deploy a model behind a Hugging Face Inference Endpoint; watch, pause and delete it.
 
     python spaces/endpoint.py deploy my-policy --model me/my-policy --dry-run    # what would be sent; no network
     HF_TOKEN=... python spaces/endpoint.py deploy my-policy --model me/my-policy                    # vLLM
     HF_TOKEN=... python spaces/endpoint.py deploy my-policy --model me/my-policy --server tgi       # TGI
     HF_TOKEN=... python spaces/endpoint.py status my-policy      # also: pause, resume, scale-to-zero, delete
 
-It sleeps when nobody asks (no replica after 15 minutes) and wakes by itself at the next question. What it costs is
-yours to pay: `deploy` says the price of an hour before it starts; a paused one costs nothing. A lattice of mixtures
-(`train/soups.py`) that lies in the model's repository as `lattice/` is served with `--lattice FOLDER`.
+The endpoint sleeps after 15 minutes without a request and wakes at the next one. You pay for it: `deploy` prints the
+price per hour before it starts; a paused endpoint costs nothing. A lattice of mixtures (`train/soups.py`) that is in
+the model's repository as `lattice/` is served with `--lattice FOLDER`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MODEL = "/repository"
 """Where an Inference Endpoint puts the files of the model's repository."""
 PRICES = "https://huggingface.co/docs/inference-endpoints/support/pricing"
 EVERY = 5
-"""Seconds between two looks at an endpoint that starts."""
+"""Seconds between two looks at an endpoint that is starting."""
 ENDED = ("paused", "scaledToZero")
 FAILED = ("failed", "updateFailed")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -119,8 +119,8 @@ def what_would_be_sent(arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     try:
         whose = arguments["namespace"] or "YOUR-NAME"
         HfApi().create_inference_endpoint(**arguments | {"namespace": whose, "token": False})
-    except _NotSent as found:
-        url, body = found.args
+    except _NotSent as kept:
+        url, body = kept.args
         return url, body
     finally:
         set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=60))
@@ -128,45 +128,47 @@ def what_would_be_sent(arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def price(api: HfApi, options: argparse.Namespace) -> float:
-    """Dollars an hour of one replica. Raises ValueError for hardware that the hub does not offer now."""
+    """Dollars per hour for one replica. Raises ValueError for hardware that the hub does not offer now."""
     offered = api.list_inference_endpoints_hardware(namespace=options.namespace, token=api.token)
     asked = (options.vendor, options.region, options.accelerator, options.instance, options.size)
     near = []
     for one in offered:
         if one.status in ("not_available", "deprecated"):
             continue
-        found = (one.vendor, one.region, one.accelerator, one.instance_type, one.instance_size)
-        if found == asked:
+        offer = (one.vendor, one.region, one.accelerator, one.instance_type, one.instance_size)
+        if offer == asked:
             return one.price_per_hour
-        if found[:3] == asked[:3]:
+        if offer[:3] == asked[:3]:
             near.append(f"{one.instance_type} {one.instance_size}")
-    there = ", ".join(near[:8]) or "nothing"
+    alternatives = ", ".join(near[:8]) or "nothing"
     raise ValueError(
         f"the hub does not offer {options.instance} {options.size} ({options.accelerator}) at {options.vendor} "
-        f"{options.region} now; there it offers {there}: see {PRICES}"
+        f"{options.region} now; there it offers {alternatives}: see {PRICES}"
     )
 
 
 def wait(endpoint: InferenceEndpoint, seconds: float) -> None:
-    """Wait until the endpoint answers, for some seconds at most, and say how it goes.
+    """Wait until the endpoint answers, at most ``seconds``, and print each change of its status.
 
     Raises:
         ValueError, InferenceEndpointError: it failed, or somebody paused it.
         InferenceEndpointTimeoutError: the time is up.
     """
-    start, said = time.monotonic(), ""
+    start, printed = time.monotonic(), ""
     while True:
         status = endpoint.raw["status"]
         passed = time.monotonic() - start
         now = f"{endpoint.status}" + (f": {status['message']}" if status.get("message") else "")
-        if now != said:
+        if now != printed:
             print(f"{passed:4.0f} s  {now}", flush=True)
-            said = now
+            printed = now
         if endpoint.status in FAILED:
             where = f"https://endpoints.huggingface.co/{endpoint.namespace}/endpoints/{endpoint.name}/logs"
             raise ValueError(f"{endpoint.name} failed ({now}); its log is at {where}")
         if endpoint.status in ENDED:
-            raise ValueError(f"{endpoint.name} is {endpoint.status} now, and will not start alone")
+            raise ValueError(
+                f"{endpoint.name} is {endpoint.status} now, and will not start by itself"
+            )
         if endpoint.status == "running":
             # The hub's own wait ends when the server in it answers, too.
             left = max(1, int(seconds - passed))
@@ -179,7 +181,7 @@ def wait(endpoint: InferenceEndpoint, seconds: float) -> None:
 
 
 def wait_or_warn(endpoint: InferenceEndpoint, options: argparse.Namespace) -> None:
-    """As :func:`wait`; where the wait ends and the start does not, that it goes on to cost is said."""
+    """As :func:`wait`; when the wait ends early, a message says that the endpoint goes on to cost money."""
     try:
         wait(endpoint, options.wait)
     except (
@@ -188,7 +190,7 @@ def wait_or_warn(endpoint: InferenceEndpoint, options: argparse.Namespace) -> No
         HfHubHTTPError,
         httpx2.TransportError,
     ) as error:
-        print(f"it goes on starting, and costs: python spaces/endpoint.py pause {options.name}")
+        print(f"still starting, which costs money: python spaces/endpoint.py pause {options.name}")
         if isinstance(error, KeyboardInterrupt):
             sys.exit("error: stopped waiting")
         raise
@@ -208,19 +210,19 @@ def settings(endpoint: InferenceEndpoint, options: argparse.Namespace) -> list[s
 
 def deploy(api: HfApi, options: argparse.Namespace) -> None:
     try:
-        there = find(api, options)
+        existing = find(api, options)
     except HfHubHTTPError as error:
         if error.response.status_code != 404:
             raise
     else:
         raise ValueError(
-            f"{options.name} exists already ({there.status}, {there.repository}): look at it with status, wake it with "
-            "resume, or delete it first"
+            f"{options.name} exists already ({existing.status}, {existing.repository}): look at it with status, wake "
+            "it with resume, or delete it first"
         )
     hourly = price(api, options)
     print(
-        f"{options.name}: {options.server} with {options.model} on {options.instance} {options.size}, ${hourly:.2f} an "
-        f"hour while it starts and runs, nothing while it sleeps or is paused ({PRICES})"
+        f"{options.name}: {options.server} with {options.model} on {options.instance} {options.size}, ${hourly:.2f} "
+        f"per hour while it starts and runs, nothing while it sleeps or is paused ({PRICES})"
     )
     endpoint = api.create_inference_endpoint(**payload(options), token=api.token)
     wait_or_warn(endpoint, options)
@@ -265,8 +267,8 @@ def explained(error: HfHubHTTPError, options: argparse.Namespace, token: str) ->
         409: f"{options.name} exists already (409): name another, or delete it first",
     }
     detail = " ".join((error.server_message or "").replace(token, "(token)").split())[:300]
-    said = sentences.get(code, f"the hub refuses ({code})")
-    return said + (f" [{detail}]" if detail and code != 401 else "")
+    sentence = sentences.get(code, f"the hub refuses ({code})")
+    return sentence + (f" [{detail}]" if detail and code != 401 else "")
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -277,15 +279,15 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     for command in ("deploy", "status", "pause", "resume", "scale-to-zero", "delete"):
         one = commands.add_parser(command)
         one.add_argument("name", help="the endpoint's name: lower-case letters, digits and -")
-        one.add_argument("--namespace", help="whose it is (you)")
+        one.add_argument("--namespace", help="its owner (you)")
         one.add_argument("--token-file", type=Path, help="file with the token (HF_TOKEN)")
-        one.add_argument("--wait", type=float, default=1800, metavar="S", help="at most (1800)")
+        one.add_argument("--wait", type=float, default=1800, metavar="S", help="seconds (1800)")
         if command == "deploy":
             one.add_argument("--model", required=True, help="hub id of the model, owner/name")
             one.add_argument("--server", choices=sorted(IMAGES), default="vllm")
             one.add_argument("--image", help=f"its container ({IMAGES})".replace("%", "%%"))
             one.add_argument("--tokens", type=int, default=4096, help="prompt and answer (4096)")
-            one.add_argument("--lattice", type=Path, help="folder of mixtures, there as lattice/")
+            one.add_argument("--lattice", type=Path, help="mixtures, also in the repository")
             one.add_argument("--vendor", default="aws")
             one.add_argument("--region", default="us-east-1")
             one.add_argument("--accelerator", default="gpu")

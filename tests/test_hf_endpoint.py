@@ -177,9 +177,9 @@ def run(hub, capsys, monkeypatch):
 DEPLOY = ("deploy", "my-policy", "--model", "me/model")
 
 
-def test_a_deployment_from_nothing_to_its_settings(hub, run):
+def test_a_deployment_ends_with_the_apps_settings(hub, run):
     said = run(*DEPLOY)
-    order = ["$0.80 an hour", "pending: waiting for a node", "initializing: loading", "running"]
+    order = ["$0.80 per hour", "pending: waiting for a node", "initializing: loading", "running"]
     order += [
         "PRO_ENDPOINT_URL=" + hub.url + "/served",
         'PRO_ENDPOINT_TOKEN="$HF_TOKEN"',
@@ -197,7 +197,7 @@ def test_a_deployment_from_nothing_to_its_settings(hub, run):
     assert hub.created["type"] == "authenticated"
 
 
-def test_tgi_and_the_settings_that_its_dialect_needs(hub, run):
+def test_tgi_gets_the_settings_that_its_dialect_needs(hub, run):
     said = run(*DEPLOY, "--server", "tgi", "--tokens", "2048")
     model = hub.created["model"]
     assert model["env"] == {"MODEL_ID": "/repository", "MAX_TOTAL_TOKENS": "2048"}
@@ -270,7 +270,7 @@ def test_a_wait_that_ends_early_says_what_goes_on_to_cost(hub, run, monkeypatch,
     hub.states = [("initializing", "loading")]
     monkeypatch.setattr("huggingface_hub.InferenceEndpoint.fetch", fetch)
     said = run(*(DEPLOY if command == "deploy" else ("resume", "my-policy")), code=1)
-    assert "goes on starting, and costs: python spaces/endpoint.py pause my-policy" in said
+    assert "python spaces/endpoint.py pause my-policy" in said
     assert ("stopped waiting" if isinstance(ending, KeyboardInterrupt) else "not reached") in said
 
 
@@ -301,7 +301,7 @@ def test_refusals_are_sentences(hub, run, code, says):
     assert says in run(*DEPLOY, code=1)
 
 
-def test_a_wrong_token_and_none(hub, run, monkeypatch, tmp_path):
+def test_a_wrong_or_missing_token_ends_in_a_sentence(hub, run, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     said = run(*DEPLOY, code=1)
     assert "does not know the token (401)" in said and "hf_wrong" not in said
@@ -313,14 +313,14 @@ def test_a_wrong_token_and_none(hub, run, monkeypatch, tmp_path):
     assert f'PRO_ENDPOINT_TOKEN="$(cat {file})"' in said
 
 
-def test_hardware_that_is_not_offered(hub, run):
+def test_hardware_that_is_not_offered_is_refused(hub, run):
     for kind in ("nvidia-a10g", "nvidia-b900"):
         said = run(*DEPLOY, "--instance", kind, code=1)
         assert f"does not offer {kind} x1" in said and "nvidia-t4 x1, nvidia-l4 x1" in said
     assert not hub.created
 
 
-def test_its_life_afterwards(hub, run):
+def test_an_endpoint_can_be_paused_resumed_and_deleted(hub, run):
     run(*DEPLOY)
     assert "running, me/model" in run("status", "my-policy")
     assert "my-policy: paused" in run("pause", "my-policy")
@@ -331,7 +331,7 @@ def test_its_life_afterwards(hub, run):
     assert "no endpoint my-policy there (404)" in run("status", "my-policy", code=1)
 
 
-def test_names_that_are_none(run):
+def test_invalid_names_are_refused(run):
     for arguments, says in (
         (("deploy", "My_Policy", "--model", "me/model"), "expected up to 32 lower-case letters"),
         (("deploy", "x", "--model", "/a/folder"), "hf upload owner/name FOLDER first"),
@@ -339,6 +339,6 @@ def test_names_that_are_none(run):
         assert says in run(*arguments, code=1)
 
 
-def test_a_hub_out_of_reach(run, monkeypatch):
+def test_a_hub_out_of_reach_ends_in_a_sentence(run, monkeypatch):
     monkeypatch.setattr(constants, "INFERENCE_ENDPOINTS_ENDPOINT", "http://127.0.0.1:9/v2")
     assert "the hub was not reached" in run("status", "x", "--namespace", "me", code=1)

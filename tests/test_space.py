@@ -1,4 +1,4 @@
-"""The Space: its dry run on the real tree, each check on a broken one, a deployment, and the tree that boots."""
+"""The Space: its dry run on the real tree, each check on a broken tree, a deployment, and booting the tree."""
 
 from __future__ import annotations
 
@@ -158,11 +158,11 @@ def test_each_check_fails_on_a_broken_tree(small, case):
 
 def test_the_value_of_a_secret_is_found_and_not_printed(small):
     write("ui/a.txt", "the password is swordfish9")(small)
-    found = list(deploy.check_secrets(small, environ={"PRO_ENDPOINT_TOKEN": "swordfish9"}))
-    assert found == ["ui/a.txt holds the value of PRO_ENDPOINT_TOKEN"]
+    problems = list(deploy.check_secrets(small, environ={"PRO_ENDPOINT_TOKEN": "swordfish9"}))
+    assert problems == ["ui/a.txt holds the value of PRO_ENDPOINT_TOKEN"]
 
 
-def test_settings_that_a_space_cannot_use(tmp_path):
+def test_settings_that_a_space_cannot_use_are_reported(tmp_path):
     assert list(deploy.check_settings({"PRO_POLICY": "owner/model"})) == []
     assert "is a folder here" in "".join(deploy.check_settings({"PRO_PANEL": str(tmp_path)}))
     for url in ("https://a.example/v1", "http://a.example:8080", "http://a.example"):
@@ -188,7 +188,7 @@ SPACE_URL = "https://huggingface.co/spaces/me/space"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's side of a deployment, by the paths that huggingface_hub calls. Records what it is given."""
+    """The hub's side of a deployment, with the paths that huggingface_hub calls. Records what it gets."""
 
     calls: ClassVar[list[tuple[str, str, bytes]]] = []
     stages: ClassVar[list[str]] = ["RUNNING"]
@@ -252,7 +252,7 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
     server.server_close()
 
 
-def test_deploys_with_the_real_client(hub, tree, tmp_path):
+def test_a_deployment_uses_the_real_client(hub, tree, tmp_path):
     url, handler = hub
     token = "hf_" + "t" * 30
     (tmp_path / "token").write_text(token + "\n")
@@ -267,7 +267,7 @@ def test_deploys_with_the_real_client(hub, tree, tmp_path):
     assert "running: https://huggingface.co/spaces/me/space" in done.stdout
     assert "endpoint-token" not in done.stdout + done.stderr
 
-    # The client itself asks anonymously, once a day, which coding agents there are.
+    # Once a day, the client itself asks anonymously for the list of coding agents.
     anonymous = {path for path, sent, _ in handler.calls if sent != f"Bearer {token}"}
     assert anonymous <= {"GET /api/agent-harnesses"}
     bodies = {path.removeprefix("POST "): body for path, _, body in handler.calls}
@@ -316,8 +316,8 @@ def test_a_build_that_fails_and_a_refusal_are_errors(hub):
 
 # ---------------------------------------------------------------- the tree boots
 
-# What a Space has: the card's gradio and requirements.txt, with what those depend on. Everything else that is
-# installed here is hidden from the app, and so is this checkout, which the virtual environment makes importable.
+# A Space has the card's gradio and requirements.txt, with their dependencies. All other packages that are installed
+# here are hidden from the app, and so is this checkout, which the virtual environment makes importable.
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -332,7 +332,7 @@ sys.meta_path = [Spaces if f is PathFinder else f for f in sys.meta_path if "dit
 
 
 def on_a_space() -> set[str]:
-    """Distributions that the Space's requirements bring, as this environment resolves them."""
+    """The distributions that the Space's requirements install, as resolved in this environment."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -369,7 +369,7 @@ def free_port() -> int:
 
 
 def wait_for(url: str, process: subprocess.Popen[str], log: Path, seconds: float = 300) -> Any:
-    """A client of the app, once it answers. Fails with the log when the process ends or is too slow."""
+    """A client of the app, once it answers. Fails with the log if the process ends or is too slow."""
     from gradio_client import Client
 
     deadline = time.monotonic() + seconds
@@ -377,7 +377,7 @@ def wait_for(url: str, process: subprocess.Popen[str], log: Path, seconds: float
         assert process.poll() is None, log.read_text()
         try:
             return Client(url, verbose=False)
-        except Exception:  # not listening yet: whatever the client makes of that
+        except Exception:  # not listening yet, which the client reports in many ways
             time.sleep(0.3)
     raise AssertionError(f"no answer in {seconds} s:\n{log.read_text()}")
 
@@ -395,7 +395,7 @@ def test_the_exact_tree_boots_in_a_clean_environment(tree, tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(f"HIDDEN = {sorted(hidden)!r}\n{HIDE}")
 
     space = shutil.copytree(tree, tmp_path / "home" / "app")
-    # The default policy. Its base comes from the hub there, and from the package here.
+    # The default policy. A Space loads its base model from the hub, this test from the package.
     soup = space / "checkpoints/demo/policy/pro_policy.json"
     soup.write_text(json.dumps(json.loads(soup.read_text()) | {"base": policy}))
     port = free_port()

@@ -4,10 +4,10 @@
     python train/adapter.py recipes/own_adapter.yaml epochs=4 seeds=[0,1]
     python train/adapter.py --help                                          # every setting of a recipe
 
-Every target is fitted with every seed and graded on the validation pairs; the one with the best accuracy, averaged
-over objectives and seeds, becomes the adapter (its first seed); without such pairs, the recipe's first. For the prompts
-that trained the panel, weights come from adapters that never saw them (folds). What is finished is fitted again only
-when the scores, a setting, the encoder or the code has changed.
+Every target is fitted with every seed and graded on the validation pairs. The one with the best accuracy, averaged
+over objectives and seeds, becomes the adapter (its first seed); without validation pairs, the recipe's first target
+does. For the prompts that trained the panel, weights come from adapters that never saw them (folds). A finished adapter
+is fitted again only when the scores, a setting, the encoder or the code has changed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     python train/evaluate.py classifier recipes/small_classifier.yaml
 
 One classifier for each loss and seed, in `<output>/<loss>-seed<n>`: the model, statistics for Eq 11, held-out
-predictions and a model card. A killed run, started again, goes on from its last checkpoint to the same result; what is
-finished is made again only when a setting, the data, the base model or the code has changed.
+predictions and a model card. A killed run resumes from its last checkpoint and ends in the same result. A finished
+classifier is made again only when a setting, the data, the base model or the code has changed.
 """
 
 from __future__ import annotations

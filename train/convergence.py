@@ -2,9 +2,9 @@
 
     python train/convergence.py recipes/convergence.yaml [key=value ...]
 
-What is trained and measured: pro_core/theory/convergence.py; on what: labelled_worlds.py. Every arm takes the KL
-weight and the learning rate that are best for it on the validation prompts, of the same grid; and is trained again
-under MORLHF uniform's choice, where steps can be compared. The scored world is a file, made once.
+pro_core/theory/convergence.py describes what is trained and measured, labelled_worlds.py on which data. Every arm takes
+the KL weight and the learning rate, from one grid, that are best for it on the validation prompts. It is trained again
+under MORLHF uniform's choice, so that steps can be compared. The scored world is a file, made once.
 """
 
 from __future__ import annotations

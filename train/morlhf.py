@@ -5,8 +5,8 @@
     accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/paper/ultrafeedback_ppo.yaml
 
 A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,
-ends in `<output>/<method>/seed<n>`, a folder that `PRO_POLICY=` takes. Killed and started again, it goes on to the same
-parameters. Beside a policy's stage lie `prompts.jsonl`, every prompt with its weights, and `log.jsonl`, every step.
+ends in `<output>/<method>/seed<n>`, a folder that `PRO_POLICY=` takes. A killed run resumes and ends in the same
+parameters. Next to a policy's stage, `prompts.jsonl` has every prompt with its weights, and `log.jsonl` every step.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     accelerate launch --multi_gpu --num_processes 8 train/moslim.py recipes/paper/moslim_policies.yaml
     python train/evaluate.py levels recipes/moslim_evaluation.yaml
 
-As `train/morlhf.py`, whose loop it is: arms, seeds, folders, and a killed run goes on to the same parameters. Beside
-a policy's stage lie `prompts.jsonl`, every prompt with the levels it asks for, and `log.jsonl`, every step.
+Arms, seeds, folders and resuming are as in `train/morlhf.py`, whose loop it uses. Next to a policy's stage,
+`prompts.jsonl` has every prompt with the levels it asks for, and `log.jsonl` every step.
 """
 
 from __future__ import annotations

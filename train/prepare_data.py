@@ -1,4 +1,4 @@
-"""Build the project's data files from the public sets, for people who do not have ours.
+"""Build the project's data files from the public sets.
 
     python train/prepare_data.py data                                  # every set (a few GB are downloaded)
     python train/prepare_data.py data hh_pairs truthfulqa_responses xstest_responses
@@ -6,10 +6,10 @@
     PRO_DATA_DIR=data python train/reward_models.py RECIPE
 
 Each set becomes ``OUT/<name>.jsonl.gz``, in the schema that ``pro_core.data.schema.load_examples`` reads; the sets,
-their licences and what is not covered stand in ``pro_core/data/public_sets.py`` (``--list`` prints them). A file
-appears only when it is complete, so after an interruption the same command goes on with the set that was cut off;
-``OUT/manifest.json`` says what each file was made of, and its hash. A file that was made otherwise (another ``--limit``
-or ``--source``, other files in it, an older version of this code) or was changed since is made again.
+their licences and what is not covered are in ``pro_core/data/public_sets.py`` (``--list`` prints them). A file appears
+only when it is complete, so after an interruption the same command resumes with the set that was cut off.
+``OUT/manifest.json`` says what each file was made from, and its hash. A file is made again if it was made otherwise
+(another ``--limit`` or ``--source``, other files in it, an older version of this code) or has changed since.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pro_core.system.storage import StorageError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and write what is missing; a one-line error ends with status 1."""
+    """Parse the command line and write what is missing; an error is one line and status 1."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="sets to prepare (all)")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=FOLDER",
                         help="read a set from a local copy instead of the hub; repeatable")  # fmt: skip
-    parser.add_argument("--limit", type=int, help="at most so many records a set")
+    parser.add_argument("--limit", type=int, help="at most this many records per set")
     parser.add_argument("--force", action="store_true", help="make finished files again")
     parser.add_argument("--list", action="store_true", help="print the sets and stop")
     options = parser.parse_args(arguments)

@@ -5,10 +5,10 @@
     python train/reward_models.py --help                                   # every setting of a recipe
     accelerate launch --multi_gpu --num_processes 2 train/reward_models.py recipes/demo_panel.yaml   # on CPUs too
 
-Writes a panel (models, statistics, accuracies, model card) and `scores.parquet`: every pair scored by a panel
-that was not trained on its prompt, which is what `train/adapter.py` learns from. A killed run, started again,
-goes on from its last checkpoint to the same result; what is finished is made again only when a setting, the data, the
-base model or the code has changed.
+Writes a panel (models, statistics, accuracies, model card) and `scores.parquet`, from which `train/adapter.py` learns:
+every pair scored by a panel that was not trained on its prompt. A killed run resumes from its last checkpoint and ends
+in the same result. A finished panel is made again only when a setting, the data, the base model or the code has
+changed.
 """
 
 from __future__ import annotations

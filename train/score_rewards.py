@@ -4,10 +4,10 @@
     python train/score_rewards.py --help                                   # every setting of a recipe
     accelerate launch --multi_gpu --num_processes 2 train/score_rewards.py recipes/score_rewards.yaml
 
-Killed and started again, it goes on with the shards that are not there yet: what a kill costs is the shard that each
-process was at. Many processes deal the shards among themselves and give the same files as one (without a GPU too it
-is `--multi_gpu` that starts them; `--cpu` starts one). Rewards that a model could not give (NaN) are null, and
-counted at the end. `pro_core.rewards.shards.read_rewards` reads the result.
+A killed run resumes with the missing shards and loses only the shard that each process was working on. Several
+processes share the shards and write the same files as one (`--multi_gpu` starts them without a GPU too; `--cpu` starts
+one). Rewards that a model could not give (NaN) are null, and counted at the end.
+`pro_core.rewards.shards.read_rewards` reads the result.
 """
 
 from __future__ import annotations

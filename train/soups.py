@@ -1,4 +1,4 @@
-"""Rewarded Soups: single-objective policies averaged, for one weight vector or for each prompt (the weights in force).
+"""Rewarded Soups: single-objective policies averaged, for one weight vector or for each prompt.
 
     python train/morlhf.py recipes/morlhf_small.yaml      # trains the single-objective policies, among others
     python train/soups.py recipes/soups_small.yaml
@@ -8,8 +8,8 @@ server can load; one with `weights: null` is mixed as it writes, in this process
 weights for each prompt. No model is loaded: this takes seconds.
 
 A server cannot mix as it writes. For one, `lattices: {folder: n}` saves every mixture in steps of 1/n as a plain LoRA,
-and says how vLLM, SGLang and TGI are started with all of them; `PRO_POLICY=folder` with `PRO_ENDPOINT_URL` then asks
-for the nearest one (docs/endpoints.md).
+and prints how to start vLLM, SGLang and TGI with all of them. `PRO_POLICY=folder` with `PRO_ENDPOINT_URL` then asks for
+the nearest one (docs/endpoints.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python train/theorem.py recipes/theorem.yaml [key=value ...]
 
-What is measured, and what the paper's proof shows of it: pro_core/theory/theorem.py and planted.py. Rows of a
-finished seed and setting are kept and not done again, unless a setting that they depend on, or the panel, has changed.
+pro_core/theory/theorem.py and planted.py describe what is measured and what the paper's proof shows of it. Finished
+rows are kept. They are measured again only when a setting that they depend on, or the panel, has changed.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@
     accelerate launch --config_file recipes/accelerate/zero3.yaml train/wic.py recipes/paper/assistant_sft.yaml
 
 A recipe holds one method, or several as `arms`; each, under each seed, ends in `<output>/<method>/seed<n>`, a folder
-that `PRO_POLICY=` takes. Killed and started again, it goes on to the same result: every stage is a folder with a
-manifest, and stages that arms share are done once. An arm whose online round cannot go on is reported at the end; the
-others go on.
+that `PRO_POLICY=` takes. A killed run resumes and ends in the same result: every stage is a folder with a manifest, and
+stages that arms share are done once. An arm whose online round fails is reported at the end, after the others.
 """
 
 from __future__ import annotations
