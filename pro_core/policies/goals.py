@@ -1,7 +1,7 @@
-"""What an online round asks for, and which of the responses it keeps: arithmetic alone, no model.
+"""What an online round asks for, and which responses it keeps: only arithmetic, no model.
 
-A round asks each prompt for weights from a source (RiC: for scores of its own), samples G responses, and keeps some by
-one of two rules. Either rule goes with either method, so that what a rule does is not taken for what weights do.
+A round gives each prompt goal weights from a source (RiC: scores of its own), samples G responses, and keeps some by
+one of two rules. Either rule works with either method, so the effect of a rule is not mistaken for that of weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Goal = Literal["adapter", "mix", "dirichlet", "uniform", "shuffled", "ric"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 NEED_ADAPTER = ("adapter", "mix", "shuffled")
 MIX = (0.7, 0.2, 0.1)
-"""Shares of ``mix``: the adapter, Dirichlet around it, uniform on the simplex. If all were the adapter's, users would
+"""Shares of ``mix``: the adapter, Dirichlet around it, uniform on the simplex. With the adapter's alone, users would
 lose control."""
 
 Rule = Literal["weighted", "ric"]
@@ -56,9 +56,9 @@ def goal_source(
 
     Args:
         name: ``adapter`` (as it predicts), ``mix`` (see :data:`MIX`), ``dirichlet`` (uniform on the simplex,
-            blind to the prompt), ``uniform`` (1/K each), or ``shuffled`` (the mix's, dealt to the wrong prompts).
-        objective_names: of the adapter's, those that the policy knows.
-        adapter: needed by those in :data:`NEED_ADAPTER`.
+            blind to the prompt), ``uniform`` (1/K each), or ``shuffled`` (the mix's, given to the wrong prompts).
+        objective_names: those of the adapter's objectives that the policy knows.
+        adapter: needed by the names in :data:`NEED_ADAPTER`.
     """
     drawn = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
     blind = DirichletWeights(objective_names, seed=drawn[0])
@@ -79,8 +79,8 @@ def goal_source(
 
 
 def ric_goals(count: int, score_range: ArrayLike, seed: int | Sequence[int]) -> Array:
-    """RiC's goals (count, K), blind to the prompt: every score uniform in its range (K, 2), then all but the smallest
-    set to the top. The smallest is the one lowest in its own range; one decimal."""
+    """RiC's goals (count, K), blind to the prompt: every score is uniform in its range (K, 2), then all but the
+    smallest, the one lowest in its own range, are set to the top. One decimal."""
     low, high = np.asarray(score_range, dtype=np.float64).T
     part = np.random.default_rng(seed).random((count, len(low)))
     lowest = part.argmin(axis=1)
@@ -99,7 +99,7 @@ def ask(
 ) -> Goals:
     """What a round asks of each prompt, as weights and as the condition's text.
 
-    A policy that reads scores is asked for RiC's targets of the weights, but under ``ric`` for RiC's own goals.
+    A policy that reads scores is asked for RiC's targets for the weights, or under ``ric`` for RiC's own goals.
     """
     names = condition.objective_names
     if name == "ric":
@@ -133,10 +133,10 @@ def accept_weighted(
     quantile: float,
     earlier: Sequence[float] = (),
 ) -> NDArray[np.bool_]:
-    """Our rule, (N,): of each prompt's responses the best by sum_k w_k z_k, when above a running quantile.
+    """Our rule, (N,): the best response of each prompt by sum_k w_k z_k, if it is above a running quantile.
 
     The quantile is over the totals of all responses so far: those of ``earlier`` rounds, of the prompts before, and of
-    the prompt itself. It rises with the policy, so that a later round is not content with what a first one was.
+    the prompt itself. It rises with the policy, so a later round demands more than the first.
 
     Args:
         prompt_N: which prompt each response answers; prompts in the order in which they were asked.
@@ -147,16 +147,16 @@ def accept_weighted(
         of_prompt.setdefault(int(prompt_N[n]), []).append(n)
     kept = np.zeros(len(totals), dtype=bool)
     seen = sorted(float(total) for total in earlier if np.isfinite(total))
-    for mine in of_prompt.values():
-        for n in mine:
+    for rows in of_prompt.values():
+        for n in rows:
             insort(seen, float(totals[n]))
-        best = max(mine, key=lambda n: totals[n])
+        best = max(rows, key=lambda n: totals[n])
         kept[best] = totals[best] > _quantile(seen, quantile)
     return kept
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:
-    """As ``np.quantile``, of what is sorted already."""
+    """``np.quantile`` of values that are already sorted."""
     place = q * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
@@ -166,7 +166,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 def offline_mask(rule: str, z_NK: ArrayLike, condition: Condition, quantile: float):
     """Which offline responses a round mixes in (N,): as in RiC's code, only those that its rule would keep.
 
-    Nobody asked for anything there: under ``weighted`` a response counts by the weights that it obtained.
+    Offline responses have no goal: ``weighted`` rates each by the weights that it obtained.
     """
     if rule == "ric":
         return accept_ric(z_NK, quantile)
@@ -177,7 +177,7 @@ def offline_mask(rule: str, z_NK: ArrayLike, condition: Condition, quantile: flo
 def distance(
     condition: Condition, goals: Goals, rows: ArrayLike, z_NK: ArrayLike
 ) -> NDArray[np.float64]:
-    """How far what N responses obtained is from what was asked for (N,), in the condition's own terms.
+    """The distance (N,) between what N responses obtained and what was asked for, in the condition's own terms.
 
     Weights: half the sum of absolute differences, 0 to 1. Scores: the mean absolute difference.
 

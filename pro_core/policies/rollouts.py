@@ -19,7 +19,7 @@ from pro_core.system.storage import content_hash
 
 @dataclass(frozen=True)
 class Rollout:
-    """One response: to which prompt (its row), which of the G; the rest as in
+    """Response number ``sample`` of G to the prompt in row ``prompt``; the rest as in
     :class:`pro_core.generation.responses.Response`."""
 
     prompt: int
@@ -44,16 +44,16 @@ def sample(
 
     Args:
         load: makes the generator; called when something must be written.
-        folder: where they are kept until the round is done.
-        batch_size: responses written side by side, rounded to whole prompts. Another size is another draw.
-        identity: of the policy and all that else decides the responses; the seeds follow from it.
-        on_progress: called with (responses there, all).
+        folder: keeps the responses until the round is done.
+        batch_size: responses written side by side, rounded to whole prompts. Another size draws other responses.
+        identity: of the policy and everything else that decides the responses; the seeds follow from it.
+        on_progress: called with (responses written, all).
 
     Raises:
         ConfigError: not one response was written, or all are empty; the next run tries all of them again.
     """
     order = by_length(conversations)
-    found = write_responses(
+    responses = write_responses(
         load,
         [Request(conversations[p]) for p in order],
         samples,
@@ -64,7 +64,7 @@ def sample(
         identity,
         on_progress,
     )
-    of_prompt = dict(zip(order, found, strict=True))
+    of_prompt = dict(zip(order, responses, strict=True))
     rollouts = [
         Rollout(p, g, **vars(response))
         for p in range(len(conversations))
@@ -82,7 +82,7 @@ def sample(
 
 
 def cut_share(rollouts: Sequence[Rollout]) -> float:
-    """Of the responses that did not fail, the share that was cut by the token limit or a filter."""
+    """The share of responses cut by the token limit or a filter, among those that did not fail."""
     written = [rollout for rollout in rollouts if rollout.error is None]
     return sum(r.finish in ("length", "filter") for r in written) / max(1, len(written))
 
@@ -94,6 +94,6 @@ def failures(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
         if rollout.error is not None:
             failed.setdefault(rollout.prompt, []).append(rollout)
     return [
-        {"prompt": prompt, "failed": len(mine), "error": mine[0].error}
-        for prompt, mine in failed.items()
+        {"prompt": prompt, "failed": len(of_prompt), "error": of_prompt[0].error}
+        for prompt, of_prompt in failed.items()
     ]

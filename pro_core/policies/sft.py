@@ -1,8 +1,8 @@
 """Supervised fine-tuning of a policy by TRL's SFTTrainer: the prompt with its condition in, the response out (Eq 10).
 
 The prompt is rendered by the code that renders it for generation, so a policy is trained on exactly what it will read;
-the loss is on the response and the token that ends it. The order of the rows is fixed beforehand: a run that is killed
-and resumed sees the rows it would have seen.
+the loss is on the response and the token that ends it. The order of the rows is fixed beforehand, so a killed run that
+is resumed sees the same rows.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ with needs("train"):
     from trl import SFTConfig, SFTTrainer
 
 TRAINING_VERSION = 1
-"""Of the way from rows to parameters: raised with every change of it that moves a parameter."""
+"""Version of the path from rows to parameters. Every change that moves a parameter raises it."""
 Row = tuple[Sequence[Message], str]
 """A conversation with its condition in it, and the response to learn."""
 
 
 def score_only_labelled_tokens() -> None:
-    """On a CPU, have TRL's trainers score tokens with a label alone, for the rest of this process.
+    """On a CPU, make TRL's trainers score only tokens with a label, for the rest of this process.
 
-    Where Triton does not run, TRL's fused head scores the prompt's tokens too, as new shapes would be compiled anew.
+    Where Triton does not run, TRL's fused head also scores the prompt's tokens, so that no new shapes are compiled.
     Nothing is compiled on a CPU: leaving them out, as TRL does on a GPU, saves a third of a step and changes a loss by
     rounding at most. TRL has no setting for it, so this replaces a private function of TRL. Does nothing on a GPU.
 
@@ -88,7 +88,7 @@ class TokenizedRows:
     Attributes:
         rows: steps x batch size of ``{"input_ids", "labels"}``, the labels of the prompt -100.
         left_out: rows whose last message alone is longer than a prompt may be.
-        cut: of the rows used, those whose response is longer than there is room.
+        cut: rows used whose response was cut for want of room.
     """
 
     rows: list[dict[str, list[int]]]
@@ -96,7 +96,7 @@ class TokenizedRows:
     cut: int
 
     def tokens(self) -> dict[str, int]:
-        """Tokens read, and those of them that the loss is on."""
+        """How many tokens are read, and how many of them have a loss."""
         return {
             "tokens": sum(len(row["input_ids"]) for row in self.rows),
             "completion_tokens": sum(label >= 0 for row in self.rows for label in row["labels"]),
@@ -106,8 +106,8 @@ class TokenizedRows:
 def tokenize_row(tokenizer, row: Row, max_length: int, max_prompt: int) -> dict[str, Any] | None:
     """Token ids and labels of one row; None when its last message alone has more than ``max_prompt`` tokens.
 
-    Of a longer conversation the oldest turns are left out, as in generation. A response with no room to its end is cut,
-    and then not taught to end there.
+    A longer conversation loses its oldest turns, as in generation. A response that does not fit is cut, and is not
+    taught to end there.
     """
     messages, completion = row
     try:
@@ -143,7 +143,7 @@ def tokenize_rows(
     max_prompt: int,
     seed: int,
 ) -> TokenizedRows:
-    """``steps`` x ``batch_size`` rows in training order: shuffled, again and again, batches of like length.
+    """``steps`` x ``batch_size`` rows in training order: shuffled in every pass, in batches of similar length.
 
     Raises:
         ConfigError: no rows, or none that fits.
@@ -202,10 +202,10 @@ def fine_tune(
     """Train and save a policy in ``folder``; resumes from ``work``. Every process calls it, the main one writes.
 
     Args:
-        model: the base, a folder or hub id. ``start``: the policy to go on from; None for the base.
+        model: the base model, a folder or hub id. ``start``: the policy to go on from; None for the base model.
         lora: PEFT settings, by default rank 16 on every linear layer; None trains every parameter.
         constant: a constant learning rate, as RiC's online stage has; else linear with a warm-up.
-        rows_per_device: at once; the rest of a batch is accumulated. None for all of a device's share.
+        rows_per_device: rows at once; the rest of a batch is accumulated. None for all of a device's share.
 
     Returns:
         ``{"rows", "left_out", "cut", "steps", "tokens", "completion_tokens"}``.
@@ -300,10 +300,10 @@ def save_policy(
     whole: bool,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """The trained parameters as safetensors, gathered from all processes where they are shared out.
+    """Save the trained parameters as safetensors, gathered from all processes if they are sharded.
 
     Args:
-        state: all parameters, where the trainer's accelerator does not know that they are shared out.
+        state: all parameters, if the trainer's accelerator does not know that they are sharded.
     """
     if state is None:
         state = trainer.accelerator.get_state_dict(trainer.model)

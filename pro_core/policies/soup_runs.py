@@ -40,7 +40,7 @@ class SoupRecipe(Recipe):
     """{folder: n}: every mixture in steps of 1/n, for servers"""
     seeds: Seeds = [0]
     licence: str | None = None
-    """the soups' own, for their cards"""
+    """the soups' licence, for their cards"""
 
     @model_validator(mode="after")
     def _together(self) -> SoupRecipe:
@@ -74,7 +74,7 @@ def make_soups(recipe: SoupRecipe) -> list[Path]:
 
     Raises:
         ConfigError: weights off the simplex, or more mixtures than a server should hold.
-        StorageError: a policy that is no plain LoRA, one of another base, or something else where a soup is to go.
+        StorageError: a policy that is not a plain LoRA or has another base model, or the place of a soup is taken.
     """
     return [folder for seed in recipe.seeds for folder in _made(recipe, seed)]
 
@@ -105,7 +105,7 @@ def _made(recipe: SoupRecipe, seed: int) -> Iterator[Path]:
 
 @contextmanager
 def _told(setting: str) -> Iterator[None]:
-    """Weights or steps that make no sense, as an error of the recipe's setting."""
+    """Report weights or steps that make no sense as an error of the recipe's setting."""
     try:
         yield
     except StorageError:
@@ -126,10 +126,10 @@ def _write_card(
 
 
 def launching(folder: Path, config: PolicyConfig) -> Iterator[str]:
-    """What the lattice in ``folder`` holds, and the commands that start servers with all of it, a line each."""
+    """What the lattice in ``folder`` holds, and the commands that start servers with all of it, one line each."""
     names = list(config.mixtures)
     held, greatest = ranks(folder), greatest_rank(folder)
-    here = " ".join(f"{name}={shlex.quote(str(folder.absolute() / name))}" for name in names)
+    modules = " ".join(f"{name}={shlex.quote(str(folder.absolute() / name))}" for name in names)
     mounted = ",".join(f"{name}=/lattice/{name}" for name in names)
     base = shlex.quote(config.base)
     yield (
@@ -138,11 +138,11 @@ def launching(folder: Path, config: PolicyConfig) -> Iterator[str]:
     )
     yield (
         f"vllm serve {base} --enable-lora --max-loras 4 --max-cpu-loras {max(4, len(names))} "
-        f"--max-lora-rank {greatest} --lora-modules {here}"
+        f"--max-lora-rank {greatest} --lora-modules {modules}"
     )
     yield (
         f"python -m sglang.launch_server --model-path {base} --enable-lora --max-loras-per-batch 4 "
-        f"--max-lora-rank {greatest} --lora-paths {here}"
+        f"--max-lora-rank {greatest} --lora-paths {modules}"
     )
     yield (
         f"docker run --gpus all --shm-size 1g -p 8080:80 -v {shlex.quote(str(folder.absolute()))}:/lattice "

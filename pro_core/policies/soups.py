@@ -1,12 +1,12 @@
 """Rewarded Soups: policies of single objectives, averaged in the space of their parameters (arXiv 2306.04488).
 
 A LoRA adds s B A to a parameter. The average of K of them, sum_k w_k s_k B_k A_k, is exactly one LoRA whose rank is
-the sum of theirs: the A's one below the other, the B's, each times w_k s_k, side by side. (PEFT's ``linear`` averages A
-and B apart and multiplies the averages, which is something else.) Left unweighted and mixed as it writes, it takes any
-weights, also an adapter's for each prompt: see :mod:`pro_core.generation.soup`.
+the sum of theirs: the A's one below the other, and the B's, each times w_k s_k, side by side. (PEFT's ``linear``
+averages A and B separately and multiplies the averages, which is something else.) A soup that is saved unweighted and
+mixed as it writes takes any weights, such as an adapter's for each prompt: see :mod:`pro_core.generation.soup`.
 
-A server cannot mix as it writes, but holds many LoRAs side by side and picks one for each request. For it a soup is
-saved as a *lattice*: one plain LoRA for every weighting in steps of 1/n, of which the nearest to the weights in force
+A server cannot mix as it writes, but holds many LoRAs side by side and picks one for each request. For a server, a soup
+is saved as a *lattice*: one plain LoRA for every weighting in steps of 1/n. The one nearest to the weights in force
 writes (:mod:`pro_core.generation.lattice`).
 """
 
@@ -36,7 +36,7 @@ SPECIAL = (
 )
 """Settings of a LoRA under which its update is not s B A alone, or s and the rank differ between modules."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as its greatest rank."""
+"""The greatest ranks that vLLM can be set to."""
 MOST_MIXTURES = 200
 """A server holds them all in its memory; five objectives in steps of 1/4 are 70, in steps of 1/6 are 210."""
 
@@ -59,13 +59,13 @@ def interpolate_policies(
     """Save the soup of single-objective policies in ``folder``, a policy like any other.
 
     Args:
-        policies: objective -> folder of its LoRA policy, as `train/morlhf.py` makes them; all on one base.
+        policies: objective -> folder of its LoRA policy, as `train/morlhf.py` makes them; all on the same base model.
         weights: by name, or (K,) in the order of the policies; on the simplex. None for a soup that is mixed as it
             writes, by the weights in force (the app's sliders, or the adapter's for each prompt), in process only;
             stored in bf16, in which it writes.
 
     Raises:
-        StorageError: a policy that is no plain LoRA, or one of another base; something else in ``folder``.
+        StorageError: a policy that is not a plain LoRA or has another base model; something else in ``folder``.
         ValueError: weights off the simplex.
     """
     names, folder = tuple(policies), Path(folder)
@@ -132,10 +132,10 @@ def interpolate_lattice(
 def lattice(names: Sequence[str], steps: int) -> dict[str, list[float]]:
     """The points of the simplex in steps of 1/``steps``: a mixture's name -> its weights (K,).
 
-    Names hold hundredths of the weights that are not 0, and nothing that the settings of a server take apart.
+    Names hold the weights that are not 0, in hundredths, and no character at which a server's settings are split.
 
     Raises:
-        ValueError: fewer than two objectives, a number of steps that is none, or too many mixtures.
+        ValueError: fewer than two objectives, steps that are not a whole number from 1 to 100, or too many mixtures.
     """
     if len(names) < 2:
         raise ValueError(f"got the objectives {list(names)}, expected at least two to mix")
@@ -164,13 +164,13 @@ def ranks(folder: str | Path) -> list[int]:
 
 
 def greatest_rank(folder: str | Path) -> int:
-    """What vLLM must be told that LoRAs of a lattice have at most."""
+    """The smallest greatest rank of vLLM that fits every LoRA of a lattice."""
     most = max(ranks(folder))
     return next((rank for rank in VLLM_RANKS if rank >= most), most)
 
 
 def _points(K: int, total: int) -> Iterator[tuple[int, ...]]:
-    """All K whole numbers from 0 that sum to ``total``; those that ask for one objective alone come with the others."""
+    """All tuples of K whole numbers from 0 that sum to ``total``."""
     if K == 1:
         yield (total,)
         return
@@ -185,7 +185,7 @@ def _loras(policies: Mapping[str, str | Path]) -> list[_Lora]:
     for source, lora in zip(policies.values(), loras, strict=True):
         if lora.policy.base != base:
             raise StorageError(
-                f"{source}: got a LoRA of {lora.policy.base!r}, expected one of {base!r} as the others"
+                f"{source}: got a LoRA of {lora.policy.base!r}, expected one of {base!r} like the others"
             )
     return loras
 
@@ -195,12 +195,12 @@ def _made(names: Sequence[str], loras: Sequence[_Lora]) -> dict[str, Any]:
 
 
 def _save(loras: Sequence[_Lora], mixed: Sequence[float], folder: Path, kept: torch.dtype) -> None:
-    """The average of LoRAs in these proportions, as PEFT's files in ``folder``."""
+    """Save the average of LoRAs in these proportions, as PEFT's files in ``folder``."""
     modules = sorted({module for lora in loras for module in lora.parts})
     tensors: dict[str, torch.Tensor] = {}
     for module in modules:
         shapes = next(lora.parts[module] for lora in loras if module in lora.parts)
-        # A policy that leaves a module as it is has zeros there, of its rank, so that every module has the same.
+        # A policy that leaves a module unchanged has zeros there, so that every module has the same rank.
         parts = [lora.parts.get(module) or _zeros(lora.rank, *shapes) for lora in loras]
         A = torch.cat([A for A, _ in parts])
         B = torch.cat([w * B for w, (_, B) in zip(mixed, parts, strict=True)], dim=1)
@@ -208,10 +208,10 @@ def _save(loras: Sequence[_Lora], mixed: Sequence[float], folder: Path, kept: to
         tensors[f"{module}.lora_B.weight"] = B.to(kept).contiguous()
     rank = sum(lora.rank for lora in loras)
     targets = sorted({module.removeprefix("base_model.model.") for module in modules})
-    own = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
-    own |= {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0}
+    settings = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
+    settings |= {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(loras[0].config | own, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(loras[0].config | settings, indent=2) + "\n")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Stages of a training run as folders, named by a hash of all that decides them.
+"""Stages of a training run as folders, named by a hash of everything that decides them.
 
-Stages that runs have in common are done once, and a killed run, started again, goes on to the same result.
+Stages that runs have in common are done once, and a killed run goes on to the same result.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pro_core.system.storage import StorageError, write_config
 POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 """The formats of what training leaves: two kinds of stages, and a run's own record."""
 PUBLISHED = "pro-published-policy"
-"""The kind of finished folder that is for people."""
+"""The kind of finished folder that holds a policy to use."""
 
 
 def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, Any]]) -> Artefact:
     """The stage ``folder/<key>``, see :func:`pro_core.system.artefacts.once`; its ``key`` is the one given.
 
     Args:
-        key: a hash of all that decides it. make: every process calls it.
+        key: a hash of everything that decides it. make: every process calls it.
     """
 
     def timed(building: Path) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, An
 
 
 def check_place(recipe: PolicyRecipe, seed: int) -> None:
-    """Raise a StorageError, before anything is trained, unless the finished policy can go where it is to go."""
+    """Raise a StorageError, before anything is trained, if the place of the finished policy is taken."""
     folder = recipe.place(seed)
     check_replaceable(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise StorageError(
-            f"{folder}: a policy is there that no run of this version put there: move it away, or name another folder"
+            f"{folder}: holds a policy that no run of this version made: move it away, or name another folder"
         )
 
 
@@ -57,13 +57,13 @@ def publish(
     counts: Sequence[str],
     **more: int,
 ) -> tuple[Path, dict[str, int]]:
-    """The last stage's policy where people look for it, with a record of what it took to make it in ``run.json``.
+    """Copy the last stage's policy to its place, with a record of what it took to make it in ``run.json``.
 
     Every process calls it, the main one writes.
 
     Args:
-        config: what stands beside the policy. ``used``: the settings that its record keeps.
-        counts: what is summed up of the stages' records. ``more``: what else was spent.
+        config: saved beside the policy. ``used``: the settings that its record keeps.
+        counts: the figures of the stages' records that are summed. ``more``: what else was spent.
 
     Returns:
         The policy's folder, and what was spent.

@@ -38,12 +38,12 @@ class ScoredData:
     """See :meth:`load`.
 
     Attributes:
-        objective_names: those of the panel that the recipe is about, K of them.
-        panel_key: the panel's fingerprint. ``key``: of the responses, their scores and what they are measured on.
+        objective_names: the K objectives of the panel that the recipe uses.
+        panel_key: the panel's fingerprint. ``key``: a hash of the responses and of all that decides their scores.
         responses: N training responses, each with a prompt that ends with the user's turn.
         z_NK: their standardized scores, finite, float32.
-        prompts: what online rounds ask.
-        adapter: None where the recipe names none.
+        prompts: the prompts of the online rounds.
+        adapter: None if the recipe names none.
     """
 
     panel: RewardPanel
@@ -58,7 +58,7 @@ class ScoredData:
 
     @classmethod
     def load(cls, recipe: WicRecipe) -> ScoredData:
-        """Load and score what a recipe names; scores are files in ``<output>/rewards`` and are made once.
+        """Load and score what a recipe names; scores are computed once and kept in ``<output>/rewards``.
 
         A panel without statistics, such as one of a YAML file, is standardized on these responses, as RiC does, and
         saved in ``<output>/panel``.
@@ -96,13 +96,13 @@ class ScoredData:
                 panel.save_pretrained(output / "panel")
         prompts = load_prompts(recipe.prompt_data or recipe.data, data_dir)
         empty = np.zeros((0, len(names)), np.float32)
-        found = cls(
+        data = cls(
             panel, panel.fingerprint(), names, responses, empty, prompts, adapter, recipe.model
         )
-        found.z_NK = found.standardize(raw[whole], [r.response for r in responses])
+        data.z_NK = data.standardize(raw[whole], [r.response for r in responses])
         texts = [[r.prompt, r.response] for r in responses]
-        found.key = content_hash([found.panel_key, panel.stats.to_dict(), names, texts])
-        return found
+        data.key = content_hash([data.panel_key, panel.stats.to_dict(), names, texts])
+        return data
 
     def standardize(self, raw_NP: ArrayLike, texts: Sequence[str]) -> Array:
         """The z scores (N, K) of this recipe's objectives from the panel's raw ones; None or NaN stays NaN."""
@@ -121,7 +121,7 @@ class ScoredData:
 
 
 def score(panel: RewardPanel, responses: list[LabelledResponse], folder: Path) -> Array:
-    """Raw rewards (N, P) by the panel's P objectives, NaN where there is none: shards, dealt among the processes."""
+    """Raw rewards (N, P) by the panel's P objectives, NaN where there is none; the processes share the work."""
     rank, world = processes().process_index, processes().num_processes
     shards = plan_shards(panel, responses, folder, SHARD)
     score_shards(panel, shards[rank::world], progress(folder.name))

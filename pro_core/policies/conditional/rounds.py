@@ -1,4 +1,4 @@
-"""An online round's plan, and which of its responses it keeps under what they obtained (Eq 11)."""
+"""An online round: its plan, and the responses that it keeps, each under what it obtained (Eq 11)."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def accept(
     else:
         kept = accept_weighted(z, asked[rows], rows.tolist(), recipe.quantile, earlier)
     whole = np.isfinite(z).all(axis=1)
-    # An empty answer was told what it is worth; as a text there is nothing in it to learn.
+    # An empty answer has a score, but there is nothing in it to learn.
     kept &= np.array([bool(r["text"].strip()) for r in written], dtype=bool)
-    away = np.full(len(z), np.nan)
-    away[whole] = distance(condition, goals, rows[whole], z[whole])
+    distances = np.full(len(z), np.nan)
+    distances[whole] = distance(condition, goals, rows[whole], z[whole])
     index = np.flatnonzero(kept)
     obtained = zip(
         index, condition.obtained(z[index]), condition.obtained_weights(z[index]), strict=True
@@ -110,7 +110,7 @@ def accept(
         lines.append(
             {
                 **{"prompt": row["prompt"], "response": response["text"]},
-                **{"asked": row["text"], "obtained": text, "distance": float(away[n])},
+                **{"asked": row["text"], "obtained": text, "distance": float(distances[n])},
                 **{"weights_asked": row["weights"], "weights_obtained": weights.tolist()},
                 "z": z[n].tolist(),
             }
@@ -123,7 +123,7 @@ def accept(
     for name, chosen in (("", index), ("_of_all", np.flatnonzero(whole))):
         if len(chosen):
             means = z[chosen].mean(axis=0).tolist()
-            report[f"distance{name}"] = float(away[chosen].mean())
+            report[f"distance{name}"] = float(distances[chosen].mean())
             report[f"z{name}"] = dict(zip(data.objective_names, means, strict=True))
     totals = weighted_sum(z[whole], asked[rows[whole]]).tolist()
     return Accepted(learned, lines, report, totals)

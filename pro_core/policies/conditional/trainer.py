@@ -1,11 +1,11 @@
 """PRO-WIC and RiC on one code path: weights (or scores) in the prompt, learned offline, sharpened online (Eq 10, 11).
 
 Offline, every response of the data is learned under the condition that it obtained: its scores by the panel, or the
-weights of Eq 7 on them. An online round asks prompts for goals, samples G responses to each, keeps some, writes beside
-each what it did obtain (hindsight), and trains on them, mixed with offline rows.
+weights of Eq 7 on them. An online round sets a goal for each prompt, samples G responses to it, keeps some, labels each
+with what it obtained (hindsight), and trains on them, mixed with offline rows.
 
 Every stage is a folder (:mod:`pro_core.policies.stages`), so arms share what they have in common: the offline stage,
-and the rollouts of arms that differ in their rule alone.
+and the rollouts of arms that differ only in their rule.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from pro_core.system.processes import from_main, main_process, process_device
 from pro_core.system.storage import content_hash, write_jsonl
 
 ROUND_VERSION = 1
-"""Of an online round, from goals to rows (:mod:`pro_core.policies.goals`): raised with every change of it."""
+"""Version of an online round, from goals to rows (:mod:`pro_core.policies.goals`). Every change raises it."""
 
 
 def train_wic(recipe: WicRecipe) -> list[Path]:
     """Train the policies of a recipe that read weights (PRO-WIC) or scores (RiC) in their prompt (Eq 10, 11).
 
-    What is finished is not done again; what was killed goes on to the same files. A method whose online round cannot go
-    on is told at the end, and the others go on.
+    Finished stages are not repeated, and a killed run goes on to the same files. A method whose online round cannot go
+    on is reported at the end; the others go on.
 
     Returns:
         The folder of each method under each seed, ``<output>/<method>/seed<n>``.
 
     Raises:
-        ConfigError: what cannot be loaded or trained, or methods that did not end. StorageError: a full disk, or
-            something else where a policy is to go.
+        ConfigError: something cannot be loaded or trained, or a method did not finish. StorageError: a full disk, or
+            the place of a policy is taken.
     """
     methods, data = recipe.methods(), ScoredData.load(recipe)
     folders: list[Path] = []
@@ -88,7 +88,7 @@ class WicRun:
         self.condition = Condition.fit(
             recipe.condition, data.objective_names, data.z_NK, recipe.temperature
         )
-        # What stands beside the policy: how to tell it the weights, and whose scores they weigh.
+        # Saved beside the policy: how it reads weights, and whose scores they weigh.
         self.config = PolicyConfig(self.condition, recipe.base, data.panel_key)
         self.sampling = GenerationSettings(
             recipe.max_new_tokens, recipe.sampling_temperature, recipe.top_p
@@ -98,11 +98,11 @@ class WicRun:
         self._endpoint: LoraEndpoint | None = None
 
     def run(self) -> Path:
-        """All stages; the folder of the finished policy.
+        """Run all stages; returns the folder of the finished policy.
 
         Raises:
-            RoundError: nothing was accepted, or nothing written. ConfigError: what cannot be loaded or trained.
-            StorageError: something else is where the policy is to go.
+            RoundError: nothing was accepted, or nothing written. ConfigError: something cannot be loaded or trained.
+            StorageError: the place of the policy is taken.
         """
         check_place(self.recipe, self.seed)
         stages = [self.offline()]
@@ -203,10 +203,10 @@ class WicRun:
         key = content_hash(["online", *decides, self.seed])
         responses = read_jsonl(rollouts.folder / "responses.jsonl")
         plan = read_jsonl(rollouts.folder / "prompts.jsonl")
-        found = accept(recipe, plan, responses, self.data, self.condition, self.totals)
-        kept, lines, report = found.rows, found.lines, found.report
+        result = accept(recipe, plan, responses, self.data, self.condition, self.totals)
+        kept, lines, report = result.rows, result.lines, result.report
         self.accepted += kept
-        self.totals += found.totals
+        self.totals += result.totals
 
         def make(folder: Path) -> dict[str, Any]:
             if not kept:
@@ -241,7 +241,7 @@ class WicRun:
     # ------------------------------------------------------------ parts
 
     def _base(self) -> list[Any]:
-        """What decides every training of this run, beside its rows and steps."""
+        """Everything that decides a training of this run, except its rows and steps."""
         recipe = self.recipe
         read = [self.condition.to_dict(), TEMPLATE_VERSION, self.data.panel_key]
         sizes = [TRAINING_VERSION, recipe.max_length, recipe.max_prompt, recipe.batch_size]
@@ -272,10 +272,10 @@ class WicRun:
     def _offline_rows(self, indices: Sequence[int]) -> list[Row]:
         """Those responses, each under the condition that it obtained."""
         texts = self.condition.obtained(self.data.z_NK[list(indices)])
-        found = [self.data.responses[i] for i in indices]
+        responses = [self.data.responses[i] for i in indices]
         return [
             (self.condition.add(r.prompt or [], text), r.response)
-            for r, text in zip(found, texts, strict=True)
+            for r, text in zip(responses, texts, strict=True)
         ]
 
     def _offline_sample(self, number: int, accepted: int) -> list[int]:
