@@ -72,7 +72,7 @@ def test_a_long_prompt_counts_by_its_end(saved):
 # ---------------------------------------------------------------- uncertainty
 
 
-def test_members_mean_and_interval_by_hand(tmp_path):
+def test_members_mean_and_interval_match_those_by_hand(tmp_path):
     adapter = vivid_adapter(tiny_encoder(tmp_path), NAMES, members=3)
     features = adapter.encoder.encode(["Hi", "Tell me a joke about cats."])
     own, found = adapter.member_weights(features), adapter.weigh(features)
@@ -186,7 +186,7 @@ def test_heads_read_as_many_upper_layers_as_they_are_told_to(saved, tmp_path):
 
 
 def test_an_adapter_of_the_first_format_still_loads(saved, tmp_path):
-    """One head without a prefix, and no word of members: what `save_pretrained` wrote before there were several."""
+    """One head without a prefix and without members: what `save_pretrained` wrote before there were several."""
     new = PreferenceAdapter.from_pretrained(saved)
     tensors = {
         k.removeprefix("heads.0."): v for k, v in load_file(saved / "model.safetensors").items()
@@ -264,7 +264,7 @@ def test_another_panels_objectives_or_order_are_refused(saved):
 # ---------------------------------------------------------------- targets and losses
 
 
-def test_targets_by_hand():
+def test_targets_match_those_by_hand():
     raw, chosen, rejected = np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]]), np.array([[1.0, -1.0]])
     # paper: softmax(0, 2); paper_z: softmax(1, 1); margin: softmax(0, 2).
     high = 1 / (1 + np.exp(-2))
@@ -279,7 +279,7 @@ def test_targets_by_hand():
         target_weights("pairwise", 1, raw, chosen, rejected)
 
 
-def test_losses_by_hand():
+def test_losses_match_those_by_hand():
     log_weights = torch.log(torch.tensor([[0.25, 0.75]]))
     # KL((1, 0) || (1/4, 3/4)) = log 4.
     assert kl_to_target(log_weights, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(np.log(4))
@@ -288,7 +288,7 @@ def test_losses_by_hand():
     assert loss.item() == pytest.approx(np.log1p(np.exp(2)))
 
 
-def test_load_balance_by_hand():
+def test_load_balance_matches_that_by_hand():
     # Two rows of one member, one for each of two objectives: their mean is (1/2, 1/2), as uniform as it can be.
     split = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).clamp_min(1e-12).log()
     even = torch.ones(2, 1)
@@ -316,8 +316,8 @@ def test_load_balance_keeps_objectives_alive(tmp_path):
     assert kept.average[0].max() < 0.55
 
 
-def test_which_objective_people_asked_about_can_be_learned_without_a_reward(tmp_path):
-    """Rewards that are noise: `annotated` alone, or beside the pairwise loss, still finds what each kind is about."""
+def test_the_annotated_objective_can_be_learned_without_a_reward(tmp_path):
+    """With rewards of pure noise, `annotated` alone or beside the pairwise loss still finds each kind's objective."""
     table = planted(240)
     about = dict(zip(KINDS, NAMES, strict=True))
     table["objective"] = [about[k] for i in range(240) for k in [list(KINDS)[i % 3]]]
@@ -426,7 +426,7 @@ def test_a_target_that_cannot_be_fitted_is_named_before_anything_is_read(tmp_pat
     assert field in refused.value.fields
 
 
-def test_a_target_is_named_by_what_was_said_of_it():
+def test_a_target_is_named_by_the_settings_given():
     """Folders, tables and the keys of finished fits keep these names."""
     said = {"target": "pairwise", "temperature": 0.5, "load_balance": 0.1}
     target = AdapterTarget.model_validate(said)
@@ -438,7 +438,7 @@ def test_a_target_is_named_by_what_was_said_of_it():
 
 
 def heads_by_trainer(folder):
-    """What stands in place of :func:`pro_core.adapter.heads.fit_heads`: a Trainer for the heads of one adapter."""
+    """Replaces :func:`pro_core.adapter.heads.fit_heads` by a Trainer for the heads of one adapter."""
 
     def fit(adapters, features, rows, loss, seeds, *, batch_size, learning_rate, load_balance=0.0):
         (heads,), (own,), (seed,) = adapters, rows, seeds

@@ -33,7 +33,7 @@ from pro_core.prompting.templates import (
 NAMES = ("helpful", "harmless", "humor")
 
 
-def test_weights_as_in_pro():
+def test_weights_are_written_as_in_pro():
     assert format_weights([0.62, 0.38, 0], NAMES) == "<helpful> 0.62 <harmless> 0.38 <humor> 0.00"
     thirds = format_weights([1 / 3] * 3, NAMES)
     assert thirds == "<helpful> 0.34 <harmless> 0.33 <humor> 0.33"
@@ -47,14 +47,14 @@ def test_written_weights_sum_to_one_and_stay_close(values):
     assert max(abs(a - b) for a, b in zip(written, weights, strict=True)) < 0.01
 
 
-def test_scores_as_in_ric():
+def test_scores_are_written_as_in_ric():
     text = format_scores([0.31, -1.24, -0.01], NAMES)
     assert text == "<helpful_score> 0.3 <harmless_score> -1.2 <humor_score> 0.0"
     with pytest.raises(ValueError, match="finite"):
         format_scores([float("nan"), 0, 0], NAMES)
 
 
-def test_levels_as_in_moslim():
+def test_levels_are_written_as_in_moslim():
     assert format_levels({"humor": 2, "helpful": 4}, NAMES) == "<helpful 4> <humor 2>"
     with pytest.raises(ValueError, match="kind"):
         format_levels({"kind": 1}, NAMES)
@@ -74,7 +74,7 @@ def test_levels_as_in_moslim():
         ("<b>bold</b> 3 < 4 humor > x", "<b>bold</b> 3 < 4 humor > x"),
     ],
 )
-def test_what_a_user_types_is_no_tag(typed, read):
+def test_a_user_cannot_type_a_tag(typed, read):
     assert neutralize(typed, NAMES) == read
 
 
@@ -95,7 +95,7 @@ def test_the_condition_is_the_only_tag_in_the_prompt():
 Z = [[1.0, -1.0, 0.0], [2.0, 2.0, 2.0]]
 
 
-def test_a_level_tells_bad_at_everything_from_good_at_everything():
+def test_a_level_tells_good_at_everything_from_bad_at_everything():
     text = format_weights_and_level([0.5, 0.5, 0], 0.94, NAMES)
     assert text == "<helpful> 0.50 <harmless> 0.50 <humor> 0.00 <level> 0.9"
     with pytest.raises(ValueError, match="objective is called 'level'"):
@@ -123,7 +123,9 @@ def test_a_level_tells_bad_at_everything_from_good_at_everything():
         ("none", "", ""),
     ],
 )  # fmt: skip
-def test_what_a_response_obtained_and_what_weights_ask_for(kind, obtained, asked):
+def test_a_condition_states_what_a_response_obtained_and_what_weights_ask_for(
+    kind, obtained, asked
+):
     condition = Condition.fit(kind, NAMES, Z, 1.0)
     assert condition.obtained(Z)[0] == obtained
     assert condition.text([1, 0, 0]) == asked
@@ -153,7 +155,7 @@ def test_rics_targets_stay_in_the_range_and_point_where_the_weights_do(values):
     assert weights_for_scores(scores, low, high) == pytest.approx(weights, abs=1e-4)
 
 
-def test_rics_targets_by_hand():
+def test_rics_targets_match_those_by_hand():
     # w / norm_2(w) = (0.6, 0.8): 0.6 * 4 - 2 and 0.8 * 4 - 1
     assert scores_for_weights([3 / 7, 4 / 7], [-2, -1], [2, 3]) == pytest.approx([0.4, 2.2])
     assert weights_for_scores([-2, -1], [-2, -1], [2, 3]) == pytest.approx([0.5, 0.5])  # nothing
@@ -169,7 +171,7 @@ def test_rics_targets_by_hand():
         ({"kind": "weights", "temperature": 0}, "temperature"),
     ],
 )
-def test_a_condition_that_makes_no_sense(settings, said):
+def test_a_condition_that_makes_no_sense_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         Condition(**({"objective_names": NAMES} | settings))
 
@@ -270,6 +272,6 @@ def test_a_request_that_a_policy_cannot_read_is_refused(condition, asked):
         {"weights": {"a": float("nan")}},
     ],
 )
-def test_a_request_that_makes_no_sense(wrong):
+def test_a_request_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError):
         Request(HI, **wrong)

@@ -135,7 +135,7 @@ def test_a_silent_server_times_out(faulty, dialect):
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
-def test_the_fine_path_and_what_is_sent(faulty, dialect):
+def test_a_working_server_answers_and_gets_the_right_request(faulty, dialect):
     answer = outcome(meet(faulty, "fine", dialect))
     assert (answer.text, answer.error) == ("".join(WORDS), None)
     path, headers, body = faulty.requests[-1]
@@ -183,7 +183,7 @@ def test_nothing_is_tried_again_once_text_is_there(dialect):
         assert (server.visits("x"), generator._sleep) == (1, [])
 
 
-def test_trying_again_has_an_end(faulty):
+def test_retries_end(faulty):
     generator = meet(faulty, "429")
     assert "too many requests (429)" in outcome(generator).error
     assert generator._sleep == [0.5, 1.0, 2.0]
@@ -242,13 +242,13 @@ def test_the_token_stays_out_of_sight(faulty, caplog):
     "url",
     ["http://user:pass@host", "http://host?key=abc", "host:80", "ftp://host", "", "http://h:x"],
 )
-def test_addresses_that_are_none(url):
+def test_a_bad_address_is_refused(url):
     with pytest.raises(ValueError, match="PRO_ENDPOINT_URL") as caught:
         EndpointGenerator(url)
     assert "pass" not in str(caught.value).replace("password", "")
 
 
-def test_tokens_and_dialects_that_are_none():
+def test_a_bad_token_and_an_unknown_dialect_are_refused():
     with pytest.raises(ValueError, match="dialect 'grpc'"):
         EndpointGenerator("http://h", dialect="grpc")
     with pytest.raises(ValueError, match="PRO_ENDPOINT_TOKEN. has spaces") as caught:
@@ -305,7 +305,7 @@ def test_status_says_what_is_there(faulty):
     assert "refuses our token" in refused["detail"]
 
 
-def test_generator_from_env():
+def test_the_environment_names_the_generator():
     assert isinstance(generator_from_env({}), LocalGenerator)
     assert generator_from_env({"PRO_POLICY": "some/model", "PRO_ENDPOINT_URL": " "}).path_or_id == (
         "some/model"
@@ -418,7 +418,7 @@ def test_tgi_overload_is_tried_again(tgi, smollm2):
     assert sum(bool(a.text) for a in answers) == 1
 
 
-def test_tgi_wrong_key_and_no_tokenizer(tgi):
+def test_tgi_refuses_a_wrong_key_and_gets_plain_turns_without_a_tokenizer(tgi):
     assert "refuses our token" in outcome(tgi_generator(tgi, None, token="wrong")).error
     assert "refuses our token" in outcome(tgi_generator(tgi, None, token=None)).error
     generator = tgi_generator(tgi, "no-tokenizer")

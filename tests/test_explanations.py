@@ -1,4 +1,4 @@
-"""Which words did what: where words are, what their effects mean, and whether deleting them shows it."""
+"""The effects of words: where words are, what their effects mean, and whether deleting them shows it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def adapter() -> PreferenceAdapter:
         ("?! ... `^`", []),
     ],
 )
-def test_words_of_any_script(text: str, words: list[str]) -> None:
+def test_words_are_found_in_any_script(text: str, words: list[str]) -> None:
     assert [text[start:end] for start, end in words_of(text)] == words
 
 
@@ -67,7 +67,7 @@ def test_an_effect_is_what_leaving_the_word_out_changes(adapter) -> None:
     assert [e for _, e in ordered] == sorted((e for _, e in ordered), reverse=True)
 
 
-def test_role_names_are_no_words_and_places_are_those_in_each_message(adapter) -> None:
+def test_role_names_are_not_words_and_positions_are_within_each_message(adapter) -> None:
     turns = [
         {"role": "system", "content": "Answer briefly."},
         {"role": "user", "content": "User, hello"},
@@ -117,7 +117,7 @@ def test_a_prompt_that_cannot_be_read_is_refused(adapter) -> None:
         explain(adapter, "  ")
 
 
-def test_a_byte_level_tokenizer_serves_as_well(tmp_path) -> None:
+def test_a_byte_level_tokenizer_works_too(tmp_path) -> None:
     adapter = vivid_adapter(byte_encoder(tmp_path), NAMES)
     found = explain(adapter, "Tell me a joke about naïve cats 🙂 please")
     names = ["Tell", "me", "a", "joke", "about", "naïve", "cats", "🙂", "please"]

@@ -23,14 +23,14 @@ def known():
     return Familiarity.fit(features(1500, 0), np.arange(1500) % 5).known
 
 
-def test_prompts_like_the_training_ones_are_left_alone_and_others_are_not(known):
+def test_prompts_like_the_training_ones_are_known_and_others_are_not(known):
     assert (known(features(500, 1)) == 1).mean() > 0.97
     assert known(features(500, 2, shift=3)).mean() < 0.02
     between = known(features(500, 3, shift=1))
     assert between.min() >= 0 and between.max() <= 1 and between.dtype == np.float32
 
 
-def test_of_no_prompts_it_says_nothing(known):
+def test_no_prompts_give_no_numbers(known):
     assert known(features(3, 1)[:0]).shape == (0,)
 
 
@@ -41,7 +41,7 @@ def test_a_short_prompt_is_not_strange_for_being_short(known):
     assert known(features(300, 6, shift=3, tokens=5)).mean() < 0.1
 
 
-def test_its_arrays_are_small_and_say_everything():
+def test_its_arrays_are_small_and_complete():
     fitted = Familiarity.fit(features(200, 0), np.arange(200) % 5)
     arrays = fitted.arrays()
     assert sum(a.nbytes for a in arrays.values()) < 10_000

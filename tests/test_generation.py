@@ -82,7 +82,7 @@ def test_settings_are_checked(wrong):
         GenerationSettings(**wrong)
 
 
-def test_styles():
+def test_a_style_is_a_system_text():
     assert list(STYLES) == ["plain", "cautious", "factual", "playful"]
     assert styled(HI, "plain") == styled(HI, None) == HI
     assert styled(HI, "factual") == [{"role": "system", "content": STYLES["factual"]}, *HI]
@@ -93,7 +93,7 @@ def test_styles():
         styled(HI, "rude")
 
 
-def test_plain_prompt_exactly():
+def test_a_plain_prompt_is_exactly_this_text():
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
@@ -127,7 +127,7 @@ def test_stop_text_holds_back_what_could_be_the_stop():
     assert unfinished.push("Yes.\nHum") + unfinished.flush() == "Yes.\nHum"
 
 
-def test_run_sync_inside_a_running_loop():
+def test_run_sync_works_inside_a_running_loop():
     async def answer():
         return 42
 
@@ -140,7 +140,7 @@ def test_run_sync_inside_a_running_loop():
 # ---------------------------------------------------------------- chats and tokens
 
 
-def test_chat_prompt_exactly(tokenizer):
+def test_a_chat_prompt_is_exactly_this_text(tokenizer):
     assert chat_prompt(tokenizer, styled(HI, "playful")) == (
         f"<|im_start|>system\n{STYLES['playful']}<|im_end|>\n"
         "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n"
@@ -337,7 +337,7 @@ def test_left_out_turns_are_reported():
     assert "does not fit" in collect(generator, [ASK], too_much)[0].error
 
 
-def test_stop_stops_and_the_next_one_starts(local):
+def test_closing_stops_the_model_and_the_next_batch_starts(local):
     """After the iterator is closed the model does not go on for its 4,000 tokens."""
     long = GenerationSettings(max_new_tokens=2000, temperature=1.5, seed=1)
 
@@ -400,7 +400,7 @@ def test_a_model_that_is_missing_says_so(tmp_path):
     assert (status["state"], status["reachable"]) == ("unreachable", False)
 
 
-def test_a_model_without_chat_template(tmp_path, local):
+def test_a_model_without_chat_template_answers_plain_turns(tmp_path, local):
     """Any local folder will do; without a template the chat is rendered as plain turns."""
     model, tokenizer = local._loaded
     model.save_pretrained(tmp_path)
@@ -450,7 +450,7 @@ class Script(StreamingGenerator):
             yield Piece(index, error=error, done=True)
 
 
-def test_best_of_n_by_hand():
+def test_best_of_n_matches_the_arithmetic_by_hand():
     script = Script(("aaaaa", None), ("a" * 20, "It broke off."), ("a" * 10, None))
     result = best_of_n(script, ByLength(), {"long": 0.25, "short": 0.75}, "Name three colours.", 3)
     # totals: 0.25 * n/10 - 0.75 * n/10 = -n/20
@@ -492,7 +492,7 @@ def test_best_of_n_refuses_what_makes_no_sense():
     assert stranger.batch is None  # nothing was asked for
 
 
-def test_all_candidates_failed():
+def test_failed_candidates_alone_are_ranked_without_scores():
     result = rank(ByLength(), HI, [Candidate("", error="No.")], np.array([0.5, 0.5]), "given")
     assert result.best.error == "No."
 
@@ -504,7 +504,7 @@ def test_styles_go_round():
     assert [r.messages[0]["role"] for r in script.batch] == ["user", *["system"] * 3, "user"]
 
 
-def test_best_of_n_with_the_real_model_and_panel(local):
+def test_best_of_n_ranks_answers_of_the_real_model_by_the_real_panel(local):
     if not DEMO_PANEL.is_dir():
         pytest.skip("no checkpoints/demo/panel yet")
     from pro_core.rewards.panel import RewardPanel

@@ -242,7 +242,7 @@ def test_normalized_objectives_equal_those_of_trl_where_weights_are_one_for_all(
     assert max(map(abs, ours._logs["advantages"])) > 0.5
 
 
-def test_what_is_no_policy_is_not_replaced(recipe, tmp_path, capsys):
+def test_only_a_policy_is_replaced(recipe, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(StorageError, match="something else than a policy is there"):
@@ -251,7 +251,7 @@ def test_what_is_no_policy_is_not_replaced(recipe, tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_a_whole_model(recipe, tmp_path):
+def test_a_whole_model_is_trained_without_a_lora(recipe, tmp_path):
     train(recipe("whole", lora=None, steps=1, learning_rate=0.001))
     config = PolicyConfig.read(tmp_path / "whole" / "pro-morlhf" / "seed0")
     assert config and config.base == ""
@@ -282,7 +282,7 @@ def test_online_dpo_learns_from_the_best_and_the_worst_against_the_base(recipe, 
     assert same(trained(tmp_path / "dpo")[0], lora)
 
 
-def test_pairs_of_what_is_there():
+def test_pairs_come_from_completions_that_have_a_reward():
     lines = [
         {"prompt": p, "row": 5 + p, "text": text, "total": total}
         for p, group in enumerate(([1.0, None, 3.0, 2.0], [None, 1.0], [2.0, 2.0], [None, None]))
@@ -291,15 +291,16 @@ def test_pairs_of_what_is_there():
     assert best_and_worst(lines) == ([{"row": 5, "chosen": "c", "rejected": "a"}], 3)
 
 
-def test_a_round_without_a_pair(recipe, monkeypatch):
+def test_a_round_without_a_pair_is_an_error(recipe, monkeypatch):
     equal = lambda self, prompts, completions, *a, **k: np.ones((len(prompts), 2), np.float32)  # noqa: E731
     monkeypatch.setattr(RewardPanel, "score", equal)
-    with pytest.raises(ConfigError, match="round 1: no prompt has two completions of different"):
+    with pytest.raises(ConfigError) as caught:
         train(recipe("equal", algorithm="online_dpo", round_steps=1))
+    assert caught.value.fields == ("generations", "sampling_temperature")
 
 
-def test_advantages_by_gae():
-    """Against the definition: with lambda 1 the rewards to come minus the value, with 0 one step of it."""
+def test_advantages_match_their_definition():
+    """With lambda 1 they are the future rewards minus the value, with lambda 0 only one step of that."""
     rewards, values = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([[0.5, 1.0, 3.0, 7.0]])
     mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # three tokens: the fourth reward is of nothing
     whole = advantages_by_gae(rewards, values, mask, 1.0)
@@ -310,7 +311,7 @@ def test_advantages_by_gae():
     assert between[0, 1] == 4 + 0.5 * 1
 
 
-def test_the_clipped_loss_of_ppo():
+def test_ppos_clipped_loss_matches_that_by_hand():
     one = torch.ones(1, 3)
     batch = {"logp": 0 * one, "values": 0 * one, "returns": 0 * one, "mask": one}
     batch["advantages"] = torch.tensor([[1.0, 1.0, -1.0]])
@@ -365,7 +366,7 @@ def test_ppo_gives_a_token_the_policys_own_probability(recipe, tmp_path, lora):
 
 
 def test_the_reward_comes_with_the_last_token_of_a_completion(recipe, tmp_path, monkeypatch):
-    """Under lambda 1 and without a penalty what is to come is the reward, from every token on."""
+    """With lambda 1 and without a penalty, the return of every token is the reward."""
     original, rewards = PpoLoop._rewards, []
 
     def spy(self, written):
@@ -480,7 +481,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_parameters(recipe, tmp_path, cap
     assert log == other_log and record["spent"] == other_record["spent"]
 
 
-def test_a_full_disk_at_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_at_a_checkpoint_is_explained_and_resumed(
+    recipe, tmp_path, monkeypatch, capsys
+):
     train(recipe("whole"))
     path, original = recipe("full"), torch.save
 
@@ -490,7 +493,7 @@ def test_a_full_disk_at_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
         return original(content, where, *arguments, **named)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(StorageError, match="the disk is full: free some of it and run the same"):
+    with pytest.raises(StorageError, match="the disk is full"):
         train(path)
     monkeypatch.undo()
     capsys.readouterr()
@@ -499,7 +502,7 @@ def test_a_full_disk_at_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
     assert same(trained(tmp_path / "whole")[0], trained(tmp_path / "full")[0])
 
 
-def test_a_server_that_goes_away(recipe, tmp_path, monkeypatch):
+def test_a_server_that_goes_away_is_explained_and_the_run_resumes(recipe, tmp_path, monkeypatch):
     """TRL's client has tried again by then."""
     path, original = recipe("away"), grpo.OrderedGRPOTrainer._generate_single_turn
 
@@ -520,7 +523,7 @@ def test_a_server_that_goes_away(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"])
-def test_rewards_that_are_missing_equal_or_of_nothing(recipe, tmp_path, monkeypatch, algorithm):
+def test_missing_and_equal_rewards_teach_nothing(recipe, tmp_path, monkeypatch, algorithm):
     """All equal: no signal. Missing: skipped and counted. All of a batch missing: the step does nothing but hold on."""
     original, steps = RewardPanel.score, []
 
@@ -545,7 +548,7 @@ def test_rewards_that_are_missing_equal_or_of_nothing(recipe, tmp_path, monkeypa
     assert log[0]["grad_norm"] > 0  # of the other group
 
 
-def test_a_prompt_that_is_too_long(recipe, parts, tmp_path, capsys):
+def test_a_prompt_that_is_too_long_is_left_out(recipe, parts, tmp_path, capsys):
     turns = "Human: hello {}\n\nAssistant: " + "no " * 40 + "\n\nHuman: why not?"
     rows = [{"prompt": "tell me why " * 60}, {"prompt": turns}, {"prompt": "hello <|im_end|>"}]
     file = tmp_path / "odd.jsonl"
@@ -562,7 +565,7 @@ def test_a_prompt_that_is_too_long(recipe, parts, tmp_path, capsys):
     assert fitted[2] == [{"role": "user", "content": "hello < |im_end|>"}]
 
 
-def test_kinds_of_the_real_files(data_dir):
+def test_the_real_files_give_five_kinds(data_dir):
     entries = [
         {"path": "hh_pairs.jsonl.gz"},
         {"path": "xstest_responses.jsonl.gz"},
@@ -606,7 +609,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "fields"), WRONG)
-def test_wrong_recipes(recipe, changes, fields):
+def test_wrong_recipes_are_refused(recipe, changes, fields):
     with pytest.raises(ConfigError) as refused:
         train(recipe("wrong", **changes))
     if fields is None:  # one field for each of the forms that it may have
@@ -620,7 +623,9 @@ def test_the_recipes_that_ship_are_read(name):
     assert MorlhfRecipe.read(ROOT / "recipes" / f"{name}.yaml").methods()
 
 
-def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts, tmp_path):
+def test_a_panel_without_statistics_or_a_model_without_a_template_is_refused(
+    recipe, parts, tmp_path
+):
     bare = Path(parts["panel"]).parent / "panel.yaml"
     with pytest.raises(ConfigError, match=r"it has no statistics.*score_rewards\.py"):
         train(recipe("bare", panel=str(bare)))
@@ -630,7 +635,7 @@ def test_a_panel_without_statistics_and_a_model_without_a_template(recipe, parts
 
 
 @pytest.mark.parametrize("name", ["morlhf_small", "morlhf_full"])
-def test_recipes_of_the_project_at_tiny_size(recipe, parts, tmp_path, name):
+def test_the_projects_recipes_run_at_tiny_size(recipe, parts, tmp_path, name):
     """The first arm of each, with everything large made small."""
     given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     small = ("model", "panel", "adapter", "data", "max_length", "max_new_tokens", "generations")

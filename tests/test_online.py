@@ -52,7 +52,7 @@ def test_our_rule_keeps_the_best_of_each_prompt_above_the_running_quantile():
     assert accept_weighted(z, weights, prompts, 0.5, [8] * 9).tolist() == expected
 
 
-def test_the_running_quantile_is_numpys():
+def test_the_running_quantile_equals_numpys():
     rng = np.random.default_rng(0)
     z, prompts = rng.normal(size=(60, 1)), np.repeat(np.arange(20), 3)
     kept = accept_weighted(z, np.ones((60, 1)), prompts.tolist(), 0.7)
@@ -62,7 +62,7 @@ def test_the_running_quantile_is_numpys():
         assert kept[3 * p : 3 * p + 3].sum() <= 1
 
 
-def test_rics_goals_are_at_the_top_but_one():
+def test_all_of_rics_goals_but_one_are_at_the_top():
     bounds = [(-1.0, 2.0), (-4.0, 4.0), (0.0, 0.5)]
     goals = ric_goals(300, bounds, 0)
     top = np.isclose(goals, [high for _, high in bounds])
@@ -88,7 +88,7 @@ def test_goals_are_weights_and_repeat(name):
         assert np.array_equal(np.sort(weights, axis=0), np.sort(mix, axis=0))
 
 
-def test_a_policy_that_reads_some_of_the_adapters_objectives():
+def test_a_policy_may_read_some_of_the_adapters_objectives():
     weights = goal_source("adapter", ("humor", "harmless"), Adapter(), 0)(PROMPTS[200:201])
     assert weights == pytest.approx(np.array([[1 / 3, 2 / 3]]))
     with pytest.raises(ValueError, match="expected one of"):
@@ -110,7 +110,7 @@ def test_what_is_asked_stands_in_the_conditions_own_words():
     assert np.array_equal(own.weights, ask("ric", PROMPTS, reads_weights, seed=5).weights)
 
 
-def test_distance_from_what_was_asked():
+def test_distance_is_in_the_conditions_own_terms():
     weights = Condition.fit("weights", NAMES[:2], [[0, 0], [1, 1]], 1.0)
     asked = Goals(np.array([[1, 0], [0.5, 0.5]], np.float32), None, ["", ""])
     assert distance(weights, asked, [1, 0], [[2, 2], [0, 0]]) == pytest.approx([0, 0.5])

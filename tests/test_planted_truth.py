@@ -1,4 +1,4 @@
-"""An adapter must find planted weights; what is known to go wrong with Eq 7 and with its softmax must not pass.
+"""An adapter must find planted weights; the known failures of Eq 7 and of its softmax must not pass.
 
 One check for all: correlation with w* above 0.95, and an accuracy within 1.5 points of the oracle's, on prompts about
 topics that were not trained on. Real texts, a real frozen encoder, and the library's own training code.
@@ -109,7 +109,7 @@ def test_the_pairwise_adapter_finds_the_truth(planted, features, tmp_path):
     assert finds_the_truth(planted, found), found
 
 
-def test_weights_that_are_the_same_for_all_prompts_do_not(planted):
+def test_weights_that_are_the_same_for_all_prompts_do_not_find_it(planted):
     mean = np.mean(list(planted.weights.values()), axis=0)
     for fixed in (mean, np.full(4, 0.25)):
         assert not finds_the_truth(
@@ -117,7 +117,7 @@ def test_weights_that_are_the_same_for_all_prompts_do_not(planted):
         )
 
 
-def test_a_softmax_over_the_batch_does_not(planted, features, tmp_path, monkeypatch):
+def test_a_softmax_over_the_batch_does_not_find_it(planted, features, tmp_path, monkeypatch):
     over_objectives = torch.nn.functional.log_softmax
     calls = []
 
@@ -141,13 +141,13 @@ def test_eq_7_on_raw_rewards_does_worse_than_uniform(planted, features, tmp_path
     assert not finds_the_truth(planted, found) and found["accuracy"] < uniform["accuracy"], found
 
 
-def test_eq_7_on_standardized_rewards_does_not(planted, features, tmp_path):
+def test_eq_7_on_standardized_rewards_does_not_find_it(planted, features, tmp_path):
     found = fitted(planted, features, tmp_path, target="paper_z", temperature=TAU)
     assert not finds_the_truth(planted, found), found
 
 
 @pytest.mark.parametrize("temperature", [0.25, 0.5])
-def test_the_pairwise_target_on_uncalibrated_rewards_does_not(
+def test_the_pairwise_target_on_uncalibrated_rewards_does_not_find_it(
     planted, features, tmp_path, temperature
 ):
     raw = {

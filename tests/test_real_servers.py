@@ -1,6 +1,6 @@
 """A real vLLM (its build for CPUs, in .venv-servers: `make test-servers`) with the small model and a lattice of LoRAs.
 
-The commands are those that docs/endpoints.md and `train/soups.py` give, but for what a CPU needs.
+The commands are those of docs/endpoints.md and `train/soups.py`, except for what a CPU needs.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_responses_are_written_once_in_batches_with_seeds_of_their_own(tmp_path)
     ],
     ids=["identity", "settings", "samples", "batch size", "prompts", "seeds"],
 )
-def test_what_decides_a_response_tells_it_from_others(tmp_path, changes):
+def test_whatever_decides_a_response_changes_its_file(tmp_path, changes):
     written(Script(), tmp_path)
     script = Script()
     written(script, tmp_path, **changes)
@@ -88,7 +88,7 @@ def test_a_line_that_is_not_whole_is_written_again(tmp_path, spoil):
         assert file.read_text() == "".join(lines)  # as a run that nobody killed leaves it
 
 
-def test_what_fails_is_tried_again_with_a_seed_of_its_own_and_the_rest_stands(tmp_path):
+def test_failed_responses_are_tried_again_with_their_own_seed_and_the_rest_stays(tmp_path):
     script = Script({"two": 1, "four": 6})
     found = written(script, tmp_path)
     # One response to `two` fails, and both to `four`, three times.
@@ -228,7 +228,7 @@ def test_lines_of_two_writers_stay_whole(tmp_path):
     assert len(lines) == 40 and all(json.loads(line) == row for line in lines)
 
 
-def test_half_a_line_longer_than_what_is_read_at_once_goes(tmp_path):
+def test_a_torn_line_longer_than_one_read_is_removed(tmp_path):
     file = tmp_path / "f.jsonl"
     append_jsonl(file, {"n": 1})
     with file.open("ab") as torn:

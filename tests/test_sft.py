@@ -147,8 +147,8 @@ def test_a_whole_model_moves_everywhere(llama, tmp_path):
     assert all(not torch.equal(moved[n], p) for n, p in before.named_parameters())
 
 
-def test_a_penalty_of_the_models_own_is_left_out(llama, tmp_path):
-    """Else what is sampled has not the probability that training takes it to have."""
+def test_the_models_own_repetition_penalty_is_left_out(llama, tmp_path):
+    """Otherwise samples would not have the probability that training assumes."""
     model, tokenizer, _ = load_language_model(llama)
     model.generation_config.repetition_penalty = 5.0
     model.save_pretrained(tmp_path)
@@ -160,7 +160,7 @@ def test_a_penalty_of_the_models_own_is_left_out(llama, tmp_path):
 
 
 def test_the_head_reads_contiguous_states(llama):
-    """Of a slice, a CPU's product copies the head's weights for each row: most of a prompt's time in a large batch."""
+    """For a slice, a CPU's product copies the head's weights for each row: most of a prompt's time in a large batch."""
     model, _, _ = load_language_model(llama)
     seen = []
     head = model.get_output_embeddings()
@@ -169,7 +169,7 @@ def test_the_head_reads_contiguous_states(llama):
     assert seen == [True]
 
 
-def test_a_model_that_is_not_there(tmp_path):
+def test_a_missing_model_is_an_error_of_the_recipe(tmp_path):
     with pytest.raises(ConfigError, match="cannot load the model '/absent"):
         fine_tune(
             [(asked("a", 1), "b")], tmp_path / "a", PolicyConfig(CONDITION), model="/absent/model",
@@ -202,7 +202,7 @@ def test_what_was_learned_is_what_is_written(llama, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does so by itself")
 def test_where_a_script_asks_for_it_only_tokens_with_a_label_are_scored(llama, monkeypatch):
-    """TRL's head scores all positions of a batch where Triton does not run: on a CPU most of a step for nothing."""
+    """Where Triton does not run, TRL's head scores all positions of a batch: on a CPU, most of a step is wasted."""
     monkeypatch.setattr(utils, "_use_triton", kernels._use_triton)  # as TRL is when imported
     model, _, _ = load_language_model(llama)
     ids = torch.randint(0, model.config.vocab_size, (3, 20))

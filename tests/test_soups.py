@@ -130,7 +130,7 @@ def test_the_soup_is_the_average_of_the_dense_changes(policies, deltas, mixing, 
     torch.testing.assert_close(logits(fixed.eval())[0], expected[0], atol=2e-4, rtol=1e-4)
 
 
-def test_peft_linear_is_something_else(policies, deltas, tmp_path):
+def test_pefts_linear_average_is_something_else(policies, deltas, tmp_path):
     """Why we do not use it: it averages A and B apart. (-B)(-A) is B A, but the average of A and -A is nothing."""
     base, folders = policies
     turned = tmp_path / "turned"
@@ -150,7 +150,7 @@ def test_peft_linear_is_something_else(policies, deltas, tmp_path):
     assert (plain - helpful).abs().max() > 0.1
 
 
-def test_in_the_generator_each_conversation_under_its_own_weights(policies, mixing, tmp_path):
+def test_the_generator_writes_each_conversation_under_its_own_weights(policies, mixing, tmp_path):
     folder, _, _ = mixing
     generator = LocalGenerator(folder, device="cpu")
     messages = [{"role": "user", "content": "tell me a joke"}]
@@ -189,7 +189,7 @@ def test_in_the_generator_each_conversation_under_its_own_weights(policies, mixi
         EndpointGenerator("http://127.0.0.1:9", policy=PolicyConfig.read(folder))
 
 
-def test_what_cannot_be_averaged(policies, mixing, tmp_path):
+def test_what_cannot_be_averaged_is_refused(policies, mixing, tmp_path):
     base, folders = policies
     other = tmp_path / "other"
     interpolate_policies(folders, other, [1, 0, 0])
@@ -238,7 +238,7 @@ def test_a_lattice_holds_every_weighting_once(K, steps):
         }
 
 
-def test_names_of_mixtures():
+def test_a_mixture_is_named_by_its_weights():
     assert list(lattice(["helpful", "humor"], 2)) == [
         "helpful-100",
         "helpful-050_humor-050",
@@ -275,7 +275,7 @@ def test_every_mixture_of_a_lattice_is_the_average(policies, deltas, mixing, tmp
     assert alone["r"] == 4  # only the policies that have a weight in it
 
 
-def test_where_a_lattice_does_not_belong(policies, mixing, tmp_path):
+def test_a_lattice_is_refused_where_it_does_not_belong(policies, mixing, tmp_path):
     _, folders = policies
     interpolate_lattice(folders, tmp_path / "lattice", 1)
     with pytest.raises(StorageError, match="a lattice of 3 mixtures for a server"):
@@ -321,7 +321,7 @@ def test_the_script_says_how_servers_hold_a_lattice(policies, mixing, tmp_path, 
         assert refused.value.fields == fields
 
 
-def test_the_script(policies, tmp_path, capsys):
+def test_a_recipe_makes_soups_for_each_seed(policies, tmp_path, capsys):
     soups = {str(tmp_path / "fixed{seed}"): {"helpful": 1.0, "harmless": 0.0, "humor": 0.0}}
     soups[str(tmp_path / "mixing{seed}")] = None
     recipe = tmp_path / "soups.yaml"

@@ -73,7 +73,7 @@ def lattice(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(smollm2, lattice):
-    """The server with all mixtures but the one of humor."""
+    """The server with all mixtures except that of humor."""
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     options, log = Options(api_key="the-key", model_id=SMOLLM2), Log()
@@ -110,7 +110,7 @@ def tgi(running):
         ({"grammar": {"type": "regex", "value": "a"}}, "grammar is not supported"),
     ],
 )  # fmt: skip
-def test_what_tgi_refuses(tgi, parameters, says):
+def test_tgi_says_what_it_refuses(tgi, parameters, says):
     """The same sentence as a status and as an event of a stream that began with 200."""
     answer = tgi.generate(**parameters)
     assert answer.status_code == 422
@@ -120,7 +120,7 @@ def test_what_tgi_refuses(tgi, parameters, says):
     assert event == answer.json() and event["error_type"] == "validation"
 
 
-def test_what_tgi_refuses_by_route(tgi):
+def test_each_route_says_what_it_refuses(tgi):
     assert "cannot be empty" in tgi.generate(inputs="").json()["error"]
     assert "must be > 0 and <= 2. Given: 3" in tgi.generate(best_of=3, do_sample=True).json()["error"]  # fmt: skip
     assert "use sampling when `best_of`" in tgi.generate(best_of=2).json()["error"]
@@ -134,7 +134,7 @@ def test_what_tgi_refuses_by_route(tgi):
         assert answer.headers["content-type"].startswith("text/plain")
 
 
-def test_a_whole_answer_and_its_details(tgi):
+def test_a_whole_answer_has_its_details(tgi):
     parameters = {"do_sample": True, "seed": 7, "max_new_tokens": 8, "details": True}
     one, two = tgi.generate(**parameters).json(), tgi.generate(**parameters).json()
     assert one == two and one["generated_text"]
@@ -182,7 +182,7 @@ def test_a_chat_is_the_same_answer_in_other_events(tgi):
     assert done == "[DONE]"
 
 
-def test_what_it_says_of_itself(tgi):
+def test_the_server_describes_itself_as_tgi_does(tgi):
     info = httpx2.get(f"{tgi.url}/info").json()
     assert (info["model_id"], info["router"]) == (SMOLLM2, "text-generation-router")
     assert info["max_stop_sequences"] == 4 and info["max_total_tokens"] == 512
@@ -201,7 +201,7 @@ def test_the_key_is_asked_for_where_text_is_written(tgi):
     assert httpx2.get(f"{tgi.url}/info").status_code == 200
 
 
-def test_a_full_house_and_a_dead_model(tgi):
+def test_an_overloaded_server_and_a_dead_model_answer_with_tgis_errors(tgi):
     tgi.options.max_concurrent_requests = 0
     answer = tgi.generate()
     assert answer.status_code == 429
@@ -342,7 +342,7 @@ def test_the_nearest_mixture_is_the_nearest(weights):
     assert distances[found] == pytest.approx(min(distances.values()), abs=1e-6)
 
 
-def test_names_as_vllm_and_sglang_list_them():
+def test_mixtures_are_named_as_vllm_and_sglang_list_them():
     policy = PolicyConfig(Condition("none", NAMES[:2]), mixtures={"a": [1, 0], "b": [0.25, 0.75]})
     served = Served(policy, "h")
     vllm = [{"id": "base", "owned_by": "vllm"}, {"id": "a", "owned_by": "vllm", "parent": "base"}]
@@ -386,7 +386,7 @@ class Clock(list):
 
 
 @pytest.mark.parametrize("dialect", ["tgi", "openai"])
-def test_an_endpoint_that_wakes_up(tgi, dialect):
+def test_an_endpoint_that_wakes_up_is_waited_for(tgi, dialect):
     tgi.options.asleep, clock = 3, Clock()
     [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [ASK], GREEDY)
     assert answer.text and not answer.error
@@ -404,7 +404,7 @@ def test_a_soup_waits_for_its_server_too(tgi, lattice):
 
 
 @pytest.mark.parametrize("dialect", ["tgi", "openai"])
-def test_a_full_house_is_asked_again(tgi, dialect):
+def test_an_overloaded_server_is_asked_again(tgi, dialect):
     """In a chat's stream TGI says so in its words alone."""
     tgi.options.max_concurrent_requests, clock = 0, Clock()
     [answer] = collect(generator(tgi, dialect=dialect, sleep=clock), [ASK], GREEDY)
@@ -412,7 +412,7 @@ def test_a_full_house_is_asked_again(tgi, dialect):
     assert clock == [0.5, 1.0, 2.0]
 
 
-def test_waking_has_an_end(tgi):
+def test_the_wait_for_a_waking_server_ends(tgi):
     tgi.options.asleep = 1000
     [answer] = collect(generator(tgi, patience=12, sleep=Clock()), [ASK], GREEDY)
     assert "is not ready" in answer.error and not answer.text

@@ -171,7 +171,7 @@ def test_reward_models_read_the_answer_alone(qwen, input_format):
 
 
 def wrote(*events, dialect="openai", model="m", tokens=8) -> Written:
-    """What comes of a stream of these events."""
+    """What is collected from a stream of these events."""
     with scripted(lambda body: (200, events)) as (url, _):
         generator = EndpointGenerator(url, model=model, dialect=dialect, retries=0)
         [answer] = collect(generator, [ASK], GenerationSettings(max_new_tokens=tokens))
@@ -254,7 +254,7 @@ def test_a_model_that_ends_within_its_thought_has_not_answered():
     ("reason", "finish"),
     [("stop", "stop"), ("length", "length"), ("content_filter", "filter"), ("eos", "stop")],
 )
-def test_how_an_answer_ended_is_said(reason, finish):
+def test_an_answer_says_how_it_ended(reason, finish):
     answer = wrote(says("Red."), says("", reason))
     assert (answer.text, answer.finish, answer.error) == ("Red.", finish, None)
     if reason in ("length", "eos"):
@@ -263,7 +263,7 @@ def test_how_an_answer_ended_is_said(reason, finish):
         assert wrote(token("Red"), last, dialect="tgi").finish == finish
 
 
-def test_what_a_filter_withholds_is_no_empty_answer():
+def test_what_a_filter_withholds_is_not_an_empty_answer():
     answer = wrote(says("", "content_filter"))
     assert answer.failed and "filter" in answer.error and answer.finish == "filter"
     assert not wrote(says("", "stop")).failed  # this one the model ended itself

@@ -227,7 +227,9 @@ def test_two_processes_write_the_same_responses_as_one(recipe, tmp_path):
 # ---------------------------------------------------------------- what goes wrong
 
 
-def test_a_round_in_which_nothing_is_accepted(recipe, tmp_path, monkeypatch, capsys):
+def test_a_round_that_accepts_nothing_is_an_error_that_can_be_resumed(
+    recipe, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(rounds, "accept_weighted", lambda z, *a: z[:, 0] > 99)
     arms = {"strict": {}, "RiC": {"condition": "scores", "goals": "ric", "accept": "ric"}}
     path = recipe("none", arms=arms)
@@ -301,7 +303,7 @@ def test_prompts_that_fail_are_tried_again_and_then_listed(recipe, tmp_path, mon
 
 
 def test_an_empty_answer_is_an_answer(tmp_path):
-    """Asked for again until it is none, a policy would never learn what its empty answers are worth."""
+    """If it were asked for again until it is not empty, a policy would never learn what empty answers are worth."""
     script, messages = Script(empty="nothing"), [to_messages("say nothing"), to_messages("hello")]
     settings = base.GenerationSettings(4)
     found = sample(lambda: script, messages, 2, settings, tmp_path, 4, "own")
@@ -313,8 +315,8 @@ def test_an_empty_answer_is_an_answer(tmp_path):
     assert not (tmp_path / "all").exists()
 
 
-def test_empty_answers_and_thoughts_are_no_text_to_learn(recipe, parts, tmp_path, monkeypatch):
-    """Whatever the rule says: of a round the empty answers, of the data the thoughts before its answers."""
+def test_empty_answers_and_thoughts_are_not_learned(recipe, parts, tmp_path, monkeypatch):
+    """Under any rule: neither a round's empty answers nor the thoughts before the data's answers."""
     original = LocalGenerator.stream_batch
 
     async def stream(self, batch, settings=None):
@@ -353,7 +355,7 @@ def test_empty_answers_and_thoughts_are_no_text_to_learn(recipe, parts, tmp_path
     assert {line["reasoning"] for line in lines if line["text"]} == {"I think"}
 
 
-def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):
+def test_a_server_that_loads_no_lora_is_an_error_of_the_round(recipe, tmp_path, monkeypatch):
     def refused(self, policy):
         raise base.GenerationError("The LoRA was not loaded.")
 
@@ -362,7 +364,7 @@ def test_a_server_that_loads_no_lora(recipe, tmp_path, monkeypatch):
         train(recipe("refused"))
 
 
-def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
+def test_a_round_without_a_response_is_an_error_and_is_tried_again(recipe, tmp_path, monkeypatch):
     path = recipe("down")
     failing(monkeypatch, lambda text, call: True)
     with pytest.raises(
@@ -374,7 +376,7 @@ def test_a_generator_that_writes_nothing_at_all(recipe, tmp_path, monkeypatch):
     assert (tmp_path / "down" / "pro-wic-online" / "seed0" / "run.json").is_file()
 
 
-def test_long_prompts_and_imitated_tags(recipe, parts, tmp_path, capsys):
+def test_long_prompts_are_cut_and_imitated_tags_neutralized(recipe, parts, tmp_path, capsys):
     rows = read_jsonl(parts["data"][0]["path"])
     rows += [
         {"prompt": "tell me why " * 60, "response": "no", "split": "train"},
@@ -434,7 +436,7 @@ def test_a_command_line_names_the_seeds_that_it_wants(recipe, tmp_path):
         ({"data": []}, ["data"]),
     ],
 )
-def test_recipes_that_cannot_be_run(recipe, changes, fields):
+def test_recipes_that_cannot_be_run_are_refused(recipe, changes, fields):
     with pytest.raises(ConfigError) as refused:
         train(recipe("wrong", **changes))
     assert list(refused.value.fields) == fields
@@ -450,7 +452,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("name", ["wic_small", "wic_full"])
-def test_a_dry_run_of_the_recipes_that_ship(name, parts, tmp_path):
+def test_the_recipes_that_ship_run_at_tiny_size(name, parts, tmp_path):
     """Everything but sizes is the recipe's own; models, panel and data of its kinds and names are tiny ones."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     objectives = settings.get("objectives") or [
