@@ -33,7 +33,7 @@ from pro_core.rewards.classifier_training import (
     tokenize_rated,
 )
 from pro_core.rewards.levels import level_columns
-from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.models import new_reward_model, save_trained
 from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.runs.training import (
     Progress,
@@ -194,9 +194,7 @@ class ClassifierRun:
         if main_process():
             print(f"{target}: {len(data.train)} responses, {len(rows)} rows", flush=True)
         train_resuming(trainer)
-        if main_process():
-            trained = trainer.accelerator.unwrap_model(trainer.model)
-            save_reward_model(trained, folder / "model", parts)
+        save_trained(trainer, folder / "model", parts)
 
     def _finish(self, loss: str, folder: Path) -> None:
         """Write the statistics, held-out predictions, accuracies and card of a trained model."""

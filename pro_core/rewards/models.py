@@ -22,6 +22,7 @@ from pro_core.system.loading import (
     loading_failure,
     match_tokenizer,
 )
+from pro_core.system.processes import main_process
 from pro_core.system.storage import (
     StorageError,
     library_versions,
@@ -158,16 +159,27 @@ def trainable_names(model: nn.Module, upper_layers: int) -> set[str]:
     }
 
 
-def save_reward_model(model, folder: str | Path, recipe: dict[str, Any]) -> None:
+def save_trained(trainer: Any, folder: str | Path, recipe: dict[str, Any]) -> None:
+    """Save the model of a Trainer, gathered from all processes where it is shared out; every process calls it."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if main_process():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_reward_model(model, folder, recipe, state)
+
+
+def save_reward_model(
+    model, folder: str | Path, recipe: dict[str, Any], state: dict[str, Any] | None = None
+) -> None:
     """Write what was trained, in bf16, and how to rebuild the rest.
 
     Args:
         recipe: ``base`` and the settings of :func:`new_reward_model`.
+        state: the parameters, where the model holds only a share of them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = {
-        name: parameter.detach().cpu().to(torch.bfloat16).contiguous()
+        name: (state[name] if state else parameter).detach().cpu().to(torch.bfloat16).contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

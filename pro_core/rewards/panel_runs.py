@@ -21,7 +21,7 @@ from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
-from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.models import new_reward_model, save_trained
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.recipes import PanelRecipe
@@ -232,9 +232,7 @@ class PanelRun:
             among = f", {world} processes" if world > 1 else ""
             print(f"{what}: {len(pairs)} pairs, {len(rows)} rows{among}", flush=True)
         train_resuming(trainer)
-        if main_process():
-            trained = trainer.accelerator.unwrap_model(trainer.model)
-            save_reward_model(trained, folder / source, parts)
+        save_trained(trainer, folder / source, parts)
 
     def _scores(
         self, panel: Artefact, pairs: Sequence[PreferencePair], fold: int, name: str
