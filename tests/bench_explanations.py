@@ -1,10 +1,11 @@
-"""Do the words that `/explain` names matter? Deleting them against deleting random words, and what it costs.
+"""Do the words that `/explain` names matter? Compares deleting them to deleting random words, and measures the cost.
 
     python tests/bench_explanations.py [--adapter checkpoints/demo/adapter] [--prompts 200] [--rounds 5]
 
-Prints, on people's held-out prompts, how far the largest weight falls when the words said to raise it most are deleted
-together, against as many random words (mean over prompts, 95% interval of the paired difference), by length of prompt;
-then the time of an explanation as a multiple of the adapter's own for the same prompt (medians, taken in turn).
+Uses held-out prompts of people. Prints by prompt length how far the largest weight falls when the words that are said
+to raise it most are deleted together, and when as many random words are (mean over prompts, 95% interval of the paired
+difference). Then prints the time of an explanation as a multiple of a prediction for the same prompt (medians of
+alternating runs).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LENGTHS = ((0, 16), (16, 64), (64, 10**9))
 
 
 def held_out_prompts(count: int) -> list:
-    """Conversations that trained no adapter (XSTest has no such rows: its validation prompts), as many of each file."""
+    """Equally many conversations of each file that trained no adapter; for XSTest, its validation prompts."""
     chosen = []
     for name in FILES:
         examples = load_examples(default_data_dir() / f"{name}.jsonl.gz")
@@ -40,7 +41,7 @@ def held_out_prompts(count: int) -> list:
 
 
 def places(messages) -> list[tuple[int, int, int]]:
-    """Every word of a conversation: (message, start, end)."""
+    """Every word of a conversation as (message, start, end)."""
     return [
         (turn, start, end)
         for turn, _, _ in content_spans(messages)
@@ -49,7 +50,7 @@ def places(messages) -> list[tuple[int, int, int]]:
 
 
 def without(messages, words) -> list:
-    """The conversation without some words, each a (message, start, end)."""
+    """The conversation without some words, each given as (message, start, end)."""
     left = [dict(m) for m in messages]
     for turn, start, end in sorted(words, reverse=True):
         text = left[turn]["content"]
@@ -58,13 +59,16 @@ def without(messages, words) -> list:
 
 
 def falls(adapter, messages, top: int, rng) -> tuple[float, float] | None:
-    """How far the largest weight falls without its ``top`` words, and on average without as many random ones."""
-    found, everywhere = explain(adapter, messages), places(messages)
-    if len(everywhere) <= top or len(found.words) < top:
+    """How far the largest weight falls without its ``top`` words, and without as many random words on average."""
+    explanation, everywhere = explain(adapter, messages), places(messages)
+    if len(everywhere) <= top or len(explanation.words) < top:
         return None
-    k = int(found.weights.argmax())
-    best = np.argsort(-found.effects[:, k], kind="stable")[:top]
-    named = [(found.words[i].turn, found.words[i].start, found.words[i].end) for i in best]
+    k = int(explanation.weights.argmax())
+    best = np.argsort(-explanation.effects[:, k], kind="stable")[:top]
+    named = [
+        (explanation.words[i].turn, explanation.words[i].start, explanation.words[i].end)
+        for i in best
+    ]
     drawn = [
         [everywhere[i] for i in rng.choice(len(everywhere), top, replace=False)] for _ in range(5)
     ]
@@ -72,7 +76,7 @@ def falls(adapter, messages, top: int, rng) -> tuple[float, float] | None:
         weights = adapter.predict([without(messages, words) for words in (named, *drawn)])[:, k]
     except ValueError:  # nothing was left of the prompt
         return None
-    falls = found.weights[k] - weights
+    falls = explanation.weights[k] - weights
     return float(falls[0]), float(falls[1:].mean())
 
 
@@ -110,7 +114,7 @@ def main() -> None:
     print(f"\ntime, in the adapter's own for the same prompt ({torch.get_num_threads()} threads)")
     for low, high in LENGTHS:
         some = [p for p, n in zip(prompts, words, strict=True) if low <= n < high][:12]
-        ratios, own = [], []
+        ratios, predictions = [], []
         for prompt in some:
             seconds: dict = {adapter.predict: [], explain: []}
             for _ in range(arguments.rounds + 1):  # the first warms up
@@ -120,12 +124,12 @@ def main() -> None:
                 explain(adapter, prompt)
                 seconds[adapter.predict].append(middle - started)
                 seconds[explain].append(time.perf_counter() - middle)
-            mine, whole = (statistics.median(times[1:]) for times in seconds.values())
-            own.append(mine)
-            ratios.append(whole / mine)
+            prediction, whole = (statistics.median(times[1:]) for times in seconds.values())
+            predictions.append(prediction)
+            ratios.append(whole / prediction)
         if some:
             print(
-                f"{low} words and more: adapter {1000 * statistics.median(own):.0f} ms, explanation "
+                f"{low} words and more: adapter {1000 * statistics.median(predictions):.0f} ms, explanation "
                 f"{statistics.median(ratios):.1f} x (most {max(ratios):.1f} x) over {len(some)} prompts"
             )
 

@@ -1,11 +1,11 @@
-"""How soon visitors get their weights when there are many of them: this checkout, and an earlier one, in one run.
+"""How soon each of many visitors gets weights, for this checkout and an earlier one, in one run.
 
     python tests/bench_load.py --visitors 1 50 200 --seconds 300 --before COMMIT
 
-Three processes on one machine: an endpoint that writes at once, the app, and this one, whose visitors speak to the app
-as the page does. Each thinks for 1 to 3 seconds, asks for four answers, reads until they are scored, and thinks again.
-The app is the whole of what is measured: its event loop, its small models, its queue. `overhead` is the time from the
-visitor's request until the endpoint has the app's, by one clock.
+Runs three processes on one machine: an endpoint that writes at once, the app, and this one, whose visitors speak to the
+app as the page does. Each thinks for 1 to 3 seconds, asks for four answers, reads until they are scored, and thinks
+again. So only the app is measured: its event loop, its small models, its queue. `overhead` is the time from the
+visitor's request until the endpoint has the app's request, by one clock.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ INPUTS = {"Answers": 4, "Longest answer, in tokens": 160}  # what the page's inp
 
 @dataclass
 class Tally:
-    """What the visitors of one round met; seconds."""
+    """The measurements of one round; times in seconds."""
 
     weights: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
     asked: dict[str, float] = field(default_factory=dict)  # when, by the prompt's last word
     refused: int = 0
     failed: int = 0
-    full: int = 0  # told in words that the queue is full
+    full: int = 0  # visitors who were told that the queue is full
     opening: list[float] = field(default_factory=list)  # a new visitor's status line
     memory: list[float] = field(default_factory=list)  # the app's, in MB
     overhead: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Tally:
 
 
 class Page:
-    """The app's events as the browser's page knows them."""
+    """The app's events as the page knows them."""
 
     def __init__(self, config: dict[str, Any]):
         self.parts = {c["id"]: c for c in config["components"]}
@@ -90,7 +90,7 @@ class Page:
 async def event(
     web: aiohttp.ClientSession, base: str, session: str, fn: int, data: list[Any], tally: Tally
 ) -> Any:
-    """Ask for one event and give what it says, as it comes: (its output's first value, whether it is the last)."""
+    """Send one event and yield its news: (the output's first value, whether it is the last)."""
     body = {"data": data, "fn_index": fn, "session_hash": session, "trigger_id": 1}
     async with web.post(f"{base}/gradio_api/queue/join", json=body) as joined:
         if joined.status != 200:
@@ -161,7 +161,7 @@ def memory(pid: int) -> float:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of processor time that a process has had."""
+    """Seconds of processor time that a process has used."""
     times = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
     return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
@@ -200,7 +200,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(command: list[str], folder: Path, url: str, **settings: str) -> Iterator[int]:
-    """A server as a process of its own, once it answers."""
+    """A server in a separate process, once it answers."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PRO_")} | settings
     with tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log)
@@ -253,7 +253,7 @@ def measure(name: str, folder: Path, visitors: list[int], seconds: float) -> Non
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """An earlier commit in a folder of its own."""
+    """An earlier commit in a separate folder."""
     with tempfile.TemporaryDirectory() as folder:
         earlier = Path(folder) / "earlier"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(earlier)], check=True)

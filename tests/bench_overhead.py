@@ -1,9 +1,9 @@
-"""What the app adds to an endpoint's first token, part by part, for one visitor: this checkout, and an earlier one.
+"""The time that the app adds to an endpoint's first token, by part, for one visitor; this checkout and an earlier one.
 
     python tests/bench_overhead.py --before COMMIT
 
-The endpoint writes at once, so all that a visitor waits for is ours. Twice: a script that speaks to the app as the page
-does, and the page itself in Chromium. Milliseconds, medians over the questions; each is another one.
+The endpoint writes at once, so all waiting is the app's. Measured twice: by a script that speaks to the app as the page
+does, and by the page itself in Chromium. Prints milliseconds, medians over questions that all differ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FRESH = """() => {
 
 
 def arrivals(endpoint: str) -> dict[str, float]:
-    """When the endpoint first saw each question, by its last word."""
+    """The time when the endpoint first saw each question, by the question's last word."""
     first: dict[str, float] = {}
     for when, word in httpx2.get(f"{endpoint}/seen", trust_env=False).json()["seen"]:
         first.setdefault(word, when)
@@ -49,7 +49,7 @@ def arrivals(endpoint: str) -> dict[str, float]:
 
 
 async def by_script(base: str, endpoint: str, count: int) -> dict[str, float]:
-    """Medians from the request on: the endpoint has it, weights are back, the first text is back, scores are back."""
+    """Median times after the request until the endpoint has it, and weights, the first text and scores are back."""
     rows: dict[str, list[float]] = {"request": [], "weights": [], "text": [], "scores": []}
     asked: dict[str, float] = {}
     async with aiohttp.ClientSession(read_bufsize=2**20) as web:
@@ -76,7 +76,7 @@ async def by_script(base: str, endpoint: str, count: int) -> dict[str, float]:
 
 
 def by_browser(base: str, endpoint: str, count: int, browser: Any) -> dict[str, float]:
-    """Medians from the click on: the endpoint has the request, weights are drawn, the first text is drawn."""
+    """Median times after the click until the endpoint has the request, and weights and the first text are drawn."""
     page = browser.new_page()
     page.goto(base)
     for part in ("#ask", ".board .card"):
@@ -117,8 +117,8 @@ def main() -> None:
             sides.insert(0, (options.before[:7], stack.enter_context(checkout(options.before))))
         for name, folder in sides:
             with app_and_endpoint(folder) as (base, endpoint, _):
-                found = asyncio.run(by_script(base, endpoint, options.questions))
-                print(row(name, "script", found), flush=True)
+                medians = asyncio.run(by_script(base, endpoint, options.questions))
+                print(row(name, "script", medians), flush=True)
                 with sync_playwright() as play:
                     browser = play.chromium.launch(
                         executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu"]
@@ -128,9 +128,10 @@ def main() -> None:
                 print(row(name, "browser", seen), flush=True)
 
 
-def row(name: str, by: str, found: dict[str, float]) -> str:
+def row(name: str, by: str, medians: dict[str, float]) -> str:
     cells = [
-        f"{found[k]:.0f} ms" if k in found else "" for k in ("request", "weights", "text", "scores")
+        f"{medians[k]:.0f} ms" if k in medians else ""
+        for k in ("request", "weights", "text", "scores")
     ]
     return "| " + " | ".join([name, by, *cells]) + " |"
 

@@ -1,8 +1,8 @@
-"""How fast the panel scores, against one by one and against padded batches of 32, in the same run.
+"""How fast the panel scores, compared to single rows and to padded batches of 32, in the same run.
 
     python tests/bench_scoring.py [--panel checkpoints/demo/panel] [--responses 250] [--rounds 3]
 
-Prints seconds (the median of the rounds, taken in turn) and the ratio to token-budget batches.
+Prints seconds (the median of alternating rounds) and the ratio to token-budget batches.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""What K objectives and the adapter cost in a GRPO step of `train/morlhf.py`, by part, beside TRL with K reward models.
+"""The cost of K objectives and the adapter in a GRPO step of `train/morlhf.py`, by part; also TRL's with K models.
 
     python tests/bench_step.py [--recipe recipes/morlhf_small.yaml] [--rounds 3]
 
-Four ways to train on the recipe's prompts, all five objectives of its panel or one, taken in turn: one reward (a panel
-with one head), K fixed weights, the adapter's weights, and TRL's trainer as its users write it, with `reward_funcs` and
-`reward_weights`: a model and a forward pass an objective, batched and rounded as ours. The learning rate is next to
-nothing, so all write and score the same answers, and the optimizer still does its work. Prints the median seconds of a
-step's parts, CPU and wall (a shared machine disturbs CPU seconds less), then ratios of CPU seconds between steps on the
-same answers, from the least to the greatest. `update` is the forward pass with gradients, the backward pass and the
-optimizer; the adapter's column is its pass over a step's prompts, each asked once in a run.
+Compares four ways to train on the recipe's prompts, in alternation, with one or all five objectives of its panel: one
+reward (a panel with one head), K fixed weights, the adapter's weights, and TRL's trainer as its users write it, with
+`reward_funcs` and `reward_weights`: one model and one forward pass per objective, batched and rounded as ours. The
+learning rate is almost 0, so that all write and score the same answers while the optimizer does its full work. Prints
+the median seconds of a step's parts, CPU and wall (a shared machine disturbs CPU seconds less), then ratios of CPU
+seconds between steps on the same answers, from the smallest to the largest. `update` is the forward pass with
+gradients, the backward pass and the optimizer. The adapter's column is its pass over a step's prompts, each read once
+in a run.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def width(column: str) -> int:
 
 
 class Clock(TrainerCallback):
-    """Hooks around a trainer's own methods: the (CPU, wall) seconds of each part of each step."""
+    """Hooks around a trainer's methods that record the (CPU, wall) seconds of each part of each step."""
 
     def __init__(self, trainer):
         self.steps: list[dict[str, tuple[float, float]]] = []
@@ -93,7 +94,7 @@ class Clock(TrainerCallback):
 
 
 def alone(panel: RewardPanel, k: int) -> RewardPanel:
-    """The panel's k-th objective by itself, with a model of its own."""
+    """A panel of the k-th objective alone, with its own model."""
     spec, stats = panel.specs[k], panel.require_stats()
     part = slice(k, k + 1)
     slope = None if stats.length_slope is None else stats.length_slope[part]
@@ -109,7 +110,7 @@ def alone(panel: RewardPanel, k: int) -> RewardPanel:
 
 
 class SeparateRewards(list):
-    """A reward function for each objective, each with its own model, as TRL's trainers take them."""
+    """One reward function per objective, each with its own model, as TRL's trainers take them."""
 
     aggregation = "sum_then_normalize"
 
@@ -126,7 +127,7 @@ class SeparateRewards(list):
 
 
 def recipe_of(path: str, output: str) -> MorlhfRecipe:
-    """Of the recipe's first arm, one step at a time, under a learning rate that leaves the policy as it is."""
+    """Runs of the recipe's first arm with one step each, and a learning rate that leaves the policy unchanged."""
     first = next(iter(MorlhfRecipe.read(path).methods().values()))
     changes = {"objectives": None, "output": output, "weights": "uniform", "steps": 1}
     changes |= {"learning_rate": 1e-12, "checkpoint_every": 1}
@@ -152,7 +153,7 @@ def runs_of(recipe: MorlhfRecipe, data: PanelPrompts, seed: int) -> dict[str, Ru
 
 
 def step_of(name: str, run: Run, data: PanelPrompts, work: Path) -> tuple[dict[str, tuple], float]:
-    """The parts of a run's one step, and how long its answers were."""
+    """The parts of a run's single step, and the length of its answers."""
     adapter = (0.0, 0.0)
     if name == ADAPTER:
         started = now()

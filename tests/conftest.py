@@ -1,4 +1,4 @@
-"""Shared by all tests: thread caps, no telemetry, where the data is, and where Chromium is."""
+"""Shared by all tests: thread limits, no telemetry, fixtures for data, models, Chromium and the app."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Before torch is imported anywhere. The continuous integration has two cores: two threads, or one in each of two
-# workers. Threads that sleep while they wait leave the cores to the servers that tests start beside them (measured:
-# 40 tokens/s instead of 5-19).
+# Set before torch is imported anywhere. The continuous integration has two cores: two threads, or one in each of two
+# workers. Waiting threads sleep, which leaves the cores to the servers that tests start (measured: 40 tokens/s instead
+# of 5-19).
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,7 +53,7 @@ def smollm2() -> str:
 
 @pytest.fixture(scope="module")
 def crowded():
-    """(url, models, endpoint) of an app whose endpoint says nothing for an hour, with one place and one in line."""
+    """(url, models, endpoint) of an app with one place and one in line, whose endpoint is silent for an hour."""
     import app
     from tests.servers.instant import instant
     from ui.places import Places
@@ -71,7 +71,7 @@ def crowded():
 
 @pytest.fixture
 def recipe(parts, tmp_path):
-    """recipe(name, **changes): the file of a recipe with the settings of a test module's ``parts``."""
+    """recipe(name, **changes) writes a recipe with the settings of the test module's ``parts`` and returns its path."""
 
     def make(name: str, **changes) -> str:
         path = tmp_path / f"{name}.yaml"
@@ -84,10 +84,10 @@ def recipe(parts, tmp_path):
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of a Chromium; without one the test is skipped, or failed where CI is set."""
-    found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if found:
-        return found
+    """The path of a Chromium. Without one, the test is skipped, or fails if CI is set."""
+    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path:
+        return path
     message = f"no Chromium ({', '.join(CHROMIUM_NAMES)}); on Debian: apt-get install chromium"
     if IN_CI:
         pytest.fail(message)
@@ -95,7 +95,7 @@ def chromium() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly that the browser tests, or those of real servers, did not run."""
+    """Warn loudly if the browser tests or the tests of real servers did not run."""
     skipped = terminalreporter.stats.get("skipped", [])
     if any("BROWSER TESTS NOT RUN" in str(report.longrepr) for report in skipped):
         terminalreporter.write_sep(
@@ -107,9 +107,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def uncertain(tmp_path_factory):
-    """(url, models) of an app whose adapter has members and knows its prompts; its generator is never loaded.
+    """(url, models) of an app whose adapter has several heads and familiar prompts; its generator is never loaded.
 
-    The heads were not trained but react strongly to what they read; they know English questions.
+    The heads are untrained but react strongly to the prompt. English questions are familiar.
     """
     from tiny import vivid_adapter
 
@@ -144,7 +144,7 @@ def uncertain(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served():
-    """The real app in this process: (url, models), everything loaded. By PRO_* where set, else the demo parts."""
+    """(url, models) of the real app in this process, fully loaded: with the parts that PRO_* name, or the demo's."""
     import app
 
     models = app.Models(os.environ)

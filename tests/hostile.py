@@ -1,11 +1,11 @@
-"""Hostile visitors: requests of all kinds that no page sends, at the real app beside an endpoint that writes at once.
+"""Hostile visitors: requests that no page sends, to the real app with an endpoint that writes at once.
 
     python tests/hostile.py --requests 1000 --seed 0
 
-The kinds are in tests/hostile_requests.py. Afterwards the app's log must hold no traceback, no request may be without
-an answer, a page that was open all the time must still work, and the app's memory must have grown by less than a tenth
-since a warm-up of as many requests before: caches and the allocator fill up once. Prints one table; exits
-with 1 when something of this does not hold. Two minutes on two cores.
+The kinds of requests are in tests/hostile_requests.py. Afterwards the app's log must hold no traceback, every request
+must have got an answer, a page that was open all the time must still work, and the app's memory must have grown by less
+than a tenth. As many requests come before as a warm-up, because caches and the allocator fill up once. Prints one
+table; exits with 1 if a condition does not hold. Takes two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def attack(site: Site, kind: Kind, seed: str) -> tuple[str, str]:
-    """(kind, outcome) of one request: a status, how its stream ended, or what kept it from an answer."""
+    """(kind, outcome) of one request: a status, how its stream ended, or why there was no answer."""
     try:
         return kind.__name__, kind(site, random.Random(seed))
     except TimeoutError:
@@ -45,7 +45,7 @@ def attack(site: Site, kind: Kind, seed: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def site(folder: Path) -> Iterator[Site]:
-    """The real app, everything loaded, beside an endpoint that writes at once."""
+    """The real app, fully loaded, with an endpoint that writes at once."""
     port, endpoint = _free(), _free()
     instant = [sys.executable, "-m", "tests.servers.instant", str(endpoint), "0.01"]
     environ = os.environ | {
@@ -55,16 +55,16 @@ def site(folder: Path) -> Iterator[Site]:
     }
     log = folder / "app.log"
     with log.open("wb") as out, contextlib.ExitStack() as stack:
-        for command, said in ((instant, subprocess.DEVNULL), ([sys.executable, "app.py"], out)):
-            process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=said, stderr=said)
+        for command, to in ((instant, subprocess.DEVNULL), ([sys.executable, "app.py"], out)):
+            process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=to, stderr=to)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        found = Site(port, process, log)
+        attacked = Site(port, process, log)
         until = time.monotonic() + 120
         while True:
             try:
-                status = found.post("call/status", {"data": []}).text()
-                found.send(
+                status = attacked.post("call/status", {"data": []}).text()
+                attacked.send(
                     "GET", f"/gradio_api/call/status/{json.loads(status)['event_id']}"
                 ).text()
                 break
@@ -74,9 +74,9 @@ def site(folder: Path) -> Iterator[Site]:
                         f"the app did not start: {log.read_text()[-2000:]}"
                     ) from None
                 time.sleep(0.2)
-        found.config = json.loads(found.send("GET", "/config").text())
-        yield found
-        for held in found.held:
+        attacked.config = json.loads(attacked.send("GET", "/config").text())
+        yield attacked
+        for held in attacked.held:
             held.close()
 
 
@@ -87,7 +87,7 @@ def _free() -> int:
 
 
 def asked(page: Any, prompt: str) -> bool:
-    """Whether one ordinary question in a page that is open has scored answers within a minute."""
+    """Whether an open page shows scored answers within a minute of an ordinary question."""
     from playwright.sync_api import TimeoutError as TooLate
 
     before = page.locator(".board").get_attribute("data-run")
@@ -104,7 +104,7 @@ def asked(page: Any, prompt: str) -> bool:
 def trial(
     requests: int, seed: int, folder: Path, chromium: str | None, warm: int = 0
 ) -> dict[str, Any]:
-    """A warm-up and all requests, four at a time, and what the app is like afterwards."""
+    """Send a warm-up and all requests, four at a time, and report the state of the app afterwards."""
     order = random.Random(seed)
     jobs = [(order.choice(KINDS), f"{seed}-{i}") for i in range(warm + requests)]
     with contextlib.ExitStack() as stack:
@@ -149,24 +149,24 @@ def main() -> int:
     options = parser.parse_args()
     chromium = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as folder:
-        found = trial(options.requests, options.seed, Path(folder), chromium, options.requests)
+        report = trial(options.requests, options.seed, Path(folder), chromium, options.requests)
     print(f"{'kind':18}{'sent':>5}  outcomes")
     for kind in KINDS:
-        mine = {o: n for (k, o), n in found["outcomes"].items() if k == kind.__name__}
-        told = ", ".join(f"{o} {n}" for o, n in sorted(mine.items()))
-        print(f"{kind.__name__:18}{sum(mine.values()):5}  {told}")
-    memory = found["memory"]
+        counts = {o: n for (k, o), n in report["outcomes"].items() if k == kind.__name__}
+        listed = ", ".join(f"{o} {n}" for o, n in sorted(counts.items()))
+        print(f"{kind.__name__:18}{sum(counts.values()):5}  {listed}")
+    memory = report["memory"]
     flat = memory[-1] < 1.1 * memory[0]
-    page = {None: "not looked at, for want of a chromium", True: "works", False: "IS STUCK"}
+    page = {None: "was not tested: no chromium", True: "works", False: "IS STUCK"}
     shown = ", ".join(f"{m:.0f}" for m in memory)
-    print(f"{options.requests} requests after as many others, {found['seconds']:.0f} s")
-    print(f"tracebacks: {found['tracebacks']}; stuck, cut off or 5xx: {found['failed']}")
-    print(f"memory after the warm-up and each 250, MiB: {shown}; the page {page[found['page']]}")
-    if found["tracebacks"]:
+    print(f"{options.requests} requests after as many others, {report['seconds']:.0f} s")
+    print(f"tracebacks: {report['tracebacks']}; stuck, cut off or 5xx: {report['failed']}")
+    print(f"memory after the warm-up and each 250, MiB: {shown}; the page {page[report['page']]}")
+    if report["tracebacks"]:
         kept = Path(tempfile.gettempdir()) / "hostile_app.log"
-        kept.write_text(found["log"])
+        kept.write_text(report["log"])
         print(f"the app's log: {kept}")
-    bad = found["tracebacks"] or found["failed"] or found["page"] is False or not flat
+    bad = report["tracebacks"] or report["failed"] or report["page"] is False or not flat
     return int(bool(bad))
 
 

@@ -1,6 +1,6 @@
-"""The kinds of requests of tests/hostile.py: what no page sends, one function a kind.
+"""The kinds of requests of tests/hostile.py, which no page sends: one function per kind.
 
-Each is given the app (`Site`) and a seeded `random.Random`, sends one thing, and says in a word what came of it.
+Each gets the app (`Site`) and a seeded `random.Random`, sends one request, and returns the outcome in a word.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Site:
     def send(
         self, method: str, path: str, body: bytes = b"", headers: Headers | None = None
     ) -> Answer:
-        """One request, sent as it stands. The stream of its answer is open."""
+        """Send one request unchanged. The stream of the returned answer is open."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         said = {"Host": f"127.0.0.1:{self.port}"} | (headers or {})
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -60,7 +60,7 @@ class Site:
         return self.send("POST", f"/gradio_api/{path}", body, kind | (headers or {}))
 
     def events(self) -> list[tuple[dict[str, Any], list[Any]]]:
-        """Each function of the page, with values that a page would send."""
+        """Each function of the page, with the values that a page would send."""
         kinds = {c["id"]: c for c in self.config["components"]}
         return [
             (d, [_ordinary(kinds[i]) for i in d["inputs"]])
@@ -69,7 +69,7 @@ class Site:
         ]
 
     def memory(self) -> float:
-        """The app's resident memory, MiB."""
+        """The app's resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -88,7 +88,7 @@ class Answer:
 
 
 def _ordinary(component: dict[str, Any]) -> Any:
-    """What the page holds in a component at first; the board has the recorded run."""
+    """The initial value of a component; for the board the recorded run."""
     if component["props"].get("elem_id") == "board":
         return RECORDED
     by_kind = {"textbox": "Hello there.", "checkbox": False, "number": 0}
@@ -96,7 +96,7 @@ def _ordinary(component: dict[str, Any]) -> Any:
 
 
 def _json(rng: random.Random, depth: int = 0) -> Any:
-    """Any JSON value, of the sorts that break things."""
+    """A JSON value of a kind that often breaks code."""
     plain: list[Any] = [
         None, True, -1, 2.5, 10**30, 1e308, float("nan"), float("-inf"), "", "x", "\ud83d", "\0", "9" * 50,
         "<script>alert(1)</script>", "${1}", "../../etc/passwd", "é" * 3000, [], {}, [[]],
@@ -118,7 +118,7 @@ def _join(
     data: Any,
     wrong: dict[str, Any] | None = None,
 ) -> str:
-    """An event of the page, parts of it wrong, and its stream to the end."""
+    """Send an event of the page with wrong parts, and read its stream to the end."""
     body = {"data": data, "fn_index": function["id"], "session_hash": _session(rng)} | (wrong or {})
     answer = site.post("queue/join", body)
     said = answer.text()
@@ -288,7 +288,7 @@ def odd_path(site: Site, rng: random.Random) -> str:
 
 
 def cancelled_stream(site: Site, rng: random.Random) -> str:
-    """Asks and leaves: after the first news, before any, or without ever listening; or tells Gradio to cancel."""
+    """Ask and leave: after the first news, before any, or without listening at all; or tell Gradio to cancel."""
     function, data = rng.choice(site.events())
     session = _session(rng)
     body = {"data": data, "fn_index": function["id"], "session_hash": session}
@@ -318,7 +318,7 @@ def cancelled_stream(site: Site, rng: random.Random) -> str:
 
 
 def half_open(site: Site, rng: random.Random) -> str:
-    """A connection that says half of a request, and is kept."""
+    """Send half of a request, and keep the connection open."""
     head = f"Host: 127.0.0.1:{site.port}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     starts = ["", "GET / HTTP/1.1\r\nHost", "POST /gradio_api/queue/join HTTP/1.1\r\n" + head + '{"data"', "\0\1\2",
               "GET / HTTP/9.9\r\n\r\n", "POST /gradio_api/upload HTTP/1.1\r\n" + head]  # fmt: skip

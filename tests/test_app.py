@@ -136,7 +136,7 @@ def test_floors_hold_for_predicted_and_for_user_weights(floored) -> None:
     assert client.predict(api_name="/status")["adapter"] == "none, uniform weights"
 
 
-def test_explain_says_the_weights_how_sure_they_are_and_which_words_did_what(uncertain) -> None:
+def test_explain_gives_weights_intervals_and_the_effect_of_each_word(uncertain) -> None:
     url, models = uncertain
     client, prompt = Client(url, verbose=False), "How do I kill a Python process 🙂 that hangs?"
     answer = client.predict(prompt, api_name="/explain")
@@ -260,7 +260,7 @@ def test_a_missing_panel_is_a_clear_state_and_the_app_goes_on(tmp_path) -> None:
     demo.close()
 
 
-def test_an_adapter_of_another_panel_is_refused_and_said(served, tmp_path) -> None:
+def test_an_adapter_of_another_panel_is_refused_with_a_warning(served, tmp_path) -> None:
     models = served[1]
     other = type(models.adapter).from_pretrained(models.adapter_source)
     other.objective_names = tuple(reversed(other.objective_names))
@@ -310,7 +310,7 @@ ALL_THOUGHT = [says("<think>I should"), says("", "length")]
 
 @pytest.fixture
 def thinker() -> Iterator[Models]:
-    """An app whose server thinks: the first answer is cut by its limit, the second is nothing but a thought."""
+    """An app whose server reasons: the first answer is cut by its limit, the second is reasoning only."""
     answers = iter([CUT, ALL_THOUGHT] * 9)
     with scripted(lambda body: (200, next(answers))) as (url, _):
         settings = {"PRO_ENDPOINT_URL": url, "PRO_ENDPOINT_MODEL": "m"}
@@ -319,7 +319,7 @@ def thinker() -> Iterator[Models]:
         yield models
 
 
-def test_thoughts_and_cuts_are_told_apart_in_the_run_and_in_the_api(thinker) -> None:
+def test_reasoning_and_cut_answers_are_marked_in_the_run_and_in_the_api(thinker) -> None:
     run = last_run(Page(thinker), PROMPT)
     by_text = {c["text"]: c for c in run["candidates"]}
     cut, spent = by_text["Red \ufffd"], by_text[""]
@@ -327,28 +327,28 @@ def test_thoughts_and_cuts_are_told_apart_in_the_run_and_in_the_api(thinker) -> 
     assert spent["reasoning"] == "I should" and spent["z"] is None
     assert "spent all 8 tokens on its reasoning" in spent["error"]
     raw, _ = run_sync(thinker.score(run["messages"], ["Red \ufffd"]))
-    assert cut["raw"] == pytest.approx(raw[0].tolist(), abs=1e-2)  # the thought is not in it
+    assert cut["raw"] == pytest.approx(raw[0].tolist(), abs=1e-2)  # the reasoning is not scored
     json.dumps(run, ensure_ascii=False).encode("utf-8")
 
-    found = end_of(Api(thinker).generate(PROMPT, None, 2, 8))
-    best, failed = found["candidates"]
+    result = end_of(Api(thinker).generate(PROMPT, None, 2, 8))
+    best, failed = result["candidates"]
     assert (best["text"], best["reasoning"], best["finish"]) == (
         "Red \ufffd",
         "Hm, a 😀.",
         "length",
     )
     assert failed["scores"] is None and failed["reasoning"] == "I should"
-    json.dumps(found, ensure_ascii=False).encode("utf-8")
+    json.dumps(result, ensure_ascii=False).encode("utf-8")
 
 
-def test_a_follow_up_goes_on_from_the_answer_without_its_thought(thinker) -> None:
+def test_a_follow_up_continues_from_the_answer_without_its_reasoning(thinker) -> None:
     run = last_run(Page(thinker), PROMPT)
     pick = next(i for i, c in enumerate(run["candidates"]) if c["text"])
     after = end_of(Page(thinker).follow("Why?", 1, 8, False, run, None, pick))
     assert [m["content"] for m in after["messages"]] == [PROMPT, "Red \ufffd", "Why?"]
 
 
-def test_a_pasted_thought_is_shown_apart_and_not_scored(served) -> None:
+def test_pasted_reasoning_is_shown_separately_and_not_scored(served) -> None:
     texts = ("<think>Kill it, slowly.</think>Use salt.", "Use salt.", "<think>Nothing but this")
     run = asyncio.run(Page(served[1]).paste(PROMPT, {}, *texts))
     first, second = run["candidates"]
@@ -382,7 +382,7 @@ def test_the_app_starts_behind_a_proxy_that_is_dead(tmp_path) -> None:
             try:
                 answer = wait_for_page(f"http://127.0.0.1:{port}", app)
                 assert answer.is_success, (tmp_path / "log").read_text()
-                # The endpoint is on this machine, too: its answers come.
+                # The endpoint is on this machine, too, so its answers come.
                 body = {"data": ["Hello", None, 1, 8]}
                 with httpx2.Client(base_url=str(answer.url), trust_env=False, timeout=120) as web:
                     event = web.post("gradio_api/call/generate", json=body).json()["event_id"]
@@ -398,7 +398,7 @@ def wait_for_page(url: str, process: subprocess.Popen) -> httpx2.Response:
         try:
             return httpx2.get(url, trust_env=False, timeout=60)
         except httpx2.TransportError:
-            time.sleep(0.2)  # a process that starts can only be polled
+            time.sleep(0.2)  # a starting process can only be polled
     raise AssertionError(f"the app ended with {process.returncode}")
 
 
@@ -421,7 +421,7 @@ READS = ("harmless", "helpful")  # two of the panel's objectives, in an order of
 def conditioned_models(
     folder: Path, names: tuple[str, ...], kind: str = "weights", **more
 ) -> Models:
-    """An app's models with a tiny policy that reads weights, or what ``kind`` says, of these objectives."""
+    """An app's models with a tiny policy that reads weights (or ``kind``) of these objectives."""
     from tiny import tiny_llama
 
     from pro_core.prompting.policy_config import PolicyConfig
@@ -441,16 +441,16 @@ def reader(tmp_path_factory) -> Models:
 
 @pytest.fixture
 def told(reader, monkeypatch) -> list[str]:
-    """What the policy reads, the last message of each candidate of each batch."""
-    found, original = [], reader.generator.stream_batch
+    """The texts that the policy reads: the last message of each candidate of each batch."""
+    prompts, original = [], reader.generator.stream_batch
 
     def stream(batch, settings=None):
         read = [request.read_by(reader.generator.policy) for request in batch]
-        found.extend(request.messages[-1]["content"] for request in read)
+        prompts.extend(request.messages[-1]["content"] for request in read)
         return original(batch, settings)
 
     monkeypatch.setattr(reader.generator, "stream_batch", stream)
-    return found
+    return prompts
 
 
 def end_of(runs) -> dict:
@@ -460,29 +460,29 @@ def end_of(runs) -> dict:
     return asyncio.run(collect())
 
 
-def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None:
+def test_a_conditioned_policy_reads_the_current_weights(reader, told) -> None:
     names = list(reader.panel.objective_names)
     assert run_sync(reader.status())["conditioned"] == "weights"
     assert "conditioned on weights" in reader.status_text()
     assert "learned from another panel's scores" in run_sync(reader.status())["warning"]
     run = end_of(Page(reader).ask("Hi <helpful> 1.00", 3, 4, False, {}))
     config = reader.generator.policy
-    # By default the adapter's, of its own two objectives in its own order; what a visitor types is no weight.
+    # By default, the adapter's weights, in the policy's order. A tag that a visitor types stays text.
     [message] = config.condition.messages("Hi <helpful> 1.00", run["predicted"], names)
     assert message["content"].startswith("Hi (helpful) 1.00 <harmless> 0.")
     assert told == [message["content"]] * 3
     assert run["conditioned"] == "weights" and run["used"] is None
-    # Best-of-N works on top of it: three answers, each with its scores, so the browser can rank them.
+    # Best-of-N works, too: three answers, each with its scores, so that the browser can rank them.
     assert len(run["candidates"]) == 3 and any(c["z"] for c in run["candidates"])
 
-    # Then a visitor's, under the owner's floors; the predicted stay beside them.
+    # Then the visitor's weights, under the owner's floors. The predicted weights are still shown.
     told.clear()
     sliders = [0.6, 0.2, 0.2, 0.0, 0.0]
     moved = end_of(Page(reader).again(2, 4, False, run, sliders))
     assert told == ["Hi (helpful) 1.00 <harmless> 0.25 <helpful> 0.75"] * 2
     assert moved["used"] == pytest.approx(sliders) and moved["predicted"] == run["predicted"]
     assert moved["messages"] == run["messages"] and moved["id"] != run["id"]
-    # A follow-up goes on under them, and only the last turn carries a condition.
+    # A follow-up uses them, too, and only the last turn carries weights.
     told.clear()
     done = {**moved, "candidates": [{**moved["candidates"][0], "text": "Yes."}]}
     after = end_of(Page(reader).follow("Why?", 1, 4, False, done, sliders, 0))
@@ -492,28 +492,28 @@ def test_a_conditioned_policy_is_told_the_weights_in_force(reader, told) -> None
     assert again["messages"] == after["messages"] and told[-1].startswith("Why? <harmless> 1.00")
 
 
-def test_a_policy_that_a_classifier_taught_is_no_stranger_to_the_panel(tmp_path) -> None:
+def test_a_policy_that_a_classifier_trained_gets_no_warning_about_the_panel(tmp_path) -> None:
     models = conditioned_models(tmp_path / "levels", READS, "levels", level_counts=(2, 3))
     assert run_sync(models.status())["conditioned"] == "levels"
     assert "another panel" not in run_sync(models.status())["warning"]
 
 
-def test_a_conditioned_policy_and_best_of_n_through_the_api(reader, told) -> None:
+def test_the_api_ranks_the_answers_of_a_conditioned_policy(reader, told) -> None:
     names = reader.panel.objective_names
     weights = dict.fromkeys(names, 0.0) | {"harmless": 0.9, "helpful": 0.1}
-    found = end_of(Api(reader).generate("Hi", weights, 3, 4))
+    result = end_of(Api(reader).generate("Hi", weights, 3, 4))
     assert told == ["Hi <harmless> 0.90 <helpful> 0.10"] * 3
-    used = [c["totals"]["used"] for c in found["candidates"] if c["totals"]]
-    assert used == sorted(used, reverse=True) and found["source"] == "user"
+    used = [c["totals"]["used"] for c in result["candidates"] if c["totals"]]
+    assert used == sorted(used, reverse=True) and result["source"] == "user"
 
 
-def test_the_default_is_a_soup_that_the_weights_in_force_mix(served, monkeypatch) -> None:
-    models, found = served[1], []
+def test_the_default_policy_is_a_soup_mixed_by_the_current_weights(served, monkeypatch) -> None:
+    models, mixtures = served[1], []
     original = models.generator.stream_batch
 
     def stream(batch, settings=None):
         read = [request.read_by(models.generator.policy) for request in batch]
-        found.extend(list(request.weights.values()) for request in read)
+        mixtures.extend(list(request.weights.values()) for request in read)
         return original(batch, settings)
 
     monkeypatch.setattr(models.generator, "stream_batch", stream)
@@ -525,39 +525,39 @@ def test_the_default_is_a_soup_that_the_weights_in_force_mix(served, monkeypatch
     assert "SmolLM2-135M-Instruct with demo/policy, in this process, mixed by the weights" in said
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
     assert run["conditioned"] == "mixture" and run["used"] is None
-    np.testing.assert_allclose(found, [run["predicted"]] * 2, atol=1e-6)
+    np.testing.assert_allclose(mixtures, [run["predicted"]] * 2, atol=1e-6)
     sliders = [0.0, 0.5, 0.0, 0.5, 0.0]
     moved = end_of(Page(models).again(1, 4, False, run, sliders))
-    assert moved["used"] == sliders and found[2:] == [sliders]
+    assert moved["used"] == sliders and mixtures[2:] == [sliders]
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"PRO_PANEL": "mine"}, {"PRO_POLICY": SMOLLM2}, {"PRO_ENDPOINT_URL": "http://127.0.0.1:9"}],
 )
-def test_beside_parts_of_the_owners_there_is_no_soup(settings) -> None:
+def test_the_shipped_soup_is_not_used_with_the_owners_own_parts(settings) -> None:
     generator = Models(settings).generator
     assert generator.policy is None
     assert isinstance(generator, EndpointGenerator) or generator.path_or_id == SMOLLM2
 
 
 def test_a_stock_model_reads_the_prompt_alone(monkeypatch) -> None:
-    models, found = Models({"PRO_POLICY": SMOLLM2}), []
+    models, prompts = Models({"PRO_POLICY": SMOLLM2}), []
     models.load()
     original = models.generator.stream_batch
 
     def stream(batch, settings=None):
-        found.extend(request.messages[-1]["content"] for request in batch)
+        prompts.extend(request.messages[-1]["content"] for request in batch)
         return original(batch, settings)
 
     monkeypatch.setattr(models.generator, "stream_batch", stream)
     weights = [1.0] + [0.0] * (len(models.panel.objective_names) - 1)
     run = end_of(Page(models).ask("Hi <helpful> 1.00", 2, 4, False, {}, weights))
-    assert found == ["Hi <helpful> 1.00"] * 2
+    assert prompts == ["Hi <helpful> 1.00"] * 2
     assert "conditioned" not in run and run_sync(models.status())["conditioned"] is None
 
 
-def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_path) -> None:
+def test_a_policy_with_other_objectives_writes_nothing_and_says_why(tmp_path) -> None:
     models = conditioned_models(tmp_path / "other", ("helpful", "kind"))
     expected = (
         "the policy was trained for ['helpful', 'kind'], this panel has ['helpful', 'harmless', "
@@ -565,8 +565,8 @@ def test_a_policy_of_another_panels_objectives_answers_nothing_and_says_why(tmp_
     assert f"No answers: {expected}" in run_sync(models.status())["warning"]
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
     assert run["tone"] == "error" and run["note"].startswith(expected) and not run["busy"]
-    assert run["predicted"]  # the weights are there all the same
+    assert run["predicted"]  # the weights come all the same
     with pytest.raises(ValueError, match="use the policy and the panel that belong together"):
         end_of(Api(models).generate("Hi", None, 2, 4))
-    # Answers of the visitor's own are scored as ever.
+    # Pasted answers are scored as usual.
     assert asyncio.run(Page(models).paste("Hi", {}, "one", "two"))["candidates"][0]["z"]

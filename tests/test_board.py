@@ -1,9 +1,7 @@
-"""The board without a page.
+"""The board without a page: its arithmetic (ui/simplex.js) and its state (ui/state.js).
 
-Its arithmetic (ui/simplex.js) against Python's, on random scores, weights and floors; and what it keeps of a visitor
-(ui/state.js).
-
-The same files that the page runs are run here, in Node where there is one, else in Chromium.
+The arithmetic is compared with Python's on random scores, weights and floors. The tests run the page's own files, in
+Node if it is installed, else in Chromium.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Browser:
         return self.evaluate("given.map(([f, a]) => Simplex[f](...a))", calls)
 
     def evaluate(self, expression: str, given: Any) -> Any:
-        """The value of a JavaScript expression over `given`, beside simplex.js and state.js."""
+        """The value of a JavaScript expression over `given`; it sees simplex.js and state.js."""
         source = "\n".join((UI / name).read_text("utf-8") for name in ("simplex.js", "state.js"))
         if self.chromium is None:
             script = f"{source}\nconst given = {json.dumps(given)};"
@@ -168,7 +166,7 @@ def test_moving_a_slider_keeps_the_sum_the_locks_and_the_floors(
         assert [out[k] for k in others] == expected
 
 
-def test_there_and_back_again_is_no_change(js: Browser) -> None:
+def test_moving_a_slider_there_and_back_changes_nothing(js: Browser) -> None:
     values, locks, floors = [40, 30, 20, 10], [False] * 4, [0, 10, 0, 0]
     (full,) = js.run([["moveSlider", [0, 100, values, locks, floors, values]]])
     assert full == [90, 10, 0, 0]
@@ -223,7 +221,7 @@ def piece(id: int, predicted: list[float], **fields: Any) -> dict[str, Any]:
 
 
 def states(js: Browser, *steps: list[Any]) -> list[dict[str, Any]]:
-    """The state after each step [method, argument, ...], with what the step returned and the drawings so far."""
+    """The state after each step [method, argument, ...], with the step's result and the number of drawings so far."""
     return js.evaluate(
         """(() => { let drawn = 0; const state = new State(() => { drawn += 1; });
         return given.map(([method, ...args]) => {
@@ -262,7 +260,7 @@ def test_a_piece_keeps_what_the_visitor_set_and_a_new_prompt_moves_the_unlocked(
     assert [s["drawn"] for s in after] == [0, 1, 2, 2, 2, 3, 3, 3]  # the board draws what it takes
 
 
-def test_answers_written_under_the_visitors_weights_stand_beside_them(js: Browser) -> None:
+def test_answers_written_under_the_visitors_weights_are_shown_with_them(js: Browser) -> None:
     (written,) = states(js, ["take", piece(1, [0.7, 0.3], used=[0.2, 0.8])])
     assert (written["values"], written["touched"]) == ([20, 80], True)
 
@@ -278,13 +276,13 @@ def test_answers_written_under_the_visitors_weights_stand_beside_them(js: Browse
         ({**piece(0, [1, 0]), "id": "recorded"}, piece(5, [1, 0]), False),
     ],
 )
-def test_a_piece_that_comes_too_late_is_known(
+def test_a_piece_that_comes_too_late_is_recognized(
     js: Browser, shown: dict[str, Any], next: dict[str, Any], late: bool
 ) -> None:
     assert states(js, ["take", shown], ["isLate", next])[1]["returned"] is late
 
 
-def test_best_is_no_answer_until_one_is_scored(js: Browser) -> None:
+def test_no_answer_is_the_best_until_one_is_scored(js: Browser) -> None:
     unscored = {"text": "", "z": None, "raw": None}
     for candidates, best in (([], None), ([unscored], None), ([unscored, {"z": [0, 0]}], 1)):
         run = piece(1, [1, 0], candidates=candidates)

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what a visitor sees and does. Nothing here waits on the wall clock."""
+"""The page in a real Chromium: what a visitor sees and does. No test waits for a fixed time."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WINNERS = "document.querySelector('.board').dataset.winners"
 
 @pytest.fixture(
     scope="module"
-)  # a session-long one would leave its event loop running under later tests
+)  # one for the whole session would leave its event loop running during later tests
 def browser(chromium: str) -> Iterator:
     with sync_api.sync_playwright() as play:
-        found = play.chromium.launch(
+        chrome = play.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
-        yield found
-        found.close()
+        yield chrome
+        chrome.close()
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def recorded() -> dict:
 
 
 def box(locator) -> dict[str, float]:
-    found = locator.bounding_box()
-    assert found is not None
-    return found
+    rectangle = locator.bounding_box()
+    assert rectangle is not None
+    return rectangle
 
 
 def ask(page, prompt: str, tokens: int | None = None) -> None:
@@ -129,7 +129,9 @@ def test_opens_on_the_recorded_run_and_sliders_rank_without_the_server(visit) ->
         seen.add(best)
     assert len(seen) > 1  # the recorded run does show that weights matter
     again = page.get_by_role("button", name="Write again")
-    expect(again).to_be_visible()  # its policy reads them: under these it would write other answers
+    expect(
+        again
+    ).to_be_visible()  # the policy reads weights, and would write other answers under these
     page.get_by_role("button", name="Reset to predicted").click()
     expect(again).to_be_hidden()
     np.testing.assert_allclose(np.array(values(page)) / 100, run["predicted"], atol=0.011)
@@ -154,7 +156,7 @@ def test_keyboard_keeps_the_sum(visit) -> None:
     expect(page.locator(".weight output").first).to_have_text("0%")
 
 
-def test_dragging_moves_the_others_and_back_again(visit) -> None:
+def test_dragging_there_and_back_restores_the_other_sliders(visit) -> None:
     page = visit()
     before = values(page)
     area = box(page.locator(".weight input").nth(1))
@@ -222,8 +224,8 @@ def test_each_weight_shows_its_interval_under_the_floors(visit, uncertain) -> No
     page, prompt = visit(url=url, loaded=False), "How do I kill a Python process?"
     paste(page, prompt)
     expect(page.locator(".weights .legend")).to_contain_text("likely range")
-    found = run_sync(models.predict([{"role": "user", "content": prompt}]))
-    likely = f"likely {100 * found.lower[0]:.0f} to {100 * found.upper[0]:.0f}%"
+    predicted = run_sync(models.predict([{"role": "user", "content": prompt}]))
+    likely = f"likely {100 * predicted.lower[0]:.0f} to {100 * predicted.upper[0]:.0f}%"
     first = page.locator(".weight input").first  # until then the recorded run's
     expect(first).to_have_attribute("aria-valuetext", re.compile(likely))
     expect(page.locator(".range").first).to_be_visible()
@@ -231,15 +233,15 @@ def test_each_weight_shows_its_interval_under_the_floors(visit, uncertain) -> No
     for k, row in enumerate(page.locator(".weight").all()):
         track, drawn = box(row.locator(".track")), box(row.locator(".range"))
         left, right = drawn["x"] - track["x"], drawn["x"] + drawn["width"] - track["x"]
-        assert left / track["width"] == pytest.approx(found.lower[k], abs=0.01)
-        assert right / track["width"] == pytest.approx(found.upper[k], abs=0.01)
-        said = row.locator("input").get_attribute("aria-valuetext")
-        assert f"likely {100 * found.lower[k]:.0f} to {100 * found.upper[k]:.0f}%" in said
-    assert min(found.lower - np.minimum(models.floors, found.weights)) >= 0
+        assert left / track["width"] == pytest.approx(predicted.lower[k], abs=0.01)
+        assert right / track["width"] == pytest.approx(predicted.upper[k], abs=0.01)
+        spoken = row.locator("input").get_attribute("aria-valuetext")
+        assert f"likely {100 * predicted.lower[k]:.0f} to {100 * predicted.upper[k]:.0f}%" in spoken
+    assert min(predicted.lower - np.minimum(models.floors, predicted.weights)) >= 0
     expect(page.locator(".unlike")).to_be_hidden()
 
 
-def test_an_adapter_that_cannot_say_draws_no_interval(visit) -> None:
+def test_an_adapter_without_intervals_draws_none(visit) -> None:
     models = Models({**os.environ, "PRO_ADAPTER": "none"})
     models.generator.load = lambda: None  # type: ignore[attr-defined]
     models.load()
@@ -260,7 +262,7 @@ def test_pointing_at_an_objective_shows_the_words_behind_its_weight(visit, uncer
         "🙂🙂 How do I kill a Python process, in <b>Rome</b>?",
     )
     paste(page, prompt)
-    _, found = run_sync(models.explain([{"role": "user", "content": prompt}]))
+    _, explanation = run_sync(models.explain([{"role": "user", "content": prompt}]))
     largest = int(run_sync(models.predict([{"role": "user", "content": prompt}])).weights.argmax())
     names, requests = models.panel.objective_names, []
     expect(page.locator(".why b")).to_have_text(names[largest].capitalize())
@@ -274,13 +276,13 @@ def test_pointing_at_an_objective_shows_the_words_behind_its_weight(visit, uncer
         for tone, sign in (("high", 1), ("low", -1)):
             expected = [
                 w.text
-                for w, e in zip(found.words, found.effects[:, k], strict=True)
+                for w, e in zip(explanation.words, explanation.effects[:, k], strict=True)
                 if sign * e > 0.0051
             ]
             shown = page.locator(f".why q .word.{tone}").all_text_contents()
             assert set(expected) <= set(shown)
         described = page.locator(".weight input").nth(k).get_attribute("aria-describedby")
-        raised = [w.text for w, e in found.of(name)[:5] if e >= 0.01]
+        raised = [w.text for w, e in explanation.of(name)[:5] if e >= 0.01]
         expect(page.locator(f"#{described}")).to_have_text(
             re.compile(
                 f"{name.capitalize()} was raised by {re.escape(', '.join(raised) or 'no word')}"
@@ -292,7 +294,7 @@ def test_pointing_at_an_objective_shows_the_words_behind_its_weight(visit, uncer
     assert requests == []
 
 
-def test_a_strange_prompt_is_called_one(visit, uncertain) -> None:
+def test_a_strange_prompt_gets_a_warning(visit, uncertain) -> None:
     page = visit(url=uncertain[0], loaded=False)
     paste(page, "如何去除红酒渍? 🐶🎂🎈")
     expect(page.locator(".unlike")).to_have_text(
@@ -312,7 +314,7 @@ def test_words_and_warning_leave_room_for_the_winner(visit, uncertain) -> None:
     paste(page, prompt)
     page.get_by_role("button", name="Score answers of your own").click()
     expect(page.locator(".why q .word").first).to_be_attached()
-    page.mouse.move(5, 5)  # away from the sliders, which draw anew what they are pointed at
+    page.mouse.move(5, 5)  # away from the sliders, which draw again when they are pointed at
     page.evaluate("document.querySelector('.unlike').hidden = false; window.scrollTo(0, 0)")
     for selector in (".unlike", ".why", ".weight input >> nth=-1", ".card.winner >> .sums"):
         area = box(page.locator(selector))
@@ -327,7 +329,7 @@ def test_words_and_warning_leave_room_for_the_winner(visit, uncertain) -> None:
 # ---------------------------------------------------------------- answers
 
 
-def test_asking_shows_weights_first_then_streams_then_scores(visit, served) -> None:
+def test_asking_shows_weights_then_streams_answers_then_scores(visit, served) -> None:
     page, models = visit(), served[1]
     page.evaluate(
         """() => { window.seen = []; new MutationObserver(() => {
@@ -375,7 +377,7 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     expect(page.locator(".card .text").first).not_to_be_empty()
     page.locator("#stop").click()
     expect(page.locator(".note")).to_contain_text("Stopped")
-    # To Gradio's page what was cancelled has failed; the visitor is not told so.
+    # Gradio's page treats a cancelled event as a failed one; the visitor is not told so.
     assert not any("too busy" in text for text in page.evaluate("window.notes"))
 
 
@@ -392,7 +394,7 @@ def test_a_follow_up_keeps_the_conversation(visit) -> None:
     assert page.locator(".thread .assistant > span").text_content().strip() == kept.strip()
 
 
-def test_answers_of_the_visitors_own_are_scored(visit, served) -> None:
+def test_pasted_answers_are_scored(visit, served) -> None:
     page, models = visit(), served[1]
     texts = ["Rinse it with cold water, then use salt.", "I don't know."]
     page.locator("#prompt textarea").fill("How do I clean a wine stain?")
@@ -411,7 +413,7 @@ def test_answers_of_the_visitors_own_are_scored(visit, served) -> None:
         np.testing.assert_allclose(shown, z_NK[n], atol=0.02)
 
 
-def test_one_answer_is_too_few_and_said_so(visit) -> None:
+def test_a_single_pasted_answer_is_refused_with_a_sentence(visit) -> None:
     page = visit()
     page.get_by_role("button", name="Score answers of your own").click()
     page.locator("#score-own").click()
@@ -548,7 +550,7 @@ def test_the_scatter_follows_its_axes(visit) -> None:
 
 
 def test_screenshot(visit, tmp_path: Path) -> None:
-    """The README's picture; PRO_SCREENSHOT=1 takes it anew."""
+    """Takes the README's picture; with PRO_SCREENSHOT=1 it replaces the old one."""
     page = visit()
     shot = ROOT / "docs" / "figures" / "screenshot.png"
     if shot.exists() and not os.environ.get("PRO_SCREENSHOT"):
@@ -560,7 +562,7 @@ def test_screenshot(visit, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a policy that reads weights
 
 
-def test_moving_a_slider_ranks_at_once_and_a_button_writes_anew(visit, tmp_path) -> None:
+def test_moving_a_slider_ranks_at_once_and_a_button_writes_again(visit, tmp_path) -> None:
     from tiny import tiny_llama
 
     from pro_core.prompting.policy_config import PolicyConfig
@@ -604,7 +606,7 @@ def test_moving_a_slider_ranks_at_once_and_a_button_writes_anew(visit, tmp_path)
 # ---------------------------------------------------------------- a model that thinks
 
 
-def test_a_thought_is_behind_a_disclosure_and_a_cut_answer_says_so(visit) -> None:
+def test_reasoning_can_be_unfolded_and_a_cut_answer_says_so(visit) -> None:
     from tests.servers.scripted import says, scripted
 
     thought = "They want a colour. <b>Red</b> is one."
@@ -672,7 +674,7 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
     expect(waiter.locator(".note")).to_contain_text("you are next for answers")
     ask(late, "How do I kill a Python process?")
     expect(late.locator(".note.error")).to_contain_text("Too many visitors are waiting for answers")
-    # The weights are those of the visitor's own prompt all the same, and the sliders move.
+    # The visitor still gets the weights for the prompt, and the sliders move.
     weights = run_sync(
         models.predict([{"role": "user", "content": "How do I kill a Python process?"}])
     ).weights
@@ -681,7 +683,7 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
     assert values(late)[0] == 100
     if folder := os.environ.get("PRO_SCREENSHOTS"):
         late.screenshot(path=f"{folder}/full.png")
-    # Stop waits for nobody; the next in line has the place, and the one who was late gets in line.
+    # Stop waits for nobody. The next in line gets the place, and the late visitor can join the line.
     writer.get_by_role("button", name="Stop").click()
     expect(writer.locator(".note")).to_contain_text("Stopped")
     expect(waiter.locator(".note")).to_be_hidden()

@@ -1,8 +1,8 @@
-"""README and docs: what they show works. Examples print what the page says, commands are ones that exist and take what
-they are given, links lead somewhere, tables are those of the result rows, and every metric's name is explained.
+"""README and docs: everything they show works. Examples print what the page says, commands exist and take their
+arguments, links lead somewhere, tables agree with the result rows, and every metric is explained.
 
-What a block of commands needs stands above it as a comment: `<!-- gpu -->`, `<!-- server -->` and `<!-- hub -->` are
-checked, never run; `<!-- own pairs -->` is run in test_train_scripts.
+A comment above a block of commands says what it needs. Blocks under `<!-- gpu -->`, `<!-- server -->` or `<!-- hub -->`
+are checked but never run; test_train_scripts runs the block under `<!-- own pairs -->`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NEEDS = ("gpu", "server", "hub", "own pairs")
 SERVERS = ("vllm", "docker", "hf")
-"""Other people's programs, which only blocks that need a server or the hub may call."""
+"""Programs of other projects, which only blocks that need a server or the hub may call."""
 SETTINGS = {"KEY", "POLICY", "HF_TOKEN", "PRO_DATA_DIR"}
-"""Variables of commands beside those that `app.py --help` lists."""
+"""Environment variables in commands, besides those that `app.py --help` lists."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page and first line, its language and text, and what the comment above says that it needs."""
+    """A fenced block: its page, first line, language and text, and what it needs by the comment above."""
 
     page: Path
     line: int
@@ -57,7 +57,7 @@ def blocks(page: Path) -> list[Block]:
     """A page's fenced blocks, in order.
 
     Raises:
-        ValueError: a fence that does not close.
+        ValueError: a fence does not close.
     """
     found, opened, lines = [], 0, page.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
@@ -81,7 +81,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of a block as words, comments left out; a quoted text may run over lines."""
+    """The commands of a block as lists of words, without comments. A quoted text may span lines."""
     found, waiting = [], ""
     for line in text.splitlines():
         waiting += line + "\n"
@@ -125,7 +125,7 @@ def test_every_block_has_a_language_and_a_known_need():
     ids=lambda page: page.name,
 )
 def test_examples_print_what_the_page_says(page, tmp_path, monkeypatch, capsys):
-    """A page's Python blocks run one after the other, in one namespace; a text block below one ends what it prints."""
+    """A page's Python blocks run in order, in one namespace. A text block below one is the end of its output."""
     for name in ("checkpoints", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_rows(tmp_path / "pairs.jsonl", own_pairs(160))
@@ -158,13 +158,13 @@ def app_settings() -> set[str]:
 
 
 def recipe_class(script: str) -> type[Recipe]:
-    """The class of a script's recipe: what its ``main`` takes."""
+    """The class of a script's recipe, which its ``main`` takes."""
     main = importlib.import_module(f"train.{script}").main
     return get_type_hints(main)[next(iter(inspect.signature(main).parameters))]
 
 
 def read_by(kind: type[Recipe], arguments: list[str]) -> None:
-    """A script's arguments: a recipe of this repository, and changes that fit it."""
+    """Check a script's arguments: a recipe of this repository, and changes that it accepts."""
     recipe, *changes = arguments
     kind.read(ROOT / recipe, changes)
 
@@ -182,7 +182,7 @@ def check_prepare_data(arguments: list[str]) -> None:
 
 
 def check_script(path: str, arguments: list[str]) -> None:
-    """A script of this repository with its arguments."""
+    """Check a script of this repository and its arguments."""
     assert (ROOT / path).is_file(), path
     folder, script = Path(path).parts[0], Path(path).stem
     if script == "evaluate":
@@ -213,7 +213,7 @@ def check_python(arguments: list[str], block: Block) -> None:
 
 
 def check_launch(arguments: list[str], block: Block) -> None:
-    """``accelerate launch`` with the options that these pages use, then a script."""
+    """Check ``accelerate launch`` with the options that these pages use, and the script after it."""
     assert arguments[0] == "launch"
     script = next(i for i, word in enumerate(arguments) if word.endswith(".py"))
     options = iter(arguments[1:script])
@@ -256,7 +256,7 @@ def test_extras_that_the_readme_installs_exist():
     assert named and all(set(n.split(",")) <= set(project["optional-dependencies"]) for n in named)
 
 
-def test_own_pairs_are_the_same_four_commands_on_both_pages():
+def test_both_pages_have_the_same_four_commands_for_own_pairs():
     readme = next(b for b in BLOCKS if b.needs == "own pairs")
     page = next(b for b in blocks(ROOT / "docs" / "own_data.md") if "own_panel" in b.text)
     assert readme.text == page.text
@@ -297,7 +297,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_paths_and_names_in_the_text_exist(page):
+def test_paths_and_names_in_the_texts_exist(page):
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"`((?:train|recipes|pro_core|docs|tests|spaces|ui)/[\w./-]+)`", text)
     named += re.findall(r"`python ([\w/]+\.py)", text)
@@ -318,7 +318,7 @@ def test_tables_are_those_of_the_result_rows(page, tmp_path):
 
 
 def imported_rooms(module: Path) -> set[str]:
-    """The rooms of `pro_core` that a module's imports name."""
+    """The rooms of `pro_core` from which a module imports."""
     tree = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
     nodes = [node for node in tree if isinstance(node, ast.ImportFrom | ast.Import)]
     names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
@@ -343,7 +343,7 @@ def test_a_room_imports_only_from_rooms_above_it_in_the_architecture():
 
 @cache
 def glossary() -> list[re.Pattern[str]]:
-    """A pattern for each name of the glossary; what stands for a name is one that the page lists, or a row's."""
+    """One pattern per name of the glossary. A placeholder matches the names that the page lists or that rows have."""
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("## Glossary")[1]
     about, *_ = text.split("\n### ")
     objectives = re.findall(r"`([a-z-]+)`", about)
@@ -366,7 +366,7 @@ def glossary() -> list[re.Pattern[str]]:
 
 @cache
 def measured() -> frozenset[tuple[str, str]]:
-    """(file, name) of every number in the result rows: their metrics, their leads' and their curves'."""
+    """(file, name) of every number in the result rows, their leads and their curves."""
     return frozenset(
         (file.name, name)
         for file in (ROOT / "results").glob("*.jsonl")
@@ -395,14 +395,19 @@ def test_the_glossary_has_no_metric_that_no_row_has():
 # ---------------------------------------------------------------- recipes
 
 
+def test_the_list_of_recipes_names_every_one_and_no_other():
+    named = set(re.findall(r"`([\w/]+\.yaml)`", (ROOT / "recipes" / "README.md").read_text()))
+    assert named == {path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES}
+
+
 RUN = re.compile(r"train/(\w+\.py (?:\w+ )?recipes/[\w/.]+\.yaml(?: [\w.]+=(?:'[^']*'|[^\s;]+))*)")
-"""A script's call in a recipe's header, without what stands behind it."""
+"""A call of a script in a recipe's header, without what follows it."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_recipes_header_has_its_command_what_it_took_and_what_to_expect(recipe):
-    """Panels and launchers are no runs of their own: they need no time and no number."""
+    """Panels and launchers are not runs, so they need no time and no number."""
     lines = recipe.read_text(encoding="utf-8").splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     assert head

@@ -1,4 +1,4 @@
-"""The door before Gradio: what is open, what a body may say, and what every answer says to browsers."""
+"""The door before Gradio: open routes, checks of bodies, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKED = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Header
 
 @pytest.fixture(scope="module")
 def blocks() -> Any:
-    """The page of the demo parts, nothing loaded."""
+    """The page of the demo's parts, with nothing loaded."""
     return app.build(app.Models({}))
 
 
@@ -43,7 +43,7 @@ def web(url) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def ask(web) -> dict[str, Any]:
-    """The page's first event, asking, as the page would send it."""
+    """A question, the page's first event, as the page would send it."""
     config = web.get("/config").json()
     kinds = {c["id"]: c for c in config["components"]}
     asks = next(d for d in config["dependencies"] if d["api_name"] == "ask")
@@ -52,11 +52,13 @@ def ask(web) -> dict[str, Any]:
 
 
 def refused(answer: httpx2.Response, status: int, words: str = "") -> None:
-    """One sentence, of that status, in the two places where clients look."""
+    """Check that an answer has this status and one sentence, in both places where clients look."""
     assert answer.status_code == status, answer.text
-    said = answer.json()
+    content = answer.json()
     assert (
-        said["detail"] == said["error"] and words in said["detail"] and "\n" not in said["detail"]
+        content["detail"] == content["error"]
+        and words in content["detail"]
+        and "\n" not in content["detail"]
     )
 
 
@@ -78,7 +80,7 @@ def test_what_the_app_does_not_use_is_closed(web, method: str, path: str) -> Non
     refused(web.request(method, API + path, files=files), 404, "nothing at this address")
 
 
-def test_so_are_gradios_pages_for_developers(web) -> None:
+def test_gradios_pages_for_developers_are_closed(web) -> None:
     for path in ("/monitoring", "/monitoring/summary", "/login", "/docs", "/openapi.json", "/x"):
         refused(web.get(path), 404)
 
@@ -86,11 +88,11 @@ def test_so_are_gradios_pages_for_developers(web) -> None:
 @pytest.mark.parametrize(
     "path", ["/static/a%00b", "/assets/" + "a" * 4000, "/static/%0a", "/%2e%2e/x"]
 )
-def test_paths_that_systems_stumble_over_are_closed(web, path: str) -> None:
+def test_paths_that_file_systems_reject_are_closed(web, path: str) -> None:
     refused(web.get(path), 404)
 
 
-def test_an_open_route_has_its_methods_alone(web) -> None:
+def test_an_open_route_accepts_only_its_methods(web) -> None:
     refused(web.put("/"), 405, "expected GET or HEAD")
     refused(web.get(f"{API}/queue/join"), 405, "expected POST")
     refused(web.delete(f"{API}/call/score"), 405)
@@ -113,17 +115,17 @@ def test_the_client_and_curls_two_forms_work(url, web) -> None:
 
 def test_a_path_under_a_root_is_the_same_path(blocks) -> None:
     def reach(root: str, path: str) -> int:
-        said = []
+        messages = []
 
         async def gradio(scope, receive, send) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
         async def note(message) -> None:
-            said.append(message)
+            messages.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "root_path": root, "headers": []}
         asyncio.run(Door(gradio, blocks)(scope, None, note))  # type: ignore[arg-type]
-        return said[0]["status"]
+        return messages[0]["status"]
 
     for root, path in (("", "/config"), ("/pro", "/pro/config"), ("/pro", "/config"), ("/p", "/p")):
         assert reach(root, path) == 200
@@ -140,13 +142,13 @@ def test_a_path_under_a_root_is_the_same_path(blocks) -> None:
      b'{"data": ' + b"[" * 40 + b"]" * 40 + b"}", b'{"data": [' + b"1," * 60_000 + b"1]}"],
     ids=lambda raw: repr(raw[:12]),
 )  # fmt: skip
-def test_a_body_that_is_no_small_json_object_is_refused(web, raw: bytes) -> None:
+def test_a_body_that_is_not_a_small_json_object_is_refused(web, raw: bytes) -> None:
     for path in ("queue/join", "call/score", "call/v2/score", "cancel"):
         kind = {"Content-Type": "application/json"}
         refused(web.post(f"{API}/{path}", content=raw, headers=kind), 400, "expected")
 
 
-def test_a_long_body_is_refused_by_its_length_and_as_it_comes(web) -> None:
+def test_a_long_body_is_refused_by_its_header_and_while_it_arrives(web) -> None:
     kind = {"Content-Type": "application/json"}
     long = b'"' + b"x" * LONGEST_BODY + b'"'
     refused(web.post(f"{API}/queue/join", content=long, headers=kind), 413)
@@ -189,7 +191,7 @@ def test_an_event_of_the_wrong_form_is_refused(web, ask, wrong: dict[str, Any]) 
     [("textbox", 5), ("textbox", ["a"]), ("textbox", True), ("slider", "4"), ("slider", None), ("slider", True),
      ("slider", 99999), ("slider", -1), ("checkbox", "yes"), ("checkbox", 1), ("number", "1"), ("number", [1])],
 )  # fmt: skip
-def test_a_value_that_is_not_its_components_is_refused(web, kind: str, value: Any) -> None:
+def test_a_value_of_the_wrong_type_for_its_component_is_refused(web, kind: str, value: Any) -> None:
     config = web.get("/config").json()
     kinds = {c["id"]: c for c in config["components"]}
     for function in config["dependencies"]:
@@ -201,23 +203,25 @@ def test_a_value_that_is_not_its_components_is_refused(web, kind: str, value: An
                 refused(web.post(f"{API}/queue/join", json=event), 400, ", expected ")
 
 
-def test_a_number_without_an_end_is_refused(web, ask) -> None:
+def test_a_number_that_is_not_finite_is_refused(web, ask) -> None:
     for number in ("NaN", "Infinity", "1e999", "1" + "0" * 400):
         raw = json.dumps(ask | {"data": ["Hi", "HERE", *ask["data"][2:]]}).replace('"HERE"', number)
         kind = {"Content-Type": "application/json"}
         refused(web.post(f"{API}/queue/join", content=raw, headers=kind), 400, "expected")
 
 
-def test_what_gradio_could_not_send_back_does_not_come_in(web, ask) -> None:
+def test_values_that_gradio_could_not_send_back_are_refused_or_replaced(web, ask) -> None:
     run = ask["data"][4]
     assert run["phase"] == "recorded"
     data = [*ask["data"][:4], run | {"note": 2**63}, *ask["data"][5:]]
     refused(web.post(f"{API}/queue/join", json=ask | {"data": data}), 400, "64 bits")
-    # The page's own sentence on a prompt of nothing comes with the run as it was sent.
+    # The page answers an empty prompt with a sentence and the run as it was sent.
     data = ["", *ask["data"][1:4], run | {"note": "a\ud83d", "\udc00": "🙂"}, *ask["data"][5:]]
     raw = json.dumps(ask | {"data": data, "session_hash": "halves"}).encode()
-    said = web.post(f"{API}/queue/join", content=raw, headers={"Content-Type": "application/json"})
-    assert said.status_code == 200
+    accepted = web.post(
+        f"{API}/queue/join", content=raw, headers={"Content-Type": "application/json"}
+    )
+    assert accepted.status_code == 200
     assert "process_completed" in web.get(f"{API}/queue/data?session_hash=halves").text
 
 
@@ -231,7 +235,7 @@ def test_a_file_is_refused_wherever_it_stands(web, ask) -> None:
 
 def test_calls_are_checked_by_name(web) -> None:
     refused(web.post(f"{API}/call/nothing", json={"data": []}), 404, "predict_weights")
-    refused(web.post(f"{API}/call/ask", json={"data": []}), 404)  # the page's own
+    refused(web.post(f"{API}/call/ask", json={"data": []}), 404)  # only for the page
     refused(web.post(f"{API}/call/score", json={"data": ["x"]}), 400, "2 values")
     refused(web.post(f"{API}/call/v2/score", json={"prompt": "x"}), 400, "response")
     refused(web.post(f"{API}/call/v2/score", json={"prompt": "x", "response": "y", "z": 1}), 400)
@@ -244,7 +248,7 @@ def test_calls_are_checked_by_name(web) -> None:
 # ---------------------------------------------------------------- streams
 
 
-def test_the_stream_of_an_unknown_session_ends_with_the_news_and_no_traceback(web, capfd) -> None:
+def test_the_stream_of_an_unknown_session_says_so_without_a_traceback(web, capfd) -> None:
     assert "session_not_found" in web.get(f"{API}/queue/data?session_hash=nobody").text
     assert "event: error" in web.get(f"{API}/call/score/nobody").text
     assert "Traceback" not in capfd.readouterr().err
@@ -253,7 +257,7 @@ def test_the_stream_of_an_unknown_session_ends_with_the_news_and_no_traceback(we
 # ---------------------------------------------------------------- headers
 
 
-def test_every_answer_says_what_browsers_may_do_with_it(web) -> None:
+def test_every_answer_has_the_headers_for_browsers(web) -> None:
     for answer in (web.get("/"), web.get("/x"), web.get("/theme.css"), web.post(f"{API}/upload")):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "same-origin"
@@ -293,7 +297,7 @@ def test_scripts_of_other_pages_may_call_a_public_app_and_never_with_cookies(
 
 @pytest.mark.parametrize("name", ["Host", "X-Forwarded-Host"])
 @pytest.mark.parametrize("host", ["[", "a b", "x:99999999", "x:port", "a/b", "[::1", "user@x"])
-def test_a_host_that_is_none_is_refused(web, name: str, host: str) -> None:
+def test_a_header_that_names_no_host_is_refused(web, name: str, host: str) -> None:
     refused(web.get("/config", headers={name: host}), 400, "names no host")
 
 
@@ -307,7 +311,7 @@ def test_a_header_cannot_name_another_address_as_the_apps(web, url) -> None:
 
 def test_hostile_requests_leave_no_traceback_and_no_stuck_page(tmp_path, chromium) -> None:
     # The whole trial: python tests/hostile.py --requests 1000
-    found = trial(requests=60, seed=1, folder=tmp_path, chromium=chromium)
-    assert found["tracebacks"] == 0, found["log"][-3000:]
-    assert found["failed"] == 0, found["outcomes"]
-    assert found["page"] is True
+    outcome = trial(requests=60, seed=1, folder=tmp_path, chromium=chromium)
+    assert outcome["tracebacks"] == 0, outcome["log"][-3000:]
+    assert outcome["failed"] == 0, outcome["outcomes"]
+    assert outcome["page"] is True

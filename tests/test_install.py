@@ -1,7 +1,7 @@
-"""`pip install .` in a clean environment, with what it declares and nothing else: the library scores, predicts, writes.
+"""`pip install .` in a clean environment with only the declared dependencies: the library scores, predicts and writes.
 
-Needs the package index that the project itself was installed from; where torch is a build of another index, name it as
-for make: TORCH_INDEX.
+Needs the package index from which the project was installed. If torch comes from another index, TORCH_INDEX names it,
+as for make.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRAINING = {
     if name.endswith(("Recipe", "Source", "Target"))
     or name.startswith(("train_", "make_", "score_"))
 }
-"""Recipes, their parts, and what runs them: they may need an extra. All other names import, but METRICS."""
+"""Recipes, their parts, and the routines that run them may need an extra. All other names except METRICS import."""
 
 USE = """
 import importlib.util, json, sys
@@ -66,7 +66,7 @@ print(json.dumps({
 
 
 class Clean(NamedTuple):
-    """An environment in which only the wheel and what it asked for is installed."""
+    """An environment with only the wheel and its dependencies."""
 
     bin: Path
     wheel: Path
@@ -82,7 +82,7 @@ class Clean(NamedTuple):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory) -> Iterator[Clean]:
-    # From a copy: setuptools keeps a build/ beside the sources, and what was deleted would stay in the next wheel.
+    # From a copy: setuptools keeps a build/ folder in the sources, so deleted files would stay in the next wheel.
     folder = tmp_path_factory.mktemp("install")
     source = folder / "source"
     shutil.copytree(ROOT / "pro_core", source / "pro_core", ignore=shutil.ignore_patterns("*.pyc"))
@@ -91,7 +91,7 @@ def clean(tmp_path_factory) -> Iterator[Clean]:
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("*.whl")
 
-    # At the versions of this environment: the packages lie in pip's cache, and scores can be compared.
+    # With the versions of this environment, whose packages are in pip's cache, and whose scores can be compared.
     constraints = folder / "constraints.txt"
     found = {d.name: d.version for d in importlib.metadata.distributions()}
     ours = found.pop("pro-core", None)
@@ -139,20 +139,20 @@ def test_with_base_dependencies_alone_it_scores_predicts_and_writes(clean, qwen,
     given = [str(tmp_path / "panel"), str(adapter), qwen, PROMPTS, COMPLETIONS, LEFT_OUT]
     done = clean.run("python", "-c", USE, input=json.dumps(given))
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert Path(said["where"]).is_relative_to(clean.bin.parent)
-    assert said["present"] == []
-    extras = {name: extra for name, (_, extra) in said["missing"].items()}
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert Path(printed["where"]).is_relative_to(clean.bin.parent)
+    assert printed["present"] == []
+    extras = {name: extra for name, (_, extra) in printed["missing"].items()}
     assert set(extras.values()) == {"train"}
-    # What needs pydantic alone imports where another package brings it.
+    # Names that need only pydantic import if another package installs it.
     assert METRICS | {"train_panel"} <= set(extras) <= METRICS | TRAINING
     scores = panel.score(PROMPTS, COMPLETIONS)
-    assert scores.std() > 0.01  # else equal scores would say nothing
-    np.testing.assert_allclose(said["scores"], scores, rtol=0.01)  # bf16
+    assert scores.std() > 0.01  # so that equal scores mean something
+    np.testing.assert_allclose(printed["scores"], scores, rtol=0.01)  # bf16
     weights = PreferenceAdapter.from_pretrained(adapter).predict(PROMPTS)
     assert weights.std() > 0.01
-    np.testing.assert_allclose(said["weights"], weights, atol=1e-4)
-    assert len(said["answers"]) == 2 and all(said["answers"])
+    np.testing.assert_allclose(printed["weights"], weights, atol=1e-4)
+    assert len(printed["answers"]) == 2 and all(printed["answers"])
 
 
 def test_pip_finds_nothing_missing(clean):

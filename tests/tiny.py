@@ -1,4 +1,4 @@
-"""Tiny random models on disk, built at test time: the real loading code, in a second."""
+"""Tiny random models, saved to disk at test time, so that tests run the real loading code in a second."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def in_two_processes(script: str, recipe: str) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts in two processes, on the CPU; fails when it does."""
+    """Run one of the project's scripts in two processes on the CPU. Raises AssertionError if it fails."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     launch += ["--multi_gpu", "--main_process_port", "0"]  # with --cpu, it starts one process
     done = subprocess.run(
@@ -121,13 +121,14 @@ def byte_encoder(folder: Path) -> str:
 
 
 def vivid_adapter(encoder: str, names: Sequence[str], members: int = 1) -> PreferenceAdapter:
-    """An adapter that was not trained but reacts strongly to its prompt; heads differ a little."""
+    """An untrained adapter that reacts strongly to its prompt; its heads differ a little."""
     torch.manual_seed(0)
     adapter = PreferenceAdapter(PromptEncoder(encoder), names, hidden=16, members=members)
     with torch.no_grad():
         for head in adapter.heads:
-            for mine, first in zip(head.parameters(), adapter.heads[0].parameters(), strict=True):
-                mine.copy_(first + 0.1 * (mine - first))
+            pairs = zip(head.parameters(), adapter.heads[0].parameters(), strict=True)
+            for parameter, first in pairs:
+                parameter.copy_(first + 0.1 * (parameter - first))
             head[-1].weight.mul_(12)
             head[-1].weight.sub_(head[-1].weight.mean(dim=1, keepdim=True))
     return adapter.eval()
@@ -146,7 +147,7 @@ ALTERNATING = (
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
-"""As strict as Gemma's: no system turn, and user and assistant in turns."""
+"""As strict as Gemma's: no system turn, and user and assistant must alternate."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
@@ -168,7 +169,7 @@ def _bpe(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _save(folder: Path, model, tok, seed: int = 0) -> str:
-    """Random parameters large enough that scores differ by far more than bf16 rounds."""
+    """Save a model with random parameters, so large that scores differ by far more than bf16 rounding."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -252,7 +253,7 @@ def tiny_qwen(folder: Path, seed: int = 0) -> str:
 
 
 def conditioned_qwen(folder: Path, qwen: str, condition: Condition) -> str:
-    """A tiny whole model that says which condition it was trained to read."""
+    """A tiny model whose config says which condition it was trained to read."""
     shutil.copytree(qwen, folder)
     PolicyConfig(condition).save(folder)
     return str(folder)
@@ -292,12 +293,13 @@ def tiny_llama(folder: Path, seed: int = 0, template: bool = True) -> str:
 def reciting_llama(
     folder: Path, pieces: Sequence[str], eos: str = "<|im_end|>", thinks: str = ""
 ) -> str:
-    """A Llama that recites: it answers with the pieces, ends its turn with ``<|im_end|>`` and, unless it is stopped
-    there, begins again.
+    """A Llama that recites: it answers with the pieces, ends its turn with ``<|im_end|>``, and begins again unless
+    stopped there.
 
     Args:
-        pieces: in none of them, nor in two, may a token stand twice: each token knows the one after it, and no more.
-        eos: what tokenizer and model call the end. ``thinks``: what the template opens an answer with.
+        pieces: texts in which no token occurs twice, not even in two pieces: each token determines the next one.
+        eos: the end token of tokenizer and model.
+        thinks: the text with which the template opens an answer.
     """
     tiny_llama(folder)
     tok = AutoTokenizer.from_pretrained(folder)
@@ -332,7 +334,7 @@ def reciting_llama(
 
 
 def peft_adapter(folder: Path, base: str, tokenizer: bool = False) -> str:
-    """A LoRA as PEFT itself saves it: its config names the base; the base's tokenizer beside it only if asked for."""
+    """A LoRA as PEFT saves it. Its config names the base model, whose tokenizer is saved only if ``tokenizer``."""
     from peft import LoraConfig, get_peft_model
 
     model = LlamaForCausalLM.from_pretrained(base)
@@ -344,7 +346,7 @@ def peft_adapter(folder: Path, base: str, tokenizer: bool = False) -> str:
 
 
 def without_ends(folder: Path) -> str:
-    """The tokenizer of a saved model, from now on with neither an end nor a padding token."""
+    """Remove the end and padding tokens from the tokenizer of a saved model."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             content = json.loads((folder / name).read_text())
@@ -357,7 +359,7 @@ def without_ends(folder: Path) -> str:
 
 
 class Script(StreamingGenerator):
-    """Answers by a rule, and fails as often as it is told to for prompts with a word."""
+    """Answers by a rule. For prompts with a word of ``fails`` it fails so many times."""
 
     name = "script"
 

@@ -1,9 +1,8 @@
-"""A real HTTP server on the loopback whose every path goes wrong in its own way.
+"""A real HTTP server on the loopback address that fails in a different way on every path.
 
-The first part of the path names the fault: a generator whose URL is `{address}/stall` meets `stall` in
-either dialect. Answers are written byte by byte, so that streams can die in the middle. A test can bring faults of its
-own, under a name or a whole path. As a proxy the server meets what asks for another host as `proxy`, and a tunnel as
-`connect`.
+The first part of the path names the fault: a generator whose URL is `{address}/stall` gets `stall` in either dialect.
+Answers are written byte by byte, so that streams can break in the middle. A test can add its own faults, under a name
+or a full path. If the server is used as a proxy, a request for another host gets `proxy`, and a tunnel `connect`.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MOST_DRIPS, MOST_BYTES = 1_000, 2**26
-"""What drips ends some time, or a client that does not notice would make a test wait for ever."""
+"""Limits of an endless answer, so that a client that does not notice cannot make a test wait forever."""
 WORDS = ["Well", ", here", " is", " some", " text"]
 
 
@@ -47,7 +46,7 @@ def whole(tgi: bool) -> bytes:
 
 @dataclass
 class Fault:
-    """One way to answer: a head, and body parts; the connection is cut where it ends early."""
+    """One way to answer: a head and the parts of a body, and how the connection fails."""
 
     status: str = "200 OK"
     kind: str = "text/event-stream"
@@ -59,7 +58,7 @@ class Fault:
     reset: bool = False  # end the connection with a reset
     parts: Sequence[bytes] = ()  # the body, each part sent on its own
     drip: tuple[bytes, float] | None = (
-        None  # after the body this, again and again, with so many seconds between
+        None  # (text, seconds): sent after the body again and again, with this pause
     )
 
 
@@ -117,7 +116,7 @@ def fault(name: str, tgi: bool, visit: int, token: str, elsewhere: str) -> Fault
 
 
 def name_of(path: str) -> str:
-    """Which fault a request meets."""
+    """The name of the fault that a request gets."""
     if path.startswith("/"):
         return path.split("/")[1]
     return "proxy" if "://" in path else "connect"
@@ -125,7 +124,7 @@ def name_of(path: str) -> str:
 
 @dataclass
 class FaultyServer:
-    """The address, and the requests it saw as (path, headers in lower case, body)."""
+    """The address, and the requests so far as (path, headers in lower case, body)."""
 
     url: str = ""
     token: str = "secret-token-1234"
@@ -140,19 +139,19 @@ class FaultyServer:
         return sum(name_of(path) == name for path, _, _ in self.requests)
 
     def answer(self, path: str) -> Fault:
-        """What a request to this path gets: what a test says for the path or for its name; of several the one of its
-        turn, then the last."""
+        """The answer to a request: the test's for this path, else the test's for its name, else the server's own fault.
+        Of several answers, each visit gets the next one, and later visits the last."""
         name = name_of(path)
         visits = self.visits(name)
-        own = self.answers.get(path)
-        if own is not None:
+        answers = self.answers.get(path)
+        if answers is not None:
             visits = sum(seen == path for seen, _, _ in self.requests)
         else:
-            own = self.answers.get(name)
-        if own is None:
+            answers = self.answers.get(name)
+        if answers is None:
             tgi = path.endswith(("/generate_stream", "/health"))
             return fault(name, tgi, visits, self.token, self.elsewhere)
-        return own if isinstance(own, Fault) else own[min(visits, len(own)) - 1]
+        return answers if isinstance(answers, Fault) else answers[min(visits, len(answers)) - 1]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -213,7 +212,7 @@ def faulty_server(
     tls: ssl.SSLContext | None = None,
     choose: Callable[[dict], Fault] | None = None,
 ) -> Iterator[FaultyServer]:
-    """Run the server in a thread of its own, with these faults besides its own, or with the one chosen by the body."""
+    """Run the server in a thread, with these faults in addition to its own. ``choose`` picks a fault by the body."""
     server = FaultyServer(answers=answers or {}, choose=choose)
     listening = socket.create_server(("127.0.0.1", 0))
     scheme = "https" if tls else "http"
@@ -225,7 +224,7 @@ def faulty_server(
             await stop.wait()
 
     def run() -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends what still runs
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends tasks that still run
             runner.run(serve())
 
     thread = threading.Thread(target=run, daemon=True)

@@ -1,9 +1,9 @@
-"""An endpoint that writes at once, for measuring what stands in front of it: OpenAI's dialect, bare asyncio.
+"""An endpoint that writes at once, to measure the app in front of it: OpenAI's dialect, plain asyncio.
 
     python tests/servers/instant.py 8000 [PAUSE]
 
-Every request is answered by the same 60 words in 12 events; with a PAUSE, in seconds, after each. ``GET /seen`` gives
-when each request came (seconds since 1970) with its prompt's last word, and how many streams are open.
+Every request gets the same 60 words in 12 events, with a PAUSE (seconds) after each. ``GET /seen`` returns the time of
+each request (seconds since 1970) with its prompt's last word, and the number of open streams.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encodi
 
 
 class Instant:
-    """One server: what it has seen, as (time, last word of the prompt), and the streams that are open."""
+    """One server: its requests so far, as (time, last word of the prompt), and its open streams."""
 
     def __init__(self, pause: float = 0.0):
         self.pause, self.open = pause, 0
@@ -75,7 +75,9 @@ class Instant:
                 writer.write(b"%x\r\n%s\r\n" % (len(one), one))
                 await writer.drain()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(reader.read(1), self.pause)  # nothing comes but the end
+                    await asyncio.wait_for(
+                        reader.read(1), self.pause
+                    )  # the client sends nothing more, only closes
                     raise ConnectionResetError
             writer.write(b"0\r\n\r\n")
         finally:
@@ -99,7 +101,7 @@ class Instant:
 
 @contextlib.contextmanager
 def instant(pause: float = 0.0) -> Iterator[Instant]:
-    """The server in a thread of this process; `begun` is set by a request, `idle` when no stream is open any more."""
+    """The server in a thread of this process. A request sets `begun`; `idle` is set when no stream is open."""
     server, loop, ready = Instant(pause), asyncio.new_event_loop(), threading.Event()
 
     async def start() -> None:

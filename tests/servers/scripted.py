@@ -1,4 +1,4 @@
-"""A server on the loopback that says, in either dialect, what a test tells it to."""
+"""A server on the loopback address that answers what a test tells it to, in either dialect."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 Event = dict[str, Any] | str
 Answer = tuple[int, Sequence[Event]]
-"""The status, and the events of a stream; of an error its one JSON object."""
+"""The status, and the events of a stream or the JSON object of an error."""
 
 
 def says(content: str | None = None, finish: str | None = None, **delta: Any) -> Event:
@@ -19,7 +19,7 @@ def says(content: str | None = None, finish: str | None = None, **delta: Any) ->
 
 
 def token(text: str, special: bool = False, whole: str | None = None, reason: str = "") -> Event:
-    """A token of the tgi dialect; the last one has the whole text and the reason for the end."""
+    """A token of the tgi dialect; the last one carries the full text and the finish reason."""
     details = {"finish_reason": reason, "generated_tokens": 1, "seed": None} if reason else None
     one = {"id": 1, "text": text, "logprob": 0.0, "special": special}
     return {"index": 1, "token": one, "generated_text": whole, "details": details}
@@ -31,7 +31,7 @@ def refuses(message: str, status: int = 400) -> Answer:
 
 @contextlib.contextmanager
 def scripted(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict]]]:
-    """(address, the bodies that it was sent); ``answer`` is given each body."""
+    """(address, the bodies that it got); ``answer`` turns a body into a reply."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):

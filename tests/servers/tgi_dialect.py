@@ -1,12 +1,16 @@
 """A small server that speaks TGI's API by the rules of TGI's router, around a real model. It is not TGI.
 
-No TGI installs as a package, so the tests of that dialect run against this. Its routes, checks, sentences and status
-codes follow the router's sources (3.3): `/generate_stream` answers 200 and puts errors into the stream with an
-`error_type`, `/generate` gives them a status; a full house says "Model is overloaded"; a wrong key gets a 401 with an
-empty body, on the routes that write only; the last event carries `generated_text`, and there is no `[DONE]`; an
-`adapter_id`, or a chat's `model`, that is not loaded is the base model without a word; `/info` and `/v1/models` name no
-adapter. It is as if started with `--disable-grammar-support`; tools, images, `top_n_tokens` and a chat's `logprobs` are
-left out. How a Hugging Face Inference Endpoint answers while it wakes (503) is in it too.
+TGI cannot be installed as a package, so the tests of its dialect run against this server. Routes, checks, messages and
+status codes follow the router's sources (3.3):
+
+- `/generate_stream` answers 200 and puts errors into the stream with an `error_type`; `/generate` gives them a status.
+- A full server says "Model is overloaded". A wrong key gets a 401 with an empty body, only on routes that generate.
+- The last event carries `generated_text`, and there is no `[DONE]`.
+- If an `adapter_id`, or a chat's `model`, is not loaded, the base model answers without warning. `/info` and
+  `/v1/models` name no adapter.
+
+It behaves as if started with `--disable-grammar-support`. Tools, images, `top_n_tokens` and a chat's `logprobs` are
+left out. It can also answer as a Hugging Face Inference Endpoint does while it wakes (503).
 
     python -m tests.servers.tgi_dialect MODEL_FOLDER --port 8080 --lora-adapters name=/path,other=/path
 """
@@ -42,7 +46,7 @@ VERSION = "3.3.6-dev0"
 
 @dataclass
 class Log:
-    """What the server saw, for tests: bodies, headers, and how many requests ran at once."""
+    """A record for tests: bodies, headers, and how many requests ran at once."""
 
     bodies: list[dict] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Log:
 
 
 class Server:
-    """The routes' common part: requests run side by side and take turns at the model, token by token."""
+    """The common part of the routes: requests run side by side and share the model, token by token."""
 
     def __init__(self, writer: Writer, options: Options, log: Log):
         self.writer, self.options, self.log = writer, options, log
@@ -94,7 +98,7 @@ class Server:
             log.finished.append(outcome)
 
     async def events(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
-        """What /generate_stream sends, an error as its last event."""
+        """The events of /generate_stream; an error is the last event."""
         asked = request.parameters
         try:
             require(
@@ -118,7 +122,7 @@ class Server:
             yield refusal.event
 
     async def whole(self, request: GenerateRequest) -> dict[str, Any]:
-        """What /generate answers. Raises Refusal."""
+        """The answer of /generate. Raises Refusal."""
         asked, most = request.parameters, self.options.max_best_of
         best_of = 1 if asked.best_of is None else asked.best_of
         require(best_of <= most, f"`best_of` must be > 0 and <= {most}. Given: {best_of}")
@@ -140,7 +144,7 @@ class Server:
         return {"generated_text": text, "details": best if asked.details else None}
 
     def chat(self, chat: ChatRequest) -> GenerateRequest:
-        """A chat as TGI writes it: templated, greedy at temperature 0, its model the adapter. Raises Refusal."""
+        """A chat as TGI reads it: templated, greedy at temperature 0, its `model` as the adapter. Raises Refusal."""
         try:
             inputs = self.writer.tokenizer.apply_chat_template(
                 chat.messages, tokenize=False, add_generation_prompt=True
@@ -163,7 +167,7 @@ class Server:
         return GenerateRequest(inputs=inputs, parameters=asked, special=False)
 
     async def chat_events(self, chat: ChatRequest) -> AsyncIterator[str]:
-        """The chunks of a streamed chat; an error is followed by `[DONE]` too."""
+        """The chunks of a streamed chat; `[DONE]` also follows an error."""
         about = self.about(chat, "chat.completion.chunk")
         async with contextlib.aclosing(self.events(self.chat(chat))) as events:
             async for event in events:
@@ -213,7 +217,7 @@ class Server:
 
 
 def finish_of(details: dict[str, Any]) -> str:
-    """As TGI's chats call it: only the model's own end is renamed."""
+    """The finish reason as TGI's chats name it: only the model's own end is renamed."""
     reason = details["finish_reason"]
     return "stop" if reason == "eos_token" else reason
 
@@ -276,8 +280,8 @@ def build(model, tokenizer, options: Options, log: Log, adapters: str = "") -> F
     @app.post("/tokenize")
     async def tokenize(request: Request):
         body = GenerateRequest(**await read(request))
-        found = tokenizer(body.inputs, return_offsets_mapping=True)
-        spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        encoded = tokenizer(body.inputs, return_offsets_mapping=True)
+        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         return [{"id": i, "text": body.inputs[a:b], "start": a, "stop": b} for i, (a, b) in spans]
 
     @app.post("/generate_stream")
@@ -300,7 +304,7 @@ def build(model, tokenizer, options: Options, log: Log, adapters: str = "") -> F
     async def chat_completions(request: Request):
         chat = ChatRequest(**await read(request))
         if chat.stream:
-            server.chat(chat)  # a template's refusal is a status, before the stream
+            server.chat(chat)  # a template's refusal becomes a status, before the stream
             return StreamingResponse(sse(server.chat_events(chat)), media_type="text/event-stream")
         return await server.chat_whole(chat)
 
@@ -309,7 +313,7 @@ def build(model, tokenizer, options: Options, log: Log, adapters: str = "") -> F
 
 @contextlib.contextmanager
 def serving(app, port: int = 0) -> Iterator[str]:
-    """Run an ASGI app in a thread; gives its address."""
+    """Run an ASGI app in a thread and yield its address."""
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
     )

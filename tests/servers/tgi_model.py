@@ -1,8 +1,8 @@
 """The real model behind ``tgi_dialect.py``: one request's tokens, under the LoRA that it names.
 
-By the rules of TGI's model server: an adapter that is not loaded is the base model, without a word; sampling goes
-through the same steps in the same order; the seed of a sampled answer is told, drawn when none was given; a
-character of several tokens comes whole with its last token.
+It follows the rules of TGI's model server. If an adapter is not loaded, the base model answers without warning.
+Sampling takes the same steps in the same order. The seed of a sampled answer is reported, and drawn if none was given.
+A character of several tokens comes with its last token.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Writer:
         return ids[len(ids) - truncate :] if truncate and len(ids) > truncate else ids
 
     def seed(self, parameters: Parameters) -> int | None:
-        """The seed of a sampled answer, drawn when none was given; greedy ones have none."""
+        """The seed of a sampled answer, drawn if none was given; a greedy answer has none."""
         if not parameters.sampled:
             return None
         return secrets.randbits(63) if parameters.seed is None else parameters.seed
@@ -92,7 +92,7 @@ class Writer:
     def write(
         self, ids: list[int], parameters: Parameters, seed: int | None
     ) -> Iterator[dict[str, Any]]:
-        """``{"token", "reason", "generated_text"}`` of each token; the last two stay None up to the last token."""
+        """``{"token", "reason", "generated_text"}`` of each token; the last two are None until the last token."""
         tokenizer, written, shown, past = self.tokenizer, [], "", None
         counts: dict[int, int] = {}
         random = torch.Generator().manual_seed(seed % 2**63) if seed is not None else None
@@ -113,9 +113,9 @@ class Writer:
                 reason = "stop_sequence"
             elif len(written) == parameters.max_new_tokens:
                 reason = "length"
-            said = tokenizer.decode([token]) if special else new
+            piece = tokenizer.decode([token]) if special else new
             yield {
-                "token": {"id": token, "text": said, "logprob": logprob, "special": special},
+                "token": {"id": token, "text": piece, "logprob": logprob, "special": special},
                 "reason": reason,
                 "generated_text": text if reason else None,
             }

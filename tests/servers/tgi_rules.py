@@ -1,4 +1,4 @@
-"""What TGI's router refuses, in which order and in which words, for ``tgi_dialect.py``."""
+"""The refusals of TGI's router, in its order and its words, for ``tgi_dialect.py``."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +34,10 @@ class Refusal(Exception):
 
 @dataclass
 class Options:
-    """How the server was started, and what happens to it; tests change it while it runs.
+    """How the server was started, and its faults; tests change them while it runs.
 
     asleep: how many requests the proxy of an Inference Endpoint answers with 503 before the server is up.
-    fails_after: how many tokens are written before the model's process dies; the health is gone with it.
+    fails_after: how many tokens are written before the model's process dies, and with it the health check.
     """
 
     api_key: str | None = None
