@@ -133,10 +133,10 @@ class Cards {
       scores.setAttribute("aria-label", "");
       return;
     }
-    const said = run.objectives.map(
+    const spoken = run.objectives.map(
       (name, k) => `${name} ${Dom.signed(z[k])} (raw ${raw[k].toFixed(2)})`,
     );
-    scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${said.join(", ")}`);
+    scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${spoken.join(", ")}`);
     cells.forEach((cell, k) => {
       const pull = z[k] * yours[k];
       const tone = (v) => (v < 0 ? "low" : "high");

@@ -94,11 +94,11 @@ class Door:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = MutableHeaders(scope=message)
-                said.update(self.headers)
+                headers = MutableHeaders(scope=message)
+                headers.update(self.headers)
                 if origin:
-                    said["Access-Control-Allow-Origin"] = origin
-                    said.add_vary_header("Origin")
+                    headers["Access-Control-Allow-Origin"] = origin
+                    headers.add_vary_header("Origin")
             await send(message)
 
         if scope["method"] == "OPTIONS" and "access-control-request-method" in asked:
@@ -113,8 +113,8 @@ class Door:
                 self._check(path, body)
                 receive = _again(bodies.whole_characters(raw, body), receive)
         except Refusal as refusal:
-            said = {"detail": str(refusal), "error": str(refusal)}
-            await JSONResponse(said, refusal.status)(scope, receive, answer)
+            content = {"detail": str(refusal), "error": str(refusal)}
+            await JSONResponse(content, refusal.status)(scope, receive, answer)
             return
         inside = [(name, value) for name, value in scope["headers"] if name not in KEPT_OUT]
         await self._enter({**scope, "headers": inside}, receive, answer, path)

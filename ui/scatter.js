@@ -53,8 +53,8 @@ class Scatter {
     this.drawNames(x, y);
     const names = [...Dom.LETTERS].filter((_, i) => kept[i]).join(", ");
     Dom.write(this.caption, `Filled: no other answer is better on both (${names}).`);
-    const said = `Answers by ${x} and ${y}. Not beaten on both: ${names}.`;
-    this.plot.setAttribute("aria-label", said);
+    const description = `Answers by ${x} and ${y}. Not beaten on both: ${names}.`;
+    this.plot.setAttribute("aria-label", description);
   }
 
   // Maps the scores on one axis to [low, high] of the picture, with a margin around them.

@@ -116,8 +116,8 @@ class Sliders {
     slider.disabled = locked[k];
     slider.style.setProperty("--v", `${values[k]}%`);
     const minimum = floors[k] ? `, at least ${floors[k]}%` : "";
-    const said = `${values[k]}%; predicted ${percent(predicted[k])}%${likely}${minimum}`;
-    slider.setAttribute("aria-valuetext", said);
+    const description = `${values[k]}%; predicted ${percent(predicted[k])}%${likely}${minimum}`;
+    slider.setAttribute("aria-valuetext", description);
     row.classList.toggle("locked", locked[k]);
     track.title = `predicted ${percent(predicted[k])}%${likely}`;
     bar.style.width = `${100 * predicted[k]}%`;

@@ -44,9 +44,9 @@ const Words = (() => {
     node.append(" or ");
     Dom.el("span", "word low", node, "lowered");
     node.append(some ? " by: " : " by any one word: ");
-    const said = Dom.el("q", "", node);
-    said.dir = "auto";
-    const most = tint(said, run, run.messages.length - 1, k);
+    const quote = Dom.el("q", "", node);
+    quote.dir = "auto";
+    const most = tint(quote, run, run.messages.length - 1, k);
     node.scrollTop = most ? most.offsetTop - node.clientHeight / 2 : 0;
   }
 
