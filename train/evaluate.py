@@ -98,6 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     what, results = options.what, options.results
+    graded: list[Row] = []
     for path in options.recipes:
         try:
             recipe = RECIPES[what].read(path, options.set)
@@ -105,6 +106,7 @@ def main() -> None:
         except (ConfigError, DataError, StorageError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         write_rows(results / f"{what}.jsonl", rows, whole=what in DRAWN)
+        graded += rows
     if what == "readme":
         for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
             fill_tables(document, results)
@@ -112,9 +114,10 @@ def main() -> None:
         if what in ("readme", name):
             draw_figures(read_rows(results / f"{name}.jsonl"), options.figures)
     for name, (file, table) in TABLES.items():
-        rows = read_rows(results / file)
-        if rows and what in ("readme", file.removesuffix(".jsonl")):
-            print(f"\n{name}\n{table(rows)}")
+        # Behind a recipe: what it gave, and not all that stands in the file.
+        shown = read_rows(results / file) if what == "readme" else graded
+        if shown and what in ("readme", file.removesuffix(".jsonl")) and (text := table(shown)):
+            print(f"\n{name}\n{text}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,14 @@ def main(recipe: PanelRecipe) -> None:
     join_processes()
     keep_freed_memory()
     if panel := train_panel(recipe):
-        print(f"{panel.source}: {', '.join(panel.objective_names)}", flush=True)
+        print(f"{panel.source}: accuracy on {recipe.grade_on} pairs, and its 95% interval", flush=True)
+        for name in panel.objective_names:
+            if measured := panel.accuracy.get(name):
+                low, high = measured["ci95"]
+                accuracy = f"{measured['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+                print(f"  {name}: {accuracy}, {measured['n']} pairs", flush=True)
+            else:
+                print(f"  {name}: not measured", flush=True)
 
 
 if __name__ == "__main__":

@@ -264,8 +264,8 @@ def _explained(
 def _unknown(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(name, names, 1)
-    meant = f", did you mean {near[0]!r}?" if near else ","
-    return f"unknown setting {name!r}{meant} expected one of {names}"
+    expected = f"did you mean {near[0]!r}?" if near else f"expected one of {names}"
+    return f"unknown setting {name!r}, {expected}"
 
 
 def _place(kind: type[Settings], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
