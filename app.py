@@ -72,6 +72,7 @@ LOST = (
     "window.proBoard.fail('The server is too busy or cannot be reached. "
     "Please try again in a minute.')"
 )
+SHIPPED = "A recorded run of the shipped reward models, not of yours: ask, and yours answer."
 MOST_EVENTS = 1024
 """Most open events of all visitors together; one page has one or two. `ui/places.py` limits who waits for answers."""
 PICK = (
@@ -85,6 +86,8 @@ def build(models: Models) -> gr.Blocks:
     recorded = load_recorded(models.floors_text)
     if not models.demo:
         recorded.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
+    if models.own_panel:
+        recorded["note"] = SHIPPED
     with gr.Blocks(title="PRO · Preference Orchestrator", fill_width=True) as demo:
         header()
         status = status_line(models.status_text())

@@ -570,3 +570,9 @@ def test_a_policy_with_other_objectives_writes_nothing_and_says_why(tmp_path) ->
         end_of(Api(models).generate("Hi", None, 2, 4))
     # Pasted answers are scored as usual.
     assert asyncio.run(Page(models).paste("Hi", {}, "one", "two"))["candidates"][0]["z"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"PRO_PANEL": "another/panel"}], ids=["shipped", "own"])
+def test_beside_an_own_panel_the_page_says_whose_its_recording_is(environ):
+    page = json.dumps(app.build(Models(environ)).get_config_file(), default=str)
+    assert (app.SHIPPED in page) == bool(environ)

@@ -33,9 +33,10 @@ from pro_core.generation.chat import (
     plain_prompt,
     readable,
 )
-from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.prompting.templates import Condition
 from pro_core.system.bundled_models import SMOLLM2, resolve_policy
+from pro_core.system.storage import StorageError
 from pro_core.weights import FixedWeights
 
 pytestmark = pytest.mark.slow
@@ -519,3 +520,9 @@ def test_best_of_n_ranks_answers_of_the_real_model_by_the_real_panel(local):
     for candidate in result.candidates:
         assert candidate.raw.shape == candidate.z.shape == (K,)
         assert candidate.totals["used"] == pytest.approx(float(candidate.z.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("source", ["outputs/no/policy", "./absent", "/absent/policy"])
+def test_a_policys_folder_that_does_not_exist_is_not_sought_on_the_hub(source):
+    with pytest.raises(StorageError, match="no such folder"):
+        load_language_model(source)

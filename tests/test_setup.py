@@ -19,9 +19,10 @@ from packaging.requirements import Requirement
 from pro_core.system.extras import MissingExtra, needs
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own
+SERVERS = ROOT / "requirements-servers.txt"  # for an environment of its own, as is the next
+DOCS = ROOT / "requirements-docs.txt"
 REQUIREMENTS = sorted(
-    {*ROOT.glob("requirements*.txt"), ROOT / "spaces" / "requirements.txt"} - {SERVERS}
+    {*ROOT.glob("requirements*.txt"), ROOT / "spaces" / "requirements.txt"} - {SERVERS, DOCS}
 )
 IMPORT_NAMES = {"yaml": "pyyaml", "sklearn": "scikit_learn"}
 OURS = {"pro_core", "ui", "app"}

@@ -57,7 +57,7 @@ class Models:
     Attributes:
         panel, adapter: None until loaded, and when they cannot be used; `problem` and `warning` say why.
         policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
-        demo: whether the shipped policy writes the answers.
+        demo: whether the shipped policy writes the answers. own_panel: whether a panel of the owner's scores them.
         floors: (K,), the owner's minimum weights.
         ready: panel and adapter have loaded or failed. finished: the generator has, too.
         places: limits how many visitors have answers written at once.
@@ -73,6 +73,7 @@ class Models:
         own_panel = environ.get("PRO_PANEL", "")
         demo_adapter = "" if own_panel else str(ROOT / "checkpoints/demo/adapter")
         self.panel_source = own_panel or str(ROOT / "checkpoints/demo/panel")
+        self.own_panel = bool(own_panel)
         self.adapter_source = environ.get("PRO_ADAPTER") or demo_adapter
         if self.adapter_source == "none":
             self.adapter_source = ""
@@ -124,14 +125,15 @@ class Models:
             if isinstance(self.generator, LocalGenerator):
                 self.generator.load()
         except Exception as error:
-            log.exception("the generator cannot be used")
+            log.error("the generator cannot be used: %s", sentence(error), exc_info=error)
             self.warn(f"No generator: {sentence(error)}")
+        else:
+            log.info("generator ready %.1f s after start", since_start())
         self.policy = self.generator.policy
         if self.policy and self.panel:
             self._check_policy(self.policy, self.panel)
         self.generator_status = self.generator.status()
         self.finished = True
-        log.info("generator ready %.1f s after start", since_start())
 
     def _check_policy(self, policy: PolicyConfig, panel: RewardPanel) -> None:
         try:

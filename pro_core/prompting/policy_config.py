@@ -18,6 +18,7 @@ from pro_core.system.bundled_models import resolve_policy
 from pro_core.system.loading import SAFE, SAFE_MODEL, refuse_pickles
 from pro_core.system.storage import (
     StorageError,
+    is_hub_id,
     library_versions,
     local_folder,
     read_config,
@@ -133,6 +134,14 @@ def _file_of(source: str | Path, name: str) -> Path | None:
         return None  # no such file, or no hub: loading the model says which
 
 
+def _existing(source: str | Path) -> str:
+    """Where a model or policy is loaded from. Raises StorageError for a path that does not exist."""
+    where = resolve_policy(source)
+    if not Path(where).is_dir() and not is_hub_id(where):
+        raise StorageError(f"{where}: no such folder")
+    return where
+
+
 def _base_of(where: str, config: PolicyConfig | None) -> tuple[str, str | None]:
     """A LoRA's base model and its revision, by our config or else by PEFT's; a whole model is its own base.
 
@@ -168,7 +177,7 @@ def load_tokenizer(source: str | Path) -> Any:
     Raises:
         StorageError: as :func:`load_language_model`. Whatever the loaders raise.
     """
-    where = resolve_policy(source)
+    where = _existing(source)
     return _tokenizer(where, *_base_of(where, PolicyConfig.read(where)))
 
 
@@ -202,7 +211,7 @@ def load_language_model(source: str | Path, trainable: bool = False, **settings:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    where = resolve_policy(source)
+    where = _existing(source)
     config = PolicyConfig.read(where)
     if config and config.mixtures:
         raise StorageError(

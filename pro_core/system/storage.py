@@ -39,6 +39,11 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the hub's name of a repository, and not only a path: ``owner/name`` or ``name``."""
+    return not Path(text).is_absolute() and not text.startswith(".") and text.count("/") <= 1
+
+
 def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a local path, or of a hub id, which is downloaded to the hub's cache without pickles.
 
@@ -49,7 +54,7 @@ def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     text = str(path_or_id)
-    if folder.is_absolute() or text.startswith(".") or text.count("/") != 1:
+    if not is_hub_id(text) or "/" not in text:
         raise StorageError(f"{text}: no such folder")
     from huggingface_hub import snapshot_download
 
