@@ -34,7 +34,7 @@ METRICS = {"hypervolume", "igd_plus", "is_nondominated"}
 TRAINING = {
     name
     for name in pro_core.__all__
-    if name.endswith(("Recipe", "Source", "Target"))
+    if name.endswith(("Recipe", "Source", "Target", "Evaluation", "_rows"))
     or name.startswith(("train_", "make_", "score_"))
 }
 """Recipes, their parts, and the routines that run them may need an extra. All other names except METRICS import."""
