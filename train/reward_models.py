@@ -23,7 +23,9 @@ def main(recipe: PanelRecipe) -> None:
     join_processes()
     keep_freed_memory()
     if panel := train_panel(recipe):
-        print(f"{panel.source}: accuracy on {recipe.grade_on} pairs, and its 95% interval", flush=True)
+        print(
+            f"{panel.source}: accuracy on {recipe.grade_on} pairs, and its 95% interval", flush=True
+        )
         for name in panel.objective_names:
             if measured := panel.accuracy.get(name):
                 low, high = measured["ci95"]
