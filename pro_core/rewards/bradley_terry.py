@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from transformers import TrainingArguments
 
 from pro_core.data.schema import PreferencePair
 from pro_core.rewards.batching import check_length, collate, encode
-from pro_core.rewards.models import HEADS
+from pro_core.rewards.models import HEADS, save_reward_model
 from pro_core.runs.training import OrderedTrainer
+from pro_core.system.processes import main_process
 
 TRAINING_VERSION = 1
 """Version of the way from pairs to parameters; raise it with every change that moves a parameter."""
@@ -144,3 +146,11 @@ def bradley_terry_loss(
     if tie is not None:
         loss = loss + torch.where(tie, margin / 2, 0)  # -log sigmoid(-m) = m - log sigmoid(m)
     return loss.mean()
+
+
+def save_trained(trainer: Any, folder: str | Path, recipe: dict[str, Any]) -> None:
+    """Save the model of a Trainer, gathered from all processes where it is shared out; every process calls it."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if main_process():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_reward_model(model, folder, recipe, state)

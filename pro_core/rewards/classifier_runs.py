@@ -17,6 +17,7 @@ from typing import Any
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.sources import default_data_dir
 from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.bradley_terry import save_trained
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.classifier_card import write_classifier_card
@@ -33,7 +34,7 @@ from pro_core.rewards.classifier_training import (
     tokenize_rated,
 )
 from pro_core.rewards.levels import level_columns
-from pro_core.rewards.models import new_reward_model, save_trained
+from pro_core.rewards.models import new_reward_model
 from pro_core.rewards.recipes import ClassifierRecipe
 from pro_core.runs.training import (
     Progress,

@@ -22,7 +22,6 @@ from pro_core.system.loading import (
     loading_failure,
     match_tokenizer,
 )
-from pro_core.system.processes import main_process
 from pro_core.system.storage import (
     StorageError,
     library_versions,
@@ -157,14 +156,6 @@ def trainable_names(model: nn.Module, upper_layers: int) -> set[str]:
             else not embedding.search(name)
         )
     }
-
-
-def save_trained(trainer: Any, folder: str | Path, recipe: dict[str, Any]) -> None:
-    """Save the model of a Trainer, gathered from all processes where it is shared out; every process calls it."""
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        save_reward_model(model, folder, recipe, state)
 
 
 def save_reward_model(

@@ -20,8 +20,13 @@ from pro_core.data.schema import PreferencePair
 from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
 from pro_core.rewards.batching import SCORING_VERSION
-from pro_core.rewards.bradley_terry import TRAINING_VERSION, BradleyTerryTrainer, tokenize_pairs
-from pro_core.rewards.models import new_reward_model, save_trained
+from pro_core.rewards.bradley_terry import (
+    TRAINING_VERSION,
+    BradleyTerryTrainer,
+    save_trained,
+    tokenize_pairs,
+)
+from pro_core.rewards.models import new_reward_model
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.recipes import PanelRecipe
