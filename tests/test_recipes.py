@@ -14,18 +14,8 @@ from pydantic import ValidationError, model_validator
 from pro_core.evaluation.results import check_own_results
 from pro_core.evaluation.theorem import TheoremRecipe
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe, ScoreRecipe
-from pro_core.runs.recipes import (
-    ConfigError,
-    Count,
-    Names,
-    Positive,
-    Recipe,
-    RecipeOfArms,
-    Settings,
-    Share,
-    described,
-    folder_name,
-)
+from pro_core.runs.recipes import ConfigError, Recipe, RecipeOfArms, described, folder_name
+from pro_core.system.settings import Count, Names, Positive, Settings, Share
 from train import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,7 +212,8 @@ def test_every_setting_is_described_with_type_range_default_and_meaning():
 SCRIPT = '''
 """Usage here."""
 from huggingface_hub import constants
-from pro_core.runs.recipes import Count, Recipe
+from pro_core.runs.recipes import Recipe
+from pro_core.system.settings import Count
 from pro_core.runs.scripts import run_script
 class Own(Recipe):
     steps: Count

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pro_core.runs.recipes import ConfigError, Count, Positive, Recipe, Seeds
+from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
-from pro_core.system.settings import AtLeastZero, Settings
+from pro_core.system.settings import AtLeastZero, Count, Positive, Seeds, Settings
 
 with needs("train"):
     from pydantic import Field, model_validator

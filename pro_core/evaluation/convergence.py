@@ -23,11 +23,11 @@ from pro_core.adapter.runs import AdapterRun
 from pro_core.data.sources import default_data_dir
 from pro_core.evaluation.results import Row, check_own_results, result_row
 from pro_core.rewards.panel import saved_key
-from pro_core.runs.recipes import Count, Names, Recipe, Seeds
+from pro_core.runs.recipes import Recipe
 from pro_core.system.artefacts import WORK, once
 from pro_core.system.extras import needs
 from pro_core.system.fingerprints import fingerprint
-from pro_core.system.settings import Several
+from pro_core.system.settings import Count, Names, Seeds, Several
 from pro_core.system.storage import file_hash
 from pro_core.theory.convergence import ARMS, UNIFORM, Experiment, Run, draw_parts, steps_to
 from pro_core.theory.labelled_worlds import WORLD_VERSION, LabelledWorld, labelled_world

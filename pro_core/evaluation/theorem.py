@@ -24,10 +24,10 @@ from pro_core.evaluation.results import (
     write_rows,
 )
 from pro_core.rewards.panel import RewardPanel, saved_key
-from pro_core.runs.recipes import Count, Positive, Recipe, Seeds, Settings
+from pro_core.runs.recipes import Recipe
 from pro_core.system.extras import needs
 from pro_core.system.fingerprints import fingerprint
-from pro_core.system.settings import Several
+from pro_core.system.settings import Count, Positive, Seeds, Settings, Several
 from pro_core.system.storage import content_hash, file_hash
 from pro_core.theory.planted import PLANTED_METHODS, compare_targets
 from pro_core.theory.theorem import (

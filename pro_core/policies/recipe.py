@@ -10,9 +10,10 @@ from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.sources import default_data_dir
 from pro_core.data.texts import TextSource
 from pro_core.rewards.panel import RewardPanel
-from pro_core.runs.recipes import ConfigError, Count, Names, RecipeOfArms, Settings, folder_name
+from pro_core.runs.recipes import ConfigError, RecipeOfArms, folder_name
 from pro_core.system.extras import needs
 from pro_core.system.processes import process_device
+from pro_core.system.settings import Count, Names, Settings
 
 with needs("train"):
     from pydantic import Field, model_validator

@@ -18,8 +18,9 @@ from pro_core.policies.soups import (
 from pro_core.policies.stages import RUN
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.runs.clock import add_clocks
-from pro_core.runs.recipes import ConfigError, Recipe, Seeds
+from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
+from pro_core.system.settings import Seeds
 from pro_core.system.storage import StorageError, read_config
 
 with needs("train"):

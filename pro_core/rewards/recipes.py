@@ -10,9 +10,9 @@ from pro_core.data.texts import TextSource
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.levels import IntensityScale, Loss, level_columns
 from pro_core.rewards.models import Method, Pooling
-from pro_core.runs.recipes import ConfigError, Count, Names, Positive, Recipe, Seeds
+from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
-from pro_core.system.settings import AtLeastZero, Settings
+from pro_core.system.settings import AtLeastZero, Count, Names, Positive, Seeds, Settings
 
 with needs("train"):
     from pydantic import Field, model_validator

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pro_core.data.entries import PairSource
 from pro_core.data.schema import fold_of
@@ -70,21 +71,23 @@ def score_rewards(recipe: ScoreRecipe) -> Path | None:
         ),
         flush=True,
     )
-    if recipe.save_panel:
-        _save_calibrated(panel, output, recipe.save_panel, recipe.remove_length)
-    if recipe.pair_table:
-        _write_pair_table(panel, recipe)
+    rows = read_rewards(output) if recipe.save_panel or recipe.pair_table else None
+    if rows is not None and recipe.save_panel:
+        _save_calibrated(panel, rows, recipe.save_panel, recipe.remove_length)
+    if rows is not None and recipe.pair_table:
+        _write_pair_table(panel, rows, recipe)
     return output
 
 
-def _save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_length: bool) -> None:
+def _save_calibrated(
+    panel: RewardPanel, rows: pd.DataFrame, folder: str, remove_length: bool
+) -> None:
     """Fit the panel's statistics on the training responses that have all rewards, and save it."""
     if (Path(folder) / MANIFEST).is_file():
         raise ConfigError(
             f"save_panel: {folder} holds a finished panel of train/reward_models.py: name another folder",
             ["save_panel"],
         )
-    rows = read_rewards(output)
     names = [f"raw_{name}" for name in panel.objective_names]
     whole = rows[names].notna().all(axis=1)
     train = rows[(rows["split"] == "train") & whole]
@@ -109,7 +112,7 @@ def _save_calibrated(panel: RewardPanel, output: Path, folder: str, remove_lengt
     print(f"{folder}: calibrated on {described}{constant}", flush=True)
 
 
-def _write_pair_table(panel: RewardPanel, recipe: ScoreRecipe) -> None:
+def _write_pair_table(panel: RewardPanel, rows: pd.DataFrame, recipe: ScoreRecipe) -> None:
     """Write the table of :mod:`pro_core.rewards.scores` for those pairs of the recipe that have all rewards."""
     output, names = Path(recipe.output), panel.objective_names
     sources = [PairSource(**s.model_dump()) for s in recipe.data if s.kind is not None]
@@ -120,7 +123,6 @@ def _write_pair_table(panel: RewardPanel, recipe: ScoreRecipe) -> None:
         raise ConfigError(
             f"pair_table: the data has no training pairs of {list(names)}", ["pair_table", "data"]
         )
-    rows = read_rewards(output)
     raw = rows[[f"raw_{name}" for name in names]].to_numpy(np.float32)
     at = {text: i for i, text in enumerate(zip(rows["prompt"], rows["completion"], strict=True))}
     pairs = [

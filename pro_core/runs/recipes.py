@@ -17,12 +17,7 @@ from typing import Any, ClassVar, Self
 import yaml
 
 from pro_core.system.extras import needs
-from pro_core.system.settings import Count as Count  # `as` re-exports it for classes of recipes
-from pro_core.system.settings import Names as Names
-from pro_core.system.settings import Positive as Positive
-from pro_core.system.settings import Seeds as Seeds
-from pro_core.system.settings import Settings as Settings
-from pro_core.system.settings import Share as Share
+from pro_core.system.settings import Seeds, Settings
 
 with needs("train"):
     from pydantic import Field, PrivateAttr, ValidationError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pro_core.data.entries import PairSource
-from pro_core.runs.recipes import ConfigError, Count, Names, Recipe, Seeds, Settings
+from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
-from pro_core.system.settings import TopP
+from pro_core.system.settings import Count, Names, Seeds, Settings, TopP
 
 with needs("train"):
     from pydantic import Field, model_validator

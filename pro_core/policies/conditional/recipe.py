@@ -8,9 +8,9 @@ from pro_core.data.texts import TextSource
 from pro_core.http.addresses import address_of
 from pro_core.policies.goals import NEED_ADAPTER, Goal, Rule
 from pro_core.policies.recipe import PanelPolicyRecipe, Trained
-from pro_core.runs.recipes import ConfigError, Count, Positive, Settings, Share
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.extras import needs
-from pro_core.system.settings import TopP
+from pro_core.system.settings import Count, Positive, Settings, Share, TopP
 
 with needs("train"):
     from pydantic import Field, field_validator, model_validator

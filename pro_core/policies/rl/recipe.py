@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pro_core.policies.goals import NEED_ADAPTER
 from pro_core.policies.recipe import PanelPolicyRecipe, PolicyRecipe, Trained
-from pro_core.runs.recipes import ConfigError, Count, Positive, Settings
+from pro_core.runs.recipes import ConfigError
 from pro_core.system.extras import needs
-from pro_core.system.settings import TopP
+from pro_core.system.settings import Count, Positive, Settings, TopP
 
 with needs("train"):
     from pydantic import Field, ValidationError, model_validator
