@@ -26,11 +26,11 @@ from pro_core.evaluation.policy.metrics import (
     Draws,
     Floats,
     JudgeUnits,
-    averaged,
     fitted_units,
     judged,
     means,
     over_requests,
+    paired_gaps,
     rank_correlation,
     text_measures,
 )
@@ -90,14 +90,12 @@ class LevelStudy:
     def leads(
         self, name: str, other: str, seeds: Sequence[int], answered: Answered, counts_RP: Floats
     ) -> Draws:
-        gaps = []
-        for seed in seeds:
-            a, b = answered[name][seed], answered[other][seed]
-            assert self._units is not None
-            of_a = control(a.where_also(b), self.grid, self._units, counts_RP)
-            of_b = control(b.where_also(a), self.grid, self._units, counts_RP)
-            gaps.append({key: of_a[key] - of_b[key] for key in of_a if key in of_b})
-        return averaged(gaps)
+        units = self._units
+        assert units is not None
+        return paired_gaps(
+            ((answered[name][seed], answered[other][seed]) for seed in seeds),
+            lambda answers: control(answers, self.grid, units, counts_RP),
+        )
 
 
 def base_units(judges: Judges, answers: Answers, base: str, requests: int) -> JudgeUnits:

@@ -10,7 +10,7 @@ prompts. So differences are paired, and a difference between seeds is not mistak
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -160,6 +160,20 @@ def rank_correlation(asked_W: ArrayLike, obtained_W: ArrayLike) -> float:
 def over_requests(values_WP: ArrayLike, counts_RP: Floats) -> Floats:
     """The mean of values (W, P) over prompts, then over the requests that have a value: (R,)."""
     return over_points(point_means(np.asarray(values_WP)[:, :, None], counts_RP))[:, 0]
+
+
+def paired_gaps(
+    pairs: Iterable[tuple[Answers, Answers]], measured: Callable[[Answers], Draws]
+) -> Draws:
+    """Each measure of the first answers minus that of the second, averaged over the pairs: (R,) each.
+
+    They are paired: the same resamples, prompts and requests, and only what both have scores for.
+    """
+    gaps = []
+    for a, b in pairs:
+        of_a, of_b = measured(a.where_also(b)), measured(b.where_also(a))
+        gaps.append({name: of_a[name] - of_b[name] for name in of_a if name in of_b})
+    return averaged(gaps)
 
 
 def averaged(draws: Sequence[Draws]) -> Draws:

@@ -20,12 +20,12 @@ from pro_core.evaluation.policy.metrics import (
     Draws,
     Floats,
     JudgeUnits,
-    averaged,
     in_units,
     judged,
     means,
     over_points,
     over_requests,
+    paired_gaps,
     point_means,
     rank_correlation,
 )
@@ -165,11 +165,8 @@ def leads(
 
     They are paired: the same resamples, prompts and weightings.
     """
-    gaps = []
-    for a, b in zip(mine, theirs, strict=True):
-        of_a = measure(a.where_also(b), weights_WPK, base, None, counts_RP)
-        of_b = measure(b.where_also(a), weights_WPK, base, None, counts_RP)
-        gaps.append(
-            {name: of_a[name] - of_b[name] for name in LEADS if name in of_a and name in of_b}
-        )
-    return averaged(gaps)
+    gaps = paired_gaps(
+        zip(mine, theirs, strict=True),
+        lambda answers: measure(answers, weights_WPK, base, None, counts_RP),
+    )
+    return {name: gaps[name] for name in LEADS if name in gaps}

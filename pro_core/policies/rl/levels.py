@@ -161,10 +161,7 @@ def level_task(recipe: MoslimRecipe, data: ClassifierPrompts, seed: int) -> Task
     Raises:
         ConfigError: a model that cannot answer, or no prompt that fits.
     """
-    names, reader = (
-        data.objective_names,
-        PromptReader(recipe.model, recipe.max_prompt, recipe.algorithm == "ppo"),
-    )
+    names, reader = data.objective_names, PromptReader.of(recipe)
     condition = level_condition(data.classifier, names)
     levels_NK = draw_levels(condition.level_counts or (), len(data.prompts), seed)
     reads_N = [

@@ -58,6 +58,11 @@ class PromptReader:
             )
         self.max_prompt = max_prompt
 
+    @classmethod
+    def of(cls, recipe: LoopRecipe) -> PromptReader:
+        """The reader of a recipe's model. PPO is our own loop, so it reads plain turns, too."""
+        return cls(recipe.model, recipe.max_prompt, plain=recipe.algorithm == "ppo")
+
     def fitted(self, prompt: Sequence[Message]) -> Conversation | None:
         """The conversation as generation reads it: the oldest turns left out until it fits, in a form that the template
         takes, with typed marks broken. None if the last message alone is too long."""

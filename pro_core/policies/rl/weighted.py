@@ -70,10 +70,7 @@ def weighted_task(recipe: MorlhfRecipe, data: PanelPrompts, seed: int) -> Task:
     Raises:
         ConfigError: a model that cannot answer, no prompt that fits, weights or floors that make no sense.
     """
-    names, reader = (
-        data.objective_names,
-        PromptReader(recipe.model, recipe.max_prompt, recipe.algorithm == "ppo"),
-    )
+    names, reader = data.objective_names, PromptReader.of(recipe)
     rows, left_out = draw_rows(data.prompts, recipe, seed, reader)
     prompts, kinds = [data.prompts[row] for row in rows], [data.kinds[row] for row in rows]
     weights: Array | None = None
