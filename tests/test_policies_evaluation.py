@@ -126,14 +126,17 @@ def by_method(rows, kind="all_seeds"):
     return {r["method"]: r for r in rows if r["kind"] == kind}
 
 
-def test_a_recipe_leads_from_models_to_tables_and_figures(recipe, tmp_path, monkeypatch, capsys):
+def test_a_recipe_leads_from_models_to_tables_and_figures(
+    recipe, parts, tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     path, results, figures = recipe(), tmp_path / "results", tmp_path / "docs"
     command = ["train/evaluate.py", "policies", str(path), "--results", str(results)]
     command += ["--figures", str(figures)]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(ROOT / "train" / "evaluate.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    said = capsys.readouterr()
+    printed = said.out
     rows = read_rows(results / "policies.jsonl")
     assert len(rows) == 1 + 3 * (
         2 * (1 + 3) + 1
@@ -157,10 +160,17 @@ def test_a_recipe_leads_from_models_to_tables_and_figures(recipe, tmp_path, monk
     assert first["metrics"]["igd_plus"] > 1e-3
     assert pooled["base"]["seed"] is None and "sd_over_seeds_hypervolume" in base
 
-    # Every table says what its judges are worth.
+    # Every row says what scored it, every table what its judges are worth, and the run says it at its start.
+    versions = {
+        role: RewardPanel.from_pretrained(parts / folder, "cpu").fingerprint()[:8]
+        for role, folder in (("panel", "panel"), ("judge", "judge"), ("heldout_panel", "heldout"))
+    }
+    assert all(r["scored_by"] == versions for r in rows)
+    assert f"judge {parts / 'judge'} ({versions['judge']}): overall 0.620; heldout" in said.err
     for table in (main_table, leads_table, control_table):
         text = table(rows)
-        assert "overall judge 0.62 (0.50 to 0.70)" in text and "helpful 0.63" in text
+        assert f"overall judge `{versions['judge']}` 0.620 (0.500 to 0.700)" in text
+        assert "helpful 0.630" in text and "†" not in text
         assert "4 held-out prompts, 3 weightings, 2 seeds; base: base" in text and text in printed
     assert main_table(rows, only="wic_tiny") == main_table(rows) and not main_table(
         rows, only="wic"
@@ -214,7 +224,53 @@ def test_judges_are_optional_and_the_adapters_weights_are_measured(recipe, tmp_p
     assert not any("judge" in key or "heldout" in key or "perplexity" in key for key in best)
     assert "mean_weighted_score_adapter" in row["leads"]["base"]["metrics"]
     assert "length_adapter" in best and "mean_helpful_adapter" in best
-    assert "No judge's own accuracy" in main_table(rows)
+    assert set(row["scored_by"]) == {"panel"}
+    assert "Neither an overall judge nor a held-out panel" in main_table(rows)
+
+
+def test_other_judges_grade_all_rows_again_on_the_same_responses(recipe, parts, tmp_path):
+    """As in a new output folder, though responses and the old judges' scores are kept."""
+    shutil.copytree(parts, tmp_path / "parts")
+    folders = {"judge": tmp_path / "parts/judge", "heldout_panel": tmp_path / "parts/heldout"}
+    changes = {role: str(folder) for role, folder in folders.items()}
+    changes |= {"seeds": [0], "perplexity": False, "prompts": 3}
+    path = recipe(**changes)
+    old = policy_rows(PolicyEvaluation.read(path))
+    for role, folder in folders.items():
+        shutil.rmtree(folder)
+        write_panel(folder, ["overall"] if role == "judge" else NAMES, 7)
+    new = policy_rows(PolicyEvaluation.read(path))
+    fresh = recipe(**changes, output=str(tmp_path / "fresh"))
+    graded = ("method", "seed", "metrics", "ci95", "scored_by", "leads")
+    for one, other in zip(new, policy_rows(PolicyEvaluation.read(fresh)), strict=True):
+        assert {k: one[k] for k in graded} == {k: other[k] for k in graded}
+    for was, now in zip(old, new, strict=True):
+        assert was["scored_by"]["panel"] == now["scored_by"]["panel"]
+        assert all(was["scored_by"][role] != now["scored_by"][role] for role in folders)
+    was, now = (by_method(rows)["PRO-WIC online"]["metrics"] for rows in (old, new))
+    assert was["mean_weighted_score"] == now["mean_weighted_score"]
+    assert was["judge_score"] != now["judge_score"]
+    assert was["heldout_score"] != now["heldout_score"]
+
+
+def scored_row(method: str, accuracy: float, **scored_by: str):
+    metrics = {"hypervolume": 1.0, "judge_score": 0.5, "seeds": 1.0, "judge_accuracy": accuracy}
+    interval = {"judge_accuracy": [accuracy - 0.1, accuracy + 0.1]}
+    where = ("e", method, None, "test", 1, metrics, interval)
+    return result_row(*where, kind="all_seeds", scored_by=scored_by)
+
+
+def test_a_table_marks_the_rows_of_older_judges_or_of_another_panel():
+    old = scored_row("RiC", 0.6, panel="p1", judge="one epoch")
+    other_panel = scored_row("soup", 0.7, panel="p2", judge="b2")
+    new = scored_row("PRO-WIC", 0.7, panel="p1", judge="b2")
+    text = main_table([old, other_panel, new])
+    *_, of_new, of_other, of_old = text.split("\n\n")
+    assert "| PRO-WIC |" in text and "| soup† |" in text and "| RiC†† |" in text
+    assert "overall judge `b2` 0.700 (0.600 to 0.800)" in of_new and "†" not in of_new
+    assert of_other.startswith("† ") and "Panel: `p2`" in of_other
+    assert of_old.startswith("†† ") and "overall judge `one epoch` 0.600" in of_old
+    assert "†" not in main_table([old]) and "`one epoch`" in main_table([old])
 
 
 def test_the_log_ratio_to_the_base_is_that_of_plain_forward_passes(recipe, parts):
@@ -325,7 +381,7 @@ def test_missing_judges_seeds_and_arms_are_reported_and_left_out(
     assert back == pytest.approx(-lead, abs=2e-5)
     table = main_table(rows)
     assert "| PRO-WIC online (1 of 2 seeds) |" in table and "| RiC online |" in table
-    assert "neither the overall judge nor the held-out panel" in table and "judge |" not in table
+    assert "Neither an overall judge nor a held-out panel" in table and "judge |" not in table
 
 
 @pytest.mark.parametrize(

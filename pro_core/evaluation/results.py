@@ -9,8 +9,13 @@ A line has these columns too where they are not empty; :func:`read_rows` fills i
 | ``setting`` | {name: value} of what the experiment varies besides method and seed |
 | ``request`` | what was asked of a policy, ``{"weights": {objective: weight}}`` or ``{"levels": {objective: level}}`` |
 | ``objectives``, ``heldout_objectives`` | the objectives in names such as ``<metric>_<objective>``, in order |
+| ``scored_by`` | {role: version} of what scored a policy's responses |
 | ``leads`` | {other method: {"metrics", "ci95"}}: this method minus the other, paired |
 | ``curves`` | measures over the steps of a training |
+
+The roles of ``scored_by`` are ``panel`` or ``classifier`` (what taught the policies), ``judge`` and ``heldout_panel``.
+A version is the first eight characters of a fingerprint, or words where the fingerprint is lost. Rows whose
+``scored_by`` differ are on different scales.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ OPTIONAL: dict[str, type] = {
     "request": dict,
     "objectives": list,
     "heldout_objectives": list,
+    "scored_by": dict,
     "leads": dict,
     "curves": dict,
 }
@@ -63,6 +69,7 @@ def result_row(
     request: Mapping[str, Mapping[str, float]] | None = None,
     objectives: Sequence[str] = (),
     heldout_objectives: Sequence[str] = (),
+    scored_by: Mapping[str, str] | None = None,
     leads: Mapping[str, Any] | None = None,
     curves: Mapping[str, Any] | None = None,
 ) -> Row:
@@ -92,6 +99,7 @@ def result_row(
         "request": _rounded(request or {}),
         "objectives": list(objectives),
         "heldout_objectives": list(heldout_objectives),
+        "scored_by": dict(scored_by or {}),
         "leads": dict(leads or {}),
         "curves": _rounded(curves or {}),
     }
@@ -121,8 +129,11 @@ def _commit() -> str:
 def write_rows(path: str | Path, rows: Rows, whole: bool = False) -> None:
     """Write rows in place of those of the same experiment, config, split, kind, method, seed, setting and request.
 
+    The new rows come last in the file.
+
     Args:
-        whole: these are all rows of their experiment, config and split; old ones are removed.
+        whole: these are all rows of their experiment, config and split; old ones are removed. So all rows of a recipe
+            and split are from one run and its judges.
     """
 
     def key(row: Row) -> Any:

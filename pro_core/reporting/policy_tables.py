@@ -1,4 +1,7 @@
-"""Tables of policies, from their result rows. Each says how accurate its judges are."""
+"""Tables of policies, from their result rows. Each says which judges it is from and how accurate they are.
+
+Rows of older judges or of another panel carry a mark, because their scores are on another scale.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from pro_core.evaluation.policy.weights import LEADS
 from pro_core.evaluation.results import Kind, Row, Rows
-from pro_core.reporting.markdown import markdown_table
+from pro_core.reporting.markdown import interval, markdown_table
 from pro_core.reporting.paper_tables import equal_weights_table
 
 SHOWN = {
@@ -49,9 +52,9 @@ def main_table(rows: Rows, only: str | None = None) -> str:
                 r["method"] if seeds == most else f"{r['method']} ({seeds:.0f} of {most:.0f} seeds)"
             )
             body.append([name, *(cell(r, key) for key in shown)])
-        return markdown_table(["", *shown.values()], body) + f"\n\n{UNITS} {judges_note(mine[0])}"
+        return markdown_table(["", *shown.values()], body) + f"\n\n{UNITS}"
 
-    return _each_experiment(_only(rows, only), "all_seeds", table)
+    return _judged(_only(rows, only), table)
 
 
 def _only(rows: Rows, experiment: str | None) -> Rows:
@@ -70,9 +73,9 @@ def leads_table(rows: Rows) -> str:
         if not body:
             return ""
         heads = ["", "over", *(SHOWN[key] for key in LEADS)]
-        return markdown_table(heads, body) + f"\n\nPaired over prompts. {judges_note(mine[0])}"
+        return markdown_table(heads, body) + "\n\nPaired over prompts."
 
-    return _each_experiment(rows, "all_seeds", table)
+    return _judged(rows, table)
 
 
 def control_table(rows: Rows, only: str | None = None) -> str:
@@ -80,31 +83,31 @@ def control_table(rows: Rows, only: str | None = None) -> str:
     one experiment, or of all."""
 
     def table(mine: Rows) -> str:
-        first = mine[0]
-        heads = {f"spearman_{name}": name for name in first["objectives"]}
-        heads |= {f"spearman_heldout_{n}": f"held-out {n}" for n in first["heldout_objectives"]}
-        heads = {key: head for key, head in heads.items() if key in first["metrics"]}
+        newest = mine[-1]
+        heads = {f"spearman_{name}": name for name in newest["objectives"]}
+        heads |= {f"spearman_heldout_{n}": f"held-out {n}" for n in newest["heldout_objectives"]}
+        heads = {key: head for key, head in heads.items() if key in newest["metrics"]}
         if not heads:
             return ""
         body = [[r["method"], *(cell(r, key) for key in heads)] for r in mine]
         note = "-1 to 1, higher is better; 0: weights change nothing."
-        return markdown_table(["", *heads.values()], body) + f"\n\n{note} {judges_note(first)}"
+        return markdown_table(["", *heads.values()], body) + f"\n\n{note}"
 
-    return _each_experiment(_only(rows, only), "all_seeds", table)
+    return _judged(_only(rows, only), table)
 
 
 def levels_table(rows: Rows) -> str:
     """Whether the level given follows the level asked for, see :mod:`pro_core.evaluation.policy.levels`."""
 
     def table(mine: Rows) -> str:
-        parts, first = [], mine[0]
+        parts, newest = [], mine[-1]
         spearman: dict[str, str] = {}
         gains: dict[str, str] = {}
-        for name in first["objectives"]:
+        for name in newest["objectives"]:
             spearman |= {f"spearman_{name}": name, f"spearman_heldout_{name}": f"held-out {name}"}
             gains[f"gain_{name}"] = name
         for title, heads in (("Spearman", spearman), ("levels gained", gains)):
-            shown = {key: head for key, head in heads.items() if key in first["metrics"]}
+            shown = {key: head for key, head in heads.items() if key in newest["metrics"]}
             body = [[r["method"], *(cell(r, key) for key in shown)] for r in mine]
             body += [
                 [f"{r['method']}, minus {other}", *(_signed(led, key) for key in shown)]
@@ -119,11 +122,11 @@ def levels_table(rows: Rows) -> str:
         note = (
             "Spearman: rank correlation, within prompts, of the level asked for and the classifier's expected level of "
             "the response; -1 to 1. Gained: the level given at the highest level asked for, minus that at the lowest. "
-            f"The classifier taught the policies, so it is no independent judge. {judges_note(first)}"
+            "The classifier taught the policies, so it is no independent judge."
         )
         return "\n\n".join([*parts, note]) if parts else ""
 
-    return _each_experiment(rows, "all_seeds", table)
+    return _judged(rows, table)
 
 
 def texts_table(rows: Rows) -> str:
@@ -149,17 +152,49 @@ def equal_weights_tables(rows: Rows) -> str:
     return _each_experiment(rows, "point", equal_weights_table)
 
 
-def judges_note(row: Row) -> str:
-    """How often the judges agree with the labels of their own test pairs, or that this is not known."""
-    judges = {"judge_accuracy": "overall judge"}
-    judges |= {f"heldout_accuracy_{n}": f"held-out {n}" for n in row["heldout_objectives"]}
-    parts = [f"{judge} {cell(row, key)}" for key, judge in judges.items() if key in row["metrics"]]
+def _judged(rows: Rows, table: Callable[[Rows], str]) -> str:
+    """One table for each experiment, from its rows over all seeds; below it, one line on what scored them.
+
+    The newest row is the last in the file. A method whose row has other judges, or another panel, gets a mark.
+    """
+
+    def noted(mine: Rows) -> str:
+        newest_first: dict[frozenset[tuple[str, str]], Row] = {}
+        for r in reversed(mine):
+            newest_first.setdefault(_scored_by(r), r)
+        marks = {of: "†" * i for i, of in enumerate(newest_first)}
+        text = table([r | {"method": r["method"] + marks[_scored_by(r)]} for r in mine])
+        lines = [scorers_note(r, marks[of]) for of, r in newest_first.items()]
+        return "\n\n".join([text, *lines]) if text else ""
+
+    return _each_experiment(rows, "all_seeds", noted)
+
+
+def _scored_by(row: Row) -> frozenset[tuple[str, str]]:
+    return frozenset(row["scored_by"].items())
+
+
+def scorers_note(row: Row, mark: str = "") -> str:
+    """What scored a row, and how often its judges agree with the labels of their own test pairs.
+
+    Args:
+        mark: that of rows which other scorers than the newest graded.
+    """
+    versions = row["scored_by"]
+    note = f"{mark} Compare only rows with this mark: what scored them differs. " if mark else ""
+    for role in ("panel", "classifier"):
+        if role in versions:
+            note += f"{role.capitalize()}: `{versions[role]}`. "
+    parts = []
+    if "judge" in versions:
+        parts.append(f"overall judge `{versions['judge']}` {interval(row, 'judge_accuracy')}")
+    if "heldout_panel" in versions:
+        names = row["heldout_objectives"]
+        each = ", ".join(f"{n} {interval(row, f'heldout_accuracy_{n}')}" for n in names)
+        parts.append(f"held-out panel `{versions['heldout_panel']}` {each}")
     if not parts:
-        return (
-            "No judge's own accuracy is known here: neither the overall judge nor the held-out panel was there, or "
-            "their folders do not record it."
-        )
-    return f"The judges' own accuracy on test pairs: {', '.join(parts)}."
+        return f"{note}Neither an overall judge nor a held-out panel scored these responses."
+    return f"{note}The judges' own accuracy on test pairs: {'; '.join(parts)}."
 
 
 def cell(row: Row, metric: str) -> str:

@@ -135,6 +135,7 @@ def _method_row(
         kind="all_seeds" if seed is None else "method",
         objectives=list(run.objective_names),
         heldout_objectives=run.judges.heldout_names,
+        scored_by=run.scored_by,
     )
 
 
@@ -156,6 +157,7 @@ def _point_rows(
                 request=study.grid.asked(w),
                 objectives=list(run.objective_names),
                 heldout_objectives=run.judges.heldout_names,
+                scored_by=run.scored_by,
             )
         )
     return rows

@@ -22,7 +22,14 @@ from pro_core.evaluation.policy.policies import NamedPolicies
 from pro_core.evaluation.policy.prompts import held_out_prompts
 from pro_core.evaluation.policy.recipe import EvaluationRecipe
 from pro_core.evaluation.policy.responses import Policy, best_answer, respond
-from pro_core.evaluation.policy.scoring import Array, Judges, ScoreCache, Taught, Texts
+from pro_core.evaluation.policy.scoring import (
+    Array,
+    Judges,
+    ScoreCache,
+    Taught,
+    Texts,
+    version_of,
+)
 from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.generation import GenerationSettings, LocalGenerator, Request
 from pro_core.generation.responses import Response
@@ -45,7 +52,11 @@ class PolicyRun:
     Args:
         taught: what trained the policies or chose their answers. likelihood: None: no perplexity, no log-ratio.
 
-    The measures of a missing judge are left out, with a message that names the command to train it.
+    The measures of a missing judge are left out, with a message that names the command to train it. One line says which
+    judges there are, and their own accuracies.
+
+    Attributes:
+        scored_by: role -> version of what taught the policies and of each judge, as in result rows.
 
     Raises:
         ConfigError: a judge is the panel that taught the policies. StorageError, DataError: as their loaders do.
@@ -63,6 +74,9 @@ class PolicyRun:
         self.objective_names = taught.objective_names
         self.output = Path(recipe.output)
         self.judges = Judges.load(recipe, taught.scorer, process_device())
+        print(f"judges, with accuracy on test pairs: {self.judges.described()}", file=sys.stderr)
+        scorers = {taught.role: taught.scorer, **self.judges.by_role}
+        self.scored_by = {role: version_of(scorer) for role, scorer in scorers.items()}
         self.settings = GenerationSettings(recipe.max_new_tokens, recipe.temperature, recipe.top_p)
         self.prompts = held_out_prompts(
             recipe.data,

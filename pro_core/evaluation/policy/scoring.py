@@ -52,8 +52,12 @@ class Taught(Protocol):
     """What taught the policies, and the scores that it reports of a response.
 
     Attributes:
+        role: its name in recipes and in ``scored_by`` of result rows, "panel" or "classifier".
         objective_names: the run's objectives, K of the scorer's.
     """
+
+    @property
+    def role(self) -> str: ...
 
     @property
     def scorer(self) -> Scorer: ...
@@ -73,14 +77,16 @@ class PanelScores:
         ConfigError: objectives that the panel does not have, or a panel without statistics.
     """
 
+    role = "panel"
+
     def __init__(self, source: str, panel: RewardPanel, objective_names: Sequence[str] | None):
         self.scorer = panel
         self.objective_names = tuple(objective_names or panel.objective_names)
-        check_objectives("panel", source, panel.objective_names, self.objective_names)
+        check_objectives(self.role, source, panel.objective_names, self.objective_names)
         try:
             self.stats = panel.require_stats()
         except ValueError as error:
-            raise ConfigError(f"{source}: {error}", ["panel"]) from None
+            raise ConfigError(f"{source}: {error}", [self.role]) from None
         self._columns = [panel.objective_names.index(name) for name in self.objective_names]
 
     def shown(self, raw: Array, texts: Sequence[str]) -> Array:
@@ -94,12 +100,14 @@ class LevelScores:
         ConfigError: objectives that the classifier does not have.
     """
 
+    role = "classifier"
+
     def __init__(
         self, source: str, classifier: RewardClassifier, objective_names: Sequence[str] | None
     ):
         self.scorer = ExpectedLevels(classifier)
         names = tuple(objective_names or classifier.objective_names)
-        check_objectives("classifier", source, classifier.objective_names, names)
+        check_objectives(self.role, source, classifier.objective_names, names)
         self.objective_names = names
         self.condition = level_condition(classifier, names)
         self._columns = [classifier.objective_names.index(name) for name in names]
@@ -130,6 +138,11 @@ class ExpectedLevels:
     ) -> Array:
         p = self.classifier.probabilities(prompts, completions, allow_missing)
         return self.classifier.expected_levels(p)
+
+
+def version_of(scorer: Scorer) -> str:
+    """What result rows call a scorer: the first eight characters of its fingerprint."""
+    return scorer.fingerprint()[:8]
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,21 @@ class Judges:
                 ["judge"],
             )
         return cls(overall, judges["heldout_panel"])
+
+    @property
+    def by_role(self) -> dict[str, RewardPanel]:
+        """The judges that are there, by their settings in the recipe."""
+        judges = dict(zip(RECIPES, (self.overall, self.heldout), strict=True))
+        return {role: judge for role, judge in judges.items() if judge is not None}
+
+    def described(self) -> str:
+        """Each judge's folder, version and accuracy on its own test pairs, in one line."""
+        parts = []
+        for role, judge in self.by_role.items():
+            own = [f"{name} {m['accuracy']:.3f}" for name, m in judge.accuracy.items()]
+            accuracy = ", ".join(own) or "accuracy not recorded"
+            parts.append(f"{role} {judge.source} ({version_of(judge)}): {accuracy}")
+        return "; ".join(parts) or "none"
 
     @property
     def heldout_names(self) -> list[str]:

@@ -230,4 +230,5 @@ def _base_row(study: WeightStudy) -> Row:
         kind="base",
         objectives=list(run.objective_names),
         heldout_objectives=run.judges.heldout_names,
+        scored_by=run.scored_by,
     )
