@@ -132,6 +132,8 @@ def test_without_validation_pairs_the_test_pairs_still_grade(own, tmp_path):
     graded = adapter_graded(fitted)
     targets = {row["method"] for row in graded if row["experiment"] == "adapter_targets"}
     assert targets == {"pairwise-t1", "paper_z-t1"}
+    (row,) = (r for r in graded if (r["experiment"], r["method"]) == ("adapter", "adapter"))
+    assert {"nearest prompts", "ArmoRM's gate"} < set(row["leads"])  # the encoder is frozen
 
 
 def test_an_objective_without_held_out_pairs_is_not_measured_in_any_table(own, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pro_core.adapter.controls import compare, control_weights, safety_rates
 from pro_core.data.schema import PreferencePair
@@ -16,7 +17,7 @@ from pro_core.metrics import (
     macro_accuracy,
     prompt_counts,
 )
-from pro_core.reporting.adapter_tables import adapter_table
+from pro_core.reporting.adapter_tables import adapter_table, short_adapter_table
 from pro_core.reporting.markdown import replace_section
 from pro_core.reporting.reward_tables import judges_table, length_table, reward_models_table
 from pro_core.rewards.baselines import bag_of_words
@@ -121,6 +122,60 @@ def test_the_nearest_prompts_know_what_is_alike():
     report = compare(table, weights, NAMES)
     assert report["nearest prompts"]["accuracy"] == 1
     assert report["fitted global"]["accuracy"] == 0  # half and half, which loses both kinds
+
+
+def weighed(n, tag):
+    """One pair for each of n prompts, whose features (6,) decide which objective counts; and these features."""
+    rng = np.random.default_rng(list(tag.encode()))
+    features = {f"{tag}{i}": rng.normal(size=6) for i in range(n)}
+    rows = []
+    for prompt, x in features.items():
+        share = 1 / (1 + np.exp(-4 * x[0]))
+        margin = rng.normal(size=2)
+        margin *= np.sign(margin @ [share, 1 - share])
+        rows.append((prompt, "s", "helpful", tuple(margin)))
+    return scored(rows), features
+
+
+def gate_of(train, test, features, seed=0):
+    same = np.full((len(test), 2), 0.5, np.float32)
+    return control_weights(train, test, same, NAMES, seed, features=features)
+
+
+def test_the_gate_learns_which_prompts_are_about_what():
+    (train, known), (test, new) = weighed(600, "train"), weighed(300, "test")
+    weights = gate_of(train, test, known | new)
+    gate = weights["ArmoRM's gate"]
+    assert gate.shape == (300, 2) and gate.dtype == np.float32 and (gate >= 0).all()
+    # A softmax over the wrong axis would make the columns sum to 1 instead.
+    np.testing.assert_allclose(gate.sum(axis=1), 1, rtol=1e-5)
+    report = compare(test, weights, NAMES)
+    accuracy = {method: r["accuracy"] for method, r in report.items()}
+    assert accuracy["ArmoRM's gate"] > 0.05 + max(accuracy["uniform"], accuracy["fitted global"])
+
+
+def test_the_gate_depends_on_seed_and_training_pairs_alone():
+    (train, known), (test, new) = weighed(60, "train"), weighed(20, "test")
+    state = torch.get_rng_state()
+    gate = gate_of(train, test, known | new)["ArmoRM's gate"]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    # The other choice and other neighbours in the test set change nothing.
+    reversed_test = test.assign(**{f"z_chosen_{n}": -test[f"z_chosen_{n}"] for n in NAMES})
+    again = gate_of(train, pd.concat([reversed_test, train]), known | new)["ArmoRM's gate"]
+    np.testing.assert_allclose(again[:20], gate, rtol=1e-5)
+    assert np.abs(gate_of(train, test, known | new, seed=1)["ArmoRM's gate"] - gate).max() > 0.01
+    fewer = gate_of(train[:30], test, known | new)["ArmoRM's gate"]
+    assert np.abs(fewer - gate).max() > 0.01
+
+
+def test_a_source_of_weights_without_rows_is_left_out_of_the_short_table():
+    rows = [
+        result_row("adapter", method, 0, "test", 4, {"accuracy": 0.5})
+        for method in ("adapter", "mean", "ArmoRM's gate")
+    ]
+    lines = short_adapter_table(rows).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| ArmoRM's gate", "| adapter"]
 
 
 def test_an_adapter_that_ignores_the_prompt_leads_nothing_when_shuffled():

@@ -49,6 +49,9 @@ def adapter_rows(recipe: AdapterRecipe, split: str) -> Rows:
 def held_out(run: AdapterRun, split: str) -> Rows:
     """The chosen target and its controls under every seed: on all held-out pairs, and on hh-rlhf alone.
 
+    The controls that read a frozen encoder's features (the nearest prompts, ArmoRM's gate) are left out if the encoder
+    was trained.
+
     Raises:
         ConfigError: no held-out pairs of that split.
     """

@@ -26,12 +26,12 @@ def adapter_table(rows: Rows) -> str:
     return markdown_table(header, table)
 
 
-SHORT = ("uniform", "best global", "nearest prompts", "shuffled", "adapter")
-"""The sources of weights in the README's one table."""
+SHORT = ("uniform", "best global", "nearest prompts", "ArmoRM's gate", "shuffled", "adapter")
+"""The sources of weights in the README's one table; those without rows are left out."""
 
 
 def short_adapter_table(rows: Rows) -> str:
-    """Five sources of weights, one line each: accuracy, and the adapter's lead."""
+    """The main sources of weights, one line each: accuracy, and the adapter's lead."""
     main = _embedded(tested_rows(rows, "adapter"))
     table = [
         [name, mean(main, name, "accuracy"), _lead(main, name)]
