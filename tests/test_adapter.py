@@ -22,8 +22,9 @@ from pro_core.adapter.targets import (
     pairwise_loss,
     target_weights,
 )
-from pro_core.adapter.training import bootstrap_weights, fit_adapter
+from pro_core.adapter.training import fit_adapter
 from pro_core.runs.recipes import ConfigError
+from pro_core.runs.training import bootstrap_weights
 from pro_core.system.bundled_models import MINILM
 from pro_core.system.storage import StorageError
 

@@ -10,13 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_classifier, tiny_encoder, tiny_gpt2, tiny_qwen, tokenizer
 
+from pro_core.data.schema import PreferencePair
 from pro_core.rewards.batching import collate, encode, token_budget_batches
-from pro_core.rewards.bradley_terry import bradley_terry_loss, grouped_by_length
+from pro_core.rewards.bradley_terry import (
+    BradleyTerryTrainer,
+    bradley_terry_loss,
+    grouped_by_length,
+    tokenize_pairs,
+    training_order,
+)
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.models import new_reward_model, save_reward_model
+from pro_core.rewards.ngrams import NGrams
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.specs import RewardModelSpec
+from pro_core.runs.training import training_arguments
 from pro_core.system.storage import StorageError
 
 NAMES = ("helpful", "harmless")
@@ -281,7 +290,6 @@ BEYOND = [{"name": "helpful", "source": "helpful", "logit": 3}]
         (lambda f: break_config(f, format="other"), "format 'other'"),
         (lambda f: break_config(f, objective_names=["harmless", "helpful"]), "in order"),
         (lambda f: break_config(f, models=[{"name": "helpful"}]), "source"),
-        (lambda f: break_config(f, models=BEYOND * 2), "two objectives"),
         (lambda f: break_config(f, models=BEYOND, objective_names=["helpful"], stats=None), "logit index 3"),
         (lambda f: (f / "harmless" / "config.json").rename(f / "harmless" / "gone"), "cannot load the reward model"),
         (lambda f: (f / "harmless" / "model.safetensors").write_bytes(b"short"), "cannot load the reward model"),
@@ -302,14 +310,87 @@ def test_a_panel_that_is_not_there(tmp_path):
         RewardPanel.from_pretrained(tmp_path / "absent")
 
 
+# ---------------------------------------------------------------- members
+
+
+def good_pairs(n=40):
+    prompt = [{"role": "user", "content": "Hi"}]
+    return [
+        PreferencePair(prompt, f"a splendid answer {i}", f"a dreadful answer {i}", "helpful")
+        for i in range(n)
+    ]
+
+
+def test_an_ngram_model_learns_from_pairs_and_loads_back(tmp_path):
+    pairs = [*good_pairs(), PreferencePair([], "dreadful", "splendid", "helpful", tie=True)]
+    model = NGrams.fit(pairs, ["helpful"])
+    texts = ["a splendid one", "<think>splendid</think>a dreadful one", ""]
+    rewards = model.score(texts)
+    assert rewards.shape == (3, 1)
+    assert rewards[0, 0] > 0 > rewards[1, 0]  # the thought is not read
+    model.save(tmp_path)
+    again, no_tokenizer = load_reward_model(str(tmp_path))
+    np.testing.assert_array_equal(again.score(texts), rewards)
+    assert no_tokenizer is None
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    """A panel of two objectives: three members for the first (two heads and n-grams), one for the second."""
+    folder = tmp_path_factory.mktemp("members")
+    tiny_classifier(folder / "trunk", 3, seed=0)
+    NGrams.fit(good_pairs(), ["helpful"]).save(folder / "ngrams")
+    specs = [
+        RewardModelSpec("helpful", "trunk", logit=0, max_length=64),
+        RewardModelSpec("helpful", "trunk", logit=1, max_length=64),
+        RewardModelSpec("helpful", "ngrams"),
+        RewardModelSpec("harmless", "trunk", logit=2, max_length=64),
+    ]
+    panel = RewardPanel.build(specs, folder)
+    panel.fit_stats(PROMPTS, COMPLETIONS, "four texts")
+    panel.save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_is_the_mean_of_its_standardized_members(members):
+    panel = RewardPanel.from_pretrained(members)
+    assert panel.objective_names == NAMES
+    alone = [
+        RewardPanel.build([RewardModelSpec("x", s.source, logit=s.logit, max_length=64)], members)
+        for s in panel.specs
+    ]
+    outputs = np.hstack([p.score(PROMPTS, COMPLETIONS) for p in alone])
+    z = (outputs - outputs.mean(axis=0)) / outputs.std(axis=0)
+    rewards, spread = panel.score_with_spread(PROMPTS, COMPLETIONS)
+    np.testing.assert_allclose(rewards[:, 0], z[:, :3].mean(axis=1), atol=2e-2)
+    np.testing.assert_allclose(spread[:, 0], z[:, :3].std(axis=1, ddof=1), atol=3e-2)
+    assert np.isnan(spread[:, 1]).all()
+    np.testing.assert_array_equal(panel.score(PROMPTS, COMPLETIONS), rewards)
+
+
+def test_the_members_units_count_in_the_fingerprint(members, separate):
+    panel = RewardPanel.from_pretrained(members)
+    assert panel.fingerprint() == RewardPanel.from_pretrained(members).fingerprint()
+    panel.fit_stats(PROMPTS[:3], ["a", "b c", "d e f"], "other texts")
+    assert panel.fingerprint() != RewardPanel.from_pretrained(members).fingerprint()
+
+
 # ---------------------------------------------------------------- models and loss
+
+
+def loss_of(logits, head, tie=None, smoothing=0.0):
+    """The loss of pairs (B,) whose chosen texts are the first B logits (2B, K) and whose rejected texts the last."""
+    B = len(head)
+    pair = torch.arange(2 * B).view(2, B).T
+    tie = torch.zeros(B, dtype=torch.bool) if tie is None else tie
+    return bradley_terry_loss(logits[..., None], pair, head, tie, torch.ones(B, 1), smoothing)
 
 
 def test_the_bradley_terry_loss_by_hand():
     # Head 1 of pair 0: margin 3 - 1 = 2; head 0 of pair 1: margin 0 - 1 = -1.
     logits = torch.tensor([[9.0, 3.0], [0.0, 9.0], [9.0, 1.0], [1.0, 9.0]])
     expected = (np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2
-    loss = bradley_terry_loss(logits, torch.tensor([1, 0]))
+    loss = loss_of(logits, torch.tensor([1, 0]))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -317,12 +398,69 @@ def test_a_tie_pulls_the_margin_to_zero_from_both_sides():
     tie = torch.tensor([True])
 
     def loss(margin):
-        return bradley_terry_loss(torch.tensor([[margin], [0.0]]), torch.tensor([0]), tie).item()
+        return loss_of(torch.tensor([[margin], [0.0]]), torch.tensor([0]), tie).item()
 
     # (-log sigmoid(m) - log sigmoid(-m)) / 2, by hand at m = 0: log 2.
     assert loss(0.0) == pytest.approx(math.log(2))
     assert loss(1.5) == pytest.approx(loss(-1.5))
     assert loss(1.5) == pytest.approx((math.log1p(math.exp(-1.5)) + math.log1p(math.exp(1.5))) / 2)
+
+
+def test_label_smoothing_gives_every_margin_a_best_value():
+    def loss(margin, smoothing):
+        return loss_of(torch.tensor([[margin], [0.0]]), torch.tensor([0]), None, smoothing).item()
+
+    # (1 - e) (-log sigmoid(m)) + e (-log sigmoid(-m)), by hand; least where sigmoid(m) = 1 - e.
+    by_hand = 0.8 * math.log1p(math.exp(-1.5)) + 0.2 * math.log1p(math.exp(1.5))
+    assert loss(1.5, 0.2) == pytest.approx(by_hand)
+    best = math.log(0.8 / 0.2)
+    assert loss(best, 0.2) < min(loss(best - 0.1, 0.2), loss(best + 0.1, 0.2))
+    assert loss(9.0, 0.0) < loss(8.0, 0.0)
+
+
+def test_each_member_learns_from_its_own_weights_of_the_pairs():
+    # Two pairs, one objective, two members; member 0 counts only pair 0, member 1 only pair 1.
+    logits = torch.tensor([[[1.0, 1.0]], [[2.0, 5.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    pair = torch.tensor([[0, 2], [1, 3]])
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    none = torch.zeros(2, dtype=torch.bool)
+    loss = bradley_terry_loss(logits, pair, torch.zeros(2, dtype=torch.long), none, weight)
+    by_hand = (math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-5.0))) / 4
+    assert loss.item() == pytest.approx(by_hand)
+
+
+def test_pairs_of_one_prompt_stand_together_and_all_are_seen():
+    lengths = [10, 90, 10, 10, 90, 50, 50, 10]
+    groups = [0, 1, 2, 0, 2, 3, 1, 0]
+    order = training_order(lengths, [2] * 8, 4, 0, groups)
+    assert sorted(order) == sorted([*range(8)] * 2)
+    for epoch in (order[:8], order[8:]):
+        for group in range(4):
+            places = [i for i, row in enumerate(epoch) if groups[row] == group]
+            assert places == list(range(places[0], places[0] + len(places)))
+
+
+def test_a_text_in_several_pairs_of_a_batch_is_read_once(tmp_path):
+    model, tok = new_reward_model(tiny_encoder(tmp_path / "base"), 1)
+    prompt = [{"role": "user", "content": "Hi"}]
+    pairs = [
+        PreferencePair(prompt, "good", "bad", "helpful"),
+        PreferencePair(prompt, "good", "worse", "helpful"),
+    ]
+    rows = tokenize_pairs(tok, pairs, ("helpful",), [1, 1], 2, 32, 0)
+    args = training_arguments(tmp_path / "out", len(rows), 2, 1e-3, 0)
+    trainer = BradleyTerryTrainer(model, tok, args, rows)
+    batch = trainer.data_collator([rows[0], rows[1]])
+    assert len(batch["input_ids"]) == 3
+    assert batch["pair"][:, 0].tolist() == [0, 0]
+    loss = trainer.compute_loss(model, dict(batch))
+    with torch.no_grad():
+        r = {
+            t: model(**tok("Hi", t, return_tensors="pt")).logits.item()
+            for t in ("good", "bad", "worse")
+        }
+    by_hand = sum(math.log1p(math.exp(r[t] - r["good"])) for t in ("bad", "worse")) / 2
+    assert loss.item() == pytest.approx(by_hand, abs=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])
@@ -342,7 +480,7 @@ def test_each_method_moves_what_it_says_and_loads_back(tmp_path, method, pooling
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     inputs = tok(["good"] * 2 + ["bad"] * 2, ["a", "b", "c", "d"], return_tensors="pt")
     for _ in range(3):  # a LoRA's A moves once its B is off zero
-        loss = bradley_terry_loss(model(**inputs).logits, torch.tensor([0, 2]))
+        loss = loss_of(model(**inputs).logits, torch.tensor([0, 2]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -380,7 +518,7 @@ def test_a_causal_trunk_learns_by_each_method_and_loads_back(tmp_path, method):
     inputs = collate(tok, rows)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
-        loss = bradley_terry_loss(model(**inputs).logits, torch.tensor([0, 2]))
+        loss = loss_of(model(**inputs).logits, torch.tensor([0, 2]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -202,8 +202,11 @@ def test_panels_have_the_version_of_what_trains_them(training, tmp_path):
     found = training(panel_runs, PanelRun(PanelRecipe.read(path)).make)
     check(bradley_terry.TRAINING_VERSION, found, (1, "e8cff1374cbe"))
     logits = torch.tensor([[0.5, 1.0], [0.2, -1.0], [0.1, 0.0], [1.0, 2.0]])
-    loss = bradley_terry_loss(logits, torch.tensor([0, 1]), torch.tensor([False, True]))
-    near(bradley_terry.TRAINING_VERSION, loss, (1, [1.0308]), within=1e-4)
+    pair, tie = torch.tensor([[0, 2], [1, 3]]), torch.tensor([False, True])
+    weight = torch.tensor([[1.0, 0.5], [2.0, 1.0]])
+    members = torch.stack([logits, -logits], dim=2)
+    loss = bradley_terry_loss(members, pair, torch.tensor([0, 1]), tie, weight, 0.1)
+    near(bradley_terry.TRAINING_VERSION, loss, (2, [1.0308]), within=1e-4)
 
 
 def table() -> pd.DataFrame:

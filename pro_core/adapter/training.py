@@ -37,6 +37,7 @@ from pro_core.data.schema import fold_of
 from pro_core.rewards.scores import columns, margins
 from pro_core.runs.training import (
     OrderedTrainer,
+    bootstrap_weights,
     cast_for_training,
     train_resuming,
     training_arguments,
@@ -86,17 +87,6 @@ class AdapterTrainer(OrderedTrainer):
         log_weights = F.log_softmax(logits.float(), dim=-1)[inputs["back"]]
         loss = batch_loss(self.row_loss, log_weights, inputs["rows"], self.load_balance)
         return (loss, logits) if return_outputs else loss
-
-
-def bootstrap_weights(prompts: int, members: int, seed: int) -> NDArray[np.float32]:
-    """How much each prompt counts for each member (P, M): the Bayesian bootstrap, Exp(1); ones for a single member.
-
-    Drawing prompts with replacement would leave a third of them out of each member. These weights have the same mean
-    and variance and leave none out, which small sets need.
-    """
-    if members == 1:
-        return np.ones((prompts, 1), np.float32)
-    return np.random.default_rng(seed).exponential(1, (prompts, members)).astype(np.float32)
 
 
 def fit_adapter(

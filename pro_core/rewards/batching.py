@@ -25,7 +25,7 @@ from pro_core.rewards.formats import (
 from pro_core.system.loading import check_neighbours
 from pro_core.system.storage import StorageError
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Version of the way from texts to scores (templates, cutting, batches); raise it with every change of a score."""
 
 
@@ -102,7 +102,7 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
         conversations: message lists; an empty one for a completion without a prompt.
         completions: read without the thought before the answer (:func:`pro_core.rewards.formats.scored_text`).
         input_format: see :mod:`pro_core.rewards.formats`. Long texts are cut inside the prompt and the completion,
-            never inside the template's own text; ``chat`` loses its beginning.
+            never inside the template's own text.
 
     Raises:
         StorageError: ``chat`` without a chat template, ``{bos}`` without such a token, or a ``max_length`` that the
@@ -140,19 +140,40 @@ def encode(tokenizer, conversations, completions, input_format: str, max_length:
 
 
 def _encode_chat(tokenizer, conversations, completions, max_length: int, specials):
-    texts = []
-    for row, (conversation, completion) in enumerate(zip(conversations, completions, strict=True)):
-        turns = [
-            m | {"content": without_special_tokens(m["content"], specials)} for m in conversation
-        ]
-        try:
-            texts.append(chat_text(tokenizer, turns, completion))
-        except DataError as error:
-            raise DataError(f"row {row}: {error}") from None
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-    keys = [key for key in encoded if key != "token_type_ids"]
-    rows = [{key: encoded[key][i][-max_length:] for key in keys} for i in range(len(texts))]
-    return [_at_least_one(tokenizer, row) for row in rows]
+    """A long completion loses its end, which leaves a third of the room to the rest; then a long text its beginning."""
+    turns = [
+        [m | {"content": without_special_tokens(m["content"], specials)} for m in conversation]
+        for conversation in conversations
+    ]
+
+    def tokens(numbers, completions) -> list[list[int]]:
+        texts = []
+        for i, completion in zip(numbers, completions, strict=True):
+            try:
+                texts.append(chat_text(tokenizer, turns[i], completion))
+            except DataError as error:
+                raise DataError(f"row {i}: {error}") from None
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    rows = tokens(range(len(turns)), completions)
+    long = [i for i, row in enumerate(rows) if len(row) > max_length]
+    if long:
+        alone = tokenizer(
+            [completions[i] for i in long],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        kept = []
+        for i, spans in zip(long, alone["offset_mapping"], strict=True):
+            room = max(max_length - (len(rows[i]) - len(spans)), max_length - max_length // 3)
+            kept.append(completions[i][: spans[room - 1][1] if len(spans) > room else None])
+        for i, row in zip(long, tokens(long, kept), strict=True):
+            rows[i] = row[-max_length:]
+    return [
+        _at_least_one(tokenizer, {"input_ids": row, "attention_mask": [1] * len(row)})
+        for row in rows
+    ]
 
 
 def _at_least_one(tokenizer, row: dict[str, list[int]]) -> dict[str, list[int]]:

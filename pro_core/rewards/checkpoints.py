@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from pro_core.rewards.models import FORMAT, HEADS, new_reward_model, trunk_name
+from pro_core.rewards.ngrams import FORMAT as NGRAMS
+from pro_core.rewards.ngrams import NGrams
 from pro_core.system.bundled_models import resolve_encoder
 from pro_core.system.loading import (
     PEFT_FILE,
@@ -38,6 +40,8 @@ def load_reward_model(
 ):
     """(model, tokenizer) of one of our checkpoints, of transformers' or of PEFT's, in evaluation mode.
 
+    An n-gram model has no tokenizer, and None stands for it.
+
     Args:
         outputs: the number of outputs of a transformers checkpoint whose config does not say (BART's default is 3).
 
@@ -47,7 +51,10 @@ def load_reward_model(
     folder = Path(source)
     try:
         if (folder / "reward_model.json").is_file():
-            model, tokenizer = _load_ours(folder)
+            config = read_config(folder, "reward_model.json", FORMAT, NGRAMS)
+            if config["format"] == NGRAMS:
+                return NGrams.load(folder), None
+            model, tokenizer = _load_ours(folder, config)
         elif adapter := _peft_folder(source, revision):
             model, tokenizer = _load_peft(adapter, outputs)
         else:
@@ -62,8 +69,7 @@ def load_reward_model(
     return model.to(device).eval(), tokenizer
 
 
-def _load_ours(folder: Path):
-    config = read_config(folder, "reward_model.json", FORMAT)
+def _load_ours(folder: Path, config: dict[str, Any]):
     keys = ("base", "num_labels", "method", "upper_layers", "lora", "pooling")
     settings = {key: config[key] for key in keys}
     model, tokenizer = new_reward_model(**settings, trunk_layers=config.get("trunk_layers"))

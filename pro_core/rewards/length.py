@@ -116,6 +116,8 @@ def share_cut(panel: RewardPanel, pairs: Sequence[PreferencePair]) -> float:
     for spec in {(s.source, s.input_format, s.max_length) for s in panel.specs if s.source}:
         source, form, most = spec
         tokenizer = panel.models[source][1]
+        if tokenizer is None:  # n-grams read every text whole
+            continue
         read, whole = (
             [len(e["input_ids"]) for e in encode(tokenizer, prompts, texts, form, length)]
             for length in (most, most + 8)

@@ -1,8 +1,9 @@
 """K reward models behind one call.
 
-A panel is a folder: ``panel.json`` (objective order, one spec per objective, statistics, test accuracies,
-versions) and the models that live in it. Objectives that name the same source share one forward pass, so
-a trunk with K heads and K separate models are scored by the same code and give the same result shape.
+A panel is a folder: ``panel.json`` (objective order, specs, statistics, test accuracies, versions) and the models that
+live in it. Objectives that name the same source share one forward pass, so a trunk with K heads and K separate models
+are scored by the same code and give the same result shape. An objective may have several members: their mean is its
+reward, and their disagreement says how uncertain it is.
 
 A YAML file of specs is a panel too, without statistics: `recipes/panels/` has those of models on the hub.
 """
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pro_core.data.objectives import Prompt, check_objective_names
+from pro_core.data.objectives import Prompt
 from pro_core.data.schema import render_messages, to_messages
 from pro_core.rewards.batching import check_scoring, encode, forward_in_batches
 from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.functions import function_scores
-from pro_core.rewards.specs import RewardModelSpec, panel_fingerprint, read_specs
+from pro_core.rewards.ngrams import NGrams
+from pro_core.rewards.specs import RewardModelSpec, members_of, panel_fingerprint, read_specs
 from pro_core.system.storage import (
     StorageError,
     content_hash,
@@ -43,8 +45,9 @@ class RewardPanel:
     """K reward models, their statistics, and how far each can be trusted.
 
     Attributes:
-        specs: one per objective, in the order of every K axis.
-        models: source -> (model, tokenizer).
+        specs: one per objective or, where it has several members, one per member. The order of every K axis is that in
+            which they first name an objective.
+        models: source -> (model, tokenizer); an n-gram model has no tokenizer.
         folder: the folder of the sources that are not paths of their own.
         stats: mean and deviation on the reference set; None until fitted.
         accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test", "sources"}``, as measured on test pairs.
@@ -62,7 +65,8 @@ class RewardPanel:
     _fingerprint: str = field(default="", init=False, repr=False)
 
     def __post_init__(self):
-        self.objective_names = check_objective_names(spec.name for spec in self.specs)
+        self._members = members_of(self.specs)
+        self.objective_names = tuple(self._members)
         if self.stats is not None and self.stats.objective_names != self.objective_names:
             raise StorageError(
                 f"the statistics are for {self.stats.objective_names}, the panel has {self.objective_names}"
@@ -70,7 +74,8 @@ class RewardPanel:
         for spec in self.specs:
             if spec.function:
                 continue
-            heads = self.models[spec.source][0].config.num_labels
+            model = self.models[spec.source][0]
+            heads = model.outputs if isinstance(model, NGrams) else model.config.num_labels
             if not 0 <= spec.logit < heads:
                 raise StorageError(
                     f"{spec.name}: got the logit index {spec.logit}, but {spec.source} has {heads} outputs"
@@ -93,52 +98,90 @@ class RewardPanel:
             ValueError: lists of different length, an empty prompt, or a model that gives NaN (says for which
                 objective and how many).
         """
+        return self.score_with_spread(prompts, completions, on_progress, allow_missing)[0]
+
+    def score_with_spread(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        on_progress: Callable[[int, int], None] | None = None,
+        allow_missing: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """:meth:`score`, and the standard deviation (N, K) between each objective's members, in the same raw units.
+
+        The spread says how far another sample of training pairs could move a score; divided by ``stats.std`` it is in
+        the units of z. It is NaN for an objective with one member.
+        """
         if isinstance(prompts, str) or isinstance(completions, str):
             raise ValueError("expected lists of prompts and completions, got a single text")
         if len(prompts) != len(completions):
             raise ValueError(f"got {len(prompts)} prompts and {len(completions)} completions")
-        rewards = np.zeros((len(prompts), len(self.specs)), dtype=np.float32)
-        if not len(prompts):
-            return rewards
-        # `[]` is the prompt of a completion that stands alone, as humor texts do.
-        conversations = [to_messages(p) if len(p) else [] for p in prompts]
-        for k, spec in enumerate(self.specs):
-            if spec.function:
-                values = function_scores(spec.function, spec.pattern, completions)
-                rewards[:, k] = spec.direction * values
-        groups = self._groups()
-        for g, ((source, input_format, max_length), ks) in enumerate(groups.items()):
-            model, tokenizer = self.models[source]
-            encoded = encode(tokenizer, conversations, completions, input_format, max_length)
-
-            report = partial(_report, on_progress, g * len(prompts), len(groups) * len(prompts))
-            logits = forward_in_batches(model, tokenizer, encoded, self.token_budget, report)
-            for k in ks:
-                rewards[:, k] = self.specs[k].direction * logits[:, self.specs[k].logit].numpy()
-        if on_progress and not groups:
-            on_progress(len(prompts), len(prompts))
+        N, K = len(prompts), len(self.objective_names)
+        rewards, spread = np.zeros((N, K), np.float32), np.full((N, K), np.nan, np.float32)
+        if not N:
+            return rewards, spread
+        outputs = self._outputs(prompts, completions, on_progress)
+        for k, members in enumerate(self._members.values()):
+            rewards[:, k] = outputs[:, members].mean(axis=1)
+            if len(members) > 1:
+                spread[:, k] = outputs[:, members].std(axis=1, ddof=1)
         if allow_missing:
             rewards[~np.isfinite(rewards)] = np.nan
         else:
             check_finite(rewards, self.objective_names)
-        return rewards
+        return rewards, spread
+
+    def _outputs(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """What each spec gives each text, (N, specs), in its direction and standardized."""
+        outputs = np.zeros((len(prompts), len(self.specs)), dtype=np.float32)
+        # `[]` is the prompt of a completion that stands alone, as humor texts do.
+        conversations = [to_messages(p) if len(p) else [] for p in prompts]
+        for i, spec in enumerate(self.specs):
+            if spec.function:
+                outputs[:, i] = function_scores(spec.function, spec.pattern, completions)
+        groups = self._groups()
+        for g, ((source, input_format, max_length), members) in enumerate(groups.items()):
+            model, tokenizer = self.models[source]
+            report = partial(_report, on_progress, g * len(prompts), len(groups) * len(prompts))
+            if isinstance(model, NGrams):
+                logits = model.score(completions)
+                report(len(prompts))
+            else:
+                encoded = encode(tokenizer, conversations, completions, input_format, max_length)
+                budget = self.token_budget
+                logits = forward_in_batches(model, tokenizer, encoded, budget, report).numpy()
+            for i in members:
+                outputs[:, i] = logits[:, self.specs[i].logit]
+        if on_progress and not groups:
+            on_progress(len(prompts), len(prompts))
+        for i, spec in enumerate(self.specs):
+            outputs[:, i] = (spec.direction * outputs[:, i] - spec.center) / spec.scale
+        return outputs
 
     def _groups(self) -> dict[tuple[str, str, int], list[int]]:
-        """The forward passes: (source, input format, max length) -> the objectives that each of them scores."""
+        """The forward passes: (source, input format, max length) -> the specs that each of them serves."""
         groups: dict[tuple[str, str, int], list[int]] = {}
-        for k, spec in enumerate(self.specs):
+        for i, spec in enumerate(self.specs):
             if not spec.function:
                 key = (spec.source, spec.input_format, spec.max_length)
-                groups.setdefault(key, []).append(k)
+                groups.setdefault(key, []).append(i)
         return groups
 
     def check_models(self) -> None:
         """Raise a StorageError unless each model can read what its spec says, and scores a text alone as in a batch."""
-        for (source, input_format, max_length), ks in self._groups().items():
+        for (source, input_format, max_length), served in self._groups().items():
+            model, tokenizer = self.models[source]
+            if isinstance(model, NGrams):
+                continue
             try:
-                check_scoring(*self.models[source], input_format, max_length)
+                check_scoring(model, tokenizer, input_format, max_length)
             except Exception as error:  # every model raises its own exceptions
-                names = ", ".join(self.specs[k].name for k in ks)
+                names = ", ".join(dict.fromkeys(self.specs[i].name for i in served))
                 raise StorageError(f"{names}: {source}: {first_line(error)}") from error
 
     def standardized(self, prompts: Sequence[Prompt], completions: Sequence[str]):
@@ -169,9 +212,25 @@ class RewardPanel:
         """
         lengths = text_lengths(completions) if remove_length else None
         texts = [render_messages(to_messages(p)) if len(p) else "" for p in prompts]
+        if len(self.specs) > len(self.objective_names):
+            self._standardize_members(prompts, completions)
         rewards = self.score(prompts, completions)
         self.stats = RewardStats.fit(rewards, self.objective_names, reference, lengths, texts)
         return self.stats
+
+    def _standardize_members(self, prompts, completions) -> None:
+        """Set ``center`` and ``scale`` of every member, so that none outweighs another by its units."""
+        self.specs = [replace(spec, center=0.0, scale=1.0) for spec in self.specs]
+        outputs = self._outputs(prompts, completions)
+        check_finite(outputs, [f"{s.name} by {s.source}[{s.logit}]" for s in self.specs])
+        std = outputs.std(axis=0, dtype=np.float64)
+        scales = np.where(std < 1e-8, 1.0, std)
+        centers = outputs.mean(axis=0, dtype=np.float64)
+        self.specs = [
+            replace(spec, center=float(center), scale=float(scale))
+            for spec, center, scale in zip(self.specs, centers, scales, strict=True)
+        ]
+        self._fingerprint = ""
 
     def fingerprint(self) -> str:
         """A hash of all that decides the scores: see :func:`panel_fingerprint`."""
@@ -222,11 +281,10 @@ class RewardPanel:
             config = read_config(file.parent, file.name, FORMAT)
         try:
             specs = [RewardModelSpec(**spec) for spec in config["models"]]
-            check_objective_names(spec.name for spec in specs)
+            names = list(members_of(specs))
             stats = RewardStats.from_dict(config["stats"]) if config.get("stats") else None
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{file}: {error}") from None
-        names = [spec.name for spec in specs]
         if config.get("objective_names", names) != names:
             raise StorageError(
                 f"{file}: objective_names {config['objective_names']} are not the models' names in order, {names}"

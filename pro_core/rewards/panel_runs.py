@@ -27,6 +27,7 @@ from pro_core.rewards.bradley_terry import (
     tokenize_pairs,
 )
 from pro_core.rewards.models import new_reward_model
+from pro_core.rewards.ngrams import NGrams
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
 from pro_core.rewards.recipes import PanelRecipe
@@ -60,12 +61,14 @@ ARCHITECTURE = ("method", "upper_layers", "trunk_layers", "lora", "pooling")
 DECIDING = (
     *("model", *ARCHITECTURE),
     *("objectives", "shared_trunk", "batch_size", "learning_rate", "max_length", "input_format"),
-    *("seed", "remove_length"),
+    *("seed", "remove_length", "label_smoothing", "members", "ngrams"),
 )
 """The settings that determine a panel's parameters and statistics, beside its base model and its pairs."""
 TRAINED, SCORES = "pro-trained-panel", "pro-scores"
 """The kinds of finished folders beside :data:`pro_core.rewards.scores.PANEL`, which is for people."""
 TABLE = "scores.parquet"
+NGRAMS = "ngrams"
+"""The source of the members that read n-grams, in a panel's folder."""
 GRADING_VERSION = 1
 """Version of accuracies and card; raise it with every change of what they say."""
 
@@ -179,20 +182,26 @@ class PanelRun:
         recipe, names = self.recipe, self.objective_names
         shared = recipe.shared_trunk
         groups = {"trunk": names} if shared else {name: (name,) for name in names}
-        specs = {}
+        specs: dict[str, list[RewardModelSpec]] = {name: [] for name in names}
         for source, objectives in groups.items():
             rows = [i for i, p in enumerate(pairs) if p.objective in objectives]
             if not from_main((folder / source / "reward_model.json").is_file()):  # written last
                 some = [pairs[i] for i in rows], [epochs[i] for i in rows]
                 self._train_model(*some, objectives, folder, source, f"{target}: {source}")
+            shape = (recipe.input_format, recipe.max_length)
             for k, name in enumerate(objectives):
-                specs[name] = RewardModelSpec(
-                    name, source, None, recipe.input_format, k, 1, recipe.max_length
-                )
+                specs[name] += [
+                    RewardModelSpec(name, source, None, shape[0], head, 1, shape[1])
+                    for head in range(k * recipe.members, (k + 1) * recipe.members)
+                ]
+        if recipe.ngrams:
+            if main_process() and not (folder / NGRAMS / "reward_model.json").is_file():
+                NGrams.fit(pairs, names).save(folder / NGRAMS)
+            for k, name in enumerate(names):
+                specs[name].append(RewardModelSpec(name, NGRAMS, logit=k))
         if main_process():
-            panel = RewardPanel.build(
-                [specs[name] for name in names], folder, device=process_device()
-            )
+            members = [spec for of_name in specs.values() for spec in of_name]
+            panel = RewardPanel.build(members, folder, device=process_device())
             fit_reference_stats(panel, pairs, remove_length=recipe.remove_length)
             panel.save_pretrained(folder)
         return {"pairs": len(pairs)}
@@ -208,7 +217,7 @@ class PanelRun:
     ) -> None:
         recipe = self.recipe
         parts = recipe.decides(*ARCHITECTURE)
-        parts |= {"base": recipe.model, "num_labels": len(objectives)}
+        parts |= {"base": recipe.model, "num_labels": len(objectives) * recipe.members}
         model, tokenizer = new_reward_model(**parts, seed=recipe.seed)
         rows = tokenize_pairs(
             tokenizer,
@@ -219,6 +228,7 @@ class PanelRun:
             recipe.max_length,
             recipe.seed,
             recipe.input_format,
+            recipe.members,
         )
         arguments = training_arguments(
             folder / WORK / source,
@@ -230,7 +240,13 @@ class PanelRun:
             disable_tqdm=not sys.stderr.isatty(),
         )
         trainer = BradleyTerryTrainer(
-            cast_for_training(model), tokenizer, arguments, rows, callbacks=[Progress()]
+            cast_for_training(model),
+            tokenizer,
+            arguments,
+            rows,
+            recipe.members,
+            recipe.label_smoothing,
+            callbacks=[Progress()],
         )
         if main_process():
             world = arguments.world_size

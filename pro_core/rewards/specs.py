@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pro_core.data.objectives import check_objective_names
 from pro_core.rewards.batching import SCORING_VERSION
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.functions import check_function
@@ -19,7 +21,10 @@ from pro_core.system.storage import StorageError, content_hash
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """The source of one objective's reward: a model's output, or a plain function of the response.
+    """A source of one objective's reward: a model's output, or a plain function of the response.
+
+    Specs of the same objective are its members: each output is standardized by ``center`` and ``scale``, and the reward
+    is their mean.
 
     Attributes:
         name: the objective.
@@ -33,6 +38,8 @@ class RewardModelSpec:
         max_length: tokens of prompt and completion together.
         outputs: the number of outputs of a hub checkpoint whose config does not say.
         function: instead of a source, see :mod:`pro_core.rewards.functions`; ``pattern`` is a rule's.
+        center, scale: the member's output (after ``direction``) is (output - center) / scale; fitted on the reference
+            set where an objective has several members.
     """
 
     name: str
@@ -45,9 +52,15 @@ class RewardModelSpec:
     outputs: int | None = None
     function: str | None = None
     pattern: str = ""
+    center: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self):
         try:
+            if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
+                raise ValueError(
+                    f"got the center {self.center} and the scale {self.scale}, expected a number and one above 0"
+                )
             if self.direction not in (1, -1):
                 raise ValueError(f"got the direction {self.direction}, expected 1 or -1")
             if bool(self.source) == bool(self.function):
@@ -84,6 +97,15 @@ def read_specs(file: Path) -> dict[str, Any]:
     return config
 
 
+def members_of(specs: Sequence[RewardModelSpec]) -> dict[str, list[int]]:
+    """Objective -> the numbers of its members' specs, in order of first mention. Raises ValueError for bad names."""
+    members: dict[str, list[int]] = {}
+    for i, spec in enumerate(specs):
+        members.setdefault(spec.name, []).append(i)
+    check_objective_names(members)
+    return members
+
+
 def panel_fingerprint(
     specs: Sequence[RewardModelSpec],
     folder: str | Path,
@@ -97,10 +119,16 @@ def panel_fingerprint(
             counts by its parameters if it has no files.
     """
     sources = {spec.source: i for i, spec in enumerate(specs)}
-    read = [asdict(spec) | {"source": sources[spec.source], "revision": None} for spec in specs]
+    read = [_deciding(spec) | {"source": sources[spec.source]} for spec in specs]
     fingerprints = {
         s.source: fingerprint(s.source, s.revision, folder, models.get(s.source))
         for s in specs
         if s.source
     }
     return content_hash([SCORING_VERSION, read, list(fingerprints.values())])
+
+
+def _deciding(spec: RewardModelSpec) -> dict[str, Any]:
+    """What decides a spec's scores. Defaults that came later are left out, so that older panels keep their hash."""
+    fields = asdict(spec) | {"revision": None}
+    return {k: v for k, v in fields.items() if (k, v) not in (("center", 0.0), ("scale", 1.0))}

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -103,6 +105,17 @@ class OrderedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+
+
+def bootstrap_weights(prompts: int, members: int, seed: int) -> NDArray[np.float32]:
+    """How much each prompt counts for each member (P, M): the Bayesian bootstrap, Exp(1); ones for a single member.
+
+    Drawing prompts with replacement would leave a third of them out of each member. These weights have the same mean
+    and variance and leave none out, which small sets need.
+    """
+    if members == 1:
+        return np.ones((prompts, 1), np.float32)
+    return np.random.default_rng(seed).exponential(1, (prompts, members)).astype(np.float32)
 
 
 class Progress(TrainerCallback):
