@@ -62,6 +62,24 @@ def accuracy_with_interval(
     }
 
 
+def accuracy_lead(
+    margins: ArrayLike, other: ArrayLike, prompts: Sequence[str], seed: int = 0
+) -> dict[str, float | list[float]]:
+    """The accuracy of margins (N,) minus that of another method's margins (N,) on the same pairs.
+
+    The interval is paired: both methods are measured on the same resamples of the prompts.
+
+    Returns:
+        ``{"accuracy": difference, "ci95": [lo, hi]}``, -1 to 1.
+    """
+    gained = correct(margins) - correct(other)
+    index, counts = prompt_counts(prompts, seed=seed)
+    P = counts.shape[1]
+    drawn = (counts @ np.bincount(index, gained, P)) / (counts @ np.bincount(index, minlength=P))
+    lo, hi = np.percentile(drawn, [2.5, 97.5])
+    return {"accuracy": float(gained.mean()), "ci95": [float(lo), float(hi)]}
+
+
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """The 95% interval of a share of n independent trials (Wilson 1927); it is never empty, not even at 0 or 1."""
     z = 1.959964

@@ -262,9 +262,10 @@ def test_the_table_says_what_a_baseline_cannot_measure():
     both, trained = {"a": measured, "b": measured}, {"trained": "full"}
     panel = panel_row("judges", "panel", 0, "test", both, "r", 0, setting=trained)
     longer = panel_row("judges", "longer wins", 0, "test", {"b": measured}, "r", 0, "baseline")
+    half = "0.500 (0.400 to 0.600)"
     assert judges_table([longer, panel]).splitlines()[2:] == [
-        "| r | a (9 pairs) | 0.500 (0.400 to 0.600) | not measured | not measured |",
-        "| r | b (9 pairs) | 0.500 (0.400 to 0.600) | not measured | 0.500 (0.400 to 0.600) |",
+        f"| r | a (9 pairs) | {half} | not measured | not measured |  | no such pairs |",
+        f"| r | b (9 pairs) | {half} | not measured | {half} |  | no such pairs |",
     ]
     table = reward_models_table([longer, panel])
     assert "| longer wins | not measured | 0.500 (0.400 to 0.600) |" in table
@@ -339,14 +340,14 @@ def test_two_pairs_say_nothing_about_length():
     assert "| helpful | length kept | not measured | 0.500 (" in length_table([row])
 
 
-def test_a_baseline_has_a_recipe_only_beside_a_judge():
-    """Panels are all graded on the same pairs, a judge on its own."""
+def test_a_baseline_has_no_recipe_beside_panels_on_the_same_pairs():
+    """Panels are all graded on the same pairs, a judge on its own; the bag of words has a panel's training pairs."""
     report = grade(held_out(), NAMES, "test")
     rows = [
         panel_row(experiment, "longer wins", 0, "test", report, "r.yaml", 1.0, "baseline")
-        for experiment in ("reward_models", "judges")
+        for experiment in ("reward_models", "judges", "out_of_distribution")
     ]
-    assert [row["config"] for row in rows] == ["", "r.yaml"]
+    assert [row["config"] for row in rows] == ["", "r.yaml", "r.yaml"]
 
 
 def test_a_panels_row_and_the_table_of_length():

@@ -277,6 +277,10 @@ def test_the_repositorys_recipes_are_read(kind, pattern):
         ({"method": "upper_layers"}, "method"),
         ({"input_format": "{prompt}"}, "input_format"),  # without the completion
         ({"data": [{"path": "a.jsonl"}, {"path": "b.jsonl", "objectves": []}]}, "data.1.objectves"),
+        (
+            {"out_of_distribution": [{"path": "b.jsonl", "splits": ["test"]}]},
+            "out_of_distribution.0.splits",
+        ),
     ],
 )
 def test_an_invalid_panel_recipe_names_the_setting(tmp_path, changes, field):

@@ -2,6 +2,7 @@
 
 python train/evaluate.py reward_models recipes/demo_panel.yaml recipes/full_panel.yaml
 python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
+python train/evaluate.py out_of_distribution recipes/demo_panel.yaml   # on pairs of sets that trained nothing
 python train/evaluate.py length recipes/demo_panel.yaml       # the effect of length on the finished panel's scores
 python train/evaluate.py adapter recipes/demo_adapter.yaml
 python train/evaluate.py weights recipes/demo_adapter.yaml    # the shipped adapter's weights for ten prompts
@@ -30,7 +31,12 @@ from pro_core.evaluation.policy.levels import level_rows
 from pro_core.evaluation.policy.recipe import LevelEvaluation, PolicyEvaluation
 from pro_core.evaluation.policy.weight_rows import policy_rows
 from pro_core.evaluation.results import Row, read_rows, write_rows
-from pro_core.evaluation.reward_models import judge_rows, length_rows, panel_rows
+from pro_core.evaluation.reward_models import (
+    judge_rows,
+    length_rows,
+    out_of_distribution_rows,
+    panel_rows,
+)
 from pro_core.reporting.policy_figures import draw_figures
 from pro_core.reporting.tables import TABLES, fill_tables
 from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe
@@ -41,6 +47,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES: dict[str, type[Recipe]] = {
     "reward_models": PanelRecipe,
     "judges": PanelRecipe,
+    "out_of_distribution": PanelRecipe,
     "length": PanelRecipe,
     "adapter": AdapterRecipe,
     "weights": AdapterRecipe,
@@ -51,6 +58,7 @@ RECIPES: dict[str, type[Recipe]] = {
 GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
     "reward_models": panel_rows,
     "judges": judge_rows,
+    "out_of_distribution": out_of_distribution_rows,
     "length": length_rows,
     "adapter": adapter_rows,
     "weights": example_weights,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pro_core.evaluation.results import Row, Rows
+from pro_core.evaluation.reward_models import of_source
 from pro_core.reporting.markdown import interval, markdown_table, mean_interval, recipe_name
 
 BASELINES = ("bag of words", "longer wins")
@@ -32,18 +35,82 @@ def _panel_name(row: Row) -> str:
     return f"{recipe_name(row) or row['method']} ({row['setting']['trained']})"
 
 
+BESIDE = (
+    "accuracy",
+    *BASELINES,
+    "lead over bag of words, points",
+    "accuracy at equal length",
+)
+"""The columns of what is graded beside its baselines."""
+
+
 def judges_table(rows: Rows) -> str:
-    """Test accuracy of reward models whose recipes differ in their objectives: one line each, with its baselines."""
-    rows = [r for r in rows if r["split"] == "test"]
+    """Test accuracy of judges beside their baselines: a line for each objective, and for each source if its pairs come
+    from several."""
     table = []
-    for config in dict.fromkeys(r["config"] for r in rows):
-        of_recipe = [r for r in rows if r["config"] == config]
-        panel = next(r for r in of_recipe if r["kind"] != "baseline")
-        baselines = [next((r for r in of_recipe if r["method"] == b), {}) for b in BASELINES]
-        for name, n in _pairs([panel]).items():
-            cells = [interval(r, f"accuracy_{name}") for r in (panel, *baselines)]
-            table.append([recipe_name(panel), f"{name} ({n:,} pairs)", *cells])
-    return markdown_table(["judge", "objective", "accuracy", *BASELINES], table) if table else ""
+    for judge, baselines in _beside_baselines(rows):
+        for name, n in _pairs([judge]).items():
+            cells = _cells_beside(judge, baselines, name)
+            table.append([recipe_name(judge), f"{name} ({n:,} pairs)", *cells])
+            for source, n in _sources(judge, name).items():
+                cells = _cells_beside(judge, baselines, of_source(name, source))
+                table.append(["", f"{name}, only {source} ({n:,} pairs)", *cells])
+    return markdown_table(["judge", "objective", *BESIDE], table) if table else ""
+
+
+def out_of_distribution_table(rows: Rows) -> str:
+    """Test accuracy of panels on pairs of other sets beside their baselines; a line for each set, objective, panel."""
+    graded = _beside_baselines(rows)
+    table = []
+    for data in dict.fromkeys(panel["setting"]["data"] for panel, _ in graded):
+        of_set = [both for both in graded if both[0]["setting"]["data"] == data]
+        for name, n in _pairs([panel for panel, _ in of_set]).items():
+            for panel, baselines in of_set:
+                if name in panel["objectives"]:
+                    cells = _cells_beside(panel, baselines, name)
+                    pairs = f"{name} ({n:,} pairs)"
+                    table.append([data, pairs, _panel_name(panel), *cells])
+    return markdown_table(["set", "objective", "panel", *BESIDE], table) if table else ""
+
+
+def _beside_baselines(rows: Rows) -> list[tuple[Row, Rows]]:
+    """Each panel's test row, with the rows of its baselines on the same pairs."""
+    rows = [r for r in rows if r["split"] == "test"]
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return row["config"], row["seed"], row["setting"].get("data")
+
+    return [
+        (panel, [r for r in rows if r["kind"] == "baseline" and key(r) == key(panel)])
+        for panel in rows
+        if panel["kind"] == "method"
+    ]
+
+
+def _cells_beside(panel: Row, baselines: Rows, name: str) -> list[str]:
+    """The cells of :data:`BESIDE` for an objective, or what stands for one in the names of metrics."""
+    accuracy, first = f"accuracy_{name}", BASELINES[0]
+    by_method = {r["method"]: r for r in baselines}
+    cells = [interval(r, accuracy) for r in (panel, *(by_method.get(b, {}) for b in BASELINES))]
+    led, points = panel["leads"].get(first), ""  # older rows have none
+    if led and accuracy in led["metrics"]:
+        difference, ends = led["metrics"][accuracy], led["ci95"][accuracy]
+        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in (difference, *ends)))
+    return [*cells, points, _at_equal_length(panel, name)]
+
+
+def _at_equal_length(row: Row, name: str) -> str:
+    equal = f"accuracy_equal_length_{name}"
+    if equal not in row["metrics"]:
+        return "no such pairs"
+    return f"{interval(row, equal)}, {int(row['metrics'][f'pairs_equal_length_{name}'])} pairs"
+
+
+def _sources(row: Row, name: str) -> dict[str, int]:
+    """Source -> number of its pairs, for an objective whose pairs come from several."""
+    prefix = f"n_{of_source(name, '')}"
+    counts = row["metrics"].items()
+    return {key.removeprefix(prefix): int(n) for key, n in counts if key.startswith(prefix)}
 
 
 def length_table(rows: Rows) -> str:
@@ -62,19 +129,14 @@ def length_table(rows: Rows) -> str:
     table = []
     for name in names:
         for r in (r for r in rows if name in r["objectives"]):
-            equal = f"accuracy_equal_length_{name}"
             correlation = r["metrics"].get(f"length_correlation_{name}")
-            shown = "no such pairs"
-            if equal in r["metrics"]:
-                pairs = int(r["metrics"][f"pairs_equal_length_{name}"])
-                shown = f"{interval(r, equal)}, {pairs} pairs"
             table.append(
                 [
                     name,
                     r["setting"]["scores"],
                     "not measured" if correlation is None else f"{correlation:+.2f}",
                     interval(r, f"accuracy_{name}"),
-                    shown,
+                    _at_equal_length(r, name),
                 ]
             )
     return markdown_table(header, table)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from pro_core.data.schema import DataError, PreferencePair
 from pro_core.data.training_pairs import TrainingPairs
-from pro_core.metrics import accuracy_with_interval
-from pro_core.rewards.calibration import text_lengths
-from pro_core.rewards.length import SIDES, length_report
+from pro_core.metrics import accuracy_lead, accuracy_with_interval
+from pro_core.rewards.length import length_report
 from pro_core.rewards.scores import graded_rows, own_margin
 from pro_core.system.extras import needs
 
@@ -65,14 +64,18 @@ def beside_baselines(
     data: TrainingPairs,
     split: str,
     objective_names: Sequence[str],
+    other_sets: bool = False,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The panel and both baselines on the same held-out pairs: method -> objective -> accuracy with its interval.
 
-    The pairs are those of :func:`pro_core.rewards.scores.graded_rows`; the bag of words learns from the training pairs
-    of the same sources. Every entry also has its :func:`length_report`. What cannot be measured is left out.
+    The pairs are those of :func:`pro_core.rewards.scores.graded_rows`. Every entry also has its :func:`length_report`;
+    the panel's has ``leads``, {baseline: :func:`pro_core.metrics.accuracy_lead`}. If the pairs of an objective come
+    from several sources, ``by_source`` has the same entry for each. What cannot be measured is left out.
 
     Args:
         scores: the panel's table; its held-out rows are those of ``data``.
+        other_sets: the held-out pairs are of sets that nothing was trained on, so the bag of words learns from all
+            training pairs of the objective; otherwise from those of the sources that are graded.
 
     Raises:
         DataError: the table was made from other pairs.
@@ -90,21 +93,37 @@ def beside_baselines(
         if rows.empty:
             continue
         pairs = [data.held_out[i] for i in rows.index]
-        sources = {p.source for p in pairs}
+        sources = sorted({p.source for p in pairs})
         train = [
-            p for p in data.training if p.objective == name and p.source in sources and not p.tie
+            p
+            for p in data.training
+            if p.objective == name and not p.tie and (other_sets or p.source in sources)
         ]
-        margins: dict[str, NDArray | None] = {
+        by_method: dict[str, NDArray | None] = {
             method: own_margin(rows, objective_names),
             "bag of words": bag_of_words(train, pairs),
             "longer wins": longer_wins(pairs),
         }
-        chosen, rejected = (text_lengths([getattr(p, side) for p in pairs]) for side in SIDES)
-        for key, margin in margins.items():
-            if margin is None:
-                continue
-            texts = list(rows["text"])
-            accuracy = accuracy_with_interval(margin, texts)
-            owed = length_report(margin, chosen, rejected, texts)
-            measured.setdefault(key, {})[name] = accuracy | owed
+        margins = pd.DataFrame({k: m for k, m in by_method.items() if m is not None}, rows.index)
+        for key, report in _reports(margins, rows).items():
+            measured.setdefault(key, {})[name] = report
+        for source in sources if len(sources) > 1 else ():
+            of_source = rows["source"] == source
+            for key, report in _reports(margins[of_source], rows[of_source]).items():
+                measured[key][name].setdefault("by_source", {})[source] = report
     return measured
+
+
+def _reports(margins: pd.DataFrame, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The measures of each method, a column of the margins; those of the first with its leads over the others."""
+    texts = list(rows["text"])
+    reports: dict[str, dict[str, Any]] = {
+        method: accuracy_with_interval(margin, texts)
+        | length_report(margin, rows["length_chosen"], rows["length_rejected"], texts)
+        for method, margin in margins.items()
+    }
+    first, *others = margins
+    reports[first]["leads"] = {
+        other: accuracy_lead(margins[first], margins[other], texts) for other in others
+    }
+    return reports

@@ -68,6 +68,9 @@ class PanelRecipe(RewardModelRecipe):
     """names, in the order of every K axis"""
     data: Annotated[list[PairSource], Field(min_length=1)]
     """where the preference pairs come from"""
+    out_of_distribution: list[PairSource] = []
+    """pairs of other sets, on which `train/evaluate.py out_of_distribution` grades the finished panel; they train
+    nothing"""
     panel: str | None = None
     """where the finished panel goes; null for <output>/panel"""
     shared_trunk: bool = True
@@ -79,10 +82,28 @@ class PanelRecipe(RewardModelRecipe):
     """folds of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
     remove_length: bool = False
     """take the length component out of standardized scores"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """the share of labels thought wrong: no pair is then pushed apart for ever"""
+    members: Count = 1
+    """heads per objective, each trained on its own bootstrap of the prompts: their mean is the reward, their
+    disagreement its uncertainty"""
+    ngrams: bool = False
+    """a linear model on character n-grams as one more member of each objective"""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
         _check_names(self.objectives)
+        return self
+
+    @model_validator(mode="after")
+    def _only_graded(self) -> Self:
+        for i, source in enumerate(self.out_of_distribution):
+            if of_training := sorted({"splits", "epochs"} & source.model_fields_set):
+                raise ConfigError(
+                    f"got {', '.join(of_training)} for a set that trains nothing, expected neither; "
+                    "`--split` of train/evaluate.py says which split is graded",
+                    [f"out_of_distribution.{i}.{name}" for name in of_training],
+                )
         return self
 
 
