@@ -163,7 +163,6 @@ def write(folder: Path, models) -> None:
         ("models: [{name: helpful, source: a, dirction: 1}]", "dirction"),
         ("models: [{name: helpful, source: a, direction: 2}]", "expected 1 or -1"),
         ("models: [{name: Helpful, source: a}]", "lower-case"),
-        ("models: [{name: a, function: length}, {name: a, function: length}]", "two objectives"),
         ("models: [{name: helpful, function: eval}]", "expected one of .'length'"),
         ("models: [{name: helpful, function: rule}]", "a rule has one"),
         ("models: [{name: helpful, function: length, pattern: a}]", "a rule has one"),
