@@ -57,6 +57,8 @@ class PairSettings(DataEntry):
     """at most this many pairs of one prompt's responses"""
     max_pairs: Count | None = None
     """at most this many pairs of each objective and split, the first ones"""
+    weigh_by_rating: bool = False
+    """pairs made from ratings count in proportion to the difference of their two ratings, on average 1"""
     as_objective: str = ""
     """one objective for all pairs, whatever they were judged on: for an overall judge"""
     licence: str = ""
@@ -104,6 +106,9 @@ class PairSource(PairSettings):
             where = f"{Path(data_dir) / self.path}: no pairs for {missing or 'any objective'}"
             raise DataError(" ".join([f"{where}{reasons}.", *sentences]))
         add_notes(notes, self.path, sentences)
+        pairs = (
+            _weighted(pairs) if self.weigh_by_rating else [replace(p, weight=1.0) for p in pairs]
+        )
         if self.as_objective:
             pairs = [replace(p, objective=self.as_objective) for p in pairs]
         if self.max_pairs is not None:
@@ -141,6 +146,18 @@ class PairSource(PairSettings):
                 "responses repeat another one to their prompt; a text makes no pair with itself",
             )
         return pairs, responses
+
+
+def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs with weights whose mean is 1 in each objective and split."""
+    total: Counter[tuple[str, str]] = Counter()
+    for pair in pairs:
+        total[pair.objective, pair.split] += pair.weight  # type: ignore[assignment]
+    count = Counter((p.objective, p.split) for p in pairs)
+    return [
+        replace(p, weight=p.weight * count[p.objective, p.split] / total[p.objective, p.split])
+        for p in pairs
+    ]
 
 
 def _first_of_each(pairs: Sequence[PreferencePair], most: int) -> list[PreferencePair]:

@@ -73,7 +73,7 @@ def pairs_from_labels(
 ) -> list[PreferencePair]:
     """Pairs of responses to the same prompt whose labels ``objective`` differ; the higher label is chosen.
 
-    A text that was labelled twice is not paired with itself.
+    A text that was labelled twice is not paired with itself. A pair's weight is the difference of its labels.
 
     There are at most ``max_per_prompt`` pairs per prompt, drawn by a generator seeded with the seed and the prompt, so
     that one prompt's pairs do not depend on other prompts.
@@ -131,6 +131,7 @@ def _pair(chosen: LabelledResponse, rejected: LabelledResponse, objective: str) 
         f"{chosen.id}>{rejected.id}",
         chosen.split,
         licence=_licence(chosen, rejected),
+        weight=float(chosen.labels[objective] - rejected.labels[objective]),
     )
 
 

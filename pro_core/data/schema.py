@@ -41,7 +41,8 @@ _INVISIBLE_LETTERS = re.compile(
 class PreferencePair:
     """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``.
 
-    ``ungraded`` says why accuracies leave it out, see :mod:`pro_core.data.training_pairs`.
+    ``ungraded`` says why accuracies leave it out, see :mod:`pro_core.data.training_pairs`. ``weight`` is how much it
+    counts in training.
     """
 
     prompt: list[Message]
@@ -55,6 +56,7 @@ class PreferencePair:
     tie: bool = False
     ungraded: str = ""
     licence: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,6 @@ def to_messages(prompt: Prompt) -> list[Message]:
     starts with ``Human:`` is parsed into turns, each after a blank line; one that starts with ``Q:`` loses that mark
     (and a trailing ``A:``); any other string is one user message. Messages may be OpenAI's, with text or text parts as
     content, or ShareGPT's. A final assistant turn is kept: the completion then continues after it.
-    or text parts as content, or ShareGPT's. A final assistant turn is kept: the completion then continues after it.
 
     Raises:
         ValueError: a blank prompt, one over 200,000 characters, or messages of another form.

@@ -81,7 +81,13 @@ def tokenize_pairs(
     groups = prompt_numbers(pairs)
     draws = bootstrap_weights(max(groups, default=0) + 1, members, seed)
     rows = [
-        {"chosen": c, "rejected": r, "head": heads[p.objective], "tie": p.tie, "weight": draws[g]}
+        {
+            "chosen": c,
+            "rejected": r,
+            "head": heads[p.objective],
+            "tie": p.tie,
+            "weight": p.weight * draws[g],
+        }
         for c, r, p, g in zip(chosen, rejected, pairs, groups, strict=True)
     ]
     lengths = [max(len(r["chosen"]["input_ids"]), len(r["rejected"]["input_ids"])) for r in rows]

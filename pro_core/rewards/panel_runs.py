@@ -313,6 +313,6 @@ class PanelRun:
 
 
 def pairs_hash(pairs: Sequence[PreferencePair], epochs: Sequence[int] = ()) -> str:
-    """The number of pairs, and a hash of what they teach in order: texts, objectives, sources and epochs."""
-    rows = [[p.prompt, p.chosen, p.rejected, p.objective, p.source, p.tie] for p in pairs]
+    """The number of pairs, and a hash of what they teach in order: texts, objectives, sources, weights and epochs."""
+    rows = [[p.prompt, p.chosen, p.rejected, p.objective, p.source, p.tie, p.weight] for p in pairs]
     return f"{len(pairs):,} of hash {content_hash([rows, list(epochs)])}"
