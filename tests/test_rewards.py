@@ -23,7 +23,7 @@ from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.ngrams import NGrams
-from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.panel import RewardPanel, member_spread
 from pro_core.rewards.specs import RewardModelSpec
 from pro_core.runs.training import training_arguments
 from pro_core.system.storage import StorageError
@@ -361,10 +361,17 @@ def test_a_reward_is_the_mean_of_its_standardized_members(members):
     ]
     outputs = np.hstack([p.score(PROMPTS, COMPLETIONS) for p in alone])
     z = (outputs - outputs.mean(axis=0)) / outputs.std(axis=0)
-    rewards, spread = panel.score_with_spread(PROMPTS, COMPLETIONS)
+    rewards, scores = panel.score_with_members(PROMPTS, COMPLETIONS)
+    spread = member_spread(scores)
     np.testing.assert_allclose(rewards[:, 0], z[:, :3].mean(axis=1), atol=2e-2)
     np.testing.assert_allclose(spread[:, 0], z[:, :3].std(axis=1, ddof=1), atol=3e-2)
-    assert np.isnan(spread[:, 1]).all()
+    np.testing.assert_allclose(scores[:, :, 0], z[:, :3].T, atol=3e-2)
+    np.testing.assert_array_equal(scores[0, :, 1], rewards[:, 1])
+    assert np.isnan(scores[1:, :, 1]).all() and np.isnan(spread[:, 1]).all()
+    standardized = panel.stats.normalize(scores)
+    np.testing.assert_allclose(
+        standardized[:, :, 0].mean(axis=0), panel.stats.normalize(rewards)[:, 0], atol=1e-5
+    )
     np.testing.assert_array_equal(panel.score(PROMPTS, COMPLETIONS), rewards)
 
 

@@ -96,6 +96,7 @@ class RewardStats:
         """Standardized rewards z = (r - mean) / std, (N, K) to (N, K); higher stays better.
 
         Args:
+            rewards_NK: raw rewards, or the scores (M, N, K) of a panel's members, whose shape stays.
             lengths: (N,) characters of the responses, see :func:`text_lengths`; needed if the statistics remove the
                 length component, else ignored.
 
@@ -103,7 +104,7 @@ class RewardStats:
             ValueError: another K, or no lengths where they are needed.
         """
         rewards = np.asarray(rewards_NK, dtype=np.float64)
-        if rewards.ndim != 2 or rewards.shape[1] != len(self.objective_names):
+        if rewards.ndim not in (2, 3) or rewards.shape[-1] != len(self.objective_names):
             raise ValueError(
                 f"got rewards of shape {rewards.shape}, expected (N, {len(self.objective_names)})"
             )
@@ -113,7 +114,7 @@ class RewardStats:
                     "these statistics remove the length component of the rewards: pass the responses' lengths too, "
                     "normalize(rewards, text_lengths(completions)), or score with panel.standardized"
                 )
-            steps = _log_lengths(lengths, len(rewards)) - self.length_center
+            steps = _log_lengths(lengths, rewards.shape[-2]) - self.length_center
             rewards = rewards - self.length_slope * steps[:, None]
         return ((rewards - self.mean) / self.std).astype(np.float32)
 

@@ -98,38 +98,38 @@ class RewardPanel:
             ValueError: lists of different length, an empty prompt, or a model that gives NaN (says for which
                 objective and how many).
         """
-        return self.score_with_spread(prompts, completions, on_progress, allow_missing)[0]
+        return self.score_with_members(prompts, completions, on_progress, allow_missing)[0]
 
-    def score_with_spread(
+    def score_with_members(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         on_progress: Callable[[int, int], None] | None = None,
         allow_missing: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """:meth:`score`, and the standard deviation (N, K) between each objective's members, in the same raw units.
+        """:meth:`score`, and the scores (M, N, K) of each objective's members, whose mean over M is the reward.
 
-        The spread says how far another sample of training pairs could move a score; divided by ``stats.std`` it is in
-        the units of z. It is NaN for an objective with one member.
+        :func:`member_spread` says how far they disagree. Much of that is common to two texts, so the disagreement about
+        their difference is the spread of the members' own differences. M is the largest number of members; an
+        objective with fewer has NaN in the last places. ``stats.normalize`` standardizes them too.
         """
         if isinstance(prompts, str) or isinstance(completions, str):
             raise ValueError("expected lists of prompts and completions, got a single text")
         if len(prompts) != len(completions):
             raise ValueError(f"got {len(prompts)} prompts and {len(completions)} completions")
-        N, K = len(prompts), len(self.objective_names)
-        rewards, spread = np.zeros((N, K), np.float32), np.full((N, K), np.nan, np.float32)
+        N, K, M = len(prompts), len(self.objective_names), max(map(len, self._members.values()))
+        rewards, scores = np.zeros((N, K), np.float32), np.full((M, N, K), np.nan, np.float32)
         if not N:
-            return rewards, spread
+            return rewards, scores
         outputs = self._outputs(prompts, completions, on_progress)
         for k, members in enumerate(self._members.values()):
             rewards[:, k] = outputs[:, members].mean(axis=1)
-            if len(members) > 1:
-                spread[:, k] = outputs[:, members].std(axis=1, ddof=1)
+            scores[: len(members), :, k] = outputs[:, members].T
         if allow_missing:
             rewards[~np.isfinite(rewards)] = np.nan
         else:
             check_finite(rewards, self.objective_names)
-        return rewards, spread
+        return rewards, scores
 
     def _outputs(
         self,
@@ -322,6 +322,18 @@ class RewardPanel:
         )
         panel.check_models()
         return panel
+
+
+def member_spread(scores: NDArray) -> NDArray[np.float64]:
+    """The standard deviation between members, (M, ...) to (...), in the scores' units; NaN where fewer than two scored.
+
+    Its square has the divisor M - 1. It says how far a score depends on which pairs, and which kind of model, the
+    members were fitted with. What all members get wrong alike is not in it.
+    """
+    counts = np.isfinite(scores).sum(axis=0)
+    means = np.nansum(scores, axis=0, dtype=np.float64) / np.maximum(counts, 1)
+    squares = np.nansum((scores - means) ** 2, axis=0)
+    return np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
 
 
 def saved_fingerprint(folder: str | Path) -> str:
