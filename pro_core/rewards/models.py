@@ -67,6 +67,7 @@ def new_reward_model(
     pooling: str = "own",
     trunk_layers: int | None = None,
     seed: int = 0,
+    attention: str | None = None,
 ):
     """(model, tokenizer) with ``num_labels`` fresh heads, ready to train; dropout is off, as in TRL.
 
@@ -76,6 +77,7 @@ def new_reward_model(
         lora: PEFT settings, such as ``{"r": 16, "lora_alpha": 32}``.
         pooling: ``own`` (the architecture's) or ``mean``.
         trunk_layers: how many of the base model's layers to keep, from the bottom; None for all.
+        attention: transformers' ``attn_implementation``; None for its own choice.
 
     Raises:
         StorageError: the base model cannot be loaded, or has fewer layers. ValueError: another method or pooling.
@@ -112,6 +114,7 @@ def new_reward_model(
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
+                attn_implementation=attention,
                 **SAFE_MODEL,
             )
         match_tokenizer(model, tokenizer)
