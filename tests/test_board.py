@@ -17,6 +17,7 @@ import moocore
 import numpy as np
 import pytest
 
+from pro_core.generation.best_of_n import Candidate, ranked
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.board import SCRIPTS
 
@@ -208,6 +209,57 @@ def test_nondominated_equals_moocore(js: Browser, rng: np.random.Generator) -> N
         expected = moocore.is_nondominated(points, maximise=True, keep_weakly=True)
         assert marks == expected.tolist()
     assert js.run([["nondominated", [[[1, 1], None, [0, 2]]]]]) == [[True, False, True]]
+
+
+def test_how_uncertain_a_lead_is_equals_pythons(js: Browser, rng: np.random.Generator) -> None:
+    calls, expected = [], []
+    for _ in range(CASES):
+        K, M = int(rng.integers(1, 6)), int(rng.integers(1, 5))
+        counts = [M, *rng.integers(1, M + 1, K - 1)]  # objectives may have fewer members
+        names = [f"o{k}" for k in range(K)]
+        members = rng.normal(size=(M, 2, K)) + rng.normal(size=(M, 1, K))
+        for k, count in enumerate(counts):
+            members[count:, :, k] = np.nan
+        z = np.nanmean(members, axis=0).astype(np.float32)
+        weights = as_weights(rng.dirichlet(np.ones(K)), names)
+        two = [Candidate(text) for text in "ab"]
+        result = ranked(two, z, z, members.astype(np.float32), weights, names, "given")
+        best, other = (two.index(c) for c in result.candidates)
+        expected.append(result.lead(result.candidates[1]))
+        cards = [
+            {
+                "z": z[n].tolist(),
+                "members": [members[:c, n, k].tolist() for k, c in enumerate(counts)],
+            }
+            for n in (best, other)
+        ]
+        calls.append(["leadSpread", [*cards, weights.tolist()]])
+    for (ahead, spread), shown in zip(expected, js.run(calls), strict=True):
+        assert ahead >= 0
+        assert shown is None if np.isnan(spread) else np.isclose(shown, spread, atol=1e-5)
+    assert 10 < sum(np.isnan(spread) for _, spread in expected) < CASES
+
+
+def test_an_answer_is_too_close_to_call_where_the_members_disagree_about_the_lead(
+    js: Browser,
+) -> None:
+    def card(members: list[list[float]]) -> dict[str, Any]:
+        return {"z": [float(np.mean(one)) for one in members], "members": members}
+
+    # The members of "helpful" say of the second answer that the first leads it by 0.2 and 0.6: 0.4 ± 0.28; of the
+    # third, by -0.6 and 1.6: 0.5 ± 1.56, though it is further behind. "harmless" has one member.
+    run = piece(1, [0.9, 0.1])
+    run["candidates"] = [card([[3.0, 1.0], [0]]), card([[2.8, 0.4], [0]]), card([[3.6, -0.6], [0]])]
+
+    def close() -> dict[str, list[int]]:
+        after = states(js, ["take", run], ["move", 0, 0], ["rankings"])[2]["returned"]
+        return {name: (after[name]["best"], after[name]["close"]) for name in after}
+
+    # Under the visitor's weights only "harmless" counts, of which all have the same score: a tie.
+    assert close() == {"predicted": (0, [2]), "uniform": (0, [2]), "yours": (0, [1, 2])}
+    for one in run["candidates"]:
+        one["members"] = None  # a panel of single members
+    assert close() == {name: (0, []) for name in ("predicted", "uniform", "yours")}
 
 
 # ---------------------------------------------------------------- what the visitor did

@@ -23,7 +23,7 @@ from pro_core.generation import (
     styled,
 )
 from pro_core.generation.base import StreamingGenerator, run_sync
-from pro_core.generation.best_of_n import rank
+from pro_core.generation.best_of_n import rank, ranked
 from pro_core.generation.chat import (
     IncrementalText,
     PromptTooLong,
@@ -430,9 +430,10 @@ class ByLength:
         def normalize(raw_NK, lengths):
             return (raw_NK / 10).astype(np.float32)
 
-    def score(self, prompts, completions):
+    def score_with_members(self, prompts, completions):
         assert all(prompt == HI for prompt in prompts)  # without the styles
-        return np.array([[len(text), -len(text)] for text in completions], dtype=np.float32)
+        scores = np.array([[len(text), -len(text)] for text in completions], dtype=np.float32)
+        return scores, scores[None]
 
 
 class Script(StreamingGenerator):
@@ -467,6 +468,24 @@ def test_best_of_n_matches_the_arithmetic_by_hand():
     assert result.source == "given"
     other_way = best_of_n(script, ByLength(), [0.9, 0.1], HI, 3)
     assert [len(c.text) for c in other_way.candidates] == [10, 5, 20]
+
+
+def test_a_lead_is_as_uncertain_as_the_leads_of_the_panels_members():
+    # Two members of "long", one of "short". Both members of "long" move together over the answers, but for 0.4.
+    z = np.array([[1.0, 2.0], [0.0, 2.5]], dtype=np.float32)
+    members = np.array([[[3.0, 2.0], [1.6, 2.5]], [[-1.0, np.nan], [-1.6, np.nan]]])
+    weights = np.array([0.5, 0.5], dtype=np.float32)
+    two = [Candidate("first"), Candidate("second"), Candidate("", error="It broke off.")]
+    result = ranked(two, z, z, members, weights, ("long", "short"), "given")
+    # The members' leads: 0.5 * 1.4 - 0.25 = 0.45 and 0.5 * 0.6 - 0.25 = 0.05.
+    ahead, spread = result.lead(result.candidates[1])
+    assert ahead == pytest.approx(0.25)
+    assert spread == pytest.approx(0.4 / 2**0.5)
+    assert result.lead(result.best) == (0.0, 0.0)
+    with pytest.raises(ValueError):
+        result.lead(result.candidates[2])
+    alone = best_of_n(Script(("a", None), ("bb", None)), ByLength(), None, HI, 2)
+    assert np.isnan(alone.lead(alone.candidates[1])[1])  # each objective has one member
 
 
 def test_best_of_n_without_an_adapter_says_so():

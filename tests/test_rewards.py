@@ -19,11 +19,11 @@ from pro_core.rewards.bradley_terry import (
     tokenize_pairs,
     training_order,
 )
-from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.calibration import RewardStats, member_spread
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.models import new_reward_model, save_reward_model
 from pro_core.rewards.ngrams import NGrams
-from pro_core.rewards.panel import RewardPanel, member_spread
+from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.specs import RewardModelSpec
 from pro_core.runs.training import training_arguments
 from pro_core.system.storage import StorageError

@@ -359,9 +359,10 @@ class Seen:
     def __init__(self):
         self.completions: list[str] = []
 
-    def score(self, prompts, completions):
+    def score_with_members(self, prompts, completions):
         self.completions += completions
-        return np.array([[len(text)] for text in completions], dtype=np.float32)
+        scores = np.array([[len(text)] for text in completions], dtype=np.float32)
+        return scores, scores[None]
 
 
 def test_best_of_n_scores_answers_and_carries_thoughts_beside_them():

@@ -92,7 +92,7 @@ def test_the_run_that_the_page_opens_on_passes_unchanged_under_any_panel() -> No
     for objectives in (None, RECORDING["objectives"], ["other", "panel"]):
         run = previous_run(RECORDING, objectives)
         assert run.pop("candidates") == [
-            {"reasoning": "", "finish": None, **c} for c in RECORDING["candidates"]
+            {"reasoning": "", "finish": None, "members": None, **c} for c in RECORDING["candidates"]
         ]
         assert run == {k: v for k, v in RECORDING.items() if k != "candidates"}
 
@@ -126,6 +126,10 @@ def test_every_key_that_a_run_has_is_checked_and_others_are_dropped() -> None:
         {"candidates": [RECORDING["candidates"][0] | {"text": "x" * (LONGEST + 1)}]},
         {"candidates": [RECORDING["candidates"][0] | {"z": [1.0]}]},
         {"candidates": [RECORDING["candidates"][0] | {"z": [math.nan] * 5}]},
+        {"candidates": [RECORDING["candidates"][0] | {"members": [[1.0, 2.0]] * 4}]},
+        {"candidates": [RECORDING["candidates"][0] | {"members": [[1.0, math.nan]] * 5}]},
+        {"candidates": [RECORDING["candidates"][0] | {"members": [[1.0]] * 4 + [[]]}]},
+        {"candidates": [RECORDING["candidates"][0] | {"members": [[1.0] * 33] * 5}]},
         {"candidates": [RECORDING["candidates"][0] | {"style": "rude"}]},
         {"candidates": {"0": RECORDING["candidates"][0]}},
         {"messages": []},
@@ -149,6 +153,12 @@ def test_every_key_that_a_run_has_is_checked_and_others_are_dropped() -> None:
 )  # fmt: skip
 def test_a_forged_run_is_refused(changes: dict[str, Any]) -> None:
     refused(run_of(**changes))
+
+
+def test_scores_of_members_pass_as_they_are() -> None:
+    members = [[1.0, 2.0, 3.0], [0.5], [1.0, -1.0], [0.0], [0.0]]
+    card = RECORDING["candidates"][0] | {"members": members}
+    assert previous_run(run_of(candidates=[card]))["candidates"][0]["members"] == members
 
 
 def test_a_value_that_is_not_a_run_is_refused() -> None:

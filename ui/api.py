@@ -18,6 +18,7 @@ from pro_core.adapter.explanations import Explanation
 from pro_core.data.turns import without_reasoning
 from pro_core.generation import Candidate, GenerationError, GenerationSettings
 from pro_core.generation.best_of_n import candidate_of, ranked
+from pro_core.rewards.calibration import member_spread
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.models import Models, sentence
@@ -71,7 +72,10 @@ class Api:
         }
 
     async def score(self, prompt: str | list, response: str) -> dict:
-        """{objective: {"raw": float, "z": float}} for one response to a prompt."""
+        """{objective: {"raw": float, "z": float, "spread": float | null}} for one response to a prompt.
+
+        `spread` says how uncertain `z` is: the standard deviation between the objective's members, null if it has one.
+        """
         messages, response = conversation(prompt), text(response, "response")
         if not response.strip() or len(response) > LONGEST:
             raise ValueError(
@@ -80,8 +84,8 @@ class Api:
         if not without_reasoning(response).strip():
             raise ValueError("got a response of reasoning alone, expected an answer after it")
         panel = await self.models.when_ready()
-        raw_NK, z_NK = await self.models.score(messages, [response])
-        return self._scores(panel, raw_NK[0], z_NK[0])
+        scores = await self.models.score(messages, [response])
+        return self._scores(panel, scores.raw[0], scores.z[0], scores.members[:, 0])
 
     async def generate(
         self,
@@ -94,7 +98,9 @@ class Api:
 
         `reasoning` is the model's reasoning before an answer; it is not scored. `finish` says how the answer ended:
         "stop", or cut by "length" (`max_new_tokens`) or by the server's "filter". It is null where the answer broke
-        off; `error` then says why.
+        off; `error` then says why. `behind` compares an answer to the best one: `by` is how much lower its "used" total
+        is, and `spread` how uncertain that is (the standard deviation between the leads that the panel's members give;
+        null if no objective has several). An answer with `by` within `spread` is too close to call.
 
         A caller who iterates over the job sees the answers while they are written, unranked and with null scores. When
         the caller leaves, the work ends.
@@ -127,8 +133,14 @@ class Api:
         texts = [c.text for c in candidates if c.error is None]
         if not texts:
             raise GenerationError(candidates[0].error or "No answer could be scored.")
-        raw_NK, z_NK = await models.score(messages, texts)
-        yield so_far(ranked(candidates, raw_NK, z_NK, used, names, source).candidates)
+        scores = await models.score(messages, texts)
+        result = ranked(candidates, *scores, used, names, source)
+        final = so_far(result.candidates)
+        for candidate, shown in zip(result.candidates, final["candidates"], strict=True):
+            if candidate.z is not None:
+                by, spread = result.lead(candidate)
+                shown["behind"] = {"by": by, "spread": number(spread)}
+        yield final
 
     async def status(self) -> dict:
         """Which generator, panel and adapter are in use; K; whether the generator is reachable."""
@@ -145,10 +157,12 @@ class Api:
         self, panel: RewardPanel, c: Candidate, schemes: dict[str, np.ndarray]
     ) -> dict[str, Any]:
         written = {"text": c.text, "reasoning": c.reasoning, "finish": c.finish}
-        if c.raw is None or c.z is None:
-            return {**written, "scores": None, "totals": None, "error": c.error}
+        if c.raw is None or c.z is None or c.members is None:
+            unknown = dict.fromkeys(("scores", "totals", "behind"))
+            return {**written, **unknown, "error": c.error}
         totals = {name: float(weighted_sum(c.z[None], w)[0]) for name, w in schemes.items()}
-        return {**written, "scores": self._scores(panel, c.raw, c.z), "totals": totals}
+        scores = self._scores(panel, c.raw, c.z, c.members)
+        return {**written, "scores": scores, "totals": totals}
 
     @staticmethod
     def _words(why: Explanation, objective: str) -> list[dict[str, Any]]:
@@ -163,10 +177,11 @@ class Api:
 
     @staticmethod
     def _scores(
-        panel: RewardPanel, raw_K: np.ndarray, z_K: np.ndarray
-    ) -> dict[str, dict[str, float]]:
+        panel: RewardPanel, raw_K: np.ndarray, z_K: np.ndarray, members_MK: np.ndarray
+    ) -> dict[str, dict[str, float | None]]:
+        spread_K = member_spread(members_MK)
         return {
-            name: {"raw": float(raw_K[k]), "z": float(z_K[k])}
+            name: {"raw": float(raw_K[k]), "z": float(z_K[k]), "spread": number(spread_K[k])}
             for k, name in enumerate(panel.objective_names)
         }
 

@@ -47,9 +47,11 @@ class Board {
     this.cards.draw(rankings);
     this.scatter.draw(rankings.yours.best);
     if (run.busy) return;
-    const { best } = rankings.yours;
-    const text = best === null ? "" : `Answer ${letter(best)} wins under your weights`;
-    Dom.write(this.winner, text);
+    const { best, close } = rankings.yours;
+    const wins = close.length
+      ? `Answer ${letter(best)} leads under your weights, too close to call against ${close.map(letter).join(", ")}`
+      : `Answer ${letter(best)} wins under your weights`;
+    Dom.write(this.winner, best === null ? "" : wins);
   }
 
   say(text, tone = "") {

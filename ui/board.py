@@ -47,6 +47,9 @@ EXAMPLES = (
 class Answer(TypedDict):
     """One card. `z` and `raw` hold K floats in the panel's order, or None until the answer is scored.
 
+    `members` holds the standardized scores of each objective's members, whose mean is its `z`; None where no objective
+    has several, and absent in old recordings.
+
     `reasoning` is the model's reasoning before the answer; it is not scored. `finish` says how the answer ended (see
     `pro_core.generation.Finish`); it is None while the answer is written, and if it broke off. Old recordings may lack
     both.
@@ -58,6 +61,7 @@ class Answer(TypedDict):
     style: str | None
     z: list[float] | None
     raw: list[float] | None
+    members: list[list[float]] | None
     error: str | None
 
 
@@ -110,14 +114,25 @@ def board(run: Run) -> gr.HTML:
 def answer(text: str = "", reasoning: str = "", style: str | None = None) -> Answer:
     """A card without scores."""
     known = {"text": text, "reasoning": reasoning, "style": style}
-    return {**known, "finish": None, "z": None, "raw": None, "error": None}  # type: ignore[typeddict-item]
+    unknown = dict.fromkeys(("finish", "z", "raw", "members", "error"))
+    return {**known, **unknown}  # type: ignore[typeddict-item]
 
 
-def scored(answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray) -> list[Answer]:
+def scored(
+    answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray, members_MNK: np.ndarray
+) -> list[Answer]:
     """The same answers with their scores; NaN rows (not scored) stay None."""
+
+    def members_of(n: int) -> list[list[float]] | None:
+        if len(members_MNK) < 2:
+            return None
+        return [one[np.isfinite(one)].tolist() for one in members_MNK[:, n].T]
+
     return [
-        {**a, "raw": raw.tolist(), "z": z.tolist()} if np.isfinite(raw).all() else {**a}
-        for a, raw, z in zip(answers, raw_NK, z_NK, strict=True)
+        {**a, "raw": raw.tolist(), "z": z.tolist(), "members": members_of(n)}
+        if np.isfinite(raw).all()
+        else {**a}
+        for n, (a, raw, z) in enumerate(zip(answers, raw_NK, z_NK, strict=True))
     ]
 
 

@@ -41,8 +41,10 @@ class Cards {
       const line = Dom.el("div", "score", scores);
       Dom.el("span", "name", line, Dom.title(name)).title = run.about?.[name] ?? "";
       const z = Dom.el("span", "z", line);
+      const spread = Dom.el("span", "spread", line);
       const pull = Dom.el("span", "pull", line);
-      return { z, pull, bar: Dom.el("i", "", pull), raw: Dom.el("span", "raw", line) };
+      const [bar, whisker] = [Dom.el("i", "", pull), Dom.el("i", "whisker", pull)];
+      return { z, spread, pull, bar, whisker, raw: Dom.el("span", "raw", line) };
     });
     const row = Dom.el("div", "sums", card);
     const sums = ["predicted", "yours", "uniform"].map((name) => {
@@ -89,12 +91,15 @@ class Cards {
   // An answer's place under the visitor's weights, and the weightings under which it is the best.
   drawPlace({ card, rank, total, badges, sums }, i, rankings) {
     const { run } = this.state;
-    const { order, best, totals } = rankings.yours;
+    const { order, best, totals, close } = rankings.yours;
     const place = order.indexOf(i);
     card.style.order = place === 0 ? -1 : place + 1;
     card.classList.toggle("winner", best === i);
     card.dataset.place = place + 1;
-    Dom.write(rank, this.rankText(run.candidates[i], place, best === i));
+    const near = close.includes(i) || (best === i && close.length > 0);
+    card.classList.toggle("near", near);
+    Dom.write(rank, this.rankText(run.candidates[i], place, best === i, near));
+    rank.title = near ? this.leads(rankings.yours).join("\n") : "";
     Dom.write(total, totals[i] === null ? "" : Dom.signed(totals[i]));
     for (const { name, box, value } of sums) {
       const sum = rankings[name].totals[i];
@@ -102,14 +107,30 @@ class Cards {
       box.classList.toggle("best", rankings[name].best === i);
     }
     const wins = Object.keys(rankings).filter((name) => rankings[name].best === i);
-    if (badges.dataset.wins === wins.join()) return;
-    badges.dataset.wins = wins.join();
+    const marks = wins.map((name) => (rankings[name].close.length ? `${name} near` : name));
+    if (badges.dataset.wins === marks.join()) return;
+    badges.dataset.wins = marks.join();
     badges.replaceChildren(...(wins.length ? ["best by"] : []));
-    for (const name of wins) Dom.el("span", `badge ${name}`, badges, name);
+    for (const [n, name] of wins.entries()) {
+      const badge = Dom.el("span", `badge ${marks[n]}`, badges, name);
+      if (marks[n] !== name) Dom.el("span", "unseen", badge, ", too close to call");
+    }
   }
 
-  rankText(candidate, place, wins) {
-    if (candidate.z) return wins ? "winner" : Cards.PLACES[place];
+  // How far the best answer leads those that are too close to call, and how uncertain that is.
+  leads({ best, close, totals }) {
+    const { run, yours } = this.state;
+    return close.map((i) => {
+      const spread = Simplex.leadSpread(run.candidates[best], run.candidates[i], yours);
+      const lead = `${(totals[best] - totals[i]).toFixed(2)} ${Dom.unsure(spread)}`;
+      return `${Dom.LETTERS[best]} leads ${Dom.LETTERS[i]} by ${lead}: within the panel's uncertainty.`;
+    });
+  }
+
+  // `near`: too close to call, as the winner or against it.
+  rankText(candidate, place, wins, near) {
+    if (candidate.z && wins) return near ? "too close to call" : "winner";
+    if (candidate.z) return `${near ? "close " : ""}${Cards.PLACES[place]}`;
     if (candidate.error || !this.state.run.busy) return "";
     return candidate.reasoning && !candidate.text ? "thinking…" : "writing…";
   }
@@ -124,18 +145,22 @@ class Cards {
   }
 
   // Each objective's score z, and its share of the total under the visitor's weights: a bar to the left or right,
-  // of full length at a third of the strongest score.
+  // of full length at a third of the strongest score. Where the objective has several members, their spread stands
+  // beside the score and as a whisker on the bar.
   drawScores({ scores, cells }, i, strongest) {
     const { run, yours } = this.state;
-    const { z, raw } = run.candidates[i];
+    const { z, raw, members } = run.candidates[i];
+    scores.classList.toggle("uncertain", Boolean(members));
     scores.hidden = !z;
     if (!z) {
       scores.setAttribute("aria-label", "");
       return;
     }
-    const spoken = run.objectives.map(
-      (name, k) => `${name} ${Dom.signed(z[k])} (raw ${raw[k].toFixed(2)})`,
-    );
+    const spreads = z.map((_, k) => (members ? Simplex.deviation(members[k]) : null));
+    const spoken = run.objectives.map((name, k) => {
+      const spread = spreads[k] === null ? "" : `uncertain by ${spreads[k].toFixed(2)}, `;
+      return `${name} ${Dom.signed(z[k])} (${spread}raw ${raw[k].toFixed(2)})`;
+    });
     scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${spoken.join(", ")}`);
     cells.forEach((cell, k) => {
       const pull = z[k] * yours[k];
@@ -144,13 +169,26 @@ class Cards {
       cell.z.style.setProperty("--strength", Dom.clamp(Math.abs(z[k]) / 2, 0.06, 1).toFixed(3));
       cell.z.className = `z ${tone(z[k])}`;
       Dom.write(cell.raw, `raw ${raw[k].toFixed(2)}`);
-      const width = Dom.clamp((3 * Math.abs(pull)) / strongest, 0, 1) * 50;
-      cell.bar.style.width = `${width}%`;
-      cell.bar.style.left = `${pull < 0 ? 50 - width : 50}%`;
+      const at = (share) => 50 + 50 * Dom.clamp((3 * share) / strongest, -1, 1);
+      this.between(cell.bar, at(Math.min(pull, 0)), at(Math.max(pull, 0)));
       cell.bar.className = tone(pull);
       const weight = Dom.percent(yours[k]);
-      cell.pull.title = `${Dom.signed(z[k])} × ${weight}% = ${Dom.signed(pull)}`;
+      const spread = spreads[k];
+      const unsure = (share) => (spread === null ? "" : ` ${Dom.unsure(share * spread)}`);
+      cell.pull.title = `${Dom.signed(z[k])} × ${weight}% = ${Dom.signed(pull)}${unsure(yours[k])}`;
+      Dom.write(cell.spread, unsure(1).trim());
+      const why = "uncertain: the panel's members disagree by this much (one standard deviation)";
+      cell.spread.title = spread === null ? "" : `${Dom.signed(z[k])}${unsure(1)}, ${why}`;
+      cell.whisker.hidden = spread === null || yours[k] === 0;
+      const reach = (spread ?? 0) * yours[k];
+      this.between(cell.whisker, at(pull - reach), at(pull + reach));
     });
+  }
+
+  // Stretch a mark from one place to another, both in percent of what it is drawn on.
+  between({ style }, left, right) {
+    style.left = `${left}%`;
+    style.width = `${right - left}%`;
   }
 
   drawUse({ use }, i, best) {

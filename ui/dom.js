@@ -35,8 +35,9 @@ const Dom = (() => {
   const LETTERS = "ABCDEFGH"; // the names of the answers
   const title = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
   const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
+  const unsure = (v) => `±${v.toFixed(2)}`;
   const percent = (share) => Math.round(100 * share);
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 
-  return { el, button, svg, write, LETTERS, title, signed, percent, clamp };
+  return { el, button, svg, write, LETTERS, title, signed, unsure, percent, clamp };
 })();

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,16 @@ PROMPTS, TEXTS = 32, 24
 """Prompts and answers per batch: a larger batch would take longer than a visitor should wait for weights."""
 log = logging.getLogger("pro.app")
 
-Scores = tuple[np.ndarray, np.ndarray]
-"""Raw and standardized scores, each (N, K); the row of an empty text is NaN."""
+
+class Scores(NamedTuple):
+    """Raw and standardized scores (N, K), and the standardized ones of the panel's members (M, N, K).
+
+    The row of an empty text is NaN, and so are the last members of an objective that has fewer.
+    """
+
+    raw: np.ndarray
+    z: np.ndarray
+    members: np.ndarray
 
 
 class Models:
@@ -221,16 +229,17 @@ class Models:
         assert self.panel is not None
         kept = [(m, text) for m, texts in requests for text in texts if text.strip()]
         written = [text for _, text in kept]
-        raw_NK = self.panel.score([m for m, _ in kept], written)
-        z_NK = self.panel.require_stats().normalize(raw_NK, text_lengths(written))
-        rows = iter(zip(raw_NK, z_NK, strict=True))
-        scores = []
+        raw_NK, members_MNK = self.panel.score_with_members([m for m, _ in kept], written)
+        stats, lengths = self.panel.require_stats(), text_lengths(written)
+        standardized = stats.normalize(np.stack([raw_NK, *members_MNK]), lengths)
+        known = np.concatenate([raw_NK[None], standardized])  # raw, z, and each member's z
+        scores, done = [], 0
         for _, texts in requests:
-            raw, z = np.full((2, len(texts), raw_NK.shape[1]), np.nan, dtype=np.float32)
-            for n, text in enumerate(texts):
-                if text.strip():
-                    raw[n], z[n] = next(rows)
-            scores.append((raw, z))
+            rows = np.full((len(known), len(texts), known.shape[2]), np.nan, dtype=np.float32)
+            places = [n for n, text in enumerate(texts) if text.strip()]
+            rows[:, places] = known[:, done : done + len(places)]
+            done += len(places)
+            scores.append(Scores(rows[0], rows[1], rows[2:]))
         return scores
 
     def _floored(self, weights, lower, upper, known) -> UncertainWeights:

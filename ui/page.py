@@ -269,8 +269,8 @@ class Page:
         texts = [
             "" if c["error"] else c["text"] for c in run["candidates"]
         ]  # failed ones get no score
-        raw_NK, z_NK = await self.models.score(run["messages"], texts)
-        run = {**run, "busy": False, "candidates": scored(run["candidates"], raw_NK, z_NK)}
+        scores = await self.models.score(run["messages"], texts)
+        run = {**run, "busy": False, "candidates": scored(run["candidates"], *scores)}
         errors = [c["error"] for c in run["candidates"] if c["error"]]
         if errors and len(errors) == len(texts):
             run = {**run, "note": errors[0], "tone": "error"}

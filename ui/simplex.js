@@ -87,6 +87,23 @@ const Simplex = (() => {
   const totals = (scores, weights) =>
     scores.map((z) => (z ? z.reduce((a, v, k) => a + v * weights[k], 0) : null));
 
+  // The standard deviation of two numbers or more, with the divisor n - 1; null for fewer.
+  function deviation(values) {
+    if (values.length < 2) return null;
+    const mean = sum(values) / values.length;
+    return Math.sqrt(sum(values.map((v) => (v - mean) ** 2)) / (values.length - 1));
+  }
+
+  // How uncertain the lead of one answer over another is: the deviation of the leads that the panel's members give. An
+  // objective without such a member counts with its mean z. null where no objective has several members.
+  function leadSpread(best, other, weights) {
+    if (!best.members || !other.members) return null;
+    const score = ({ z, members }, k, m) => members[k][m] ?? z[k];
+    const lead = (m) =>
+      sum(weights.map((w, k) => w * (score(best, k, m) - score(other, k, m))));
+    return deviation(indices(Math.max(...best.members.map((one) => one.length))).map(lead));
+  }
+
   // Indices best first; equal totals keep their order, answers without scores come last.
   function ranking(values) {
     const key = (i) => (values[i] === null ? -Infinity : values[i]);
@@ -101,5 +118,5 @@ const Simplex = (() => {
     points.map((p) => p !== null && !points.some(
       (q) => q !== null && q[0] >= p[0] && q[1] >= p[1] && (q[0] > p[0] || q[1] > p[1])));
 
-  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, ranking, nondominated };
+  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, deviation, leadSpread, ranking, nondominated };
 })();

@@ -37,14 +37,21 @@ class State {
     return Boolean(run.conditioned) && this.values.some((v, k) => v !== written[k]);
   }
 
-  // The answers under each of the three weightings: their totals (null: not scored yet), their order, best first, and
-  // the best one (null: none is scored).
+  // The answers under each of the three weightings: their totals (null: not scored yet), their order, best first, the
+  // best one (null: none is scored), and those too close to call against it: it leads them by no more than the panel's
+  // members disagree about this.
   rankings() {
-    const scores = this.run.candidates.map((c) => c.z);
+    const { candidates } = this.run;
     const ranking = (weights) => {
-      const totals = Simplex.totals(scores, weights);
+      const totals = Simplex.totals(candidates.map((c) => c.z), weights);
       const order = Simplex.ranking(totals);
-      return { totals, order, best: totals.some((v) => v !== null) ? order[0] : null };
+      const best = totals.some((v) => v !== null) ? order[0] : null;
+      const isClose = (i) => {
+        if (i === best || totals[i] === null) return false;
+        const spread = Simplex.leadSpread(candidates[best], candidates[i], weights);
+        return spread !== null && totals[best] - totals[i] <= spread;
+      };
+      return { totals, order, best, close: order.filter(isClose) };
     };
     return {
       predicted: ranking(this.predicted),

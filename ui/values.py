@@ -21,7 +21,7 @@ from ui.board import Answer, Moved, Run
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 """Limits: answers per request, tokens per answer, and characters of a text that is not a prompt."""
-SHORT, MAX_WORDS, MAX_OBJECTIVES = 1_000, 512, 40
+SHORT, MAX_WORDS, MAX_OBJECTIVES, MAX_MEMBERS = 1_000, 512, 40, 32
 PHASES = ("recorded", "writing", "done", "stopped")
 STALE = "This page is out of date: reload it."
 
@@ -141,7 +141,7 @@ def _run(value: dict[str, Any]) -> Run:
         "words": lambda v: _list_of(lambda w: _moved(w, row, messages), v, MAX_WORDS),
         "conditioned": _short,
         "used": _or_none(row),
-        "candidates": lambda v: _list_of(lambda c: _answer(c, row), v, MAX_ANSWERS),
+        "candidates": lambda v: _list_of(lambda c: _answer(c, K), v, MAX_ANSWERS),
         "model": _short,
         "date": _short,
     }
@@ -151,8 +151,8 @@ def _run(value: dict[str, Any]) -> Run:
     return run  # type: ignore[return-value]
 
 
-def _answer(value: Any, row: Callable[[Any], list[float]]) -> Answer:
-    card = _object(value)
+def _answer(value: Any, K: int) -> Answer:
+    card, row = _object(value), _row(K)
     return {
         "text": _long(card.get("text")),
         "reasoning": _long(card.get("reasoning", "")),
@@ -160,6 +160,7 @@ def _answer(value: Any, row: Callable[[Any], list[float]]) -> Answer:
         "style": _or_none(_one_of(tuple(STYLES)))(card.get("style")),
         "z": _or_none(row)(card.get("z")),
         "raw": _or_none(row)(card.get("raw")),
+        "members": _or_none(_members(K))(card.get("members")),
         "error": _or_none(_short)(card.get("error")),
     }
 
@@ -216,6 +217,16 @@ def _row(K: int) -> Callable[[Any], list[float]]:
         if len(values) != K:
             raise ValueError(f"got {len(values)} numbers, expected {K}")
         return values
+
+    return check
+
+
+def _members(K: int) -> Callable[[Any], list[list[float]]]:
+    def check(value: Any) -> list[list[float]]:
+        members = _list_of(lambda scores: _list_of(_number, scores, MAX_MEMBERS), value, K)
+        if len(members) != K or not all(members):
+            raise ValueError(f"got members of {len(members)}, expected those of {K}, one or more")
+        return members
 
     return check
 

@@ -17,7 +17,7 @@ from pro_core.data.objectives import Message, Prompt
 from pro_core.data.schema import to_messages
 from pro_core.generation.base import Finish, GenerationSettings, Generator, Written, collect
 from pro_core.generation.request import STYLES, Request, styled
-from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.calibration import member_spread, text_lengths
 from pro_core.weights import WeightSource, as_weights, weighted_sum
 
 Array = NDArray[np.float32]
@@ -32,6 +32,7 @@ class Candidate:
         style: the style of STYLES it was written under; None where styles were not asked for.
         raw: (K,) reward model outputs, higher is better; None when it failed: no score, not 0.
         z: (K,) the same, standardized by the panel's statistics.
+        members: (M, K) the standardized scores of each objective's members, whose mean is z; NaN where there are fewer.
         totals: weighted sums of z, under "used" and "uniform" weights; empty when it failed.
         error: what went wrong, in one sentence.
         notes: what else to know, such as that old turns were left out.
@@ -44,6 +45,7 @@ class Candidate:
     style: str | None = None
     raw: Array | None = None
     z: Array | None = None
+    members: Array | None = None
     totals: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -63,6 +65,27 @@ class BestOfN:
     @property
     def best(self) -> Candidate:
         return self.candidates[0]
+
+    def lead(self, candidate: Candidate) -> tuple[float, float]:
+        """How far the best candidate's total is ahead of another's, and how uncertain this lead is.
+
+        The uncertainty is the standard deviation of the leads that the panel's members give, each by its own scores
+        under the same weights; an objective without such a member counts with its mean. A lead within it is too close
+        to call. It is NaN where no objective has several members.
+
+        Raises:
+            ValueError: a candidate without scores.
+        """
+        leads_M = weighted_sum(_by_member(self.best) - _by_member(candidate), self.weights)
+        ahead = self.best.totals["used"] - candidate.totals["used"]
+        return ahead, float(member_spread(leads_M))
+
+
+def _by_member(candidate: Candidate) -> Array:
+    """Its scores (M, K) by each member; an objective without such a member has its mean."""
+    if candidate.z is None or candidate.members is None:
+        raise ValueError("got a candidate without scores, expected one that did not fail")
+    return np.where(np.isnan(candidate.members), candidate.z, candidate.members)
 
 
 def best_of_n(
@@ -129,26 +152,31 @@ def rank(
     texts = [c.text for c in candidates if c.error is None]
     K = len(weights)
     raw_NK = z_NK = np.zeros((0, K), dtype=np.float32)
+    members_MNK = np.zeros((1, 0, K), dtype=np.float32)
     if texts:
-        raw_NK = panel.score([messages] * len(texts), texts)
-        z_NK = panel.stats.normalize(raw_NK, text_lengths(texts))
-    return ranked(candidates, raw_NK, z_NK, weights, panel.objective_names, source)
+        raw_NK, members_MNK = panel.score_with_members([messages] * len(texts), texts)
+        lengths = text_lengths(texts)
+        z_NK = panel.stats.normalize(raw_NK, lengths)
+        members_MNK = panel.stats.normalize(members_MNK, lengths)
+    return ranked(candidates, raw_NK, z_NK, members_MNK, weights, panel.objective_names, source)
 
 
 def ranked(
     candidates: Sequence[Candidate],
     raw_NK: Array,
     z_NK: Array,
+    members_MNK: Array,
     weights: Array,
     objective_names: Sequence[str],
     source: str,
 ) -> BestOfN:
-    """The candidates, best total first, failed ones last; the scores (N, K) belong to the N that did not fail."""
+    """The candidates, best total first, failed ones last; the scores belong to the N that did not fail."""
     scorable = [candidate for candidate in candidates if candidate.error is None]
     uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
+    scores = zip(raw_NK, z_NK, np.swapaxes(members_MNK, 0, 1), strict=True)
     totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
-    for candidate, raw, z, (used, even) in zip(scorable, raw_NK, z_NK, totals, strict=True):
-        candidate.raw, candidate.z = raw, z
+    for candidate, one, (used, even) in zip(scorable, scores, totals, strict=True):
+        candidate.raw, candidate.z, candidate.members = one
         candidate.totals = {"used": float(used), "uniform": float(even)}
     best_first = sorted(scorable, key=lambda candidate: -candidate.totals["used"])
     failed = [candidate for candidate in candidates if candidate.error is not None]

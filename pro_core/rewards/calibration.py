@@ -182,6 +182,18 @@ def _slopes_within_prompts(
     return np.array([x @ deviations(reward) / (x @ x) for reward in rewards_NK.T])
 
 
+def member_spread(scores: NDArray) -> NDArray[np.float64]:
+    """The standard deviation between members, (M, ...) to (...), in the scores' units; NaN where fewer than two scored.
+
+    Its square has the divisor M - 1. It says how far a score depends on which pairs, and which kind of model, the
+    members were fitted with. What all members get wrong alike is not in it.
+    """
+    counts = np.isfinite(scores).sum(axis=0)
+    means = np.nansum(scores, axis=0, dtype=np.float64) / np.maximum(counts, 1)
+    squares = np.nansum((scores - means) ** 2, axis=0)
+    return np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
+
+
 def check_finite(rewards: NDArray, names: Sequence[str]) -> None:
     """Raise a ValueError that names the objectives with a NaN or infinite reward."""
     bad = ~np.isfinite(rewards)

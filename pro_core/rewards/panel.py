@@ -109,9 +109,10 @@ class RewardPanel:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """:meth:`score`, and the scores (M, N, K) of each objective's members, whose mean over M is the reward.
 
-        :func:`member_spread` says how far they disagree. Much of that is common to two texts, so the disagreement about
-        their difference is the spread of the members' own differences. M is the largest number of members; an
-        objective with fewer has NaN in the last places. ``stats.normalize`` standardizes them too.
+        :func:`~pro_core.rewards.calibration.member_spread` says how far they disagree. Much of that is common to two
+        texts, so the disagreement about their difference is the spread of the members' own differences. M is the
+        largest number of members; an objective with fewer has NaN in the last places. ``stats.normalize`` standardizes
+        them too.
         """
         if isinstance(prompts, str) or isinstance(completions, str):
             raise ValueError("expected lists of prompts and completions, got a single text")
@@ -322,18 +323,6 @@ class RewardPanel:
         )
         panel.check_models()
         return panel
-
-
-def member_spread(scores: NDArray) -> NDArray[np.float64]:
-    """The standard deviation between members, (M, ...) to (...), in the scores' units; NaN where fewer than two scored.
-
-    Its square has the divisor M - 1. It says how far a score depends on which pairs, and which kind of model, the
-    members were fitted with. What all members get wrong alike is not in it.
-    """
-    counts = np.isfinite(scores).sum(axis=0)
-    means = np.nansum(scores, axis=0, dtype=np.float64) / np.maximum(counts, 1)
-    squares = np.nansum((scores - means) ** 2, axis=0)
-    return np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
 
 
 def saved_fingerprint(folder: str | Path) -> str:
