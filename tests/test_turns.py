@@ -16,6 +16,7 @@ from tiny import (
     peft_adapter,
     reciting_llama,
     tiny_llama,
+    tiny_qwen,
     without_ends,
 )
 from transformers import AddedToken, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
@@ -191,6 +192,24 @@ def test_the_completion_goes_on_with_an_open_answer_where_turns_must_alternate(s
     assert chat_text(tokenizer, talk("u hi"), "") == f"{before}<|im_end|>\n"
     alone = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nHa.<|im_end|>\n"
     assert chat_text(tokenizer, [], "Ha.") == alone
+
+
+def test_a_long_answer_loses_its_end_and_a_long_question_its_beginning(tmp_path):
+    tok = AutoTokenizer.from_pretrained(tiny_qwen(tmp_path))
+
+    def read(question, answer, most):
+        (row,) = encode(tok, [talk(f"u {question}")], [answer], "chat", most)
+        assert len(row["input_ids"]) == len(row["attention_mask"]) <= most
+        return tok.decode(row["input_ids"])
+
+    whole = read("What is red?", "Roses are red.", 400)
+    end = "<|im_end|>\n"  # where the reward is read
+    assert whole.endswith(end)
+    long_answer = read("What is red?", "Roses are red." + " And blue" * 99, 80)
+    assert "What is red?" in long_answer and "Roses are red. And" in long_answer
+    assert long_answer.endswith(end)
+    both = read("Once more: " * 99 + "what is red?", "Roses are red." + " And blue" * 99, 90)
+    assert "what is red?" in both and "Roses are red." in both and both.endswith(end)
 
 
 def test_a_conversation_that_a_template_refuses_in_every_form_is_named_by_its_row(llama):

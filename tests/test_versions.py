@@ -15,7 +15,7 @@ import torch
 import yaml
 from test_adapter import heads_by_trainer
 from test_artefacts import recipe_of
-from tiny import TINY_RUN, tiny_classifier, tiny_encoder, tiny_llama, tokenizer
+from tiny import TINY_RUN, tiny_classifier, tiny_encoder, tiny_llama, tiny_qwen, tokenizer
 from transformers import AutoTokenizer
 
 from pro_core.adapter import runs as adapter_runs
@@ -142,13 +142,15 @@ def test_scores_have_the_version_of_what_makes_them(tmp_path):
         encode(tokenizer(), [TALK, []], ["Under the table.  ", "It [SEP] barked. " * 20], form, 40)
         for form in ("pair", "{dialogue}\n\nAssistant: {completion}", "{completion}")
     ]
-    check(SCORING_VERSION, [[dict(row) for row in rows] for rows in tokens], (1, "23d7561bb85b"))
+    chat = AutoTokenizer.from_pretrained(tiny_qwen(tmp_path / "chat"))
+    tokens.append(encode(chat, [TALK] * 2, ["Under it.", "It [SEP] barked. " * 20], "chat", 40))
+    check(SCORING_VERSION, [[dict(row) for row in rows] for rows in tokens], (2, "37fdd7bad499"))
     specs = [
         RewardModelSpec(n, tiny_classifier(tmp_path / "m", 2), logit=k) for k, n in enumerate("ab")
     ]
     panel = RewardPanel.build(specs, tmp_path)
     found = panel.score([TALK, "Hi"], ["Under the table.", "Hello"])
-    near(SCORING_VERSION, found, (1, [-1.3125, 0.5977, 3.1562, -1.0]), within=0.1)
+    near(SCORING_VERSION, found, (2, [-1.3125, 0.5977, 3.1562, -1.0]), within=0.1)
 
 
 def test_features_have_the_version_of_what_makes_them(tmp_path):
@@ -200,13 +202,13 @@ def test_answers_have_the_version_of_what_writes_them(tmp_path):
 def test_panels_have_the_version_of_what_trains_them(training, tmp_path):
     path = recipe_of(tmp_path, tmp_path / "out")
     found = training(panel_runs, PanelRun(PanelRecipe.read(path)).make)
-    check(bradley_terry.TRAINING_VERSION, found, (1, "e8cff1374cbe"))
+    check(bradley_terry.TRAINING_VERSION, found, (2, "f98aea457f32"))
     logits = torch.tensor([[0.5, 1.0], [0.2, -1.0], [0.1, 0.0], [1.0, 2.0]])
     pair, tie = torch.tensor([[0, 2], [1, 3]]), torch.tensor([False, True])
     weight = torch.tensor([[1.0, 0.5], [2.0, 1.0]])
     members = torch.stack([logits, -logits], dim=2)
     loss = bradley_terry_loss(members, pair, torch.tensor([0, 1]), tie, weight, 0.1)
-    near(bradley_terry.TRAINING_VERSION, loss, (2, [1.0308]), within=1e-4)
+    near(bradley_terry.TRAINING_VERSION, loss, (2, [1.4088]), within=1e-4)
 
 
 def table() -> pd.DataFrame:
