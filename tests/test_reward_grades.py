@@ -118,6 +118,22 @@ def test_an_objective_from_several_sources_is_measured_on_each():
     assert lines[1].split(" | ")[2].startswith("0.750 (")
 
 
+def test_each_objectives_model_is_also_graded_on_what_people_chose_under_the_others():
+    table, data = scored(
+        [("a_pairs", "helpful", 1), ("a_pairs", "helpful", -1), ("a_pairs", "harmless", 1)]
+    )
+    for side, z in (("chosen", [1, 1, 2]), ("rejected", [0, 0, 3])):
+        table[f"z_{side}_helpful"] = z  # the helpful model prefers what was rejected as harmful
+    measured = beside_baselines(PANEL, table, data, "test", NAMES)
+    on = measured[PANEL]["helpful"]["on"]
+    assert list(on) == ["harmless"] and on["harmless"]["accuracy"] == 0
+    assert measured[PANEL]["harmless"]["on"]["helpful"]["n"] == 2
+    assert measured["bag of words"]["helpful"]["on"]["harmless"]["accuracy"] == 1  # "yes" again
+    assert "on" not in measured["longer wins"]["helpful"]  # it is the same model for both
+    metrics = judge_row(PANEL, measured[PANEL])["metrics"]
+    assert metrics["accuracy_helpful_on_harmless"] == 0
+
+
 def test_the_bag_of_words_knows_only_graded_sources_unless_the_set_is_another():
     table, data = scored([("a_pairs", "helpful", 1), ("a_pairs", "helpful", -1)])
     own = beside_baselines(PANEL, table, data, "test", NAMES)

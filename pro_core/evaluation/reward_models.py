@@ -56,6 +56,9 @@ def panel_row(
             metrics[f"accuracy_equal_length_{name}"] = a["equal_length"]["accuracy"]
             metrics[f"pairs_equal_length_{name}"] = a["equal_length"]["n"]
             intervals[f"accuracy_equal_length_{name}"] = a["equal_length"]["ci95"]
+        for other, measured in a.get("on", {}).items():
+            metrics[f"accuracy_{name}_on_{other}"] = measured["accuracy"]
+            intervals[f"accuracy_{name}_on_{other}"] = measured["ci95"]
         if "slope" in a:
             metrics[f"slope_{name}"] = a["slope"]
         for other, led in a.get("leads", {}).items():

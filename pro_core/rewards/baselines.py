@@ -14,7 +14,8 @@ from pro_core.data.schema import DataError, PreferencePair
 from pro_core.data.training_pairs import TrainingPairs
 from pro_core.metrics import accuracy_lead, accuracy_with_interval
 from pro_core.rewards.length import length_report
-from pro_core.rewards.scores import graded_rows, own_margin
+from pro_core.rewards.scores import graded_rows
+from pro_core.rewards.scores import margins as margins_of_heads
 from pro_core.system.extras import needs
 
 
@@ -72,6 +73,9 @@ def beside_baselines(
     the panel's has ``leads``, {baseline: :func:`pro_core.metrics.accuracy_lead`}. If the pairs of an objective come
     from several sources, ``by_source`` has the same entry for each. What cannot be measured is left out.
 
+    ``on`` holds, for the panel and the bag of words, how often the objective's model prefers what people chose under
+    another objective, {other: accuracy with its interval}: below one half where the two oppose each other.
+
     Args:
         scores: the panel's table; its held-out rows are those of ``data``.
         other_sets: the held-out pairs are of sets that nothing was trained on, so the bag of words learns from all
@@ -87,6 +91,8 @@ def beside_baselines(
             f"({len(data.held_out)}): train the panel again, then grade it"
         )
     graded = graded_rows(held_out, split)
+    every = [data.held_out[i] for i in graded.index]
+    scored = margins_of_heads(graded, objective_names)
     measured: dict[str, dict[str, dict[str, Any]]] = {}
     for name in objective_names:
         rows = graded[graded["objective"] == name]
@@ -100,13 +106,21 @@ def beside_baselines(
             if p.objective == name and not p.tie and (other_sets or p.source in sources)
         ]
         by_method: dict[str, NDArray | None] = {
-            method: own_margin(rows, objective_names),
-            "bag of words": bag_of_words(train, pairs),
-            "longer wins": longer_wins(pairs),
+            method: scored[:, list(objective_names).index(name)],
+            "bag of words": bag_of_words(train, every),
+            "longer wins": longer_wins(every),
         }
-        margins = pd.DataFrame({k: m for k, m in by_method.items() if m is not None}, rows.index)
+        known = {k: m for k, m in by_method.items() if m is not None}
+        on_all = pd.DataFrame(known, graded.index)
+        margins = on_all.loc[rows.index]
         for key, report in _reports(margins, rows).items():
             measured.setdefault(key, {})[name] = report
+        for key in [key for key in on_all if key != "longer wins"]:
+            measured[key][name]["on"] = {
+                other: accuracy_with_interval(on_all[key].loc[of_other.index], list(of_other.text))
+                for other, of_other in graded.groupby("objective")
+                if other != name
+            }
         for source in sources if len(sources) > 1 else ():
             of_source = rows["source"] == source
             for key, report in _reports(margins[of_source], rows[of_source]).items():
