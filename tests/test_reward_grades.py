@@ -16,7 +16,7 @@ from pro_core.evaluation.results import read_rows
 from pro_core.evaluation.reward_models import PANEL, out_of_distribution_rows, panel_row, panel_rows
 from pro_core.metrics import accuracy_lead, accuracy_with_interval
 from pro_core.reporting.markdown import interval
-from pro_core.reporting.reward_tables import judges_table, out_of_distribution_table
+from pro_core.reporting.reward_tables import judges_table, opposed_table, out_of_distribution_table
 from pro_core.rewards.baselines import beside_baselines
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
@@ -132,6 +132,17 @@ def test_each_objectives_model_is_also_graded_on_what_people_chose_under_the_oth
     assert "on" not in measured["longer wins"]["helpful"]  # it is the same model for both
     metrics = judge_row(PANEL, measured[PANEL])["metrics"]
     assert metrics["accuracy_helpful_on_harmless"] == 0
+    rows = [
+        judge_row(method, report) | {"config": "demo_panel.yaml"}
+        for method, report in measured.items()
+    ]
+    lines = [line.split(" | ") for line in opposed_table(rows).splitlines()[2:]]
+    assert [line[:2] for line in lines] == [
+        ["| helpful", "demo_panel (full)"],
+        ["| harmless", "demo_panel (full)"],
+        ["| helpful", "bag of words"],
+    ]
+    assert lines[0][3].startswith("0.000 (")
 
 
 def test_the_bag_of_words_knows_only_graded_sources_unless_the_set_is_another():

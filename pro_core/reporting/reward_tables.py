@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
+
+import numpy as np
 
 from pro_core.evaluation.results import Row, Rows
 from pro_core.evaluation.reward_models import of_source
-from pro_core.reporting.markdown import interval, markdown_table, mean_interval, recipe_name
+from pro_core.reporting.markdown import (
+    interval,
+    markdown_table,
+    mean,
+    mean_interval,
+    recipe_name,
+)
 
 BASELINES = ("bag of words", "longer wins")
 
@@ -26,6 +35,23 @@ def reward_models_table(rows: Rows) -> str:
         header,
         [[_panel_name(r), *(interval(r, f"accuracy_{name}") for name in pairs)] for r in rows],
     )
+
+
+def opposed_table(rows: Rows) -> str:
+    """How often each objective's model prefers what people chose under each objective: below one half where the two
+    oppose each other. For the demo's panel and the bag of words."""
+    rows = [r for r in rows if r["split"] == "test"]
+    rows = [r for r in rows if r["config"] == "demo_panel.yaml" or r["method"] == BASELINES[0]]
+    pairs = _pairs(rows)
+    table = []
+    for row in rows:
+        for name in row["objectives"]:
+            on = [f"accuracy_{name}" + (f"_on_{p}" if p != name else "") for p in pairs]
+            if any("_on_" in key and key in row["metrics"] for key in on):
+                cells = [interval(row, key) for key in on]
+                table.append([name, _panel_name(row), *cells])
+    header = ["model of", "", *(f"{name} pairs" for name in pairs)]
+    return markdown_table(header, table) if table else ""
 
 
 def _panel_name(row: Row) -> str:
@@ -92,11 +118,17 @@ def _cells_beside(panel: Row, baselines: Rows, name: str) -> list[str]:
     accuracy, first = f"accuracy_{name}", BASELINES[0]
     by_method = {r["method"]: r for r in baselines}
     cells = [interval(r, accuracy) for r in (panel, *(by_method.get(b, {}) for b in BASELINES))]
-    led, points = panel["leads"].get(first), ""  # older rows have none
-    if led and accuracy in led["metrics"]:
-        difference, ends = led["metrics"][accuracy], led["ci95"][accuracy]
-        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in (difference, *ends)))
-    return [*cells, points, _at_equal_length(panel, name)]
+    return [*cells, _lead_points([panel], first, accuracy), _at_equal_length(panel, name)]
+
+
+def _lead_points(rows: Rows, other: str, metric: str) -> str:
+    """The lead over another method in points, with its interval, both averaged over rows; empty where there is none."""
+    leads = [r["leads"].get(other, {}) for r in rows]  # older rows have none
+    leads = [led for led in leads if metric in led.get("metrics", {})]
+    if not leads:
+        return ""
+    measured = [[led["metrics"][metric], *led["ci95"][metric]] for led in leads]
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*100 * np.mean(measured, axis=0))
 
 
 def _at_equal_length(row: Row, name: str) -> str:
@@ -149,6 +181,49 @@ def _pairs(rows: Rows) -> dict[str, int]:
         for name in row["objectives"]:
             counts.setdefault(name, int(row["metrics"][f"n_{name}"]))
     return counts
+
+
+def ablation_table(rows: Rows) -> str:
+    """Each arm's accuracies of the objectives that all arms have, and how its heads correlate; below, how well margin
+    and disagreement tell errors, for arms whose objectives have several members.
+
+    Test accuracies are means over seeds, with the standard deviation between seeds. Leads are over the first arm.
+    """
+    rows = [r for r in rows if r["experiment"] == "ablation"]
+    test = [r for r in rows if r["split"] == "test"]
+    if not test:
+        return ""
+    validation = [r for r in rows if r["split"] == "validation"]
+    arms = list(dict.fromkeys(r["method"] for r in test))
+    shared = {n: c for n, c in _pairs(test).items() if all(n in r["objectives"] for r in test)}
+    header, correlated = ["arm"], list(itertools.combinations(shared, 2))
+    for name, n in shared.items():
+        header += [f"{name} ({n:,} pairs)", f"lead over {arms[0]}, points", "on validation"]
+    header += [f"correlation of {a} and {b}" for a, b in correlated]
+    table, errors = [], []
+    for arm in arms:
+        of_arm, cells = [r for r in test if r["method"] == arm], [arm]
+        for name in shared:
+            metric = f"accuracy_{name}"
+            lead = _lead_points(of_arm, arms[0], metric)
+            cells += [_mean_sd(of_arm, metric), lead, mean(validation, arm, metric)]
+        cells += [mean(test, arm, f"head_correlation_{a}_{b}") for a, b in correlated]
+        table.append(cells)
+        for name in of_arm[0]["objectives"]:
+            measured = [mean(test, arm, f"{by}_auc_{name}") for by in ("margin", "spread")]
+            errors += [[arm, name, *measured]] if all(measured) else []
+    tables = [markdown_table(header, table)]
+    if errors:
+        header = ["arm", "objective", "AUC of the margin", "AUC of the margin over its spread"]
+        tables.append(markdown_table(header, errors))
+    return "\n\n".join(tables)
+
+
+def _mean_sd(rows: Rows, metric: str) -> str:
+    """``0.612 ± 0.004``: the mean over rows, one per seed, and the standard deviation where there are several."""
+    values = [r["metrics"][metric] for r in rows]
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
 
 
 CLASSIFIER_METRICS = {

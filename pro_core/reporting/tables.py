@@ -12,11 +12,13 @@ from pro_core.reporting.markdown import replace_section
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:reward_models": ("reward_models.jsonl", reward_tables.reward_models_table),
+    "table:opposed": ("reward_models.jsonl", reward_tables.opposed_table),
     "table:judges": ("judges.jsonl", reward_tables.judges_table),
     "table:out_of_distribution": (
         "out_of_distribution.jsonl",
         reward_tables.out_of_distribution_table,
     ),
+    "table:ablation": ("ablation.jsonl", reward_tables.ablation_table),
     "table:length": ("length.jsonl", reward_tables.length_table),
     "table:adapter": ("adapter.jsonl", adapter_tables.adapter_table),
     "table:sources": ("adapter.jsonl", adapter_tables.short_adapter_table),
