@@ -326,7 +326,7 @@ def test_reasoning_and_cut_answers_are_marked_in_the_run_and_in_the_api(thinker)
     assert (cut["reasoning"], cut["finish"], cut["error"]) == ("Hm, a 😀.", "length", None)
     assert spent["reasoning"] == "I should" and spent["z"] is None
     assert "spent all 8 tokens on its reasoning" in spent["error"]
-    raw, _ = run_sync(thinker.score(run["messages"], ["Red \ufffd"]))
+    raw = run_sync(thinker.score(run["messages"], ["Red \ufffd"])).raw
     assert cut["raw"] == pytest.approx(raw[0].tolist(), abs=1e-2)  # the reasoning is not scored
     json.dumps(run, ensure_ascii=False).encode("utf-8")
 
@@ -339,6 +339,34 @@ def test_reasoning_and_cut_answers_are_marked_in_the_run_and_in_the_api(thinker)
     )
     assert failed["scores"] is None and failed["reasoning"] == "I should"
     json.dumps(result, ensure_ascii=False).encode("utf-8")
+
+
+def test_the_api_says_how_uncertain_a_score_and_a_lead_are(tmp_path) -> None:
+    from tiny import panel_of_members
+
+    texts = ["Use cold water and salt.", "I do not know."]
+    answers = iter([[says(text), says("", "stop")] for text in texts])
+    with scripted(lambda body: (200, next(answers))) as (url, _):
+        settings = {"PRO_ENDPOINT_URL": url, "PRO_ENDPOINT_MODEL": "m"}
+        models = Models({"PRO_PANEL": panel_of_members(tmp_path), **settings})
+        models.load()
+        weights = {"helpful": 0.75, "harmless": 0.25}
+        best, other = end_of(Api(models).generate(PROMPT, weights, 2, 8))["candidates"]
+    panel, shown = models.panel, (best, other)
+    texts = [c["text"] for c in shown]
+    members = panel.score_with_members([PROMPT] * 2, texts)[1][:, :, 0] / panel.stats.std[0]
+    for n, candidate in enumerate(shown):
+        scores = candidate["scores"]
+        assert scores["helpful"]["spread"] == pytest.approx(members[:, n].std(ddof=1), abs=0.02)
+        assert scores["harmless"]["spread"] is None  # it has one member
+        assert run_sync(Api(models).score(PROMPT, texts[n])) == {
+            name: pytest.approx(score, abs=0.02) for name, score in scores.items()
+        }
+    assert best["behind"] == {"by": 0.0, "spread": 0.0}
+    by = best["totals"]["used"] - other["totals"]["used"]
+    assert other["behind"]["by"] == pytest.approx(by, abs=1e-5)
+    leads = 0.75 * (members[:, 0] - members[:, 1])
+    assert other["behind"]["spread"] == pytest.approx(leads.std(ddof=1), abs=0.02)
 
 
 def test_a_follow_up_continues_from_the_answer_without_its_reasoning(thinker) -> None:

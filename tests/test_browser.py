@@ -404,13 +404,70 @@ def test_pasted_answers_are_scored(visit, served) -> None:
     page.locator("#score-own").click()
     expect(page.locator(".note")).to_contain_text("Your own answers")
     expect(page.locator(".card")).to_have_count(2)
-    _, z_NK = run_sync(
+    scores = run_sync(
         models.score([{"role": "user", "content": "How do I clean a wine stain?"}], texts)
     )
     for n, card in enumerate(page.locator(".card").all()):
         assert card.locator(".text").text_content() == texts[n]
         shown = [float(t.replace("−", "-")) for t in card.locator(".z").all_text_contents()]
-        np.testing.assert_allclose(shown, z_NK[n], atol=0.02)
+        np.testing.assert_allclose(shown, scores.z[n], atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def doubtful(tmp_path_factory) -> Iterator[tuple[str, Models]]:
+    """(url, models) of an app whose panel has three members for "helpful" and one for "harmless"."""
+    from tiny import panel_of_members
+
+    models = Models({"PRO_PANEL": panel_of_members(tmp_path_factory.mktemp("panel"))})
+    models.generator.load = lambda: None  # type: ignore[attr-defined]
+    models.load()
+    demo = app.build(models)
+    _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
+    yield url, models
+    demo.close()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_uncertain_scores_say_so_and_a_lead_within_them_is_no_win(visit, doubtful, width) -> None:
+    url, models = doubtful
+    page, prompt = visit(width=width, url=url, loaded=False), "How do I kill a Python process?"
+    paste(page, prompt)
+    texts = page.locator(".card .text").all_text_contents()
+    scores = run_sync(models.score([{"role": "user", "content": prompt}], texts))
+    spread_N = scores.members[:, :, 0].std(axis=0, ddof=1)
+    for n, card in enumerate(page.locator(".card").all()):
+        helpful, harmless = card.locator(".score").all()
+        expect(helpful.locator(".spread")).to_have_text(f"±{spread_N[n]:.2f}")
+        expect(harmless.locator(".spread")).to_have_text("")
+        said = card.locator(".scores").get_attribute("aria-label")
+        assert said.count("uncertain by") == 1 and f"uncertain by {spread_N[n]:.2f}" in said
+        whisker = (
+            "(z) => { const s = getComputedStyle(z, '::after'); return [s.content, s.width]; }"
+        )
+        content, width = helpful.locator(".z").evaluate(whisker)
+        width_at_2 = box(helpful.locator(".z"))["width"]
+        assert float(width[:-2]) == pytest.approx(spread_N[n] / 2 * width_at_2, abs=2.5)
+        assert harmless.locator(".z").evaluate(whisker)[0] == "none" != content
+        area, inside = box(card), box(helpful)
+        assert inside["x"] + inside["width"] <= area["x"] + area["width"]
+
+    page.locator(".weight input").first.press("End")  # "helpful" alone counts
+    best, other = np.argsort(-scores.z[:, 0])
+    leads_M = scores.members[:, best, 0] - scores.members[:, other, 0]
+    assert leads_M.mean() < leads_M.std(ddof=1)  # else this test tests nothing
+    ranks = page.locator(".card .rank")
+    expect(ranks.nth(best)).to_have_text("too close to call")
+    expect(ranks.nth(other)).to_have_text("close 2nd")
+    lead = f"{leads_M.mean():.2f} ±{leads_M.std(ddof=1):.2f}"
+    expect(ranks.nth(best)).to_have_attribute("title", re.compile(re.escape(lead)))
+    spoken = page.locator(".board > .unseen[aria-live]")
+    expect(spoken).to_contain_text(f"too close to call against {'AB'[other]}")
+    expect(page.locator(".badge.yours")).to_have_text("yours, too close to call")
+
+    page.locator(".weight input").last.press("End")  # "harmless", of which nothing is known
+    best = int(scores.z[:, 1].argmax())
+    expect(ranks.nth(best)).to_have_text("winner")
+    expect(spoken).to_have_text(f"Answer {'AB'[best]} wins under your weights")
 
 
 def test_a_single_pasted_answer_is_refused_with_a_sentence(visit) -> None:
@@ -492,7 +549,7 @@ CONTRAST = """() => {
   const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(c[i] / 255), 0);
   const out = [];
   const texts = '.masthead *, .status, .weight label, .trust, .weight output, .card .text, .rank, .z, .score .name, '
-    + '.sum *, .badge, .use, .note, .legend, .letter, .small, .why *, .unlike';
+    + '.spread, .sum *, .badge, .use, .note, .legend, .letter, .small, .why *, .unlike';
   for (const node of document.querySelectorAll(texts)) {
     if (!node.textContent.trim() || node.getClientRects().length === 0) continue;
     const layers = [];

@@ -43,6 +43,8 @@ from pro_core.generation import Piece
 from pro_core.generation.base import EMPTY_ANSWER, StreamingGenerator
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.bundled_models import MINILM, resolve_encoder
 
 TINY_RUN = {
@@ -104,6 +106,21 @@ def tiny_classifier(folder: Path, num_labels: int, seed: int = 0) -> str:
     model = BertForSequenceClassification(tiny_config(num_labels=num_labels, initializer_range=0.3))
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def panel_of_members(folder: Path) -> str:
+    """A panel with statistics, saved in ``folder``: three members for "helpful" that disagree, one for "harmless"."""
+    tiny_classifier(folder / "trunk", 4)
+    heads = (("helpful", 1), ("helpful", 1), ("helpful", -1), ("harmless", 1))
+    specs = [
+        RewardModelSpec(name, "trunk", logit=i, direction=sign)
+        for i, (name, sign) in enumerate(heads)
+    ]
+    panel = RewardPanel.build(specs, folder)
+    texts = ["Use cold water.", "I do not know.", "No.", "It rained on Sunday and we stayed in."]
+    panel.fit_stats(["Hi", "How do I kill a Python process?"] * 2, texts, "four texts")
+    panel.save_pretrained(folder)
     return str(folder)
 
 

@@ -43,8 +43,7 @@ class Cards {
       const z = Dom.el("span", "z", line);
       const spread = Dom.el("span", "spread", line);
       const pull = Dom.el("span", "pull", line);
-      const [bar, whisker] = [Dom.el("i", "", pull), Dom.el("i", "whisker", pull)];
-      return { z, spread, pull, bar, whisker, raw: Dom.el("span", "raw", line) };
+      return { z, spread, pull, bar: Dom.el("i", "", pull), raw: Dom.el("span", "raw", line) };
     });
     const row = Dom.el("div", "sums", card);
     const sums = ["predicted", "yours", "uniform"].map((name) => {
@@ -146,7 +145,7 @@ class Cards {
 
   // Each objective's score z, and its share of the total under the visitor's weights: a bar to the left or right,
   // of full length at a third of the strongest score. Where the objective has several members, their spread stands
-  // beside the score and as a whisker on the bar.
+  // beside the score, as a number and as a whisker below it that is as wide as the score's box at ±2.
   drawScores({ scores, cells }, i, strongest) {
     const { run, yours } = this.state;
     const { z, raw, members } = run.candidates[i];
@@ -164,31 +163,25 @@ class Cards {
     scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${spoken.join(", ")}`);
     cells.forEach((cell, k) => {
       const pull = z[k] * yours[k];
+      const spread = spreads[k];
       const tone = (v) => (v < 0 ? "low" : "high");
       Dom.write(cell.z, Dom.signed(z[k]));
       cell.z.style.setProperty("--strength", Dom.clamp(Math.abs(z[k]) / 2, 0.06, 1).toFixed(3));
-      cell.z.className = `z ${tone(z[k])}`;
+      cell.z.className = `z ${tone(z[k])} ${spread === null ? "" : "unsure"}`;
       Dom.write(cell.raw, `raw ${raw[k].toFixed(2)}`);
-      const at = (share) => 50 + 50 * Dom.clamp((3 * share) / strongest, -1, 1);
-      this.between(cell.bar, at(Math.min(pull, 0)), at(Math.max(pull, 0)));
+      const width = Dom.clamp((3 * Math.abs(pull)) / strongest, 0, 1) * 50;
+      cell.bar.style.width = `${width}%`;
+      cell.bar.style.left = `${pull < 0 ? 50 - width : 50}%`;
       cell.bar.className = tone(pull);
       const weight = Dom.percent(yours[k]);
-      const spread = spreads[k];
       const unsure = (share) => (spread === null ? "" : ` ${Dom.unsure(share * spread)}`);
       cell.pull.title = `${Dom.signed(z[k])} × ${weight}% = ${Dom.signed(pull)}${unsure(yours[k])}`;
       Dom.write(cell.spread, unsure(1).trim());
       const why = "uncertain: the panel's members disagree by this much (one standard deviation)";
-      cell.spread.title = spread === null ? "" : `${Dom.signed(z[k])}${unsure(1)}, ${why}`;
-      cell.whisker.hidden = spread === null || yours[k] === 0;
-      const reach = (spread ?? 0) * yours[k];
-      this.between(cell.whisker, at(pull - reach), at(pull + reach));
+      cell.z.title = spread === null ? "" : `${Dom.signed(z[k])}${unsure(1)}, ${why}`;
+      const reach = Dom.clamp((spread ?? 0) / 2, 0.05, 1);
+      cell.z.style.setProperty("--reach", `${(100 * reach).toFixed(1)}%`);
     });
-  }
-
-  // Stretch a mark from one place to another, both in percent of what it is drawn on.
-  between({ style }, left, right) {
-    style.left = `${left}%`;
-    style.width = `${right - left}%`;
   }
 
   drawUse({ use }, i, best) {
