@@ -13,8 +13,9 @@ from pydantic import ValidationError, model_validator
 
 from pro_core.evaluation.results import check_own_results
 from pro_core.evaluation.theorem import TheoremRecipe
-from pro_core.rewards.recipes import ClassifierRecipe, PanelRecipe, ScoreRecipe
-from pro_core.runs.recipes import ConfigError, Recipe, RecipeOfArms, described, folder_name
+from pro_core.policies.recipe import PolicyRecipe
+from pro_core.rewards.recipes import AblationRecipe, ClassifierRecipe, PanelRecipe, ScoreRecipe
+from pro_core.runs.recipes import ConfigError, Recipe, described, folder_name
 from pro_core.system.settings import Count, Names, Positive, Settings, Share
 from train import evaluate
 
@@ -48,10 +49,9 @@ class Method(Settings):
     steps: Count = 10
 
 
-class Arms(Method, RecipeOfArms):
+class Arms(Method, PolicyRecipe):
     varies: ClassVar[type[Settings]] = Method
     method: str = "GRPO"
-    model: str
 
     @model_validator(mode="after")
     def _even(self) -> Arms:
@@ -60,6 +60,10 @@ class Arms(Method, RecipeOfArms):
         if self.steps * self.kl > 1000:
             raise ConfigError(f"got steps {self.steps} and kl {self.kl}", ["steps", "kl"])
         return self
+
+
+ARMS = "model: m\noutput: o\ndata: [{path: d.jsonl}]\n"
+"""What a recipe of arms must say."""
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -155,14 +159,14 @@ def test_a_malformed_change_is_refused(tmp_path, change):
 
 
 def test_arms_differ_in_what_may_vary(tmp_path):
-    text = "model: m\noutput: o\nsteps: 4\nkl: 0.5\narms:\n  A: {kl: 0.2}\n  B: null\n  C, again: {steps: 6}\n"
-    arms = Arms.read(written(tmp_path, text)).methods()
+    text = "steps: 4\nkl: 0.5\narms:\n  A: {kl: 0.2}\n  B: null\n  C, again: {steps: 6}\n"
+    arms = Arms.read(written(tmp_path, ARMS + text)).methods()
     assert {name: (arm.kl, arm.steps, arm.method) for name, arm in arms.items()} == {
         "A": (0.2, 4, "A"),
         "B": (0.5, 4, "B"),
         "C, again": (0.5, 6, "C, again"),
     }
-    alone = Arms.read(written(tmp_path, "model: m\noutput: o")).methods()
+    alone = Arms.read(written(tmp_path, ARMS)).methods()
     assert list(alone) == ["GRPO"] and folder_name("C, again") == "c-again"
 
 
@@ -180,14 +184,14 @@ WRONG_ARMS = {
 def test_settings_that_do_not_go_together_are_named(tmp_path):
     for text, place in (("steps: 90000", ""), ("arms: {A: {steps: 90000}}", "arms.A.")):
         with pytest.raises(ConfigError) as refused:
-            Arms.read(written(tmp_path, f"model: m\noutput: o\n{text}"))
+            Arms.read(written(tmp_path, ARMS + text))
         assert refused.value.fields == (f"{place}steps", f"{place}kl")
 
 
 @pytest.mark.parametrize(("text", "field"), WRONG_ARMS.values(), ids=WRONG_ARMS)
 def test_an_invalid_arm_is_named(tmp_path, text, field):
     with pytest.raises(ConfigError) as refused:
-        Arms.read(written(tmp_path, f"model: m\noutput: o\n{text}"))
+        Arms.read(written(tmp_path, ARMS + text))
     assert refused.value.fields == (field,)
 
 
@@ -249,6 +253,7 @@ FILES = {
     PanelRecipe: ("*_panel.yaml", "judge.yaml"),
     ClassifierRecipe: ("*_classifier.yaml", "paper/moslim_type*.yaml"),
     ScoreRecipe: ("score_rewards.yaml",),
+    AblationRecipe: ("panel_ablation.yaml",),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.sources import default_data_dir
@@ -30,8 +30,13 @@ class Trained(Settings):
 
 
 class PolicyRecipe(Trained, RecipeOfArms):
-    """A recipe of policies: the model, the prompts and the lengths, the same for every method and seed."""
+    """A recipe of policies: the model, the prompts and the lengths, the same for every method and seed. An arm is a
+    method."""
 
+    method: str
+    """the method's name in results, for a recipe without arms"""
+    policy: str | None = None
+    """the folder of a single method and seed, in place of the one under `output`"""
     model: str
     """the base model of every policy: a folder or a hub id"""
     data: Annotated[list[TextSource], Field(min_length=1)]
@@ -65,6 +70,25 @@ class PolicyRecipe(Trained, RecipeOfArms):
         """Where a finished policy goes."""
         default = Path(self.output) / folder_name(self.method) / f"seed{seed}"
         return Path(self.policy) if self.policy else default
+
+    def methods(self) -> dict[str, Self]:
+        """One recipe per method, by name.
+
+        Raises:
+            ConfigError: an invalid arm, two arms that would share a folder, or several policies for one `policy`.
+        """
+        if self.arms is None:
+            recipes = {self.method: self}
+        else:
+            shared = self.model_dump(exclude_unset=True)
+            recipes = self.arm_recipes(type(self), shared, lambda m: {"arms": None, "method": m})
+        if self.policy and (len(recipes) > 1 or len(self.seeds) > 1):
+            where = self._path or type(self).__name__
+            raise ConfigError(
+                f"{where}: `policy` names one folder: use it with one method and one seed",
+                ["policy"],
+            )
+        return recipes
 
     def used(self) -> dict[str, Any]:
         """The settings of one method, as its record keeps them."""

@@ -1,8 +1,10 @@
-"""Recipes of reward models: a panel, MOSLIM's classifiers, and the scoring of a data set."""
+"""Recipes of reward models: a panel, an ablation of panels, MOSLIM's classifiers, and the scoring of a data set."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pro_core.data.entries import PairSource, RatedSource
 from pro_core.data.objectives import check_objective_names
@@ -10,7 +12,7 @@ from pro_core.data.texts import TextSource
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.levels import IntensityScale, Loss, level_columns
 from pro_core.rewards.models import Method, Pooling
-from pro_core.runs.recipes import ConfigError, Recipe
+from pro_core.runs.recipes import ConfigError, Recipe, RecipeOfArms, folder_name
 from pro_core.system.extras import needs
 from pro_core.system.settings import AtLeastZero, Count, Names, Positive, Seeds, Settings
 
@@ -61,25 +63,17 @@ class RewardModelRecipe(Recipe):
         return self
 
 
-class PanelRecipe(RewardModelRecipe):
-    """A reward panel: one reward for each objective, learned from preference pairs."""
+class PanelSettings(RewardModelRecipe):
+    """What recipes of one panel and of an ablation share: what a panel learns, from what and how."""
 
     objectives: Names
     """names, in the order of every K axis"""
     data: Annotated[list[PairSource], Field(min_length=1)]
     """where the preference pairs come from"""
-    out_of_distribution: list[PairSource] = []
-    """pairs of other sets, on which `train/evaluate.py out_of_distribution` grades the finished panel; they train
-    nothing"""
-    panel: str | None = None
-    """where the finished panel goes; null for <output>/panel"""
     shared_trunk: bool = True
     """one model with a head for each objective; false for one model per objective, as in the papers"""
     trunk_layers: Count | None = None
     """how many of the base model's layers to keep, from the bottom; null for all"""
-    seed: int = 0
-    folds: AtLeastZero = 5
-    """folds of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
     remove_length: bool = False
     """take the length component out of standardized scores"""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -95,6 +89,19 @@ class PanelRecipe(RewardModelRecipe):
         _check_names(self.objectives)
         return self
 
+
+class PanelRecipe(PanelSettings):
+    """A reward panel: one reward for each objective, learned from preference pairs."""
+
+    out_of_distribution: list[PairSource] = []
+    """pairs of other sets, on which `train/evaluate.py out_of_distribution` grades the finished panel; they train
+    nothing"""
+    panel: str | None = None
+    """where the finished panel goes; null for <output>/panel"""
+    seed: int = 0
+    folds: AtLeastZero = 5
+    """folds of the prompts, each scored by a panel that was trained on the others; 0 for no such scores"""
+
     @model_validator(mode="after")
     def _only_graded(self) -> Self:
         for i, source in enumerate(self.out_of_distribution):
@@ -105,6 +112,35 @@ class PanelRecipe(RewardModelRecipe):
                     [f"out_of_distribution.{i}.{name}" for name in of_training],
                 )
         return self
+
+
+class AblationRecipe(PanelSettings, RecipeOfArms):
+    """Panels that differ in a few settings each, under several seeds. The first arm is what the others are compared
+    to."""
+
+    varies: ClassVar[type[Settings]] = PanelSettings
+    arms: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
+    """{name in results: {setting: value}}; dots lead into a setting, as on the command line"""
+    results: str
+    """the file of rows; finished arms are not graded again"""
+
+    def methods(self) -> dict[str, PanelRecipe]:
+        """One recipe per arm, by name; without folds, since no adapter learns from these panels."""
+        shared = self.model_dump(exclude_unset=True, exclude={"seeds", "arms", "results"})
+        folder = Path(self.output)
+        return self.arm_recipes(
+            PanelRecipe,
+            shared,
+            lambda arm: {"folds": 0, "output": str(folder / folder_name(arm))},
+        )
+
+    def panels(self) -> Iterator[tuple[str, int, PanelRecipe]]:
+        """(arm, seed, recipe) of every panel: all arms of a seed before the next seed."""
+        arms = self.methods()
+        for seed in self.seeds:
+            for arm, panel in arms.items():
+                output = str(Path(panel.output) / f"seed{seed}")
+                yield arm, seed, panel.model_copy(update={"seed": seed, "output": output})
 
 
 class Levels(Settings):

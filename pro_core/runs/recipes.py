@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
@@ -86,21 +87,20 @@ class Recipe(Settings):
         return self.model_dump(include=set(names))
 
 
+R = TypeVar("R", bound=Recipe)
+
+
 class RecipeOfArms(Recipe):
-    """A recipe of one method, or of several ``arms``: the same run with some settings changed."""
+    """A recipe of one run, or of several ``arms``: the same run with some settings changed."""
 
     varies: ClassVar[type[Settings]]
     """The class with the settings in which arms may differ. All others are shared, so that arms can be compared."""
 
-    method: str
-    """the method's name in results, for a recipe without arms"""
     output: str
-    """the folder of all runs; each method and seed goes to <output>/<method>/seed<n>"""
-    policy: str | None = None
-    """the folder of a single method and seed, in place of the one under `output`"""
+    """the folder of all runs; each arm and seed goes to <output>/<arm>/seed<n>"""
     seeds: Seeds = [0]
     arms: dict[str, dict[str, Any] | None] | None = Field(None, min_length=1)
-    """{method: {setting: value}}"""
+    """{name in results: {setting: value}}; dots lead into a setting, as on the command line"""
 
     @classmethod
     def _checked(
@@ -110,45 +110,58 @@ class RecipeOfArms(Recipe):
         recipe.methods()
         return recipe
 
-    def methods(self) -> dict[str, Self]:
-        """One recipe per method, by name.
+    @classmethod
+    def varied(cls) -> list[str]:
+        """The settings in which arms may differ."""
+        return [name for name in cls.varies.model_fields if name not in RecipeOfArms.model_fields]
+
+    def methods(self) -> Mapping[str, Recipe]:
+        """One recipe per arm, by name.
 
         Raises:
             ConfigError: an invalid arm, or two arms that would share a folder.
         """
-        if self.arms is None:
-            return {self.method: self}
-        where = str(self._path or type(self).__name__)
-        common = self.model_dump(exclude_unset=True) | {"arms": None}
-        recipes: dict[str, Self] = {}
+        raise NotImplementedError
+
+    def arm_recipes(
+        self, kind: type[R], shared: Mapping[str, Any], own: Callable[[str], Mapping[str, Any]]
+    ) -> dict[str, R]:
+        """One recipe of ``kind`` per arm, by name: the shared settings, then the arm's changes, then ``own(name)``.
+
+        Raises:
+            ConfigError: as :meth:`methods`.
+        """
+        where, varied = str(self._path or type(self).__name__), self.varied()
+        recipes: dict[str, R] = {}
         folders: dict[str, str] = {}
-        for method, changes in self.arms.items():
-            settings, place = changes or {}, f"arms.{method}"
-            if unknown := [key for key in settings if key not in self.varies.model_fields]:
-                problems = [_unknown(key, self.varies.model_fields) for key in unknown]
+        for name, changes in (self.arms or {}).items():
+            settings, place = deepcopy(dict(shared)), f"arms.{name}"
+            outer = {key: key.split(".")[0] for key in changes or {}}
+            if unknown := {key: setting for key, setting in outer.items() if setting not in varied}:
+                problems = [_unknown(setting, varied) for setting in unknown.values()]
                 fields = [f"{place}.{key}" for key in unknown]
                 raise ConfigError(f"{where}: {place}: {'; '.join(problems)}", fields)
-            if (other := folders.setdefault(folder_name(method), method)) != method:
+            if (other := folders.setdefault(folder_name(name), name)) != name:
                 raise ConfigError(
-                    f"{where}: the arms {other!r} and {method!r} would share a folder: name them otherwise",
+                    f"{where}: the arms {other!r} and {name!r} would share a folder: name them otherwise",
                     [place],
                 )
             try:
-                arm = type(self).model_validate(common | settings | {"method": method})
+                for key, value in (changes or {}).items():
+                    _write(settings, key, value)
+                arm = kind.model_validate(settings | dict(own(name)))
             except ValidationError as error:
-                raise _explained(type(self), error, where, place) from None
+                raise _explained(kind, error, where, place) from None
+            except ConfigError as error:
+                fields = [f"{place}.{field}" for field in error.fields]
+                raise ConfigError(f"{where}: {place}: {error}", fields) from None
             arm._path, arm._changes = self._path, self._changes
-            recipes[method] = arm
-        if self.policy and (len(recipes) > 1 or len(self.seeds) > 1):
-            raise ConfigError(
-                f"{where}: `policy` names one folder: use it with one method and one seed",
-                ["policy"],
-            )
+            recipes[name] = arm
         return recipes
 
 
 def folder_name(method: str) -> str:
-    """``pro-wic-online-dirichlet``: a method's name fit for a folder."""
+    """``pro-wic-online-dirichlet``: the name of a method or an arm, fit for a folder."""
     return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
 
 
@@ -158,7 +171,7 @@ def described(kind: type[Settings]) -> Iterator[str]:
     parts = schema.get("$defs", {})
     yield from _lines(schema, parts)
     if issubclass(kind, RecipeOfArms):
-        yield f"Arms may differ in: {', '.join(kind.varies.model_fields)}."
+        yield f"Arms may differ in: {', '.join(kind.varied())}."
 
 
 # ---------------------------------------------------------------- reading
@@ -193,13 +206,18 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _change(settings: dict[str, Any], change: str) -> None:
     """Write ``a.b=value`` into a mapping."""
     key, equals, text = change.partition("=")
-    *outer, last = key.split(".")
-    if not (equals and last and all(outer)):
+    if not (equals and all(key.split("."))):
         raise ConfigError(f"got {change!r}, expected key=value, such as learning_rate=1e-4")
     try:
         value = yaml.load(text, _Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: the value is not YAML ({error})", [key]) from None
+    _write(settings, key, value)
+
+
+def _write(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set the setting ``a.b`` of a mapping."""
+    *outer, last = key.split(".")
     inner: Any = settings
     for part in outer:
         step = _step(inner, part, key)
