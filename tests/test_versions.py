@@ -41,7 +41,7 @@ from pro_core.policies.sft import fine_tune
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
 from pro_core.rewards import bradley_terry, classifier_runs, classifier_training, panel_runs
-from pro_core.rewards.batching import SCORING_VERSION, encode
+from pro_core.rewards.batching import CHAT_VERSION, SCORING_VERSION, encode
 from pro_core.rewards.bradley_terry import bradley_terry_loss
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.classifier_grades import grade_levels
@@ -143,14 +143,15 @@ def test_scores_have_the_version_of_what_makes_them(tmp_path):
         for form in ("pair", "{dialogue}\n\nAssistant: {completion}", "{completion}")
     ]
     chat = AutoTokenizer.from_pretrained(tiny_qwen(tmp_path / "chat"))
-    tokens.append(encode(chat, [TALK] * 2, ["Under it.", "It [SEP] barked. " * 20], "chat", 40))
-    check(SCORING_VERSION, [[dict(row) for row in rows] for rows in tokens], (2, "37fdd7bad499"))
+    long = encode(chat, [TALK] * 2, ["Under it.", "It [SEP] barked. " * 20], "chat", 40)
+    check(CHAT_VERSION, [dict(row) for row in long], (2, "f2dc91a9c754"))
+    check(SCORING_VERSION, [[dict(row) for row in rows] for rows in tokens], (1, "23d7561bb85b"))
     specs = [
         RewardModelSpec(n, tiny_classifier(tmp_path / "m", 2), logit=k) for k, n in enumerate("ab")
     ]
     panel = RewardPanel.build(specs, tmp_path)
     found = panel.score([TALK, "Hi"], ["Under the table.", "Hello"])
-    near(SCORING_VERSION, found, (2, [-1.3125, 0.5977, 3.1562, -1.0]), within=0.1)
+    near(SCORING_VERSION, found, (1, [-1.3125, 0.5977, 3.1562, -1.0]), within=0.1)
 
 
 def test_features_have_the_version_of_what_makes_them(tmp_path):

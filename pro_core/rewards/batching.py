@@ -25,8 +25,14 @@ from pro_core.rewards.formats import (
 from pro_core.system.loading import check_neighbours
 from pro_core.system.storage import StorageError
 
-SCORING_VERSION = 2
-"""Version of the way from texts to scores (templates, cutting, batches); raise it with every change of a score."""
+SCORING_VERSION, CHAT_VERSION = 1, 2
+"""Versions of the way from texts to scores (templates, cutting, batches), the second for ``chat``; raise one with every
+change of a score."""
+
+
+def scoring_version(input_format: str) -> int:
+    """The version of the scores of a model that reads this format."""
+    return CHAT_VERSION if input_format == "chat" else SCORING_VERSION
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

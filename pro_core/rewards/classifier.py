@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from pro_core.data.objectives import Prompt, check_objective_names
 from pro_core.data.schema import to_messages
 from pro_core.rewards.batching import (
-    SCORING_VERSION,
     check_scoring,
     encode,
     forward_in_batches,
+    scoring_version,
 )
 from pro_core.rewards.calibration import RewardStats, check_finite
 from pro_core.rewards.checkpoints import load_reward_model
@@ -137,7 +137,7 @@ class RewardClassifier:
         """A hash of everything that determines the probabilities."""
         if not self._fingerprint:
             settings = [
-                SCORING_VERSION,
+                scoring_version(self.input_format),
                 self.loss,
                 self.input_format,
                 self.max_length,

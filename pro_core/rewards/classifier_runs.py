@@ -16,7 +16,7 @@ from typing import Any
 
 from pro_core.data.schema import DataError, LabelledResponse
 from pro_core.data.sources import default_data_dir
-from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.batching import scoring_version
 from pro_core.rewards.bradley_terry import save_trained
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.classifier import RewardClassifier
@@ -159,7 +159,7 @@ class ClassifierRun:
         """Everything that determines the parameters."""
         data = self.data
         return {
-            "code": [TRAINING_VERSION, SCORING_VERSION],
+            "code": [TRAINING_VERSION, scoring_version(self.recipe.input_format)],
             "model's files": fingerprint(self.recipe.model),
             **self.recipe.decides(*DECIDING),
             **{"loss": loss, "seed": seed},

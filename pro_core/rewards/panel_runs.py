@@ -20,7 +20,7 @@ import torch
 from pro_core.data.schema import PreferencePair
 from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, gather_pairs, out_of_fold
-from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.batching import scoring_version
 from pro_core.rewards.bradley_terry import (
     TRAINING_VERSION,
     BradleyTerryTrainer,
@@ -166,7 +166,7 @@ class PanelRun:
 
     def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
         return {
-            "code": [TRAINING_VERSION, SCORING_VERSION],
+            "code": [TRAINING_VERSION, scoring_version(self.recipe.input_format)],
             "model's files": fingerprint(self.recipe.model),
             **self.recipe.decides(*DECIDING),
             "training pairs": pairs_hash(pairs, epochs),

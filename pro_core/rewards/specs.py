@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pro_core.data.objectives import check_objective_names
-from pro_core.rewards.batching import SCORING_VERSION
+from pro_core.rewards.batching import SCORING_VERSION, scoring_version
 from pro_core.rewards.formats import check_format
 from pro_core.rewards.functions import check_function
 from pro_core.system.fingerprints import fingerprint
@@ -129,6 +129,10 @@ def panel_fingerprint(
 
 
 def _deciding(spec: RewardModelSpec) -> dict[str, Any]:
-    """What decides a spec's scores. Defaults that came later are left out, so that older panels keep their hash."""
-    fields = asdict(spec) | {"revision": None}
-    return {k: v for k, v in fields.items() if (k, v) not in (("center", 0.0), ("scale", 1.0))}
+    """What decides a spec's scores. What came later counts only where it is not the default, so that older panels keep
+    their hash."""
+    fields = asdict(spec) | {"revision": None, "scoring": scoring_version(spec.input_format)}
+    for name, default in (("center", 0.0), ("scale", 1.0), ("scoring", SCORING_VERSION)):
+        if fields[name] == default:
+            del fields[name]
+    return fields
