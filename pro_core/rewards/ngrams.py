@@ -123,7 +123,8 @@ def _counts(texts: Sequence[str]) -> Any:
 
 def _tfidf(counts: Any, inverse_frequency: NDArray) -> Any:
     """(1 + log count) * inverse frequency, each text's row of length 1."""
-    from sklearn.preprocessing import normalize
+    with needs("train"):
+        from sklearn.preprocessing import normalize
 
     weighted = counts.copy()
     weighted.data = 1 + np.log(weighted.data)
