@@ -5,15 +5,16 @@ pairs. This trainer is transformers' own Trainer with two things changed: the lo
 and the order of the rows is fixed beforehand (pairs of similar length together, to save padding), so that a
 run resumed after a kill sees the rows it would have seen.
 
-The pairs of one prompt stand together, and a text that is in several pairs of a batch is read once. This saves time,
-and InstructGPT (2203.02155, section 3.5) found that a reward model overfits when a completion's pairs are spread over
-the run.
+The pairs of one prompt share a batch where they fit in, and a text that is in several pairs of a batch is read once.
+This saves time, and InstructGPT (2203.02155, section 3.5) found that a reward model overfits when a completion's pairs
+are spread over the run.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,24 +114,21 @@ def training_order(
     """The indices of rows in the order of all epochs: shuffled, each ``epochs[i]`` times, similar lengths together.
 
     Args:
-        groups: a number for each row; rows of one group stay together, in a place that their longest decides. None for
-            rows that each stand alone.
+        groups: a number for each row; rows of one group share a batch where they fit in. None for rows that each stand
+            alone.
     """
     rng = random.Random(seed)
     order: list[int] = []
-    longest = list(lengths)
-    if groups is not None:
-        most: dict[int, int] = {}
-        for group, length in zip(groups, lengths, strict=True):
-            most[group] = max(length, most.get(group, 0))
-        longest = [most[group] for group in groups]
     for epoch in range(max(epochs, default=0)):
         seen = [i for i in range(len(lengths)) if epochs[i] > epoch]
         rng.shuffle(seen)
-        if groups is not None:
-            first = {group: i for i, group in reversed(list(enumerate(groups[j] for j in seen)))}
-            seen.sort(key=lambda j: first[groups[j]])
-        order += grouped_by_length(seen, longest, batch_size, rng)
+        if groups is None:
+            order += grouped_by_length(seen, lengths, batch_size, rng)
+            continue
+        together: dict[int, list[int]] = defaultdict(list)
+        for i in seen:
+            together[groups[i]].append(i)
+        order += grouped_by_prompt(list(together.values()), lengths, batch_size, rng)
     return order
 
 
@@ -155,6 +153,41 @@ def grouped_by_length(
         rng.shuffle(batches)
         ordered += [i for batch in batches + short for i in batch]
     return ordered
+
+
+def grouped_by_prompt(
+    groups: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    batch_size: int,
+    rng: random.Random,
+    pool: int = 50,
+) -> list[int]:
+    """The rows of shuffled groups in an order whose runs of ``batch_size`` have similar lengths and whole groups.
+
+    Groups are sorted by their longest row inside pools of about ``pool`` batches, and each batch is filled with the
+    next ones that fit. Where none fits, one is split. The batches of a pool are shuffled; a short last batch stays last.
+    """
+    ordered: list[int] = []
+    waiting: list[Sequence[int]] = []
+    for i, group in enumerate(groups):
+        waiting.append(group)
+        if sum(map(len, waiting)) < pool * batch_size and i + 1 < len(groups):
+            continue
+        waiting.sort(key=lambda rows: max(lengths[row] for row in rows))
+        batches = []
+        while sum(map(len, waiting)) >= batch_size:
+            batch: list[int] = []
+            while room := batch_size - len(batch):
+                fits = (k for k, rows in enumerate(waiting) if len(rows) <= room)
+                if (k := next(fits, None)) is None:
+                    batch += waiting[0][:room]
+                    waiting[0] = waiting[0][room:]
+                else:
+                    batch += waiting.pop(k)
+            batches.append(batch)
+        rng.shuffle(batches)
+        ordered += [row for batch in batches for row in batch]
+    return ordered + [row for rows in waiting for row in rows]
 
 
 class BradleyTerryTrainer(OrderedTrainer):
