@@ -218,11 +218,25 @@ def test_result_rows_replace_their_own_and_keep_the_others(tmp_path):
     write_rows(path, [others[0] | {"setting": {"n": 1.0}}])  # the same number
     assert len(read_rows(path)) == 7
     write_rows(path, [row | {"split": "validation"}, row | {"config": "other.yaml"}])
-    write_rows(path, [row], whole=True)  # all that there is of its experiment, config and split
+    write_rows(path, [row], methods=())  # all that there is of its experiment, config and split
     assert [(r["split"], r["config"]) for r in read_rows(path)] == [
         ("validation", ""),
         ("test", "other.yaml"),
         ("test", ""),
+    ]
+
+
+def test_rows_of_a_method_that_could_not_be_graded_again_stay(tmp_path):
+    path = tmp_path / "r.jsonl"
+    row = result_row("wic", "base", 0, "test", 10, {}, scored_by={"judge": "old"})
+    points = [row | {"kind": "point", "request": {"weights": {"a": w}}} for w in (0.0, 1.0)]
+    others = [row | {"method": method} for method in ("lost", "removed")]
+    write_rows(path, [row, *points, *others])
+    new = row | {"scored_by": {"judge": "new"}}
+    write_rows(path, [new], methods=["base", "lost"])
+    assert [(r["method"], r["scored_by"]["judge"]) for r in read_rows(path)] == [
+        ("lost", "old"),  # its responses are gone
+        ("base", "new"),  # and none of its old points
     ]
 
 

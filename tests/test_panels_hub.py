@@ -167,6 +167,7 @@ def write(folder: Path, models) -> None:
         ("models: [{name: helpful, function: rule}]", "a rule has one"),
         ("models: [{name: helpful, function: length, pattern: a}]", "a rule has one"),
         ("models: [{name: helpful, function: rule, pattern: '('}]", "unterminated"),
+        ("models: [{name: a, function: length}, {name: a, function: length}]", "two objectives"),
         ("models: [{name: helpful, source: ./absent}]", "cannot load the reward model"),
     ],
 )

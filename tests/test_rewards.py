@@ -436,7 +436,17 @@ def test_each_member_learns_from_its_own_weights_of_the_pairs():
     assert loss.item() == pytest.approx(by_hand)
 
 
-def test_pairs_of_one_prompt_stand_together_and_all_are_seen():
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(1, 12), st.integers(0, 99))
+def test_the_pairs_of_a_prompt_share_a_batch_where_they_fit_in(groups, batch_size, seed):
+    lengths = [(7 * group) % 5 for group in groups]
+    order = training_order(lengths, [1] * len(groups), batch_size, seed, groups)
+    assert sorted(order) == list(range(len(groups)))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    torn = sum(sum(g in {groups[row] for row in b} for b in batches) > 1 for g in set(groups))
+    assert torn <= len(batches)  # the end of a batch splits one group at most
+
+
+def test_all_pairs_are_seen_in_every_epoch_a_prompts_together():
     lengths = [10, 90, 10, 10, 90, 50, 50, 10]
     groups = [0, 1, 2, 0, 2, 3, 1, 0]
     order = training_order(lengths, [2] * 8, 4, 0, groups)

@@ -18,7 +18,7 @@ from pro_core.runs.scripts import run_script
 
 def main(recipe: ConvergenceRecipe) -> None:
     rows = convergence_rows(recipe)
-    write_rows(recipe.results, rows, whole=True)
+    write_rows(recipe.results, rows, methods=())
     convergence_figure(rows, recipe.figure)
     print(f"\n{convergence_table(rows)}")
 

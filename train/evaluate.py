@@ -28,7 +28,7 @@ from pro_core.data.schema import DataError
 from pro_core.evaluation.adapter_grades import adapter_rows, example_weights
 from pro_core.evaluation.classifiers import classifier_rows
 from pro_core.evaluation.policy.levels import level_rows
-from pro_core.evaluation.policy.recipe import LevelEvaluation, PolicyEvaluation
+from pro_core.evaluation.policy.recipe import EvaluationRecipe, LevelEvaluation, PolicyEvaluation
 from pro_core.evaluation.policy.weight_rows import policy_rows
 from pro_core.evaluation.results import Row, read_rows, write_rows
 from pro_core.evaluation.reward_models import (
@@ -67,7 +67,7 @@ GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
     "levels": level_rows,
 }
 DRAWN = ("policies", "levels")
-"""The kinds that have figures, and whose rows are replaced as a whole."""
+"""The kinds that have figures."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -113,7 +113,8 @@ def main() -> None:
             rows = GRADERS[what](recipe, options.split)
         except (ConfigError, DataError, StorageError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        write_rows(results / f"{what}.jsonl", rows, whole=what in DRAWN)
+        methods = recipe.names if isinstance(recipe, EvaluationRecipe) else None
+        write_rows(results / f"{what}.jsonl", rows, methods)
         graded += rows
     if what == "readme":
         for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):

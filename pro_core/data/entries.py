@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pro_core.data.pairs import RATED, Kind, pairs_of_kind, why_no_pairs
+from pro_core.data.pairs import GRADED, RATED, Kind, pairs_of_kind, why_no_pairs
 from pro_core.data.schema import (
     DataError,
     LabelledResponse,
@@ -28,7 +28,7 @@ from pro_core.system.extras import needs
 from pro_core.system.settings import Count, Names, Settings
 
 with needs("train"):
-    from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+    from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Splits = Annotated[list[Split], Field(min_length=1)]
 
@@ -57,8 +57,6 @@ class PairSettings(DataEntry):
     """at most this many pairs of one prompt's responses"""
     max_pairs: Count | None = None
     """at most this many pairs of each objective and split, the first ones"""
-    weigh_by_rating: bool = False
-    """pairs made from ratings count in proportion to the difference of their two ratings, on average 1"""
     as_objective: str = ""
     """one objective for all pairs, whatever they were judged on: for an overall judge"""
     licence: str = ""
@@ -74,6 +72,16 @@ class PairSource(PairSettings):
 
     kind: Kind = "pairs"
     """`pairs` for those of the file, or how to pair responses: see the function of that name in pro_core.data.pairs"""
+    weigh_by_rating: bool = False
+    """pairs made from ratings count in proportion to the difference of their two ratings, on average 1"""
+
+    @model_validator(mode="after")
+    def _rated(self) -> Self:
+        if self.weigh_by_rating and self.kind not in GRADED:
+            raise ValueError(
+                f"got weigh_by_rating with the kind {self.kind!r}, expected one of {', '.join(GRADED)}"
+            )
+        return self
 
     def load(self, data_dir: str | Path, notes: list[str] | None = None) -> list[PreferencePair]:
         """All pairs of the file, from every split.
@@ -106,13 +114,14 @@ class PairSource(PairSettings):
             where = f"{Path(data_dir) / self.path}: no pairs for {missing or 'any objective'}"
             raise DataError(" ".join([f"{where}{reasons}.", *sentences]))
         add_notes(notes, self.path, sentences)
-        pairs = (
-            _weighted(pairs) if self.weigh_by_rating else [replace(p, weight=1.0) for p in pairs]
-        )
         if self.as_objective:
             pairs = [replace(p, objective=self.as_objective) for p in pairs]
         if self.max_pairs is not None:
             pairs = _first_of_each(pairs, self.max_pairs)
+        if self.weigh_by_rating:
+            pairs = _weighted(pairs)
+        else:
+            pairs = [replace(p, weight=1.0) for p in pairs]
         if self.licence:
             pairs = [replace(p, licence=self.licence) for p in pairs]
         return pairs
@@ -150,9 +159,9 @@ class PairSource(PairSettings):
 
 def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """The pairs with weights whose mean is 1 in each objective and split."""
-    total: Counter[tuple[str, str]] = Counter()
+    total: defaultdict[tuple[str, str], float] = defaultdict(float)
     for pair in pairs:
-        total[pair.objective, pair.split] += pair.weight  # type: ignore[assignment]
+        total[pair.objective, pair.split] += pair.weight
     count = Counter((p.objective, p.split) for p in pairs)
     return [
         replace(p, weight=p.weight * count[p.objective, p.split] / total[p.objective, p.split])

@@ -30,6 +30,8 @@ Kind = Literal[
 """How a recipe gets pairs from a file: take its pairs as they are, or pair its responses."""
 RATED = ("labels", "controlled", "unprompted")
 """The kinds that pair responses by the ratings that ``objectives`` names."""
+GRADED = ("labels", "controlled", "refusals", "harmless_ties")
+"""The kinds whose pairs can be far apart or close: their weight is the difference of two ratings."""
 
 
 def pairs_of_kind(

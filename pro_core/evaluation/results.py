@@ -25,7 +25,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,23 +126,26 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_rows(path: str | Path, rows: Rows, whole: bool = False) -> None:
+def write_rows(path: str | Path, rows: Rows, methods: Collection[str] | None = None) -> None:
     """Write rows in place of those of the same experiment, config, split, kind, method, seed, setting and request.
 
     The new rows come last in the file.
 
     Args:
-        whole: these are all rows of their experiment, config and split; old ones are removed. So all rows of a recipe
-            and split are from one run and its judges.
+        methods: all methods of a comparison, of which these are the rows. The old rows of its experiment, config and
+            split are removed, except those of these methods that have no new rows, since what they grade is no longer
+            there: their ``scored_by`` says who graded them.
     """
 
     def key(row: Row) -> Any:
         columns = ["experiment", "config", "split"]
-        columns += [] if whole else ["kind", "method", "seed", "setting", "request"]
+        columns += ["kind", "method", "seed", "setting", "request"] if methods is None else []
         return _hashable([row[column] for column in columns])
 
-    new = {key(row) for row in rows}
-    replace_rows(path, [*(row for row in read_rows(path) if key(row) not in new), *rows])
+    new, graded = {key(row) for row in rows}, {row["method"] for row in rows}
+    left_out = set(methods or ()) - graded
+    old = [row for row in read_rows(path) if key(row) not in new or row["method"] in left_out]
+    replace_rows(path, [*old, *rows])
 
 
 def replace_rows(path: str | Path, rows: Rows) -> None:

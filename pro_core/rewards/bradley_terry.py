@@ -165,7 +165,8 @@ def grouped_by_prompt(
     """The rows of shuffled groups in an order whose runs of ``batch_size`` have similar lengths and whole groups.
 
     Groups are sorted by their longest row inside pools of about ``pool`` batches, and each batch is filled with the
-    next ones that fit. Where none fits, one is split. The batches of a pool are shuffled; a short last batch stays last.
+    next ones that fit. Where none fits, one is split. The batches of a pool are shuffled; a short last batch stays
+    last.
     """
     ordered: list[int] = []
     waiting: list[Sequence[int]] = []

@@ -21,6 +21,8 @@ from pro_core.system.extras import needs
 from pro_core.system.storage import read_config, write_config, write_tensors
 
 FORMAT = "pro-ngrams"
+VERSION = 1
+"""Version of the way from pairs to coefficients and from texts to rewards; raise it with every change of a reward."""
 FEATURES = 2**18
 """The hash's range: n-grams that share a number share a coefficient."""
 
@@ -46,11 +48,13 @@ class NGrams:
         cls,
         pairs: Sequence[PreferencePair],
         objective_names: Sequence[str],
+        epochs: Sequence[int] | None = None,
         strength: float = 1.0,
     ) -> NGrams:
         """Bradley-Terry models (Eq 2) of each objective's pairs, without its ties.
 
         Args:
+            epochs: how often each pair counts (N,), beside its weight; None for once.
             strength: the inverse of the ridge penalty, as in scikit-learn.
 
         Raises:
@@ -59,7 +63,8 @@ class NGrams:
         with needs("train"):
             from sklearn.linear_model import LogisticRegression
 
-        texts = [text for p in pairs for text in (p.chosen, p.rejected)]
+        texts = [scored_text(text) for p in pairs for text in (p.chosen, p.rejected)]
+        counted = [p.weight * n for p, n in zip(pairs, epochs or [1] * len(pairs), strict=True)]
         counts = _counts(texts)
         seen = np.bincount(counts.indices, minlength=FEATURES)
         inverse = np.log((1 + len(texts)) / (1 + seen)) + 1
@@ -73,7 +78,8 @@ class NGrams:
             # Half the pairs swapped, for two classes.
             sign = np.where(np.arange(len(rows)) % 2 == 0, 1, -1)
             model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
-            model.fit(difference[rows].multiply(sign[:, None]).tocsr(), sign)
+            swapped = difference[rows].multiply(sign[:, None]).tocsr()
+            model.fit(swapped, sign, sample_weight=[counted[i] for i in rows])
             columns.append(model.coef_[0])
         return cls(inverse.astype(np.float32), np.stack(columns, axis=1).astype(np.float32))
 
@@ -92,7 +98,7 @@ class NGrams:
         }
         tensors = {name: torch.from_numpy(array).contiguous() for name, array in arrays.items()}
         write_tensors(folder / "model.safetensors", tensors)
-        write_config(folder, "reward_model.json", {"format": FORMAT})
+        write_config(folder, "reward_model.json", {"format": FORMAT, "version": VERSION})
 
     @classmethod
     def load(cls, folder: str | Path) -> NGrams:

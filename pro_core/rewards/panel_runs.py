@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pro_core.rewards.bradley_terry import (
     tokenize_pairs,
 )
 from pro_core.rewards.models import new_reward_model
+from pro_core.rewards.ngrams import VERSION as NGRAMS_VERSION
 from pro_core.rewards.ngrams import NGrams
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.panel_card import grade, write_panel_card
@@ -165,8 +167,9 @@ class PanelRun:
     # ------------------------------------------------------------ parts
 
     def _inputs(self, pairs: Sequence[PreferencePair], epochs: Sequence[int]) -> dict[str, Any]:
+        code = [TRAINING_VERSION, scoring_version(self.recipe.input_format)]
         return {
-            "code": [TRAINING_VERSION, scoring_version(self.recipe.input_format)],
+            "code": [*code, *([NGRAMS_VERSION] if self.recipe.ngrams else [])],
             "model's files": fingerprint(self.recipe.model),
             **self.recipe.decides(*DECIDING),
             "training pairs": pairs_hash(pairs, epochs),
@@ -189,15 +192,15 @@ class PanelRun:
             if not from_main((folder / source / "reward_model.json").is_file()):  # written last
                 some = [pairs[i] for i in rows], [epochs[i] for i in rows]
                 self._train_model(*some, objectives, folder, source, f"{target}: {source}")
-            shape = (recipe.input_format, recipe.max_length)
             for k, name in enumerate(objectives):
-                specs[name] += [
-                    RewardModelSpec(name, source, None, shape[0], head, 1, shape[1])
-                    for head in range(k * recipe.members, (k + 1) * recipe.members)
-                ]
+                read = RewardModelSpec(
+                    name, source, input_format=recipe.input_format, max_length=recipe.max_length
+                )
+                heads = range(k * recipe.members, (k + 1) * recipe.members)
+                specs[name] += [replace(read, logit=head) for head in heads]
         if recipe.ngrams:
             if main_process() and not (folder / NGRAMS / "reward_model.json").is_file():
-                NGrams.fit(pairs, names).save(folder / NGRAMS)
+                NGrams.fit(pairs, names, epochs).save(folder / NGRAMS)
             for k, name in enumerate(names):
                 specs[name].append(RewardModelSpec(name, NGRAMS, logit=k))
         if main_process():

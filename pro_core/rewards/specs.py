@@ -94,6 +94,10 @@ def read_specs(file: Path) -> dict[str, Any]:
     models = config["models"]
     if not isinstance(models, list) or not all(isinstance(spec, dict) for spec in models):
         raise StorageError(f"{file}: got models {models!r}, expected a list of specs")
+    try:  # members are put in one unit when statistics are fitted, and a YAML file holds none
+        check_objective_names(spec.get("name", "") for spec in models)
+    except ValueError as error:
+        raise StorageError(f"{file}: {error}") from None
     return config
 
 
