@@ -9,7 +9,9 @@ import pytest
 import yaml
 from test_train_scripts import write_rows
 from tiny import tiny_encoder
+from transformers import AutoTokenizer
 
+from pro_core.data.entries import PairSource
 from pro_core.data.schema import DataError, PreferencePair
 from pro_core.data.training_pairs import TrainingPairs
 from pro_core.evaluation.results import read_rows
@@ -18,8 +20,11 @@ from pro_core.metrics import accuracy_lead, accuracy_with_interval
 from pro_core.reporting.markdown import interval
 from pro_core.reporting.reward_tables import judges_table, opposed_table, out_of_distribution_table
 from pro_core.rewards.baselines import beside_baselines
+from pro_core.rewards.bradley_terry import tokenize_pairs
 from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.ngrams import NGrams
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.panel_runs import train_panel
 from pro_core.rewards.recipes import PanelRecipe
 from pro_core.rewards.scores import distinct_texts, pair_table
 from pro_core.runs.recipes import ConfigError
@@ -288,3 +293,69 @@ def test_the_script_keeps_the_rows_and_prints_their_table(trained, tmp_path, mon
     kept = read_rows(tmp_path / "out_of_distribution.jsonl")
     assert [row["metrics"] for row in kept] == [row["metrics"] for row in rows]
     assert out_of_distribution_table(rows) in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- members
+
+
+@pytest.mark.slow
+def test_every_member_learns_its_own_objective(tmp_path):
+    """Two objectives with opposite labels: a head of the wrong one would rank every pair the wrong way round."""
+    rows = []
+    for n in range(80):
+        row = {"prompt": f"Question number {n}?", "split": "train" if n < 60 else "test"}
+        texts = f"gladly {n}", f"no {n}, sorry"
+        rows.append(row | {"objective": "helpful", "chosen": texts[0], "rejected": texts[1]})
+        rows.append(row | {"objective": "harmless", "chosen": texts[1], "rejected": texts[0]})
+    write_rows(tmp_path / "own_pairs.jsonl", rows)
+    settings = {"objectives": NAMES, "model": tiny_encoder(tmp_path / "encoder"), "pooling": "mean"}
+    settings |= {"output": str(tmp_path / "out"), "data_dir": str(tmp_path), "folds": 0}
+    settings |= {"data": [{"path": "own_pairs.jsonl", "epochs": 8}], "batch_size": 8}
+    settings |= {"max_length": 32, "learning_rate": 0.003, "members": 3, "ngrams": True}
+    panel = train_panel(PanelRecipe(**settings))
+    assert [(spec.name, spec.source, spec.logit) for spec in panel.specs] == [
+        *(("helpful", "trunk", head) for head in range(3)),
+        ("helpful", "ngrams", 0),
+        *(("harmless", "trunk", head) for head in range(3, 6)),
+        ("harmless", "ngrams", 1),
+    ]
+    test = [r for r in rows if r["split"] == "test"]
+    prompts = [r["prompt"] for r in test]
+    chosen, rejected = (
+        panel.score_with_members(prompts, [r[side] for r in test])[1]
+        for side in ("chosen", "rejected")
+    )
+    for k, name in enumerate(NAMES):
+        own = [r["objective"] == name for r in test]
+        right = (chosen[:, own, k] > rejected[:, own, k]).mean(axis=1)  # (members,)
+        assert right.min() > 0.9, (name, right)
+        assert panel.accuracy[name]["accuracy"] > 0.9
+    # The heads started alike in nothing, and each has seen its own bootstrap of the prompts.
+    margins = chosen[:3, :, 0] - rejected[:3, :, 0]
+    assert margins.std(axis=0).min() > 0
+
+
+def test_pairs_weigh_by_the_difference_of_their_ratings(tmp_path):
+    ratings = {"a": 5, "b": 4, "c": 1}
+    rows = [
+        {"prompt": "Why?", "response": text, "labels": {"helpful": rating}, "split": "train"}
+        for text, rating in ratings.items()
+    ]
+    write_rows(tmp_path / "rated.jsonl", rows)
+    source = {"path": "rated.jsonl", "kind": "labels", "objectives": ["helpful"]}
+    pairs = PairSource(**source, weigh_by_rating=True).load(tmp_path)
+    weights = {p.chosen + p.rejected: p.weight for p in pairs}
+    assert weights == pytest.approx({"ab": 1 * 3 / 8, "ac": 4 * 3 / 8, "bc": 3 * 3 / 8})
+    (one,) = PairSource(**source, weigh_by_rating=True, max_pairs=1).load(tmp_path)
+    assert one.weight == 1  # on average 1, of the pairs that are taken
+    assert {p.weight for p in PairSource(**source).load(tmp_path)} == {1}
+    with pytest.raises(ValueError, match="expected one of labels"):
+        PairSource(path="x.jsonl", weigh_by_rating=True)
+    # What weighs more moves the parameters more: here it decides between two contradicting pairs.
+    heavy = [PreferencePair([], "good", "bad", "helpful", weight=9.0)]
+    light = [PreferencePair([], "bad", "good", "helpful", weight=0.5)]
+    score = NGrams.fit(heavy + light, ["helpful"]).score(["good", "bad"])[:, 0]
+    assert score[0] > score[1]
+    tokens = AutoTokenizer.from_pretrained(tiny_encoder(tmp_path / "encoder"))
+    rows = tokenize_pairs(tokens, heavy + light, ["helpful"], [1, 1], 2, 32, 0).rows
+    assert [row["weight"].tolist() for row in rows] == [[9.0], [0.5]]
