@@ -64,14 +64,11 @@ def write_panel_card(
     title = f"Reward panel: {', '.join(panel.objective_names)}"
     lines = [
         *card_head(title, recipe.licence, recipe.model, "reward-model"),
-        f"Bradley-Terry reward models on {named_base(recipe.model)}, "
-        + (
-            "one trunk with a head for each objective"
-            if recipe.shared_trunk
-            else "one for each objective"
-        )
-        + f", trained by `train/reward_models.py` (method `{recipe.method}`, "
-        f"{recipe.max_length} tokens, seed {recipe.seed}). Higher is better for every objective.",
+        f"Bradley-Terry reward models on {named_base(recipe.model)}, {_shape(recipe)}, trained by "
+        f"`train/reward_models.py` (method `{recipe.method}`, {recipe.max_length} tokens, seed {recipe.seed}"
+        + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
+        + "). Higher is better for every objective."
+        + _members(recipe),
         "",
         "| objective | training pairs | accuracy on pairs | 95% interval | pairs | prompts | measured on | "
         "correlation with length | accuracy at equal length |",
@@ -102,6 +99,26 @@ def write_panel_card(
         f"Statistics: {stats.reference}. Versions: {library_versions()}",
     ]
     write_card(folder, lines)
+
+
+def _shape(recipe: PanelRecipe) -> str:
+    heads = "a head" if recipe.members == 1 else f"{recipe.members} heads"
+    if recipe.shared_trunk:
+        return f"one trunk with {heads} for each objective"
+    return "one for each objective" + (f", with {heads} each" if recipe.members > 1 else "")
+
+
+def _members(recipe: PanelRecipe) -> str:
+    """A sentence about objectives of several members; empty where they have one."""
+    kinds = []
+    if recipe.members > 1:
+        kinds.append("heads that are each fitted to their own bootstrap of the prompts")
+    if recipe.ngrams:
+        kinds.append("a linear model on character n-grams of the answer")
+    if not kinds:
+        return ""
+    beside = "" if recipe.members > 1 else "the head and "
+    return f" A score is the mean of its standardized members: {beside}{' and '.join(kinds)}."
 
 
 def _measured_row(
