@@ -114,17 +114,18 @@ def out_of_distribution_rows(recipe: PanelRecipe, split: str) -> list[Row]:
         As :func:`panel_rows`. ConfigError: the recipe names no such sets. DataError: pairs of objectives that the panel
             does not have.
     """
-    started, run = time.monotonic(), PanelRun(recipe)
+    run = PanelRun(recipe)
     data = _pairs_of_other_sets(run, split)
     run.table()  # raises where the panel is another recipe's
     panel = RewardPanel.from_pretrained(run.final)
     rows = []
     for source in sorted({p.source for p in data.held_out}):
+        started = time.monotonic()
         of_set = replace(data, held_out=[p for p in data.held_out if p.source == source])
         prompts, completions, where = distinct_texts(of_set.held_out)
         raw_MK = panel.score(prompts, completions, progress(source))
         scores = pair_table(of_set.held_out, completions, where, raw_MK, panel.require_stats())
-        measured = beside_baselines(PANEL, scores, of_set, split, run.objective_names, True)
+        measured = beside_baselines(PANEL, scores, of_set, split, run.objective_names, other_sets=True)
         wall = time.monotonic() - started
         rows += _rows(run, "out_of_distribution", split, measured, wall, {"data": source})
     if not rows:

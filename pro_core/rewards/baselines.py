@@ -14,6 +14,7 @@ from pro_core.data.schema import DataError, PreferencePair
 from pro_core.data.training_pairs import TrainingPairs
 from pro_core.metrics import accuracy_lead, accuracy_with_interval
 from pro_core.rewards.length import length_report
+from pro_core.rewards.ngrams import linear_bradley_terry
 from pro_core.rewards.scores import graded_rows
 from pro_core.rewards.scores import margins as margins_of_heads
 from pro_core.system.extras import needs
@@ -34,7 +35,6 @@ def bag_of_words(
     """
     with needs("train"):
         from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.linear_model import LogisticRegression
 
     words = CountVectorizer(ngram_range=(1, 2), binary=True)
     words_of = words.build_analyzer()
@@ -50,13 +50,7 @@ def bag_of_words(
             [p.rejected for p in pairs]
         )
 
-    x = differences(train)
-    sign = np.where(
-        np.arange(x.shape[0]) % 2 == 0, 1, -1
-    )  # half the pairs swapped, for two classes
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
-    model.fit(x.multiply(sign[:, None]).tocsr(), sign)
-    return model.decision_function(differences(test))
+    return differences(test) @ linear_bradley_terry(differences(train), strength)
 
 
 def beside_baselines(

@@ -61,9 +61,6 @@ class NGrams:
         Raises:
             DataError: an objective with fewer than two pairs.
         """
-        with needs("train"):
-            from sklearn.linear_model import LogisticRegression
-
         texts = [scored_text(text) for p in pairs for text in (p.chosen, p.rejected)]
         counted = [p.weight * n for p, n in zip(pairs, epochs or [1] * len(pairs), strict=True)]
         counts = _counts(texts)
@@ -76,12 +73,8 @@ class NGrams:
             rows = [i for i, p in enumerate(pairs) if p.objective == name and not p.tie]
             if len(rows) < 2:
                 raise DataError(f"{name}: got {len(rows)} pairs, expected two or more")
-            # Half the pairs swapped, for two classes.
-            sign = np.where(np.arange(len(rows)) % 2 == 0, 1, -1)
-            model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
-            swapped = difference[rows].multiply(sign[:, None]).tocsr()
-            model.fit(swapped, sign, sample_weight=[counted[i] for i in rows])
-            columns.append(model.coef_[0])
+            weight = [counted[i] for i in rows]
+            columns.append(linear_bradley_terry(difference[rows], strength, weight))
         return cls(inverse.astype(np.float32), np.stack(columns, axis=1).astype(np.float32))
 
     def score(self, completions: Sequence[str]) -> NDArray[np.float32]:
@@ -106,11 +99,32 @@ class NGrams:
         """The inverse of :meth:`save`.
 
         Raises:
-            StorageError: another format. OSError: a missing file.
+            StorageError: another format. OSError: a missing file. MissingExtra: scikit-learn is not installed.
         """
+        with needs("train"):
+            import sklearn  # noqa: F401  # now, and not at the first score
         read_config(folder, "reward_model.json", FORMAT)
         arrays = load_file(Path(folder) / "model.safetensors")
         return cls(arrays["inverse_frequency"], arrays["coefficients"])
+
+
+def linear_bradley_terry(
+    differences: Any, strength: float = 1.0, weight: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """The coefficients (D,) under which -log sigmoid(x . coefficients), with a ridge penalty, is least.
+
+    Args:
+        differences: the features of N chosen texts minus those of the rejected ones, a sparse (N, D).
+        strength: the inverse of the penalty, as in scikit-learn. weight: how much each pair counts (N,).
+    """
+    with needs("train"):
+        from sklearn.linear_model import LogisticRegression
+
+    sign = np.where(np.arange(differences.shape[0]) % 2 == 0, 1, -1)
+    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
+    # Half the pairs are swapped, since a classifier needs two classes.
+    model.fit(differences.multiply(sign[:, None]).tocsr(), sign, sample_weight=weight)
+    return model.coef_[0]
 
 
 def _counts(texts: Sequence[str]) -> Any:
