@@ -11,8 +11,10 @@ import yaml
 from test_train_scripts import own_pairs, write_rows
 from tiny import tiny_encoder
 
+from pro_core.data.schema import PreferencePair
+from pro_core.data.training_pairs import TRAINED_ON, TrainingPairs
 from pro_core.evaluation import ablation
-from pro_core.evaluation.ablation import ablation_rows, auc, head_correlation
+from pro_core.evaluation.ablation import ablation_rows, auc, head_correlation, share_held_out
 from pro_core.evaluation.results import read_rows
 from pro_core.reporting.reward_tables import ablation_table
 from pro_core.rewards.calibration import text_lengths
@@ -23,6 +25,23 @@ from pro_core.runs.recipes import ConfigError, described
 from train import ablation as script
 
 FIRST, OTHER = "as it is", "two heads, own pairs alone"
+
+
+def test_arms_are_graded_on_the_first_arms_pairs_and_on_no_others():
+    def pair(n, name="helpful", split="test"):
+        prompt = [{"role": "user", "content": f"Question {n}"}]
+        return PreferencePair(prompt, "yes", "no", name, split=split)
+
+    first = [pair(0), pair(1), pair(2)]
+    arm = TrainingPairs([pair(2, split="train")], [1], [pair(1), pair(3), pair(4, "truthful")])
+    share_held_out(arm, first, ["helpful", "truthful"])
+    graded = {(p.prompt[0]["content"], p.objective): p.ungraded for p in arm.held_out}
+    assert graded == {
+        ("Question 1", "helpful"): "",
+        ("Question 4", "truthful"): "",  # the first arm has no such objective
+        ("Question 0", "helpful"): "",  # the arm left its source out
+        ("Question 2", "helpful"): TRAINED_ON,
+    }
 
 
 # ---------------------------------------------------------------- the recipe

@@ -1,6 +1,7 @@
 """An ablation of reward panels: two rows per arm and seed, on validation and on test pairs.
 
-All arms are graded on the pairs of the first arm, also on those of a ``data`` entry that they leave out. Beside the
+All arms are graded on the pairs of the first arm: also on those of a ``data`` entry that they leave out, and on no
+others but those of objectives that the first arm lacks. Beside the
 metrics of :func:`pro_core.evaluation.reward_models.panel_row`, a row has
 
     head_correlation_<a>_<b>   whether two heads are one axis: :func:`head_correlation`
@@ -99,7 +100,7 @@ def ablation_rows(recipe: AblationRecipe) -> list[Row]:
         run = PanelRun(panel_recipe)
         if name == panels[0][0]:
             first, shared = None, run.data.held_out
-        add_held_out(run.data, shared, run.objective_names)
+        share_held_out(run.data, shared, run.objective_names)
         if main_process():
             print(f"{name}, seed {seed}", *run.data.notes, sep="\n  ", flush=True)
         if panel := run.make():  # None outside the main process
@@ -109,11 +110,15 @@ def ablation_rows(recipe: AblationRecipe) -> list[Row]:
     return _rows_of(recipe) if main_process() else []
 
 
-def add_held_out(
+def share_held_out(
     data: TrainingPairs, others: Sequence[PreferencePair], objective_names: Sequence[str]
 ) -> None:
-    """Add another recipe's held-out pairs of these objectives to those of ``data``, which lacks them, and mark those
+    """Make the held-out pairs of ``data`` those of another recipe, in the objectives that both have, and mark those
     whose prompts ``data`` trains on."""
+    theirs, shared = {p.objective for p in others}, {_pair_key(p) for p in others}
+    data.held_out = [
+        p for p in data.held_out if p.objective not in theirs or _pair_key(p) in shared
+    ]
     own = {_pair_key(p) for p in (*data.training, *data.held_out)}
     more = [p for p in others if p.objective in objective_names and _pair_key(p) not in own]
     data.held_out = [*data.held_out, *mark_trained_on(data.training, more)]

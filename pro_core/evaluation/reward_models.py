@@ -125,7 +125,9 @@ def out_of_distribution_rows(recipe: PanelRecipe, split: str) -> list[Row]:
         prompts, completions, where = distinct_texts(of_set.held_out)
         raw_MK = panel.score(prompts, completions, progress(source))
         scores = pair_table(of_set.held_out, completions, where, raw_MK, panel.require_stats())
-        measured = beside_baselines(PANEL, scores, of_set, split, run.objective_names, other_sets=True)
+        measured = beside_baselines(
+            PANEL, scores, of_set, split, run.objective_names, other_sets=True
+        )
         wall = time.monotonic() - started
         rows += _rows(run, "out_of_distribution", split, measured, wall, {"data": source})
     if not rows:
