@@ -84,10 +84,11 @@ space-check: $(STAMP)  ## check everything about the Space that needs no hub
 demo: $(STAMP)  ## make checkpoints/demo/ again, from public data to the app (three hours on two cores)
 	PYTHON=$(BIN)/python bash train/demo.sh $(ARGS)
 
-judges: $(STAMP)  ## train the judges that grade policies: outputs/judge, outputs/heldout_panel (an hour on two cores)
+judges: $(STAMP)  ## train the judges that grade policies: outputs/judge, outputs/heldout_panel (90 minutes on two cores)
 	$(BIN)/python train/reward_models.py recipes/judge.yaml
 	$(BIN)/python train/reward_models.py recipes/heldout_panel.yaml
 	$(BIN)/python train/evaluate.py judges recipes/judge.yaml recipes/heldout_panel.yaml
+	$(BIN)/python train/evaluate.py out_of_distribution recipes/heldout_panel.yaml
 
 clean:  ## remove the environments, the site and the caches
 	rm -rf $(VENV) $(SERVERS) $(DOCS) site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
