@@ -193,7 +193,9 @@ def test_a_recipe_leads_from_models_to_tables_and_figures(
             {"name": "base", "model": str(yaml.safe_load(path.read_text())["policies"][0]["model"])}
         ]
     )
-    write_rows(results / "policies.jsonl", policy_rows(PolicyEvaluation.read(few)), methods=["base"])
+    write_rows(
+        results / "policies.jsonl", policy_rows(PolicyEvaluation.read(few)), methods=["base"]
+    )
     kept = read_rows(results / "policies.jsonl")
     assert {r["method"] for r in kept} == {"base"}
 

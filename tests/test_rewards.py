@@ -316,7 +316,9 @@ def test_a_panel_that_is_not_there(tmp_path):
 def good_pairs(n=40):
     prompt = [{"role": "user", "content": "Hi"}]
     return [
-        PreferencePair(prompt, f"a splendid answer {i}", f"a dreadful answer {i}", "helpful")
+        PreferencePair(
+            prompt, f"hello there, a splendid answer {i}", f"a dreadful answer {i}", "helpful"
+        )
         for i in range(n)
     ]
 
