@@ -1,8 +1,8 @@
 """An ablation of reward panels: two rows per arm and seed, on validation and on test pairs.
 
 All arms are graded on the pairs of the first arm: also on those of a ``data`` entry that they leave out, and on no
-others but those of objectives that the first arm lacks. Beside the
-metrics of :func:`pro_core.evaluation.reward_models.panel_row`, a row has
+others but those of objectives that the first arm lacks. Beside the metrics of
+:func:`pro_core.evaluation.reward_models.panel_row`, a row has
 
     head_correlation_<a>_<b>   whether two heads are one axis: :func:`head_correlation`
     margin_auc_<objective>     how well a small margin tells an error: :func:`auc`

@@ -92,8 +92,7 @@ def beside_baselines(
         rows = graded[graded["objective"] == name]
         if rows.empty:
             continue
-        pairs = [data.held_out[i] for i in rows.index]
-        sources = sorted({p.source for p in pairs})
+        sources = sorted(rows["source"].unique())
         train = [
             p
             for p in data.training

@@ -1,8 +1,8 @@
 """A linear reward on the character n-grams of a response: quick, and a member that errs elsewhere than a neural one.
 
-It reads no prompt. Runs of 3 to 5 characters carry endings, markup and phrases of refusal. Trained and tested on folds
-of RMB's training pairs, they rank .700 of helpful and .780 of harmless pairs right, words and word pairs .654 and .765.
-Every text has the same weight in all, so length alone counts nothing. No text is kept: n-grams are hashed.
+It reads no prompt. Runs of 3 to 5 characters carry endings, markup and phrases of refusal. On folds of the judges'
+training pairs they did better than words and word pairs (once, with a script that is not kept). Every text has the same
+weight in all, so length alone counts nothing. No text is kept: n-grams are hashed.
 """
 
 from __future__ import annotations

@@ -239,6 +239,10 @@ class RewardPanel:
             self._fingerprint = panel_fingerprint(self.specs, self.folder, self.models)
         return self._fingerprint
 
+    def key(self) -> str:
+        """The hash of the standardized scores: the fingerprint and the statistics; :func:`saved_key` of a saved one."""
+        return content_hash([self.fingerprint(), self.stats.to_dict() if self.stats else None])
+
     # ------------------------------------------------------------ disk
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -339,7 +343,7 @@ def saved_fingerprint(folder: str | Path) -> str:
 
 
 def saved_key(folder: str | Path) -> str:
-    """The hash of a saved panel's standardized scores: its fingerprint and its statistics."""
+    """:meth:`RewardPanel.key` of a saved panel, without loading its models."""
     stats = read_config(folder, "panel.json", FORMAT).get("stats")
     return content_hash([saved_fingerprint(folder), stats])
 

@@ -23,7 +23,6 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.scores import progress
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.cache import Cache, text_key
-from pro_core.system.storage import content_hash
 
 Array = NDArray[np.float32]
 Conversation = Sequence[Message]
@@ -143,9 +142,7 @@ class ExpectedLevels:
 
 def version_of(scorer: Scorer) -> str:
     """What result rows call a scorer: eight characters that change with its standardized scores."""
-    if isinstance(scorer, RewardPanel) and scorer.stats is not None:
-        return content_hash([scorer.fingerprint(), scorer.stats.to_dict()])[:8]
-    return scorer.fingerprint()[:8]
+    return (scorer.key() if isinstance(scorer, RewardPanel) else scorer.fingerprint())[:8]
 
 
 @dataclass(frozen=True)
