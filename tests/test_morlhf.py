@@ -481,6 +481,35 @@ def test_killed_anywhere_it_goes_on_to_the_same_parameters(recipe, tmp_path, cap
     assert log == other_log and record["spent"] == other_record["spent"]
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_told_to_stop_it_saves_between_two_batches_first(
+    recipe, tmp_path, monkeypatch, capsys, algorithm
+):
+    """A batch system's SIGTERM, in the first batch: both updates on it are made, saved, and not made again."""
+    changes = {"algorithm": algorithm, "steps": 4, "iterations": 2, "checkpoint_every": 4}
+    changes |= {"rows_per_device": 2}
+    train(recipe("whole", **changes))
+    path, original, calls = recipe("cut", **changes), CompositeReward.__call__, []
+
+    def told(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(CompositeReward, "__call__", told)
+    with pytest.raises(SystemExit) as stopped:
+        train(path)
+    assert stopped.value.code == 128 + signal.SIGTERM and len(calls) == 1
+    assert "step 2 is saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train(path)
+    assert len(calls) == 2 and "resuming from" in capsys.readouterr().out
+    lora, log, _ = trained(tmp_path / "whole")
+    other, other_log, _ = trained(tmp_path / "cut")
+    assert same(lora, other) and log == other_log
+
+
 def test_a_full_disk_at_a_checkpoint_is_explained_and_resumed(
     recipe, tmp_path, monkeypatch, capsys
 ):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -181,10 +182,66 @@ def training_arguments(
     return kind(**(settings | overrides))
 
 
-def train_resuming(trainer: Trainer) -> None:
-    """Train from the last whole checkpoint in the output folder, or from the start."""
+def train_resuming(trainer: Trainer, between: int = 1) -> None:
+    """Train from the last whole checkpoint in the output folder, or from the start.
+
+    Args:
+        between: steps after which a checkpoint can be resumed, if not after each one.
+
+    Raises:
+        SystemExit: SIGTERM came. A checkpoint was saved first, see :class:`StopSignal`.
+    """
     last = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with StopSignal() as stop:
+        trainer.add_callback(_StopAtSignal(stop, between))
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if trainer.state.global_step < trainer.state.max_steps:
+            stop.leave(trainer.state.global_step)
+
+
+class StopSignal:
+    """A context in which SIGTERM waits for the next checkpoint, instead of ending the process.
+
+    Batch systems send SIGTERM some time before they kill. Outside of training every moment is a good one to end, since
+    killed work resumes.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> StopSignal:
+        self._before = None
+        with contextlib.suppress(ValueError):  # only the main thread may handle signals
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: object) -> None:
+        self._came = True
+
+    def came(self) -> bool:
+        """Whether the main process was told to stop; every process asks at the same step."""
+        return from_main(self._came)
+
+    def leave(self, step: int) -> NoReturn:
+        """End this process, with the exit status of one that SIGTERM ended."""
+        if main_process():
+            print(f"told to stop: step {step} is saved; run the same command again", flush=True)
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+class _StopAtSignal(TrainerCallback):
+    """Saves a checkpoint and ends the training, after a step that is a multiple of ``between``."""
+
+    def __init__(self, stop: StopSignal, between: int):
+        self.stop, self.between = stop, between
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.between == 0 and self.stop.came():
+            control.should_save = control.should_training_stop = True
 
 
 SIZES = "sizes.json"

@@ -55,7 +55,7 @@ def group_policy(run: Run) -> list[Artefact]:
         run.announce(folder)
         with explained(folder / "work"):
             trainer = group_trainer(run, folder / "work")
-            train_resuming(trainer)
+            train_resuming(trainer, between=run.recipe.iterations)
             whole = run.recipe.lora is None
             save_policy(trainer, folder / "checkpoint", run.task.config, whole=whole)
         trainer.accelerator.free_memory()

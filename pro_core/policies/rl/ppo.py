@@ -40,6 +40,7 @@ from pro_core.policies.sft import load_to_train, save_policy
 from pro_core.policies.stages import POLICY, stage
 from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import (
+    StopSignal,
     cast_for_training,
     last_whole_checkpoint,
     optimizer_for,
@@ -159,16 +160,20 @@ class PpoLoop:
         """Take all remaining steps; returns the log of every update."""
         recipe = self.recipe
         step = self._resume()
-        while step < recipe.steps:
-            metrics, batch = self._roll_out(step // recipe.iterations)
-            for _ in range(recipe.iterations):
-                step += 1
-                entry = {"step": step, **metrics, **self._update(batch)}
-                metrics = {}
-                self.log.append(entry)
-                self._say(entry)
-            if step % recipe.checkpoint_every == 0 and step < recipe.steps:
-                self._save(step)
+        with StopSignal() as stop:
+            while step < recipe.steps:
+                metrics, batch = self._roll_out(step // recipe.iterations)
+                for _ in range(recipe.iterations):
+                    step += 1
+                    entry = {"step": step, **metrics, **self._update(batch)}
+                    metrics = {}
+                    self.log.append(entry)
+                    self._say(entry)
+                told, last = stop.came(), step == recipe.steps
+                if not last and (told or step % recipe.checkpoint_every == 0):
+                    self._save(step)
+                if told and not last:
+                    stop.leave(step)
         return self.log
 
     # ------------------------------------------------------------ a batch
