@@ -2,6 +2,7 @@
 
     python train/morlhf.py recipes/morlhf_small.yaml
     python train/morlhf.py recipes/morlhf_small.yaml seeds=[1]   # seed 1 alone: commands side by side share the work
+    python train/morlhf.py recipes/morlhf_small.yaml only=[PRO-MORLHF]                  # likewise, one of its arms
     accelerate launch --multi_gpu --num_processes 8 train/morlhf.py recipes/paper/ultrafeedback_ppo.yaml
 
 A recipe holds one method, or several as `arms`, which differ in their `weights` or `algorithm`; each, under each seed,

@@ -37,6 +37,8 @@ class PolicyRecipe(Trained, RecipeOfArms):
     """the method's name in results, for a recipe without arms"""
     policy: str | None = None
     """the folder of a single method and seed, in place of the one under `output`"""
+    only: Names | None = None
+    """some of the arms: commands side by side, each with its own, share the work"""
     model: str
     """the base model of every policy: a folder or a hub id"""
     data: Annotated[list[TextSource], Field(min_length=1)]
@@ -72,16 +74,23 @@ class PolicyRecipe(Trained, RecipeOfArms):
         return Path(self.policy) if self.policy else default
 
     def methods(self) -> dict[str, Self]:
-        """One recipe per method, by name.
+        """One recipe per method that is to be trained, by name.
 
         Raises:
-            ConfigError: an invalid arm, two arms that would share a folder, or several policies for one `policy`.
+            ConfigError: an invalid arm, two arms that would share a folder, an unknown arm in `only`, or several
+                policies for one `policy`.
         """
         if self.arms is None:
             recipes = {self.method: self}
         else:
-            shared = self.model_dump(exclude_unset=True)
+            shared = self.model_dump(exclude_unset=True, exclude={"only"})
             recipes = self.arm_recipes(type(self), shared, lambda m: {"arms": None, "method": m})
+        if unknown := [name for name in self.only or () if name not in recipes]:
+            where = self._path or type(self).__name__
+            raise ConfigError(
+                f"{where}: only: got {unknown[0]!r}, expected some of {list(recipes)}", ["only"]
+            )
+        recipes = {n: one for n, one in recipes.items() if self.only is None or n in self.only}
         if self.policy and (len(recipes) > 1 or len(self.seeds) > 1):
             where = self._path or type(self).__name__
             raise ConfigError(
@@ -92,7 +101,7 @@ class PolicyRecipe(Trained, RecipeOfArms):
 
     def used(self) -> dict[str, Any]:
         """The settings of one method, as its record keeps them."""
-        return self.model_dump(exclude={"arms", "seeds", "policy"})
+        return self.model_dump(exclude={"arms", "seeds", "policy", "only"})
 
     @model_validator(mode="after")
     def _room(self) -> PolicyRecipe:
