@@ -1,0 +1,163 @@
+"""Rates with intervals, and the one logistic fit behind length control and style control.
+
+Intervals are a bootstrap over prompts. The resamples depend only on the number of prompts, so two models that answered
+the same prompts are measured on the same resamples, and the interval of their difference is paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from pro_core.metrics import prompt_counts, wilson_interval
+
+Floats = NDArray[np.float64]
+RESAMPLES = 1000
+RIDGE = 1e-6
+"""Keeps coefficients finite where a model wins or loses every game. It moves no published rate by 1e-3 points."""
+LONGEST_STEP = 4.0
+"""The longest Newton step: without a limit, the first one can overshoot where outcomes are almost separated."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A measured value and its 95% interval.
+
+    Attributes:
+        value: of all n prompts. interval: (low, high).
+        n: prompts that count. left_out: prompts without a usable verdict.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    n: int
+    left_out: int = 0
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def resampled(prompts: int, resamples: int = RESAMPLES) -> Floats:
+    """How often each prompt counts, (1 + resamples, P): once each in the first row, then in each resample."""
+    return _resampled(prompts, resamples)
+
+
+@lru_cache(maxsize=8)
+def _resampled(prompts: int, resamples: int) -> Floats:
+    names = [f"{p:09d}" for p in range(prompts)]
+    counts = prompt_counts(names, resamples)[1]
+    return np.concatenate([np.ones((1, prompts)), counts]).astype(np.float64)
+
+
+def rate_of(draws: ArrayLike, n: int, left_out: int = 0) -> Rate:
+    """A rate from its value and its resamples, (1 + R,)."""
+    drawn = np.asarray(draws, dtype=np.float64)
+    finite = drawn[1:][np.isfinite(drawn[1:])]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+    return Rate(float(drawn[0]), (float(low), float(high)), n, left_out)
+
+
+def mean_rate(values: ArrayLike, scale: float = 100.0) -> Rate:
+    """``scale`` times the mean of one value per prompt (P,); NaN has no verdict and is left out and counted.
+
+    Where all prompts agree on 0 or on 1, resampling says nothing; the interval is then Wilson's.
+
+    Raises:
+        ValueError: not one value.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    kept = given[np.isfinite(given)]
+    if not len(kept):
+        raise ValueError(f"got {len(given)} prompts and not one value, expected at least one")
+    left_out = len(given) - len(kept)
+    if kept.min() == kept.max() and kept[0] in (0.0, 1.0):
+        low, high = wilson_interval(float(kept[0]), len(kept))
+        return Rate(scale * float(kept[0]), (scale * low, scale * high), len(kept), left_out)
+    counts_RP = resampled(len(kept))
+    drawn = scale * (counts_RP @ kept) / counts_RP.sum(axis=1)
+    return rate_of(drawn, len(kept), left_out)
+
+
+def paired_lead(values: ArrayLike, other: ArrayLike, scale: float = 100.0) -> Rate:
+    """``scale`` times the mean difference of two models' values (P,) on the same prompts, in the same order.
+
+    Prompts that lack a value of either model are left out.
+
+    Raises:
+        ValueError: values of different numbers of prompts, or no prompt with both.
+    """
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"got {a.shape} and {b.shape} values, expected those of the same prompts")
+    gaps = a - b
+    kept = gaps[np.isfinite(gaps)]
+    if not len(kept):
+        raise ValueError("got no prompt with a value of both models")
+    counts_RP = resampled(len(kept))
+    drawn = scale * (counts_RP @ kept) / counts_RP.sum(axis=1)
+    return rate_of(drawn, len(kept), len(gaps) - len(kept))
+
+
+def fit_logistic(
+    features_ND: ArrayLike,
+    outcomes_N: ArrayLike,
+    counts_RN: ArrayLike | None = None,
+    start_D: ArrayLike | None = None,
+    tolerance: float = 1e-6,
+) -> Floats:
+    """Coefficients (R, D) of R logistic regressions without an intercept, fitted side by side by Newton's method.
+
+    Each minimizes -sum_n c_n [y_n log p_n + (1 - y_n) log(1 - p_n)] + RIDGE/2 |b|^2, where p_n = sigmoid(x_n . b).
+
+    Args:
+        outcomes_N: each in [0, 1]; a tie is 0.5.
+        counts_RN: how much each row counts in each fit; None for one fit where each counts once.
+        start_D: where Newton's method starts; 0 by default.
+        tolerance: the fit ends with a step shorter than this. The error is then about its square.
+    """
+    x, y = np.asarray(features_ND, dtype=np.float64), np.asarray(outcomes_N, dtype=np.float64)
+    counts = np.ones((1, len(y))) if counts_RN is None else np.asarray(counts_RN, dtype=np.float64)
+    R, D = len(counts), x.shape[1]
+    b = np.zeros((R, D)) if start_D is None else np.tile(np.asarray(start_D, dtype=float), (R, 1))
+    outer = (x[:, :, None] * x[:, None, :]).reshape(len(y), D * D)
+    for _ in range(100):
+        p = expit(b @ x.T)
+        gradient = (counts * (y - p)) @ x - RIDGE * b
+        hessian = ((counts * p * (1 - p)) @ outer).reshape(R, D, D) + RIDGE * np.eye(D)
+        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        longest = np.abs(step).max(axis=1, keepdims=True)
+        b += step * np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
+        if longest.max() < tolerance:
+            break
+    return b
+
+
+def fit_resampled(features_ND: ArrayLike, outcomes_N: ArrayLike, counts_RN: ArrayLike) -> Floats:
+    """:func:`fit_logistic` of a bootstrap: exact in the first row, and in the others to 1e-4."""
+    counts = np.asarray(counts_RN, dtype=np.float64)
+    best = fit_logistic(features_ND, outcomes_N, counts[:1])
+    if len(counts) == 1:
+        return best
+    others = fit_logistic(features_ND, outcomes_N, counts[1:], best[0], tolerance=1e-2)
+    return np.concatenate([best, others])
+
+
+def only_one(names: Sequence[str], what: str) -> str:
+    """The single name among these.
+
+    Raises:
+        ValueError: several, or none.
+    """
+    distinct = sorted(set(names))
+    if len(distinct) != 1:
+        raise ValueError(f"got {len(distinct)} {what} {distinct[:4]}, expected one")
+    return distinct[0]
