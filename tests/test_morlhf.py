@@ -487,7 +487,7 @@ def test_told_to_stop_it_saves_between_two_batches_first(
 ):
     """A batch system's SIGTERM, in the first batch: both updates on it are made, saved, and not made again."""
     changes = {"algorithm": algorithm, "steps": 4, "iterations": 2, "checkpoint_every": 4}
-    changes |= {"rows_per_device": 2}
+    changes |= {"rows_per_device": 2, "keep_every": 2}
     train(recipe("whole", **changes))
     path, original, calls = recipe("cut", **changes), CompositeReward.__call__, []
 
@@ -508,6 +508,12 @@ def test_told_to_stop_it_saves_between_two_batches_first(
     lora, log, _ = trained(tmp_path / "whole")
     other, other_log, _ = trained(tmp_path / "cut")
     assert same(lora, other) and log == other_log
+    kept = [tmp_path / run / "pro-morlhf" / "seed0" / "steps" for run in ("whole", "cut")]
+    assert [[p.name for p in folder.iterdir()] for folder in kept] == [["2"], ["2"]]
+    half, other_half = (load_file(f / "2" / "adapter_model.safetensors") for f in kept)
+    assert same(half, other_half) and not same(half, lora)
+    whole = PolicyConfig.read(kept[0].parent)
+    assert whole and PolicyConfig.read(kept[0] / "2") == replace(whole, training={})
 
 
 def test_a_full_disk_at_a_checkpoint_is_explained_and_resumed(

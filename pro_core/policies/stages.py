@@ -21,6 +21,8 @@ POLICY, ROLLOUTS, RUN = "pro-policy-stage", "pro-rollouts", "pro-run"
 """The formats of what training leaves: two kinds of stages, and a run's own record."""
 PUBLISHED = "pro-published-policy"
 """The kind of finished folder that holds a policy to use."""
+KEPT = "steps"
+"""The subfolder of a stage, and of a policy, with the policies of earlier steps that stay."""
 
 
 def stage(folder: Path, key: str, kind: str, make: Callable[[Path], dict[str, Any]]) -> Artefact:
@@ -77,6 +79,7 @@ def publish(
             listed = [{"stage": str(p.folder.relative_to(output)), **p.record} for p in stages]
             record = made | {"spent": spent, "settings": used, "stages": listed}
             copy_files(stages[-1].checkpoint, partial)
+            copy_files(stages[-1].folder / KEPT, partial / KEPT)
             replace(config, training=made | {"model": recipe.model}).save(partial)
             write_config(partial, "run.json", {"format": RUN, **record})
             add_clocks([p.folder for p in stages], partial)

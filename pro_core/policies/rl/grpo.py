@@ -6,6 +6,7 @@ the same parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,30 @@ class RewardProgress(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps} {', '.join(parts)}", flush=True)
 
 
+class KeepPolicies(TrainerCallback):
+    """Keeps the policies of the recipe's ``keep_every``; ``save`` writes the policy as it is into a folder."""
+
+    def __init__(self, run: Run, folder: Path, save: Callable[[Path], None]):
+        self.run, self.folder, self.save = run, folder, save
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.run.keep(state.global_step, self.folder, self.save)
+
+
 def group_policy(run: Run) -> list[Artefact]:
     """GRPO or RLOO, as the recipe says: one stage."""
 
     def make(folder: Path) -> dict[str, Any]:
         run.announce(folder)
+
+        def save(target: Path) -> None:
+            save_policy(trainer, target, run.task.config, whole=run.recipe.lora is None)
+
         with explained(folder / "work"):
             trainer = group_trainer(run, folder / "work")
+            trainer.add_callback(KeepPolicies(run, folder, save))
             train_resuming(trainer, between=run.recipe.iterations)
-            whole = run.recipe.lora is None
-            save_policy(trainer, folder / "checkpoint", run.task.config, whole=whole)
+            save(folder / "checkpoint")
         trainer.accelerator.free_memory()
         unset_hf_deepspeed_config()
         return run.record(folder, [e for e in trainer.state.log_history if "loss" in e])

@@ -169,6 +169,7 @@ class PpoLoop:
                     metrics = {}
                     self.log.append(entry)
                     self._say(entry)
+                self.run.keep(step, self.work.parent, self.save)
                 told, last = stop.came(), step == recipe.steps
                 if not last and (told or step % recipe.checkpoint_every == 0):
                     self._save(step)

@@ -67,6 +67,8 @@ class LoopRecipe(Loop, PolicyRecipe):
     """G, completions per prompt"""
     checkpoint_every: Count = 50
     """updates between two checkpoints"""
+    keep_every: Count | None = None
+    """grpo, rloo, ppo: updates between two policies that stay in <policy>/steps/<n>, for curves; null keeps none"""
     sampling_temperature: Positive = 1.0
     top_p: TopP = 1.0
 
@@ -99,8 +101,13 @@ class LoopRecipe(Loop, PolicyRecipe):
                     f"got iterations {self.iterations}, expected 1: a round of online_dpo has round_steps",
                     ["iterations"],
                 )
-        for name in ("steps", "checkpoint_every"):
-            if getattr(self, name) % self.iterations:
+        if self.algorithm == "online_dpo" and self.keep_every:
+            raise ConfigError(
+                "got keep_every, which online_dpo does not know: each of its rounds stays in <output>/policies",
+                ["keep_every"],
+            )
+        for name in ("steps", "checkpoint_every", "keep_every"):
+            if (getattr(self, name) or 0) % self.iterations:
                 raise ConfigError(
                     f"got {name} {getattr(self, name)}, expected a multiple of iterations ({self.iterations}): "
                     "all updates on a batch",

@@ -22,7 +22,7 @@ from pro_core.policies.rl.recipe import LoopRecipe
 from pro_core.policies.rl.task import Task
 from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
 from pro_core.policies.sft import accumulation, new_lora
-from pro_core.policies.stages import check_place, publish
+from pro_core.policies.stages import KEPT, check_place, publish
 from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import training_arguments
 from pro_core.system.artefacts import Artefact
@@ -71,6 +71,8 @@ class Run:
             *("sampling_temperature", "top_p", "trainer"),
         )
         how["aggregation"] = task.reward.aggregation
+        if recipe.keep_every:  # a finished run without them cannot give them
+            how["keep_every"] = recipe.keep_every
         return content_hash(["morlhf", [TRAINING_VERSION, SFT_VERSION], values, how])
 
     @property
@@ -128,6 +130,15 @@ class Run:
             given = f"{kind.__name__} does not take {recipe.trainer}"
             raise ConfigError(f"{recipe.method}: {given}: {error}", ["trainer"]) from None
         return cast(A, made)
+
+    def keep(self, step: int, folder: Path, save: Callable[[Path], None]) -> None:
+        """Save the policy after ``step`` below the stage ``folder``, if it is one that stays. Every process calls it.
+
+        To be called before the step's checkpoint: then a half-saved policy is always saved again.
+        """
+        every = self.recipe.keep_every
+        if every and step % every == 0 and step < self.recipe.steps:
+            save(folder / KEPT / str(step))
 
     def announce(self, folder: Path) -> None:
         """Print what begins, and list its prompts in ``folder``."""
