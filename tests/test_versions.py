@@ -111,7 +111,7 @@ def training(monkeypatch):
     def describe(module, start):
         trainers = []
 
-        def capture(trainer):
+        def capture(trainer, **_):
             trainers.append(trainer)
             raise Captured
 
