@@ -23,6 +23,14 @@ from pro_core.evaluation.judged.alpaca import (
     read_outputs,
     write_list,
 )
+from pro_core.evaluation.judged.arena import (
+    arena_win_rates,
+    markdown_counts,
+    parse_verdict,
+    read_judgments,
+    style_differences,
+    style_of,
+)
 from pro_core.evaluation.judged.rates import fit_logistic, mean_rate, paired_lead
 
 NUMBERS = Path(__file__).parent / "data" / "alpaca_eval.npz"
@@ -187,3 +195,135 @@ def test_files_of_the_official_tool_are_read_and_written(tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError):
             read_outputs(tmp_path / "bad.json")
+
+
+# ---------------------------------------------------------------- Arena-Hard
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("My final verdict is: [[A>>B]]", "A>>B"),
+        ("Not [[A>B]], rather [[b>a]].", "B>A"),
+        ("It is [A=B] only, but [[B>>A]] is doubled", "B>>A"),
+        ("[A<B]", "B>A"),
+        ("[[B<<A]]", "A>>B"),
+        ("[[A]]", None),
+        ("A>B", None),
+        ("", None),
+    ],
+)
+def test_the_last_of_five_verdicts_counts(text, verdict):
+    assert parse_verdict(text) == verdict
+
+
+def test_markdown_is_counted_as_the_official_tool_does():
+    text = (
+        "# Top\n## Sub\n#No header\n1. one\n  2. two\n- three\n* four\n+ five\n**bold** and __also__ and "
+        "**two\nlines**\n```py\n# not a header\n- not a list\n```\n---\n"
+    )
+    counts = markdown_counts(text)
+    assert counts["header_count"] == {"h1": 1, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0}
+    assert counts["list_count"] == {"ordered": 2, "unordered": 3}
+    assert counts["bold_count"] == {"**": 1, "__": 1}
+    # What a fence holds is removed wherever it stands.
+    assert markdown_counts("\n- a\n```\n- a\n```\n- b")["list_count"]["unordered"] == 1
+    assert style_of("Two words.")["token_len"] == 3
+
+
+def judgment(uid, model, first, second):
+    games = [{"score": first}, {"score": second}]
+    return {"uid": uid, "model": model, "baseline": "base", "games": games}
+
+
+def test_win_rates_are_mean_outcomes_with_clear_verdicts_three_times():
+    # In the first game the baseline is A, in the second the model.
+    rates = arena_win_rates(
+        [
+            judgment("a", "m", "B>A", "A>B"),
+            judgment("b", "m", "A>>B", "A=B"),
+            judgment("c", "m", "A>B", None),
+            judgment("a", "n", "B>>A", "A>>B"),
+        ]
+    )
+    assert rates["m"].value == pytest.approx(100 * (1 + 1 + 0.5) / (1 + 1 + 3 + 1), abs=1e-3)
+    assert (rates["m"].n, rates["m"].left_out) == (2, 1)
+    assert rates["n"].value > 99.9
+
+
+def simulated(strengths, effects, prompts, seed=0):
+    """(judgments, styles) of games in which the style has an effect of its own."""
+    rng = np.random.default_rng(seed)
+    styles = {name: {} for name in ("base", *strengths)}
+    judgments = []
+    for p in range(prompts):
+        for i, name in enumerate(styles):
+            counts = rng.poisson([8, 20, 12]) * (1 + i)
+            length = int(rng.integers(100, 300)) * (1 + i)
+            styles[name][f"p{p}"] = {
+                "token_len": length,
+                "header_count": {"h1": int(counts[0])},
+                "list_count": {"ordered": int(counts[1])},
+                "bold_count": {"**": int(counts[2])},
+            }
+        for name, strength in strengths.items():
+            f = style_differences(styles[name][f"p{p}"], styles["base"][f"p{p}"])
+            wins = rng.random(2) < expit(strength + np.dot(effects, f))
+            first, second = ("B>A" if wins[0] else "A>B"), ("A>B" if wins[1] else "B>A")
+            judgments.append(judgment(f"p{p}", name, first, second))
+    return judgments, styles
+
+
+def test_style_control_recovers_planted_strengths():
+    strengths = {"plain": 0.5, "flashy": -0.5}
+    judgments, styles = simulated(strengths, (1.5, 0, 0, 12.0), 2000)
+    raw, controlled = arena_win_rates(judgments), arena_win_rates(judgments, styles)
+    assert raw["flashy"].value > 50  # its length hides that it is the worse one
+    for name, strength in strengths.items():
+        low, high = controlled[name].interval
+        assert low - 2 < 100 * expit(strength) < high + 2
+        assert abs(controlled[name].value - 100 * expit(strength)) < 8
+    assert controlled["plain"].value > controlled["flashy"].value + 10
+
+
+def test_centred_rates_agree_with_the_official_fit():
+    """An independent fit with a free strength for the baseline and centred features, as the official script has it."""
+    judgments, styles = simulated({"m": 0.3, "n": -0.2}, (1.0, 2.0, 0, 0), 150, seed=3)
+    ours = arena_win_rates(judgments, styles, centred=True)
+    names, rows, outcomes = ["base", "m", "n"], [], []
+    for j in judgments:
+        f = style_differences(styles[j["model"]][j["uid"]], styles["base"][j["uid"]])
+        one_hot = [float(name == j["model"]) - float(name == "base") for name in names]
+        for game, wins in zip(j["games"], ("B>A", "A>B"), strict=True):
+            rows.append([*one_hot, *f])
+            outcomes.append(float(game["score"] == wins))
+    x, y = np.array(rows), np.array(outcomes)
+    x[:, 3:] = (x[:, 3:] - x[:, 3:].mean(axis=0)) / x[:, 3:].std(axis=0, ddof=1)
+
+    def loss(b):
+        z = x @ b
+        return np.sum(np.logaddexp(0, z) - y * z)
+
+    best = minimize(loss, np.full(7, 0.5), method="BFGS").x
+    for i, name in ((1, "m"), (2, "n")):
+        assert ours[name].value == pytest.approx(100 * expit(best[i] - best[0]), abs=0.01)
+
+
+def test_judgments_that_cannot_be_used_are_refused(tmp_path):
+    good = judgment("a", "m", "A>B", "A>B")
+    for bad in (
+        [],
+        [judgment("a", "m", None, None)],
+        [good, judgment("a", "m", "B>A", "B>A")],  # two models of one name
+        [good, judgment("b", "m", "B>A", "B>A") | {"baseline": "other"}],
+    ):
+        with pytest.raises(DataError):
+            arena_win_rates(bad)
+    with pytest.raises(DataError):
+        arena_win_rates([good], {"m": {"a": style_of("x")}, "base": {}})
+    file = tmp_path / "judgments.jsonl"
+    file.write_text(json.dumps(good) + "\n")
+    assert read_judgments(file) == [good]
+    file.write_text('{"uid": 1}\n')
+    with pytest.raises(DataError):
+        read_judgments(file)
