@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shlex
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter, defaultdict
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
+from test_moslim import write_classifier
+from tiny import ROOT, tiny_encoder, tiny_llama
 
+from pro_core import (
+    MorlhfRecipe,
+    MoslimRecipe,
+    PanelRecipe,
+    WicRecipe,
+    train_morlhf,
+    train_moslim,
+    train_panel,
+    train_wic,
+)
 from pro_core.runs import queue as queues
 from pro_core.runs.queue import QueueRecipe, run_queue
-from pro_core.runs.recipes import ConfigError
+from pro_core.runs.recipes import ConfigError, RecipeOfArms
 
 SCRIPTS = {
     # Notes each start, and how it is told to end.
@@ -136,3 +156,100 @@ def test_a_queue_that_cannot_run_is_refused(tmp_path, changes, field, said):
     with pytest.raises(ConfigError) as error:
         QueueRecipe.read(path)
     assert error.value.fields == (field,) and said in str(error.value)
+
+
+# ---------------------------------------------------------------- the project's queue
+
+QUEUE = ROOT / "recipes" / "gpu" / "queue.yaml"
+KINDS: dict[str, Any] = {
+    "train/morlhf.py": (MorlhfRecipe, train_morlhf),
+    "train/wic.py": (WicRecipe, train_wic),
+    "train/moslim.py": (MoslimRecipe, train_moslim),
+    "train/reward_models.py": (PanelRecipe, train_panel),
+}
+
+
+def commands() -> list[list[str]]:
+    """The queue's commands as lists of arguments, the script first."""
+    queue = QueueRecipe.read(QUEUE)
+    return [shlex.split(command) for part in queue.parts.values() for command in part]
+
+
+def test_every_command_of_the_queue_reads_its_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trained = set()
+    for script, *arguments in commands():
+        if script.startswith("tests/"):
+            continue
+        recipe = KINDS[script][0].read(arguments[0], arguments[1:])
+        if isinstance(recipe, RecipeOfArms):
+            trained |= {(name, seed) for name in recipe.methods() for seed in recipe.seeds}
+    whole = MorlhfRecipe.read("recipes/gpu/morlhf.yaml")
+    # No arm is forgotten, under any seed.
+    assert trained >= {(name, seed) for name in whole.methods() for seed in whole.seeds}
+
+
+@pytest.fixture(scope="module")
+def few_rows(data_dir, tmp_path_factory) -> Path:
+    """Every file of preference data, with the first prompts of each split and objective."""
+    folder = tmp_path_factory.mktemp("few")
+    for path in data_dir.glob("*.jsonl.gz"):
+        kept: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        with gzip.open(path, "rt") as file, gzip.open(folder / path.name, "wt") as few:
+            for line in file:
+                row = json.loads(line)
+                rows = kept[row["split"], str(row.get("objective"))]
+                prompt = str(row.get("prompt") or line)
+                if (prompt in rows or len(rows) < 8) and rows[prompt] < 8:
+                    rows[prompt] += 1
+                    few.write(line)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_queue_at_tiny_size(few_rows, tmp_path, monkeypatch):
+    """One command of each recipe, at most two arms: real data, the demo's panel and adapter, random models."""
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "outputs"
+    write_classifier(out / "small_classifier" / "per_head-seed0")
+    small = {
+        **{"model": tiny_llama(tmp_path / "llama"), "max_length": 160, "max_new_tokens": 4},
+        **{"steps": 4, "checkpoint_every": 2, "keep_every": 2, "prompts_per_step": 2},
+        **{"generations": 2, "batch_size": 4, "offline_steps": 1, "online_steps": 1},
+        **{"prompts": 4, "samples": 2, "rollout_batch": 8, "quantile": 0.1, "objectives": None},
+    }
+    encoder = tiny_encoder(tmp_path / "encoder")
+    done = set()
+    for script, *arguments in commands():
+        if script.startswith("tests/") or arguments[0] in done:
+            continue
+        done.add(arguments[0])
+        settings = yaml.safe_load(Path(arguments[0]).read_text().replace("outputs/", f"{out}/"))
+        changes = {key: value for key, value in small.items() if key in settings}
+        kind, routine = KINDS[script]
+        if kind is PanelRecipe:
+            of_causal = settings["method"] == "lora"
+            changes |= {"model": small["model"] if of_causal else str(encoder)}
+            changes |= {"objectives": settings["objectives"]}
+            changes |= {"data": [entry | {"max_pairs": 8} for entry in settings["data"]]}
+        if len(settings.get("arms", ())) > 2 and not any("only=" in a for a in arguments):
+            changes["only"] = ["PRO-WIC online, shuffled", "RiC online"]
+        path = tmp_path / Path(arguments[0]).name
+        path.write_text(yaml.safe_dump(settings | changes | {"data_dir": str(few_rows)}))
+        routine(kind.read(path, arguments[1:]))
+    made = [str(p.relative_to(out)) for p in out.rglob("manifest.json")]
+    for folder in ("gpu/morlhf/morlhf-uniform", "gpu/morlhf/ppo-one-reward", "gpu/moslim/moslim"):
+        assert f"{folder}/seed0/manifest.json" in made
+    assert "gpu/wic/pro-wic-online-shuffled/seed0/manifest.json" in made
+    kept = out / "gpu" / "morlhf" / "morlhf-uniform" / "seed0" / "steps"
+    assert [p.name for p in kept.iterdir()] == ["2"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs(tmp_path):
+    script, policy = str(ROOT / "tests" / "bench_gpu.py"), tiny_llama(tmp_path / "llama")
+    call = [sys.executable, script, "--tiny", "--rounds", "1", "--policy", policy]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.split("\n") if line.startswith("| ")]
+    assert len(rows) == 7 and all(float(cells[3].replace(",", "")) > 0 for cells in rows[1:])
