@@ -6,17 +6,28 @@ difficulties), and no text.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
+from tiny import tiny_llama
 
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged import length_controlled_win_rate, win_rate
+from pro_core.evaluation.judged.absolute import (
+    hallucination_rates,
+    parse_facts,
+    parse_score,
+    parse_truths,
+)
 from pro_core.evaluation.judged.alpaca import (
     preference_from_logprobs,
     read_annotations,
@@ -31,7 +42,14 @@ from pro_core.evaluation.judged.arena import (
     style_differences,
     style_of,
 )
+from pro_core.evaluation.judged.judge import EndpointJudge, LocalJudge, Question, summed
+from pro_core.evaluation.judged.prompts import hub_file, load_answers, load_prompts
 from pro_core.evaluation.judged.rates import fit_logistic, mean_rate, paired_lead
+from pro_core.evaluation.judged.recipe import JudgedRecipe
+from pro_core.evaluation.judged.rows import judged_rows
+from pro_core.evaluation.judged.templates import PREFERENCE, read_template
+from pro_core.evaluation.judged.verdicts import BudgetSpent, Verdicts
+from pro_core.runs.recipes import ConfigError
 
 NUMBERS = Path(__file__).parent / "data" / "alpaca_eval.npz"
 
@@ -327,3 +345,447 @@ def test_judgments_that_cannot_be_used_are_refused(tmp_path):
     file.write_text('{"uid": 1}\n')
     with pytest.raises(DataError):
         read_judgments(file)
+
+
+# ---------------------------------------------------------------- the run
+
+
+class JudgeServer:
+    """An OpenAI-style server whose ``answer(user text)`` is a text or {token: log-probability}; it counts requests."""
+
+    def __init__(self, answer, logprobs=True):
+        self.answer, self.logprobs = answer, logprobs
+        self.asked: list[str] = []
+        self.url = ""
+
+    def reply(self, body):
+        if "logprobs" in body and not self.logprobs:
+            return 400, {"error": {"message": "no logprobs here", "param": "logprobs"}}
+        text = body["messages"][-1]["content"]
+        self.asked.append(text)
+        said = self.answer(text)
+        if said is None:
+            return 500, {"error": {"message": "broken"}}
+        choice = {"message": {"content": said}}
+        if isinstance(said, dict):
+            likeliest = max(said, key=said.get)
+            choice = {"message": {"content": likeliest}}
+            if "logprobs" in body:
+                top = [{"token": token, "logprob": value} for token, value in said.items()]
+                choice["logprobs"] = {"content": [{"token": likeliest, "top_logprobs": top}]}
+        return 200, {"choices": [choice], "usage": {"total_tokens": 100}}
+
+
+@contextlib.contextmanager
+def judging(answer, logprobs=True):
+    server = JudgeServer(answer, logprobs)
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def send(self, status, data):
+            body = json.dumps(data).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.send(200, {"data": [{"id": "judge-model"}]})
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(*server.reply(json.loads(body)))
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # with fewer, parallel connections wait a second
+
+    http = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def both_answers(text):
+    """The two answers that a question of ours shows."""
+    found = re.search(r"\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\[End of", text, re.DOTALL)
+    return found[1], found[2]
+
+
+def likes_longer(text):
+    a, b = both_answers(text)
+    return {"A": math.log(0.9), "B": math.log(0.1)} if len(a) > len(b) else {"A": -3.0, "B": -0.1}
+
+
+def answered(tmp_path, answers, category="", turns=1):
+    """A recipe's ``prompts`` and ``models`` with these answers, {model: one answer per prompt}."""
+    count = len(next(iter(answers.values())))
+    prompts = [
+        {
+            "uid": f"q{i}",
+            "category": category,
+            "turns": [f"Question {i}, {t}?" for t in range(turns)],
+        }
+        for i in range(count)
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    models = []
+    for name, texts in answers.items():
+        file = tmp_path / f"{name}.json"
+        rows = [{"uid": f"q{i}", "answer": text} for i, text in enumerate(texts)]
+        file.write_text(json.dumps(rows))
+        models.append({"name": name, "answers": str(file)})
+    return {"prompts": str(tmp_path / "prompts.jsonl"), "models": models}
+
+
+def recipe(tmp_path, url, benchmark="alpaca_eval", **settings):
+    made = {
+        "experiment": "judged",
+        "benchmark": benchmark,
+        "judge": {"endpoint": url},
+        "output": str(tmp_path / "out"),
+        "baseline": "base" if benchmark in ("alpaca_eval", "arena_hard") else None,
+    }
+    return JudgedRecipe(**(made | settings))
+
+
+TEXTS = {
+    "base": ["one two three", "yes", "same", "a b c d"],
+    "mine": ["one", "yes, of course", "same", ""],
+}
+
+
+def test_a_second_run_asks_nothing_and_gives_the_same_rows(tmp_path):
+    with judging(likes_longer) as server:
+        made = recipe(tmp_path, server.url, **answered(tmp_path, TEXTS))
+        [first] = judged_rows(made, "test")
+        assert len(server.asked) == 6  # both orders of three; equal texts are a draw
+        [again] = judged_rows(made, "test")
+        assert len(server.asked) == 6
+    assert first["metrics"] == again["metrics"] and first["method"] == "mine"
+    metrics = first["metrics"]
+    worse, better = 1 - (0.9 + expit(2.9)) / 2, (0.9 + expit(2.9)) / 2
+    assert metrics["win_rate"] == pytest.approx(100 * (2 * worse + better + 0.5) / 4, abs=1e-4)
+    assert metrics["longer_preferred"] == pytest.approx(100 * better, abs=1e-4)
+    assert metrics["orders_agree"] == 100 and metrics["empty"] == 1
+    assert first["setting"]["read_as"] == "log-probabilities"
+    assert first["setting"]["judge"].startswith("judge-model at")
+    written = read_annotations(tmp_path / "out" / "annotations" / "mine.json")
+    assert win_rate(written).value == pytest.approx(metrics["win_rate"], abs=1e-4)
+
+
+def test_a_torn_verdict_is_asked_again_and_no_other(tmp_path):
+    with judging(likes_longer) as server:
+        made = recipe(tmp_path, server.url, **answered(tmp_path, TEXTS))
+        judged_rows(made, "test")
+        [file] = (tmp_path / "out" / "verdicts").iterdir()
+        file.write_bytes(file.read_bytes()[:-40])
+        judged_rows(made, "test")
+        assert len(server.asked) == 7
+
+
+def test_a_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path):
+    with judging(likes_longer) as server:
+        given = answered(tmp_path, TEXTS) | {"concurrency": 1}
+        with pytest.raises(BudgetSpent) as stopped:
+            judged_rows(recipe(tmp_path, server.url, budget=0, **given), "test")
+        assert stopped.value.fields == ("budget",) and not server.asked
+        with pytest.raises(BudgetSpent):
+            judged_rows(recipe(tmp_path, server.url, budget=150, **given), "test")
+        assert len(server.asked) == 2
+        assert judged_rows(recipe(tmp_path, server.url, **given), "test")
+        assert len(server.asked) == 6
+        assert judged_rows(recipe(tmp_path, server.url, budget=0, **given), "test")
+
+
+def test_a_judge_without_log_probabilities_is_read_by_its_words_and_the_row_says_so(tmp_path):
+    with judging(likes_longer, logprobs=False) as server:
+        [row] = judged_rows(recipe(tmp_path, server.url, **answered(tmp_path, TEXTS)), "test")
+    assert row["setting"]["read_as"] == "words"
+    assert row["metrics"]["win_rate"] == 100 * 1.5 / 4
+
+
+def test_a_judge_that_gives_no_usable_verdict_ends_the_run(tmp_path):
+    given = answered(tmp_path, TEXTS)
+    with judging(lambda text: "I cannot say.") as server, pytest.raises(DataError):
+        judged_rows(recipe(tmp_path, server.url, **given), "test")
+    with judging(lambda text: None) as server, pytest.raises(ConfigError) as failed:
+        judged_rows(recipe(tmp_path, server.url, **given), "test")
+    assert failed.value.fields == ("judge",)
+    with judging(lambda text: "[[C]]") as server, pytest.raises(DataError):
+        judged_rows(recipe(tmp_path, server.url, "arena_hard", **given), "test")
+
+
+def test_a_failed_verdict_is_left_out_and_asked_again_by_the_next_run(tmp_path):
+    broken = [True]
+
+    def sometimes(text):
+        return None if broken[0] and "Question 0" in text else likes_longer(text)
+
+    with judging(sometimes) as server:
+        made = recipe(tmp_path, server.url, **answered(tmp_path, TEXTS))
+        [row] = judged_rows(made, "test")
+        assert (row["metrics"]["unjudged"], row["n"]) == (1, 4)
+        broken[0] = False
+        [row] = judged_rows(made, "test")
+        assert row["metrics"]["unjudged"] == 0
+
+
+def test_the_key_holds_the_model_the_template_the_order_and_the_texts(tmp_path):
+    with judging(likes_longer) as server:
+        keys = set()
+        for model in ("a", "b"):
+            verdicts = Verdicts(EndpointJudge(server.url, model), tmp_path)
+            for template in ("t-1", "t-2"):
+                for swapped in (False, True):
+                    for text in ("x", "y"):
+                        turns = [{"role": "user", "content": text}]
+                        keys.add(verdicts.key(Question(turns, template, 4, swapped)))
+    assert len(keys) == 16
+
+
+def test_arena_games_are_played_in_both_orders(tmp_path):
+    def verdict(text):
+        a, b = both_answers(text)
+        return "[[A=B]]" if len(a) == len(b) else "[[A>>B]]" if len(a) > len(b) else "[[B>A]]"
+
+    with judging(verdict) as server:
+        made = recipe(tmp_path, server.url, "arena_hard", **answered(tmp_path, TEXTS))
+        [row] = judged_rows(made, "test")
+        assert len(server.asked) == 8
+    # Longer answers win; the first game's A is the baseline.
+    won, played = (1 + 3) + 2 * 0.5, (3 + 1) * 2 + (1 + 3) + 2
+    assert row["metrics"]["win_rate"] == pytest.approx(100 * won / played, abs=1e-3)
+    assert "style_controlled_win_rate" in row["ci95"]
+    kept = read_judgments(tmp_path / "out" / "judgments" / "mine.jsonl")
+    assert arena_win_rates(kept)["mine"].value == pytest.approx(
+        row["metrics"]["win_rate"], abs=1e-4
+    )
+
+
+def test_mt_bench_grades_both_turns_and_uses_references(tmp_path):
+    def mark(text):
+        if "Reference answer" in text:
+            return "Compared: [[9]]"
+        return "Fine. [[4]] or rather [[6.5]]" if "[Second answer]" in text else "[[3]]"
+
+    answers = {"mine": [["a", "b"], ["c", "d"]], "other": [["a", "b"], ["e", "f"]]}
+    given = answered(tmp_path, answers, turns=2)
+    prompts = [json.loads(line) for line in Path(given["prompts"]).read_text().splitlines()]
+    prompts[0] |= {"category": "math", "reference": ["1", "2"]}
+    prompts[1]["category"] = "writing"
+    Path(given["prompts"]).write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    with judging(mark) as server:
+        rows = judged_rows(recipe(tmp_path, server.url, "mt_bench", **given), "test")
+        assert len(server.asked) == 6  # equal answers to the first prompt are judged once
+    metrics = rows[0]["metrics"]
+    assert (metrics["score_math"], metrics["score_writing"]) == (9, 4.75)
+    assert (metrics["score_turn_1"], metrics["score_turn_2"]) == (6, 7.75)
+    assert metrics["score"] == 6.875
+    assert rows[1]["leads"]["mine"]["metrics"]["score"] == 0
+
+
+def test_halueval_takes_answers_apart_and_checks_each_fact(tmp_path):
+    def halueval(text):
+        if "[Statements]" in text:
+            return "1. TRUE\n2. FALSE\n3: unknown" if "Earth" in text else "1. TRUE"
+        if "no facts" in text:
+            return "NONE"
+        return (
+            "1. The Earth is round.\n2. It is flat.\n3. Ask me." if "Earth" in text else "1) Sky."
+        )
+
+    answers = {"mine": ["About the Earth", "no facts here", "The sky"]}
+    with judging(halueval) as server:
+        [row] = judged_rows(
+            recipe(tmp_path, server.url, "halueval", **answered(tmp_path, answers)), "test"
+        )
+    metrics = row["metrics"]
+    assert metrics["mihr"] == pytest.approx(100 * (1 / 3 + 0) / 2, abs=1e-4)
+    assert metrics["mahr"] == 50
+    assert (metrics["without_facts"], metrics["unknown_facts"], metrics["facts"]) == (1, 1, 4)
+
+
+def test_marks_and_facts_are_parsed_or_missing():
+    assert parse_score("[[7]] then [8]") == 7 and parse_score("[5]") == 5
+    assert parse_score("[[11]]") is None and parse_score("7/10") is None
+    assert parse_facts("Facts:\n1. One.\n 2) Two\nNONE") == ["One.", "Two"]
+    assert parse_truths("1. TRUE\n2. FALSE", 2) == ["TRUE", "FALSE"]
+    assert parse_truths("1. TRUE", 2) is None
+    with pytest.raises(DataError):
+        hallucination_rates([None, []])
+
+
+def labelled_pairs(tmp_path, count=16):
+    rows = []
+    for i in range(count):
+        long, short = f"a long answer {'x' * 30} {i}", f"short {i}"
+        chosen, rejected = (long, short) if i % 4 else (short, long)
+        row = {"id": str(i), "split": "test", "objective": "helpful", "prompt": f"Question {i}?"}
+        rows.append(row | {"chosen": chosen, "rejected": rejected})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {row["chosen"] for row in rows}
+
+
+def test_a_judge_that_only_counts_characters_is_said_to_be_none(tmp_path):
+    chosen = labelled_pairs(tmp_path)
+    given = {"pairs": [{"path": "pairs.jsonl"}], "data_dir": str(tmp_path)}
+
+    def knows(text):
+        return {"A": -0.1, "B": -3.0} if both_answers(text)[0] in chosen else {"A": -3.0, "B": -0.1}
+
+    with judging(likes_longer) as server:
+        judge, longer = judged_rows(recipe(tmp_path, server.url, "trust", **given), "test")
+    assert judge["metrics"]["agreement"] == longer["metrics"]["agreement"] == 75
+    assert judge["metrics"]["beats_longer_wins"] == 0
+    assert judge["metrics"]["agreement_chosen_shorter"] == 0
+    with judging(knows) as server:
+        judge, _ = judged_rows(recipe(tmp_path, server.url, "trust", **given), "test")
+    assert judge["metrics"]["agreement"] == 100 and judge["metrics"]["beats_longer_wins"] == 1
+    with judging(lambda text: {"A": -0.1, "B": -3.0}) as server:  # whatever stands first
+        judge, _ = judged_rows(recipe(tmp_path, server.url, "trust", **given), "test")
+    assert judge["metrics"]["agreement"] == 50 and judge["metrics"]["orders_agree"] == 0
+    assert judge["metrics"]["first_preferred"] > 90
+
+
+def test_a_model_in_this_process_answers_and_judges(tmp_path):
+    """A random model: its verdicts mean nothing, but all comes from it, and a second run writes and asks nothing."""
+    model = tiny_llama(tmp_path / "model")
+    judge = LocalJudge(model)
+    turns = [{"role": "user", "content": "A or B?"}]
+    verdicts = Verdicts(judge, tmp_path / "verdicts", 1)
+    labelled, wrote = verdicts.ask(
+        [Question(turns, "t", 4, labels=("A", "B")), Question(turns, "t", 4)]
+    )
+    assert len(labelled.logprobs) <= 5 and max(labelled.logprobs.values()) < 0
+    assert wrote.logprobs is None
+    given = answered(tmp_path, TEXTS) | {"models": [{"name": "writer", "model": model}]}
+    templates = {}
+    for name, places in (("score", "{prompt} {answer}"), ("score_second", "{prompt_2} {answer_2}")):
+        templates[name] = str(tmp_path / f"{name}.txt")
+        Path(templates[name]).write_text(places + " {prompt} {answer}")
+    judge = {"model": model, "max_tokens": 8, "templates": templates}
+    given |= {"judge": judge, "max_new_tokens": 4}
+    made = recipe(tmp_path, None, "mt_bench", **given)
+    prompts = [{"question_id": i, "turns": [f"Hi {i}", "Why?"]} for i in range(2)]
+    Path(given["prompts"]).write_text(json.dumps(prompts))
+    with pytest.raises(DataError):  # a random model gives no marks
+        judged_rows(made, "test")
+    stored = sorted((tmp_path / "out" / "responses").iterdir())
+    assert len(stored) == 2  # one file per turn
+    before = [file.read_bytes() for file in stored]
+    with pytest.raises(DataError):
+        judged_rows(made, "test")
+    assert [file.read_bytes() for file in stored] == before
+
+
+def test_tokens_of_one_text_are_added_up():
+    logprobs = summed([("A", math.log(0.2)), (" A", math.log(0.3)), ("B", math.log(0.5))])
+    assert logprobs == pytest.approx({"A": math.log(0.5), "B": math.log(0.5)})
+
+
+def test_a_template_is_filled_once_and_official_forms_are_read(tmp_path):
+    [_, user] = PREFERENCE.messages(prompt="{first}", first="{second}", second="B")
+    assert "[Request]\n{first}" in user["content"] and "[Answer A]\n{second}" in user["content"]
+    text = tmp_path / "theirs.txt"
+    text.write_text(
+        "<|im_start|>system\nYou rank {models}.\n<|im_end|>\n<|im_start|>user\n"
+        '{ "q": "{instruction}", "m": "{output_1}", "M": "{output_2}" }\n<|im_end|>\n'
+    )
+    template = read_template(text, PREFERENCE.places, ("m", "M"))
+    turns = template.messages(prompt="Q", first="1", second="2")
+    assert turns[1]["content"] == '{ "q": "Q", "m": "1", "M": "2" }'
+    assert turns[0]["content"] == "You rank {models}."
+    arena = tmp_path / "arena.yaml"
+    arena.write_text('prompt_template: "{QUESTION} {ANSWER_A} {ANSWER_B}"\n')
+    assert read_template(arena, PREFERENCE.places, None).identity != template.identity
+    arena.write_text("user: '{QUESTION}'\n")
+    with pytest.raises(DataError):
+        read_template(arena, PREFERENCE.places, None)
+
+
+def test_prompts_and_answers_of_other_sets_are_refused(tmp_path):
+    given = answered(tmp_path, TEXTS)
+    prompts = load_prompts(given["prompts"])
+    assert load_answers(given["models"][0]["answers"], prompts)[1] == ("yes",)
+    file = tmp_path / "file.json"
+    for rows in (
+        [{"uid": "elsewhere", "answer": "x"}],
+        [{"uid": f"q{i}", "answer": "x", "model": f"m{i % 2}"} for i in range(4)],
+        [{"uid": f"q{i}", "answer": None} for i in range(4)],
+    ):
+        file.write_text(json.dumps(rows))
+        with pytest.raises(DataError):
+            load_answers(str(file), prompts)
+    for rows in ([], [{"uid": "a"}], [{"uid": "a", "prompt": "x"}] * 2):
+        file.write_text(json.dumps(rows))
+        with pytest.raises(DataError):
+            load_prompts(str(file))
+    for name in ("nowhere.json", "a/b/c:file.json"):
+        with pytest.raises(DataError):
+            hub_file(name)
+    official = [
+        {"prompt_id": 1, "category": "math", "prompt": ["1+1?", "+1?"], "reference": ["2", "3"]}
+    ]
+    file.write_text(json.dumps(official))
+    assert load_prompts(str(file))[0].reference == ("2", "3")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": {"answer": "y"}}]
+    choices = [{"turns": ["y", "z"]}]
+    file.write_text(json.dumps([{"uid": "1", "messages": turns}]))
+    assert load_answers(str(file), [prompts[0].__class__("1", ("x",))]) == [("y",)]
+    file.write_text(json.dumps([{"question_id": 1, "choices": choices}]))
+    assert load_answers(str(file), load_prompts_of(official, tmp_path)) == [("y", "z")]
+
+
+def load_prompts_of(rows, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(rows))
+    return load_prompts(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"models": [{"name": "a", "answers": "x"}, {"name": "a", "answers": "y"}]}, "models"),
+        ({"models": [{"name": "base", "answers": "x"}]}, "baseline"),
+        ({"models": [{"name": "a"}]}, "models.0.answers"),
+        ({"prompts": None}, "prompts"),
+        ({"judge": {}}, "judge.model"),
+        ({"budget": -1}, "budget"),
+        ({"benchmark": "trust", "pairs": []}, "pairs"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused(tmp_path, change, field):
+    settings = {
+        "experiment": "x",
+        "benchmark": "alpaca_eval",
+        "judge": {"model": "m"},
+        "output": "o",
+        "prompts": "p",
+        "baseline": "base",
+        "models": [{"name": "base", "answers": "x"}, {"name": "a", "answers": "y"}],
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(settings | change))
+    with pytest.raises(ConfigError) as refused:
+        JudgedRecipe.read(file)
+    assert field in refused.value.fields
+
+
+def test_the_repositorys_recipes_are_read():
+    files = sorted((Path(__file__).parent.parent / "recipes").glob("judged*.yaml"))
+    assert {JudgedRecipe.read(file).benchmark for file in files} >= {"trust", "alpaca_eval"}
+
+
+def test_official_difficulties_are_refused_for_prompts_of_ones_own(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("index,instruction_difficulty,preference,std_delta_len\n0,1,0.5,0.1\n")
+    with judging(likes_longer) as server, pytest.raises(DataError):
+        given = answered(tmp_path, TEXTS)
+        judged_rows(recipe(tmp_path, server.url, difficulty=str(table), **given), "test")

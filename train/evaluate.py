@@ -9,6 +9,7 @@ python train/evaluate.py weights recipes/demo_adapter.yaml    # the shipped adap
 python train/evaluate.py classifier recipes/small_classifier.yaml
 python train/evaluate.py policies recipes/wic_evaluation.yaml    # what train/wic.py trained; resumes when killed
 python train/evaluate.py levels recipes/moslim_evaluation.yaml   # what train/moslim.py trained: levels asked and given
+python train/evaluate.py judged recipes/judged_trust.yaml    # benchmarks with a language model as judge, or the judge
 python train/evaluate.py readme          # tables and figures of policies again, from results/ alone
 
 Changes, `key=value`, may follow the recipes and hold for all of them. With --help after one of the words above, its
@@ -27,6 +28,8 @@ from pro_core.adapter.recipe import AdapterRecipe
 from pro_core.data.schema import DataError
 from pro_core.evaluation.adapter_grades import adapter_rows, example_weights
 from pro_core.evaluation.classifiers import classifier_rows
+from pro_core.evaluation.judged.recipe import JudgedRecipe
+from pro_core.evaluation.judged.rows import judged_rows
 from pro_core.evaluation.policy.levels import level_rows
 from pro_core.evaluation.policy.recipe import EvaluationRecipe, LevelEvaluation, PolicyEvaluation
 from pro_core.evaluation.policy.weight_rows import policy_rows
@@ -54,6 +57,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "classifier": ClassifierRecipe,
     "policies": PolicyEvaluation,
     "levels": LevelEvaluation,
+    "judged": JudgedRecipe,
 }
 GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
     "reward_models": panel_rows,
@@ -65,6 +69,7 @@ GRADERS: dict[str, Callable[[Any, str], list[Row]]] = {
     "classifier": classifier_rows,
     "policies": policy_rows,
     "levels": level_rows,
+    "judged": judged_rows,
 }
 DRAWN = ("policies", "levels")
 """The kinds that have figures."""

@@ -121,6 +121,24 @@ class LocalGenerator(StreamingGenerator):
             "detail": detail,
         }
 
+    def first_tokens(self, request: Request, top: int) -> list[tuple[str, float]]:
+        """The ``top`` likeliest first tokens of an answer with their log-probabilities, the likeliest first.
+
+        Raises:
+            GenerationError: the model cannot be loaded, or the request is too long.
+        """
+        self.load()
+        assert self._loaded is not None
+        model, tokenizer = self._loaded
+        messages = checked(request.read_by(self._policy).messages)
+        ids, _ = fit(tokenizer, messages, self._context() - 1)
+        with torch.inference_mode():
+            read = torch.tensor([ids], device=self.device)
+            logits = model(input_ids=read, logits_to_keep=1).logits[0, -1].float()
+        values, tokens = logits.log_softmax(dim=-1).topk(min(top, len(logits)))
+        texts = [tokenizer.decode([token]) for token in tokens.tolist()]
+        return list(zip(texts, values.tolist(), strict=True))
+
     async def stream_batch(
         self, batch: Sequence[Request], settings: GenerationSettings | None = None
     ) -> AsyncGenerator[Piece, None]:

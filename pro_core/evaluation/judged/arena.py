@@ -176,7 +176,7 @@ def _games(judgments: Sequence[Judgment]) -> tuple[list[_Game], dict[str, int], 
             )
         seen.add((uid, model))
         scores = [game.get("score") if game else None for game in judgment["games"]]
-        read = [_SAME.get(s, s) for s in scores]
+        read = [_SAME.get(str(s), str(s)) for s in scores]
         if len(read) != 2 or any(s not in _FOR_A for s in read):
             left_out[model] = left_out.get(model, 0) + 1
             continue

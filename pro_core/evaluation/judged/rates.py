@@ -66,10 +66,15 @@ def rate_of(draws: ArrayLike, n: int, left_out: int = 0) -> Rate:
     return Rate(float(drawn[0]), (float(low), float(high)), n, left_out)
 
 
-def mean_rate(values: ArrayLike, scale: float = 100.0) -> Rate:
+def mean_rate(
+    values: ArrayLike, scale: float = 100.0, prompts: Sequence[str] | None = None
+) -> Rate:
     """``scale`` times the mean of one value per prompt (P,); NaN has no verdict and is left out and counted.
 
-    Where all prompts agree on 0 or on 1, resampling says nothing; the interval is then Wilson's.
+    Args:
+        prompts: of each value, where several values are of one prompt: they are resampled together.
+
+    Where all values agree on 0 or on 1, resampling says nothing; the interval is then Wilson's.
 
     Raises:
         ValueError: not one value.
@@ -82,12 +87,28 @@ def mean_rate(values: ArrayLike, scale: float = 100.0) -> Rate:
     if kept.min() == kept.max() and kept[0] in (0.0, 1.0):
         low, high = wilson_interval(float(kept[0]), len(kept))
         return Rate(scale * float(kept[0]), (scale * low, scale * high), len(kept), left_out)
-    counts_RP = resampled(len(kept))
-    drawn = scale * (counts_RP @ kept) / counts_RP.sum(axis=1)
-    return rate_of(drawn, len(kept), left_out)
+    return rate_of(scale * _means(given, prompts), len(kept), left_out)
 
 
-def paired_lead(values: ArrayLike, other: ArrayLike, scale: float = 100.0) -> Rate:
+def _means(values: Floats, prompts: Sequence[str] | None) -> Floats:
+    """The mean of the finite values, and its resamples, (1 + R,)."""
+    finite = np.isfinite(values)
+    kept = values[finite]
+    if prompts is None:
+        counts = resampled(len(kept))
+    else:
+        names = [prompt for prompt, counted in zip(prompts, finite, strict=True) if counted]
+        index, counts_RP = prompt_counts(names, RESAMPLES)
+        counts = np.concatenate([np.ones((1, len(kept))), counts_RP[:, index]])
+    return (counts @ kept) / counts.sum(axis=1)
+
+
+def paired_lead(
+    values: ArrayLike,
+    other: ArrayLike,
+    scale: float = 100.0,
+    prompts: Sequence[str] | None = None,
+) -> Rate:
     """``scale`` times the mean difference of two models' values (P,) on the same prompts, in the same order.
 
     Prompts that lack a value of either model are left out.
@@ -99,12 +120,10 @@ def paired_lead(values: ArrayLike, other: ArrayLike, scale: float = 100.0) -> Ra
     if a.shape != b.shape:
         raise ValueError(f"got {a.shape} and {b.shape} values, expected those of the same prompts")
     gaps = a - b
-    kept = gaps[np.isfinite(gaps)]
-    if not len(kept):
+    n = int(np.isfinite(gaps).sum())
+    if not n:
         raise ValueError("got no prompt with a value of both models")
-    counts_RP = resampled(len(kept))
-    drawn = scale * (counts_RP @ kept) / counts_RP.sum(axis=1)
-    return rate_of(drawn, len(kept), len(gaps) - len(kept))
+    return rate_of(scale * _means(gaps, prompts), n, len(gaps) - n)
 
 
 def fit_logistic(
