@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
-from tiny import tiny_llama
+from tiny import panel_of_members, tiny_encoder, tiny_llama, vivid_adapter
 
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged import length_controlled_win_rate, win_rate
@@ -34,6 +34,7 @@ from pro_core.evaluation.judged.alpaca import (
     read_outputs,
     write_list,
 )
+from pro_core.evaluation.judged.answers import written_answers
 from pro_core.evaluation.judged.arena import (
     arena_win_rates,
     markdown_counts,
@@ -47,8 +48,10 @@ from pro_core.evaluation.judged.prompts import hub_file, load_answers, load_prom
 from pro_core.evaluation.judged.rates import fit_logistic, mean_rate, paired_lead
 from pro_core.evaluation.judged.recipe import JudgedRecipe
 from pro_core.evaluation.judged.rows import judged_rows
-from pro_core.evaluation.judged.templates import PREFERENCE, read_template
+from pro_core.evaluation.judged.templates import OURS, PREFERENCE, read_template
 from pro_core.evaluation.judged.verdicts import BudgetSpent, Verdicts
+from pro_core.reporting.judged_tables import judged_moslim_table, judged_table_5, trust_table
+from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError
 
 NUMBERS = Path(__file__).parent / "data" / "alpaca_eval.npz"
@@ -683,6 +686,79 @@ def test_a_model_in_this_process_answers_and_judges(tmp_path):
     with pytest.raises(DataError):
         judged_rows(made, "test")
     assert [file.read_bytes() for file in stored] == before
+
+
+def test_the_panel_chooses_among_candidates_under_the_adapters_weights(tmp_path):
+    panel = RewardPanel.from_pretrained(panel_of_members(tmp_path / "panel"))
+    adapter = vivid_adapter(tiny_encoder(tmp_path / "encoder"), ("helpful", "harmless"))
+    adapter.save_pretrained(tmp_path / "adapter")
+    given = answered(tmp_path, TEXTS)
+    writer = {"name": "writer", "model": tiny_llama(tmp_path / "model"), "candidates": 3}
+    models = [{"name": "base", "answers": given["models"][0]["answers"]}, writer]
+    models[1]["adapter"] = str(tmp_path / "adapter")
+    settings = {"models": models, "panel": str(tmp_path / "panel"), "max_new_tokens": 6}
+    made = recipe(tmp_path, "http://127.0.0.1:9", **(given | settings))
+    prompts = load_prompts(made.prompts)
+    chosen = written_answers(made, made.models[1:], prompts, 1)["writer"]
+    stored = {}
+    for file in (tmp_path / "out" / "responses").iterdir():
+        for line in map(json.loads, file.read_text().splitlines()):
+            for (n, _), response in zip(line["places"], line["responses"], strict=True):
+                asked = line["read"][str(n)]["messages"][0]["content"]
+                stored.setdefault(asked, []).append(response["text"])
+    for prompt, answer in zip(prompts, chosen, strict=True):
+        texts = stored[prompt.turns[0]]
+        assert len(texts) == 3
+        z = panel.standardized([prompt.turns[0]] * 3, texts)
+        weights = adapter.predict([[{"role": "user", "content": prompt.turns[0]}]])[0]
+        assert answer == (texts[int(np.argmax(z @ weights))],)
+
+
+def test_a_panel_is_graded_beside_the_judge_on_the_same_pairs(tmp_path):
+    labelled_pairs(tmp_path)
+    panel = panel_of_members(tmp_path / "panel")
+    given = {"pairs": [{"path": "pairs.jsonl"}], "data_dir": str(tmp_path), "panel": panel}
+    with judging(likes_longer) as server:
+        rows = judged_rows(recipe(tmp_path, server.url, "trust", **given), "test")
+    assert [row["method"] for row in rows[1:]] == ["longer wins", "panel"]
+    gap = rows[2]["metrics"]["agreement"] - rows[0]["metrics"]["agreement"]
+    lead = rows[2]["leads"][rows[0]["method"]]["metrics"]["agreement"]
+    assert lead == pytest.approx(gap, abs=1e-4)
+
+
+def test_a_changed_template_raises_its_version():
+    """Verdicts on another text are not comparable: raise the version, then write down the new identity."""
+    assert [template.identity for template in OURS] == [
+        "preference-1-6daeecfb",
+        "verdict-1-ec3cbc69",
+        "score-1-a91e174e",
+        "score_reference-1-87af9f5d",
+        "score_second-1-733ff388",
+        "score_second_reference-1-a0e79437",
+        "facts-1-17f45702",
+        "truth-1-b38947b5",
+    ]
+
+
+def test_the_papers_tables_have_ours_beside_theirs(tmp_path):
+    given = answered(tmp_path, {"base": TEXTS["base"], "PRO-MORLHF": TEXTS["mine"]})
+    with judging(likes_longer) as server:
+        rows = judged_rows(recipe(tmp_path, server.url, **given), "test")
+    table = judged_table_5(rows)
+    [line] = [line for line in table.splitlines() if line.startswith("| PRO-MORLHF")]
+    value = rows[0]["metrics"]["win_rate"]
+    assert f"| {value:.1f} (" in line and line.endswith("| 47.3 | 50.35 | 63.5 | 54.2 | 7.93 |")
+    assert "baseline base" in table and "preference-1-" in table and "GPT-4o-05-13" in table
+    assert "| ADPO |  |  |  |  |  | 44.04 |" in table
+    assert judged_moslim_table(rows) == trust_table(rows) == judged_table_5([]) == ""
+    halueval = [row | {"setting": row["setting"] | {"benchmark": "halueval"}} for row in rows]
+    halueval[0] |= {"method": "MOSLIM", "metrics": {"mihr": 12.0}, "ci95": {"mihr": [10.0, 14.0]}}
+    [line] = [x for x in judged_moslim_table(halueval).splitlines() if x.startswith("| MOSLIM |")]
+    assert "12.0 (10.0 to 14.0)" in line and "3.54 / 3.16 / 0.79" in line
+    trusted = [row | {"setting": row["setting"] | {"benchmark": "trust"}} for row in rows]
+    trusted[0]["metrics"] = {"agreement": 60.0, "beats_longer_wins": 0.0}
+    trusted[0]["ci95"] = {"agreement": [50.0, 70.0]}
+    assert "no: it is no judge" in trust_table(trusted)
 
 
 def test_tokens_of_one_text_are_added_up():

@@ -7,7 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from pro_core.evaluation.results import Rows, read_rows
-from pro_core.reporting import adapter_tables, policy_tables, reward_tables, theory_tables
+from pro_core.reporting import (
+    adapter_tables,
+    judged_tables,
+    policy_tables,
+    reward_tables,
+    theory_tables,
+)
 from pro_core.reporting.markdown import replace_section
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
@@ -36,6 +42,9 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:policies_equal_weights": ("policies.jsonl", policy_tables.equal_weights_tables),
     "table:policies_texts": ("policies.jsonl", policy_tables.texts_table),
     "table:levels": ("levels.jsonl", policy_tables.levels_table),
+    "table:judged": ("judged.jsonl", judged_tables.judged_table_5),
+    "table:judged_moslim": ("judged.jsonl", judged_tables.judged_moslim_table),
+    "table:judged_trust": ("judged.jsonl", judged_tables.trust_table),
     "table:theorem": ("theorem.jsonl", theory_tables.theorem_table),
     "table:convergence": ("convergence.jsonl", theory_tables.convergence_table),
     "table:planted": ("theorem.jsonl", theory_tables.planted_table),

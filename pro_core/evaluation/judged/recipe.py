@@ -32,8 +32,12 @@ class Contestant(Settings):
     """the base URL of a server (its token: PRO_ENDPOINT_TOKEN)"""
     policy: str = ""
     """the folder of the checkpoint that an endpoint serves, which says what it reads; without it: a stock model"""
+    candidates: Count = 1
+    """answers written per prompt; of several, the panel's weighted sum takes the best"""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """{objective: weight} for a policy that reads weights"""
+    """{objective: weight} for a policy that reads weights and for the choice among candidates; null: equal weights"""
+    adapter: str | None = None
+    """the folder of an adapter, whose weights for each prompt stand in place of `weights`"""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -42,12 +46,20 @@ class Contestant(Settings):
                 f"{self.name!r}: expected either a file of answers, or a model or endpoint that writes them",
                 ["answers"],
             )
+        if self.adapter and self.weights:
+            raise ConfigError(
+                f"{self.name!r}: expected weights or an adapter, not both", ["adapter"]
+            )
         return self
 
     def entry(self) -> PolicyEntry:
         """As the evaluation of policies names it."""
         return PolicyEntry(
-            name=self.name, model=self.model, endpoint=self.endpoint, policy=self.policy
+            name=self.name,
+            model=self.model,
+            endpoint=self.endpoint,
+            policy=self.policy,
+            candidates=self.candidates,
         )
 
 
@@ -101,7 +113,9 @@ class JudgedRecipe(Recipe):
     data_dir: str | None = None
     """of `pairs`; default: PRO_DATA_DIR"""
     panel: str | None = None
-    """trust: a reward panel that is graded on the same pairs, beside the judge"""
+    """a reward panel: it chooses among candidates; under trust it is graded on the same pairs, beside the judge"""
+    classifier: str | None = None
+    """trust: MOSLIM's classifier, graded on the same pairs by the levels that it expects, as in MOSLIM's Figure 9"""
     concurrency: Count = 8
     """questions that an endpoint gets at once"""
     budget: AtLeastZero | None = None
@@ -120,6 +134,8 @@ class JudgedRecipe(Recipe):
             raise ConfigError(
                 f"got two models called {twice[0]!r}, expected different names", ["models"]
             )
+        if not self.panel and any(entry.candidates > 1 for entry in self.models):
+            raise ConfigError("expected a panel, which chooses among candidates", ["panel"])
         if self.benchmark == "trust":
             if not self.pairs:
                 raise ConfigError("expected pairs that people labelled", ["pairs"])

@@ -202,3 +202,14 @@ TRUTH = Template(
     "You check statements of fact against what is known.",
 )
 """HaluEval 2.0, second step."""
+
+OURS = (
+    PREFERENCE,
+    VERDICT,
+    SCORE,
+    SCORE_REFERENCE,
+    SCORE_SECOND,
+    SCORE_SECOND_REFERENCE,
+    FACTS,
+    TRUTH,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,18 +10,21 @@ from pro_core.data.schema import DataError, PreferencePair, render_messages
 from pro_core.data.sources import default_data_dir
 from pro_core.evaluation.judged.preferences import preferences
 from pro_core.evaluation.judged.rates import Floats, mean_rate, paired_lead
+from pro_core.evaluation.judged.recipe import JudgedRecipe
 from pro_core.evaluation.judged.run import JudgedRun
 from pro_core.evaluation.judged.templates import PREFERENCE
+from pro_core.evaluation.policy.scoring import LevelScores, PanelScores, Taught
 from pro_core.evaluation.results import Row
 from pro_core.metrics import correct
 from pro_core.rewards.baselines import longer_wins
+from pro_core.rewards.classifier import RewardClassifier
 from pro_core.rewards.panel import RewardPanel
 
 LONGER_WINS = "longer wins"
 
 
 def trust_rows(run: JudgedRun) -> list[Row]:
-    """A row of the judge, one of longer-wins, and one of a reward panel where the recipe names one.
+    """A row of the judge, one of longer-wins, and one of the panel and of the classifier where the recipe names them.
 
     ``agreement`` is the share of pairs whose chosen answer is preferred, a tie counting half.
     ``agreement_chosen_shorter`` is that of the pairs where people chose the shorter answer: a judge that only counts
@@ -61,22 +64,32 @@ def trust_rows(run: JudgedRun) -> list[Row]:
     rows = [run.row(run.judge.name, rates, counts, said, leads, n)]
     rows.append(run.row(LONGER_WINS, {"agreement": mean_rate(by_length, prompts=prompts)}, n=n))
     rows[-1]["kind"] = "baseline"
-    if recipe.panel is not None:
-        right = _panel_agrees(recipe.panel, pairs)
+    for name, scores in _scorers(recipe):
+        right = _agrees(scores, pairs)
         leads = {run.judge.name: {"agreement": paired_lead(right, agreed, prompts=prompts)}}
         rate = mean_rate(right, prompts=prompts)
-        rows.append(run.row(recipe.panel, {"agreement": rate}, leads=leads, n=n))
+        rows.append(run.row(name, {"agreement": rate}, leads=leads, n=n))
     return rows
 
 
-def _panel_agrees(folder: str, pairs: Sequence[PreferencePair]) -> Floats:
-    """Whether a panel prefers the chosen answer, (P,): by the pair's objective, or by the mean of z without it."""
-    panel = RewardPanel.from_pretrained(folder)
-    prompts = [p.prompt for p in pairs]
-    z_chosen = panel.standardized(prompts, [p.chosen for p in pairs])
-    z_rejected = panel.standardized(prompts, [p.rejected for p in pairs])
-    names = list(panel.objective_names)
-    gaps = np.asarray(z_chosen - z_rejected, dtype=np.float64)
+def _scorers(recipe: JudgedRecipe) -> Iterator[tuple[str, Taught]]:
+    """What the recipe grades beside the judge, by name."""
+    if recipe.panel is not None:
+        panel = RewardPanel.from_pretrained(recipe.panel)
+        yield "panel", PanelScores(recipe.panel, panel, None)
+    if recipe.classifier is not None:
+        classifier = RewardClassifier.from_pretrained(recipe.classifier)
+        yield "classifier", LevelScores(recipe.classifier, classifier, None)
+
+
+def _agrees(scores: Taught, pairs: Sequence[PreferencePair]) -> Floats:
+    """Whether the chosen answer scores higher, (P,): by the pair's objective, or by the mean of all without it."""
+    prompts, names = [p.prompt for p in pairs], list(scores.objective_names)
+
+    def shown(texts: list[str]) -> Floats:
+        return scores.shown(scores.scorer.score(prompts, texts), texts).astype(np.float64)
+
+    gaps = shown([p.chosen for p in pairs]) - shown([p.rejected for p in pairs])
     margins = [
         gap[names.index(p.objective)] if p.objective in names else gap.mean()
         for p, gap in zip(pairs, gaps, strict=True)
