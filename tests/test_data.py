@@ -17,6 +17,7 @@ from pro_core.data.pairs import (
     constructed_humor_pairs,
     controlled_pairs,
     harmless_ties,
+    other_prompt_pairs,
     pairs_from_labels,
     refusal_pairs,
     unprompted_pairs,
@@ -37,6 +38,7 @@ from pro_core.data.schema import (
 )
 from pro_core.data.sources import default_data_dir
 from pro_core.data.texts import TextSource, load_texts
+from pro_core.data.training_pairs import gather_pairs, out_of_fold
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -553,3 +555,32 @@ def test_refusing_a_safe_request_is_a_tie_under_harmless():
     (tie,) = harmless_ties(answers)
     assert (tie.objective, tie.tie, tie.source) == ("harmless", True, "x_ties")
     assert {tie.chosen, tie.rejected} == {"compliance", "refusal"}
+
+
+def test_answers_to_other_prompts_lose_and_two_of_them_are_a_tie(tmp_path):
+    """Of the train split alone; they are neither scored nor graded, and no text is told by always losing."""
+    splits = ["train"] * 40 + ["validation", "test"]
+    rows = [
+        {"objective": "helpful", "split": split, "prompt": f"Question {i}"}
+        | {"chosen": f"chosen {i}", "rejected": f"rejected {i}"}
+        for i, split in enumerate(splits)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [PairSource(path="p.jsonl"), PairSource(path="p.jsonl", kind="other_prompts")]
+    data = gather_pairs(sources, ["helpful"], tmp_path)
+    own, made = data.training[:40], data.training[40:]
+    assert len(data.held_out) == 2 and [p.only_trains for p in made] == [True] * 80
+    assert {p.source for p in made} == {"p_other_prompts"}
+    losers = set()
+    for wins, tie in zip(made[::2], made[1::2], strict=True):
+        number = wins.prompt[0]["content"].split()[-1]
+        other = tie.chosen.split()[-1]
+        assert wins.chosen == f"chosen {number}" and other != number
+        assert (tie.prompt, tie.rejected, tie.tie) == (wins.prompt, f"rejected {other}", True)
+        assert wins.rejected in (tie.chosen, tie.rejected) and not wins.tie
+        losers.add(wins.rejected.split()[0])
+    assert losers == {"chosen", "rejected"}
+    folds = out_of_fold(data.training, 3)
+    assert sorted(i for fold in folds for i in fold.scored) == list(range(len(own)))
+    alone = [replace(own[0], prompt=[{"role": "user", "content": "Hi"}])] * 3
+    assert other_prompt_pairs(alone) == []

@@ -14,7 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pro_core.data.pairs import GRADED, RATED, Kind, pairs_of_kind, why_no_pairs
+from pro_core.data.pairs import (
+    GRADED,
+    RATED,
+    Kind,
+    other_prompt_pairs,
+    pairs_of_kind,
+    why_no_pairs,
+)
 from pro_core.data.schema import (
     DataError,
     LabelledResponse,
@@ -98,6 +105,8 @@ class PairSource(PairSettings):
             sentences += counted(
                 len(responses), "labelled responses left out, kind `labels` pairs them"
             )
+        elif self.kind == "other_prompts":
+            pairs = other_prompt_pairs(pairs)
         else:
             made = pairs_of_kind(self.kind, responses, tuple(self.objectives), self.max_per_prompt)
             pairs = [*pairs, *made] if self.kind in RATED else made

@@ -24,6 +24,7 @@ Kind = Literal[
     "controlled",
     "refusals",
     "harmless_ties",
+    "other_prompts",
     "unprompted",
     "constructed_humor",
 ]
@@ -40,7 +41,7 @@ def pairs_of_kind(
     objectives: Sequence[str],
     max_per_prompt: int,
 ) -> list[PreferencePair]:
-    """Pairs of any :data:`Kind` but ``pairs``; see the function of each kind."""
+    """Pairs of any :data:`Kind` that pairs responses; see the function of each kind."""
     match kind:
         case "labels":
             made = [pairs_from_labels(responses, name, max_per_prompt) for name in objectives]
@@ -182,6 +183,36 @@ def harmless_ties(
         for pair in refusal_pairs(responses, max_per_prompt)
         if pair.objective == "helpful"
     ]
+
+
+def other_prompt_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[PreferencePair]:
+    """Training pairs with answers to other prompts (RRM, arXiv 2409.13156), two for each pair of the train split.
+
+    Each pair of an objective gets another one as its partner, whose prompt differs. The pair's chosen answer is better
+    than one of the partner's, either of them; and the partner's two answers, which do not answer this prompt, are a
+    tie. So the prompt must say what makes an answer good: liking long answers, whatever was asked, costs. Their source
+    is named ``<source>_other_prompts``.
+    """
+    by_objective: dict[str, list[PreferencePair]] = defaultdict(list)
+    for pair in pairs:
+        if pair.split == "train" and pair.prompt and not pair.only_trains:
+            by_objective[pair.objective].append(pair)
+    made = []
+    for objective, own in by_objective.items():
+        order = random.Random(f"{seed}:{objective}").sample(own, len(own))
+        prompts = [render_messages(p.prompt) for p in order]
+        for i, pair in enumerate(order):
+            turns = (order[(i + n) % len(order)] for n in range(1, len(order)))
+            partner = next((p for p in turns if render_messages(p.prompt) != prompts[i]), None)
+            if partner is None:  # all pairs have one prompt
+                continue
+            named = {"source": f"{pair.source}_other_prompts", "augmented": True}
+            others = {"chosen": partner.chosen, "rejected": partner.rejected, "tie": True}
+            # Either one: a text that always loses would tell a panel which answer its own pair prefers.
+            loser = partner.chosen if hash_unit(f"{seed}:{pair.id}") < 0.5 else partner.rejected
+            wins = replace(pair, rejected=loser, id=f"other:{pair.id}", **named)
+            made += [wins, replace(pair, id=f"other tie:{pair.id}", **named, **others)]
+    return made
 
 
 def unprompted_pairs(responses: Iterable[LabelledResponse], objective: str, seed: int = 0):

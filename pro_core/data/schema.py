@@ -41,6 +41,7 @@ _INVISIBLE_LETTERS = re.compile(
 class PreferencePair:
     """One comparison under one objective. ``chosen`` is the better completion, unless the two are a ``tie``.
 
+    In ``augmented`` pairs a completion answers another prompt; :attr:`only_trains` is true of these and of ties.
     ``ungraded`` says why accuracies leave it out, see :mod:`pro_core.data.training_pairs`. ``weight`` is how much it
     counts in training.
     """
@@ -54,9 +55,15 @@ class PreferencePair:
     split: str = "train"
     constructed: bool = False
     tie: bool = False
+    augmented: bool = False
     ungraded: str = ""
     licence: str = ""
     weight: float = 1.0
+
+    @property
+    def only_trains(self) -> bool:
+        """Whether the pair trains a reward model and is never scored or graded."""
+        return self.tie or self.augmented
 
 
 @dataclass(frozen=True)

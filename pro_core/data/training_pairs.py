@@ -41,7 +41,7 @@ class Entry:
 
     Attributes:
         source: the entry. licences: its own, or those of its training rows, ``unknown`` for rows without one.
-        pairs: objective -> training pairs, with ties; ``constructed`` of them have made-up prompts.
+        pairs: objective -> training pairs, all of them; ``constructed`` of them have made-up prompts.
     """
 
     source: PairSource
@@ -102,7 +102,7 @@ def load_pairs(sources: Sequence[PairSource], data_dir: str | Path) -> TrainingP
         data.entries.append(Entry(source, sorted(licences), counts, constructed))
         data.training += training
         data.epochs += [source.epochs] * len(training)
-        data.held_out += [p for p in pairs if p.split not in source.splits and not p.tie]
+        data.held_out += [p for p in pairs if p.split not in source.splits and not p.only_trains]
     return data
 
 
@@ -133,7 +133,9 @@ def _check_objectives(pairs: Sequence[PreferencePair], objectives: Sequence[str]
 
 def graded_pairs(pairs: Iterable[PreferencePair], split: str) -> list[PreferencePair]:
     """The pairs of one split to measure accuracies on; for a table: :func:`pro_core.rewards.scores.graded_rows`."""
-    return [p for p in pairs if p.split == split and not (p.ungraded or p.constructed or p.tie)]
+    return [
+        p for p in pairs if p.split == split and not (p.ungraded or p.constructed or p.only_trains)
+    ]
 
 
 # ---------------------------------------------------------------- what was trained on
@@ -200,12 +202,12 @@ def _mark_contradicted(data: TrainingPairs) -> None:
     """Set ``ungraded`` in held-out pairs that another pair contradicts; note their number, and that of repeats."""
     preferred = defaultdict(list)
     for pair in [*data.training, *data.held_out]:
-        if not pair.tie:
+        if not pair.only_trains:
             preferred[_comparison(pair)].append(one_spelling(pair.chosen))
     opposed = {comparison for comparison, chosen in preferred.items() if len(set(chosen)) > 1}
     repeats = sum(len(chosen) - len(set(chosen)) for chosen in preferred.values())
     if opposed:
-        trained = sum(_comparison(p) in opposed for p in data.training if not p.tie)
+        trained = sum(_comparison(p) in opposed for p in data.training if not p.only_trains)
         held_out = [_comparison(p) in opposed for p in data.held_out]
         data.held_out = [
             replace(p, ungraded=CONTRADICTED) if against and not p.ungraded else p
@@ -241,7 +243,7 @@ class Fold:
 
 def out_of_fold(pairs: Sequence[PreferencePair], folds: int) -> list[Fold]:
     """Those of ``folds`` folds (0: none) that have pairs to score. All pairs of a prompt are in the same fold. Ties
-    train but are not scored.
+    and augmented pairs train but are not scored.
 
     Raises:
         DataError: all pairs of an objective are in one fold, so the panel that scores them has not learned it.
@@ -251,12 +253,16 @@ def out_of_fold(pairs: Sequence[PreferencePair], folds: int) -> list[Fold]:
     numbers = [fold_of(p.prompt or p.chosen, folds) for p in pairs]
     parts = []
     for fold in sorted(set(numbers)):
-        scored = [i for i, n in enumerate(numbers) if n == fold and not pairs[i].tie]
+        scored = [i for i, n in enumerate(numbers) if n == fold and not pairs[i].only_trains]
         rest = [i for i, n in enumerate(numbers) if n != fold]
         if scored:
             parts.append(Fold(fold, scored, rest))
     for name in sorted({p.objective for p in pairs}):
-        of = {n for p, n in zip(pairs, numbers, strict=True) if p.objective == name and not p.tie}
+        of = {
+            n
+            for p, n in zip(pairs, numbers, strict=True)
+            if p.objective == name and not p.only_trains
+        }
         if len(of) == 1 and parts:
             raise DataError(
                 f"{name}: all its training pairs lie in one of {folds} folds, so there is nothing to learn it from for "

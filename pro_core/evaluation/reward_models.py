@@ -202,7 +202,7 @@ def _pairs_of_other_sets(run: PanelRun, split: str) -> TrainingPairs:
                 f"{source.path}: got pairs of {', '.join(strange)}, but the panel has "
                 f"{', '.join(run.objective_names)}: choose with `objectives`, or name one in `as_objective`"
             )
-        data.held_out += [p for p in pairs if p.split == split and not p.tie]
+        data.held_out += [p for p in pairs if p.split == split and not p.only_trains]
     mark_ungraded(data, run.objective_names)
     _print_notes(data)
     return data

@@ -96,7 +96,7 @@ def beside_baselines(
         train = [
             p
             for p in data.training
-            if p.objective == name and not p.tie and (other_sets or p.source in sources)
+            if p.objective == name and not p.only_trains and (other_sets or p.source in sources)
         ]
         by_method: dict[str, NDArray | None] = {
             method: scored[:, list(objective_names).index(name)],

@@ -70,7 +70,7 @@ class NGrams:
         difference = (tfidf[0::2] - tfidf[1::2]).tocsr()
         columns = []
         for name in objective_names:
-            rows = [i for i, p in enumerate(pairs) if p.objective == name and not p.tie]
+            rows = [i for i, p in enumerate(pairs) if p.objective == name and not p.only_trains]
             if len(rows) < 2:
                 raise DataError(f"{name}: got {len(rows)} pairs, expected two or more")
             weight = [counted[i] for i in rows]

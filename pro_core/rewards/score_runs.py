@@ -118,7 +118,7 @@ def _write_pair_table(panel: RewardPanel, rows: pd.DataFrame, recipe: ScoreRecip
     sources = [PairSource(**s.model_dump()) for s in recipe.data if s.kind is not None]
     data = load_pairs(sources, recipe.data_dir or default_data_dir())
     mark_ungraded(data, names)
-    training = [p for p in data.training if p.objective in names and not p.tie]
+    training = [p for p in data.training if p.objective in names and not p.only_trains]
     if not training:
         raise ConfigError(
             f"pair_table: the data has no training pairs of {list(names)}", ["pair_table", "data"]

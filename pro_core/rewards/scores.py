@@ -38,7 +38,7 @@ def reference_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[Pref
     """Up to 250 pairs of each source and objective, without ties: what a panel is calibrated on."""
     groups: dict[tuple[str, str], list[PreferencePair]] = defaultdict(list)
     for pair in pairs:
-        if not pair.tie:
+        if not pair.only_trains:
             groups[pair.source, pair.objective].append(pair)
     reference: list[PreferencePair] = []
     for key in sorted(groups):
