@@ -483,7 +483,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same_rows(tmp_path):
     assert win_rate(written).value == pytest.approx(metrics["win_rate"], abs=1e-4)
 
 
-def test_a_torn_verdict_is_asked_again_and_no_other(tmp_path):
+def test_a_torn_or_changed_verdict_is_asked_again_and_no_other(tmp_path):
     with judging(likes_longer) as server:
         made = recipe(tmp_path, server.url, **answered(tmp_path, TEXTS))
         judged_rows(made, "test")
@@ -491,6 +491,9 @@ def test_a_torn_verdict_is_asked_again_and_no_other(tmp_path):
         file.write_bytes(file.read_bytes()[:-40])
         judged_rows(made, "test")
         assert len(server.asked) == 7
+        file.write_bytes(file.read_bytes().replace(b'"tokens": 100', b'"tokens": 101', 1))
+        judged_rows(made, "test")
+        assert len(server.asked) == 8
 
 
 def test_a_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path):
@@ -747,7 +750,7 @@ def test_the_papers_tables_have_ours_beside_theirs(tmp_path):
     table = judged_table_5(rows)
     [line] = [line for line in table.splitlines() if line.startswith("| PRO-MORLHF")]
     value = rows[0]["metrics"]["win_rate"]
-    assert f"| {value:.1f} (" in line and line.endswith("| 47.3 | 50.35 | 63.5 | 54.2 | 7.93 |")
+    assert f"| {value:.1f} (" in line and line.endswith("| 47.30 | 50.35 | 63.5 | 54.2 | 7.93 |")
     assert "baseline base" in table and "preference-1-" in table and "GPT-4o-05-13" in table
     assert "| ADPO |  |  |  |  |  | 44.04 |" in table
     assert judged_moslim_table(rows) == trust_table(rows) == judged_table_5([]) == ""
@@ -812,6 +815,8 @@ def test_prompts_and_answers_of_other_sets_are_refused(tmp_path):
     file.write_text(json.dumps(official))
     assert load_prompts(str(file))[0].reference == ("2", "3")
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": {"answer": "y"}}]
+    file.write_text(json.dumps([{"id": 0, "user_query": "why?", "m_response": "so"}]))
+    assert load_answers(str(file), load_prompts(str(file))) == [("so",)]
     choices = [{"turns": ["y", "z"]}]
     file.write_text(json.dumps([{"uid": "1", "messages": turns}]))
     assert load_answers(str(file), [prompts[0].__class__("1", ("x",))]) == [("y",)]

@@ -77,7 +77,11 @@ def judged_table_5(rows: Rows) -> str:
     """Ours beside PRO's Table 5, one table per judge; empty without rows of its benchmarks."""
     header = ["", *(f"{name}, ours" for name, _, _ in COLUMNS_5)]
     header += [f"{name}, paper" for name, _, _ in COLUMNS_5]
-    paper = {name: [f"{x:g}" for x in figures] for name, figures in TABLE_5.items()}
+    printed = (2, 2, 1, 1, 2)  # decimals
+    paper = {
+        name: [f"{x:.{digits}f}" for x, digits in zip(figures, printed, strict=True)]
+        for name, figures in TABLE_5.items()
+    }
     return _per_judge(rows, header, COLUMNS_5, paper, PAPER_5)
 
 
@@ -112,8 +116,7 @@ def trust_table(rows: Rows) -> str:
         says = row["metrics"].get("beats_longer_wins")
         verdict = "" if says is None else "yes" if says else "no: it is no judge"
         cells = [_cell(row, measure) for measure in measures]
-        about = f", {row['n']} pairs, judge {row['setting']['judge']}"
-        table.append([row["method"] + ("" if says is None else about), *cells, verdict])
+        table.append([f"{row['method']}, {row['n']} pairs", *cells, verdict])
     return markdown_table([*header, "beats longer-wins"], table)
 
 

@@ -106,7 +106,8 @@ def load_answers(name: str, prompts: Sequence[BenchPrompt]) -> list[tuple[str, .
     """A model's answer to each turn of each prompt, from a file in the form of one of the official tools.
 
     Read are AlpacaEval's ``instruction`` and ``output``, Arena-Hard's ``uid`` and ``messages``, and MT-Bench's
-    ``question_id`` and ``choices``; or ``uid`` with ``answer``, a text or one per turn.
+    ``question_id`` and ``choices``, HaluEval 2.0's ``id`` and ``<model>_response``; or ``uid`` with ``answer``, a text
+    or one per turn.
 
     Raises:
         DataError: another form, answers of several models, or prompts without an answer.
@@ -142,7 +143,8 @@ def _answer(row: Mapping[str, Any]) -> tuple[str, ...] | None:
             contents = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
             found = [c["answer"] if isinstance(c, Mapping) else c for c in contents]
         else:
-            found = row["answer"] if "answer" in row else row["output"]
-    except (KeyError, IndexError, TypeError):
+            keys = ("answer", "output", *(key for key in row if key.endswith("_response")))
+            found = next(row[key] for key in keys if key in row)
+    except (KeyError, IndexError, TypeError, StopIteration):
         return None
     return _texts(found) or None
