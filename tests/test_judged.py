@@ -189,6 +189,7 @@ def test_difficulties_of_another_prompt_set_are_refused():
     mine = {"prompt 0": 0.5, "prompt 1": -0.5}
     by_prompt = length_controlled_win_rate(rows, mine)
     assert by_prompt.value == length_controlled_win_rate(rows, [0.5, -0.5]).value
+    assert by_prompt.value == length_controlled_win_rate(rows, {1: -0.5, 0: 0.5}).value
     table = [{"index": i, "instruction_difficulty": d} for i, d in enumerate([0.5, -0.5])]
     assert by_prompt.value == length_controlled_win_rate(rows, table).value
     with pytest.raises(DataError):

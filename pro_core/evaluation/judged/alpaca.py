@@ -23,6 +23,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from pro_core.data.jsonl import read_jsonl
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged.alpaca_prompts import PROMPTS, positions
 from pro_core.evaluation.judged.rates import (
@@ -71,7 +73,7 @@ def length_controlled_win_rate(
     """The win rate at the baseline's length, with a 95% interval (bootstrap over prompts, with a fit in each).
 
     Args:
-        difficulty: of each annotation's prompt, in their order; or {instruction: difficulty}; or the official table,
+        difficulty: of each annotation's prompt, in their order; or by instruction or index; or the official table,
             a CSV file or its rows, with ``index`` and ``instruction_difficulty``. The 805 of AlpacaEval's prompts are
             matched by prompt, so annotations may be missing. None leaves the term out, as it must be for prompts of
             your own.
@@ -151,12 +153,9 @@ def write_list(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _read_list(path: str | Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a JSON file that can be read ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: expected a JSON list of objects")
+    rows = read_jsonl(path)
+    if not rows:
+        raise DataError(f"{path}: expected a JSON list of objects, got none")
     for i, row in enumerate(rows):
         if missing := [name for name in needed if name not in row]:
             raise DataError(f"{path}: entry {i} has no {', '.join(missing)}")
@@ -176,7 +175,7 @@ def _checked(annotations: Sequence[Annotation]) -> tuple[list[Annotation], Float
         value = row.get("preference")
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
-        number = float(value) if isinstance(value, int | float) else math.inf
+        number = float(value) if isinstance(value, Real) else math.inf
         if number == 0:
             number = 1.5
         if not 1 <= number <= 2:
@@ -206,6 +205,8 @@ def _text(row: Annotation, column: str) -> str:
 
 def _difficulties(rows: Sequence[Annotation], difficulty: Any) -> Floats:
     """One difficulty per annotation, (N,)."""
+    if isinstance(difficulty, Mapping) and all(isinstance(key, int) for key in difficulty):
+        difficulty = [difficulty[index] for index in sorted(difficulty)]
     if isinstance(difficulty, Mapping):
         unknown = [i for i, row in enumerate(rows) if row.get("instruction") not in difficulty]
         if unknown:

@@ -14,7 +14,6 @@ by its deviation over all games.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from pro_core.data.jsonl import read_jsonl
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged.rates import Floats, Rate, fit_resampled, rate_of, resampled
 
@@ -220,18 +220,8 @@ def read_judgments(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: not such a file.
     """
-    rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            _ = row["uid"], row["model"], row["baseline"], list(row["games"])
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{path}:{number}: not a judgment with uid, model, baseline and games"
-            ) from None
-        rows.append(row)
+    rows = read_jsonl(path)
+    for i, row in enumerate(rows):
+        if missing := {"uid", "model", "baseline", "games"} - set(row):
+            raise DataError(f"{path}: judgment {i} has no {', '.join(sorted(missing))}")
     return rows
