@@ -206,12 +206,19 @@ def other_prompt_pairs(pairs: Sequence[PreferencePair], seed: int = 0) -> list[P
             partner = next((p for p in turns if render_messages(p.prompt) != prompts[i]), None)
             if partner is None:  # all pairs have one prompt
                 continue
-            named = {"source": f"{pair.source}_other_prompts", "augmented": True}
-            others = {"chosen": partner.chosen, "rejected": partner.rejected, "tie": True}
+            off = replace(pair, source=f"{pair.source}_other_prompts", augmented=True)
             # Either one: a text that always loses would tell a panel which answer its own pair prefers.
             loser = partner.chosen if hash_unit(f"{seed}:{pair.id}") < 0.5 else partner.rejected
-            wins = replace(pair, rejected=loser, id=f"other:{pair.id}", **named)
-            made += [wins, replace(pair, id=f"other tie:{pair.id}", **named, **others)]
+            made += [
+                replace(off, rejected=loser, id=f"other:{pair.id}"),
+                replace(
+                    off,
+                    chosen=partner.chosen,
+                    rejected=partner.rejected,
+                    tie=True,
+                    id=f"other tie:{pair.id}",
+                ),
+            ]
     return made
 
 
