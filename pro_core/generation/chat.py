@@ -53,13 +53,17 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+def chat_prompt(tokenizer: Any, messages: Sequence[Message], **template: Any) -> str:
     """A conversation rendered by the tokenizer's chat template, else by :func:`plain_prompt`; see :func:`readable`.
+
+    Args:
+        template: variables of the template, such as ``enable_thinking=False``; one that it does not read changes
+            nothing.
 
     Raises:
         GenerationError: the template takes the conversation in none of its forms.
     """
-    return _rendered(tokenizer, messages)[1]
+    return _rendered(tokenizer, messages, **template)[1]
 
 
 def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
@@ -75,7 +79,9 @@ def readable(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
     return _rendered(tokenizer, messages)[0]
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message], str]:
+def _rendered(
+    tokenizer: Any, messages: Sequence[Message], **template: Any
+) -> tuple[list[Message], str]:
     messages = [
         {"role": m["role"], "content": without_marks(tokenizer, m["content"])} for m in messages
     ]
@@ -83,7 +89,9 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[Message
         return _plain_turns(messages), plain_prompt(messages)
 
     def render(turns: list[Message]) -> str:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **template
+        )
         assert isinstance(text, str)
         return text
 
@@ -106,10 +114,13 @@ def without_marks(tokenizer: Any, text: str) -> str:
     return text
 
 
-def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[int], int]:
+def fit(
+    tokenizer: Any, messages: Sequence[Message], limit: int, **template: Any
+) -> tuple[list[int], int]:
     """Token ids of the rendered conversation, with the oldest turns left out until it fits.
 
-    The system text and the last message always stay, and a conversation never starts with an answer.
+    The system text and the last message always stay, and a conversation never starts with an answer. ``template``:
+    see :func:`chat_prompt`.
 
     Returns:
         (ids, at most ``limit`` of them; how many turns were left out).
@@ -123,7 +134,7 @@ def fit(tokenizer: Any, messages: Sequence[Message], limit: int) -> tuple[list[i
     dropped = 0
     while True:
         ids = tokenizer(
-            chat_prompt(tokenizer, [*system, *turns]),
+            chat_prompt(tokenizer, [*system, *turns], **template),
             # A chat template writes its own opening token; plain text needs the tokenizer's.
             add_special_tokens=not has_template(tokenizer),
         )["input_ids"]

@@ -124,6 +124,8 @@ class LocalGenerator(StreamingGenerator):
     def first_tokens(self, request: Request, top: int) -> list[tuple[str, float]]:
         """The ``top`` likeliest first tokens of an answer with their log-probabilities, the likeliest first.
 
+        A template that can turn thinking off does so: the first token is the answer's.
+
         Raises:
             GenerationError: the model cannot be loaded, or the request is too long.
         """
@@ -131,7 +133,7 @@ class LocalGenerator(StreamingGenerator):
         assert self._loaded is not None
         model, tokenizer = self._loaded
         messages = checked(request.read_by(self._policy).messages)
-        ids, _ = fit(tokenizer, messages, self._context() - 1)
+        ids, _ = fit(tokenizer, messages, self._context() - 1, enable_thinking=False)
         with torch.inference_mode():
             read = torch.tensor([ids], device=self.device)
             logits = model(input_ids=read, logits_to_keep=1).logits[0, -1].float()

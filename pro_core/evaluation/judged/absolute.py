@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from pro_core.data.schema import DataError
-from pro_core.evaluation.judged.judge import Question
 from pro_core.evaluation.judged.rates import Floats, Rate, mean_rate, paired_lead
 from pro_core.evaluation.judged.run import JudgedRun, text_counts
 from pro_core.evaluation.judged.templates import (
@@ -24,6 +23,7 @@ from pro_core.evaluation.judged.templates import (
     Template,
 )
 from pro_core.evaluation.results import Row
+from pro_core.judges.judge import Question
 
 REFERENCED = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are compared with a reference."""

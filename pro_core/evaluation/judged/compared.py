@@ -15,13 +15,13 @@ from pro_core.evaluation.judged.alpaca import (
 )
 from pro_core.evaluation.judged.alpaca_prompts import PROMPTS, positions
 from pro_core.evaluation.judged.arena import arena_win_rates, parse_verdict, style_of
-from pro_core.evaluation.judged.judge import Question
 from pro_core.evaluation.judged.preferences import preferences
 from pro_core.evaluation.judged.prompts import hub_file
 from pro_core.evaluation.judged.rates import Floats, Rate, paired_lead
 from pro_core.evaluation.judged.run import JudgedRun, text_counts
 from pro_core.evaluation.judged.templates import PREFERENCE, VERDICT
 from pro_core.evaluation.results import Row
+from pro_core.judges.judge import Question
 from pro_core.runs.recipes import folder_name
 from pro_core.system.storage import write_jsonl
 

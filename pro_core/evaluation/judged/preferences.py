@@ -10,10 +10,10 @@ import numpy as np
 
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged.alpaca import preference_from_logprobs
-from pro_core.evaluation.judged.judge import Question, Reply
 from pro_core.evaluation.judged.rates import Floats, Rate, mean_rate
-from pro_core.evaluation.judged.templates import Template
-from pro_core.evaluation.judged.verdicts import Verdicts
+from pro_core.judges.judge import Question, Reply
+from pro_core.judges.templates import Template
+from pro_core.judges.verdicts import Verdicts
 from pro_core.system.storage import content_hash
 
 LABEL_TOKENS = 4
@@ -114,12 +114,12 @@ def preferences(
     return Preferences(values, read, by_words, lengths.reshape(len(pairs), 2))
 
 
-def _second_preferred(reply: Reply | None, labels: tuple[str, str]) -> tuple[float, bool]:
+def _second_preferred(reply: Reply | None, labels: tuple[str, ...]) -> tuple[float, bool]:
     """(how much the text shown second is preferred, whether that was read from words); NaN without a verdict."""
     if reply is None:
         return np.nan, False
     if reply.logprobs:
-        value, _ = preference_from_logprobs(reply.logprobs, *labels)
+        value, _ = preference_from_logprobs(reply.logprobs, labels[0], labels[1])
         if np.isfinite(value):
             return value - 1, False
     words = re.match(r"\W*(\w+)", reply.text)

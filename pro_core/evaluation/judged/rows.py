@@ -24,6 +24,6 @@ def judged_rows(recipe: JudgedRecipe, split: str) -> list[Row]:
     """Answer, judge and measure; a killed run resumes. ``split`` is that of labelled pairs.
 
     Raises:
-        ConfigError, DataError, StorageError: as the parts do; BudgetSpent, a ConfigError, where verdicts are missing.
+        ConfigError, DataError, StorageError: as the parts do; BudgetSpent where verdicts are missing.
     """
     return ROWS[recipe.benchmark](JudgedRun(recipe, split))

@@ -1,7 +1,7 @@
 """One judged benchmark: answers from files or policies, verdicts of a judge, result rows.
 
 `python train/evaluate.py judged recipes/judged.yaml` leads here. Answers come from the response store of the policies'
-evaluation (:mod:`pro_core.evaluation.policy.responses`), verdicts from :mod:`pro_core.evaluation.judged.verdicts`.
+evaluation (:mod:`pro_core.evaluation.policy.responses`), verdicts from :mod:`pro_core.judges.verdicts`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged.answers import Answers, written_answers
-from pro_core.evaluation.judged.judge import EndpointJudge, Judge, LocalJudge
 from pro_core.evaluation.judged.prompts import BenchPrompt, load_answers, load_prompts
 from pro_core.evaluation.judged.rates import Rate
 from pro_core.evaluation.judged.recipe import Benchmark, JudgedRecipe, JudgeEntry
-from pro_core.evaluation.judged.templates import Template, read_template
-from pro_core.evaluation.judged.verdicts import Verdicts
 from pro_core.evaluation.results import Row, lead, result_row
 from pro_core.http.failures import Failure
+from pro_core.judges.judge import EndpointJudge, Judge, LocalJudge
+from pro_core.judges.templates import Template, read_template
+from pro_core.judges.verdicts import Verdicts
 from pro_core.runs.recipes import ConfigError
 
 TURNS: dict[Benchmark, int] = {"mt_bench": 2}

@@ -11,16 +11,16 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pro_core.evaluation.judged.judge import Ask, Judge, Question, Reply
+from pro_core.data.schema import DataError
 from pro_core.generation.base import run_sync
 from pro_core.generation.request import GenerationError
 from pro_core.http.failures import Failure
-from pro_core.runs.recipes import ConfigError
+from pro_core.judges.judge import Ask, Judge, Question, Reply
 from pro_core.system.storage import append_jsonl, content_hash
 
 FORMAT = "pro-verdicts-1"
@@ -29,7 +29,15 @@ HOPELESS = 20
 """After so many failures in a row the judge is not asked further."""
 
 
-class BudgetSpent(ConfigError):
+REFUSED = (400, 413, 422)
+"""Statuses of a question that the judge's server does not take, such as one that is too long: asking again is vain."""
+
+
+class JudgeError(DataError):
+    """A judge that cannot be used: it gives no answer, or stops giving any."""
+
+
+class BudgetSpent(JudgeError):
     """The budget ended before the verdicts did. What is there stays; a run with a larger budget goes on."""
 
 
@@ -42,6 +50,8 @@ class Verdicts:
 
     Attributes:
         spent: tokens spent so far. asked: questions asked so far.
+        broken: why the last question of the last call failed for another reason than itself (:data:`REFUSED`), such as
+            a server that went away; empty if none did.
     """
 
     def __init__(
@@ -49,34 +59,46 @@ class Verdicts:
     ):
         self.judge, self.concurrency, self.budget = judge, concurrency, budget
         self.file = Path(folder) / f"{content_hash([FORMAT, judge.identity])[:16]}.jsonl"
-        self.spent, self.asked = 0, 0
+        self.spent, self.asked, self.broken = 0, 0, ""
         self._there = _read(self.file)
 
     def key(self, question: Question) -> str:
         """The verdict's key, see the module."""
         return content_hash([FORMAT, self.judge.identity, question.content()])[:32]
 
-    def ask(self, questions: Sequence[Question], about: str = "verdicts") -> list[Reply | None]:
+    def ask(
+        self,
+        questions: Sequence[Question],
+        about: str = "verdicts",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Reply | None]:
         """The reply to each question, asked now or read from the file; None where the judge failed.
 
+        Args:
+            on_progress: called with (finished, total); without it, progress is printed.
+
         Raises:
-            BudgetSpent: some were not asked. ConfigError: the judge gives no answer at all.
+            BudgetSpent: some were not asked. JudgeError: the judge gives no answer at all.
         """
+        self.broken = ""
         keys = [self.key(question) for question in questions]
         todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._there}
         if todo:
-            failure = run_sync(self._run(todo, about))
+            failure = run_sync(self._run(todo, about, on_progress))
             if failure and not any(key in self._there for key in keys):
-                raise ConfigError(
-                    f"the judge {self.judge.name} gave no answer: {failure}", ["judge"]
-                )
+                raise JudgeError(f"the judge {self.judge.name} gave no answer: {failure}")
         return [self._there.get(key) for key in keys]
 
     @property
     def _exhausted(self) -> bool:
         return self.budget is not None and self.spent >= self.budget
 
-    async def _run(self, todo: dict[str, Question], about: str) -> str:
+    async def _run(
+        self,
+        todo: dict[str, Question],
+        about: str,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> str:
         """Ask; why the last failed question failed, empty if none did."""
         waiting = list(todo.items())[::-1]
         failures: list[str] = []
@@ -85,7 +107,9 @@ class Verdicts:
 
         def report(last: bool = False) -> None:
             elapsed = time.monotonic() - started
-            if last or elapsed - shown[0] >= 10:
+            if on_progress:
+                on_progress(answered + len(failures), total)
+            elif last or elapsed - shown[0] >= 10:
                 shown[0] = elapsed
                 done = answered + len(failures)
                 left = elapsed * (total - done) / max(done, 1)
@@ -104,6 +128,8 @@ class Verdicts:
                 except (Failure, GenerationError) as failure:
                     failures.append(failure.message)
                     in_a_row += 1
+                    if isinstance(failure, Failure) and failure.status not in REFUSED:
+                        self.broken = failure.message
                 else:
                     self._keep(key, question, reply)
                     answered, in_a_row = answered + 1, 0
@@ -114,11 +140,10 @@ class Verdicts:
             await asyncio.gather(*(work(ask) for _ in range(workers)))
         report(last=True)
         if in_a_row >= HOPELESS:
-            raise ConfigError(
-                f"the judge {self.judge.name} answered {answered} of {total} questions, then none: {failures[-1]}",
-                ["judge"],
+            raise JudgeError(
+                f"the judge {self.judge.name} answered {answered} of {total} questions, then none: {failures[-1]}"
             )
-        if failures:
+        if failures and not on_progress:
             print(
                 f"{self.judge.name}: {len(failures)} of {total} {about} failed and are left out; the next run asks "
                 f"them again: {failures[0]}",
@@ -127,8 +152,7 @@ class Verdicts:
         if waiting:
             raise BudgetSpent(
                 f"the budget of {self.budget:,} tokens is spent ({self.spent:,}): {total - len(waiting)} of "
-                f"{total} {about} were asked now; all verdicts so far are kept, and a run with a larger budget goes on",
-                ["budget"],
+                f"{total} {about} were asked now; all verdicts so far are kept, and a run with a larger budget goes on"
             )
         return failures[-1] if failures else ""
 

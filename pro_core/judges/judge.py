@@ -21,10 +21,13 @@ from pro_core.generation.dialect_openai import NO_SUCH, REFUSED, RENAMED, bases
 from pro_core.generation.listing import chat_model
 from pro_core.http import Client, Patience, Session, persist
 from pro_core.http.failures import Failure
+from pro_core.http.failures import Settings as HttpSettings
 from pro_core.system.fingerprints import fingerprint
 
 TOP = 5
 """How many tokens' log-probabilities are asked for, as in AlpacaEval 2."""
+THINKING = "chat_template_kwargs"
+"""The parameter that turns thinking off; vLLM and SGLang take it."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,21 @@ class Question:
 
     Attributes:
         template: the template's identity. swapped: the second text stands first.
-        labels: wanted is the log-probability of these words; None where the judge writes.
+        labels: wanted are the log-probabilities of these words; None where the judge writes.
+        top: how many tokens' log-probabilities are asked for.
     """
 
     messages: Sequence[Message]
     template: str
     max_tokens: int
     swapped: bool = False
-    labels: tuple[str, str] | None = None
+    labels: tuple[str, ...] | None = None
+    top: int = TOP
 
     def content(self) -> dict[str, Any]:
-        """All that decides its reply, as JSON."""
-        return {
+        """All that decides its reply, as JSON; ``top`` only where it is not the default, as older verdicts have it."""
+        other = {} if self.top == TOP else {"top": self.top}
+        return other | {
             "messages": [dict(m) for m in self.messages],
             "template": self.template,
             "max_tokens": self.max_tokens,
@@ -93,11 +99,12 @@ def summed(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
 class EndpointJudge:
     """A judge behind ``POST .../chat/completions``.
 
-    Log-probabilities are asked for with ``logprobs`` and ``top_logprobs``. A server that refuses a parameter is asked
-    without it from then on.
+    Log-probabilities are asked for with ``logprobs`` and ``top_logprobs``, and thinking is off, so that the first token
+    is the answer's. A server that refuses a parameter is asked without it from then on.
 
     Args:
-        url, token: as :class:`pro_core.http.Client` takes them. model: "" for the first that the server lists.
+        url, token, settings: as :class:`pro_core.http.Client` takes them. model: "" for the first that the server
+            lists.
 
     Raises:
         ValueError: an invalid URL or token. Failure: no model is named, and the server lists none.
@@ -111,8 +118,9 @@ class EndpointJudge:
         timeout: float = 120.0,
         patience: Patience | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        settings: HttpSettings | None = None,
     ):
-        self.client = Client(url, token, timeout)
+        self.client = Client(url, token, timeout, settings)
         self._bases = bases(self.client.address.path)
         self._base = 0
         self._left_out: frozenset[str] = frozenset()
@@ -129,7 +137,7 @@ class EndpointJudge:
             if answer.success and isinstance(models, list) and (name := chat_model(models)[0]):
                 return name
         raise Failure(
-            f"The endpoint {self.client.host} lists no model that chats: name the judge's model in the recipe."
+            f"The endpoint {self.client.host} lists no model that chats: name the judge's model."
         )
 
     @asynccontextmanager
@@ -151,7 +159,11 @@ class EndpointJudge:
         while True:
             asked: dict[str, Any] = {limit: question.max_tokens, "temperature": 0.0}
             if question.labels:
-                asked |= {"logprobs": True, "top_logprobs": TOP}
+                asked |= {
+                    "logprobs": True,
+                    "top_logprobs": question.top,
+                    THINKING: {"enable_thinking": False},
+                }
             body = {"model": self.model, "messages": list(question.messages), "stream": False}
             body |= {name: value for name, value in asked.items() if name not in left_out}
             try:
@@ -170,6 +182,8 @@ class EndpointJudge:
                     limit = RENAMED
                 elif failure.named == "temperature" and "temperature" in body:
                     left_out |= {"temperature"}
+                elif THINKING in body and failure.named in ("", THINKING):
+                    left_out |= {THINKING}
                 elif "logprobs" in body and failure.named in ("", "logprobs", "top_logprobs"):
                     left_out |= {"logprobs", "top_logprobs"}
                 else:
@@ -221,7 +235,7 @@ class LocalJudge:
     def _answer(self, question: Question) -> Reply:
         request = Request(question.messages)
         if question.labels:
-            listed = self._writer.first_tokens(request, TOP)
+            listed = self._writer.first_tokens(request, question.top)
             likeliest = max(listed, key=lambda token: token[1])[0]
             return Reply(likeliest.strip(), summed(listed))
         settings = GenerationSettings(question.max_tokens, temperature=0.0)
