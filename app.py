@@ -32,6 +32,7 @@ from typing import Any
 
 import gradio as gr
 
+from pro_core.generation import GenerationSettings
 from ui.api import Api
 from ui.board import (
     EXAMPLES,
@@ -39,13 +40,14 @@ from ui.board import (
     board,
     header,
     load_recorded,
+    note_line,
     save_recorded,
     status_line,
 )
 from ui.door import with_door
 from ui.models import Models
 from ui.page import Page
-from ui.values import MAX_TOKENS
+from ui.values import MAX_TOKENS, WARMEST
 
 SETTINGS = {
     "PRO_POLICY": "the language model: a local folder or a hub id (default: checkpoints/demo/policy beside the "
@@ -59,15 +61,23 @@ SETTINGS = {
     "PRO_ENDPOINT_TOKEN": "its access token; sent only to that host, never logged",
     "PRO_ENDPOINT_DIALECT": "openai (default) or tgi",
     "PRO_FLOORS": "the owner's minimum weights, such as harmless=0.1",
+    "PRO_PRESETS": "weights to start from, such as 'Family: harmless=0.7, humor=0.3; Strict: harmless=1'",
     "GRADIO_SERVER_NAME": "the address to listen on (default: 127.0.0.1)",
     "GRADIO_SERVER_PORT": "the port (default: the first free one from 7860)",
 }
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# What the browser adds to a request: a note while it waits, the weights that the visitor set, and the answer from
-# which a follow-up continues.
-SAY = "const board = window.proBoard; board.stopped = false; board.say('Asking…')"
-ASK = f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -1), board.weights()]; }}"
-SAID_STOP = "() => { window.proBoard.stopped = true; }"
+# What the browser adds to a request: a note while it waits, the weights that the visitor set, which answers are meant,
+# and the answer from which a follow-up continues. The places of these values in the inputs are those of the handlers.
+ASK = "(...v) => { const b = window.proBoard; b.begin('ask', v[0]); v[5] = b.weights(); return v; }"
+PICK = (
+    "(...v) => { const b = window.proBoard; b.begin('ask', v[0]); "
+    "v[5] = b.weights(); v[6] = b.pick(); return v; }"
+)
+AGAIN = (
+    "(...v) => { const b = window.proBoard; b.begin('again'); "
+    "v[4] = b.weights(true); v[5] = b.wanted(); return v; }"
+)
+SAID_STOP = "() => { window.proBoard.stop(); }"
 LOST = (
     "window.proBoard.fail('The server is too busy or cannot be reached. "
     "Please try again in a minute.')"
@@ -75,22 +85,18 @@ LOST = (
 SHIPPED = "A recorded run of the shipped reward models, not of yours: ask, and yours answer."
 MOST_EVENTS = 1024
 """Most open events of all visitors together; one page has one or two. `ui/places.py` limits who waits for answers."""
-PICK = (
-    f"(...inputs) => {{ {SAY}; return [...inputs.slice(0, -2), board.weights(), board.pick()]; }}"
-)
 
 
 def build(models: Models) -> gr.Blocks:
     """The page and the API over `models` (which may still be loading)."""
     page = Page(models)
-    recorded = load_recorded(models.floors_text)
+    recorded = load_recorded(models.floors_text, models.presets_text)
     if not models.demo:
         recorded.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
     if models.own_panel:
         recorded["note"] = SHIPPED
     with gr.Blocks(title="PRO · Preference Orchestrator", fill_width=True) as demo:
-        header()
-        status = status_line(models.status_text())
+        header(() if models.own_panel else recorded["objectives"])
         with gr.Row(elem_id="ask-row", equal_height=True):
             prompt = gr.Textbox(
                 recorded["messages"][-1]["content"],
@@ -105,9 +111,12 @@ def build(models: Models) -> gr.Blocks:
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="ask")
             again = gr.Button("Write again", scale=1, min_width=84, elem_id="again")
             follow = gr.Button("Follow up", scale=1, min_width=84, elem_id="follow")
-            stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, elem_id="stop")
         with gr.Row(elem_id="examples"):
             chips = [gr.Button(kind, size="sm", min_width=40) for kind, _ in EXAMPLES]
+        with gr.Row(elem_id="pressed"):  # never seen: the board presses them
+            stop, go_on, rescore = (
+                gr.Button(name, elem_id=name.lower()) for name in ("Stop", "Continue", "Rescore")
+            )
         view = board(recorded)
         with gr.Row(elem_id="more"):
             with gr.Accordion("Score answers of your own", open=False, elem_id="paste"):
@@ -119,6 +128,7 @@ def build(models: Models) -> gr.Blocks:
                 score_pasted = gr.Button(
                     "Score these answers to the prompt above", elem_id="score-own"
                 )
+                note_line("paste-note")
             with gr.Accordion("Options", open=False, elem_id="options"):
                 n = gr.Slider(2, 6, 4, step=1, label="Answers", buttons=[])
                 tokens = gr.Slider(
@@ -127,22 +137,43 @@ def build(models: Models) -> gr.Blocks:
                 styles = gr.Checkbox(
                     False, label="Different styles: plain, cautious, factual, playful"
                 )
+                warmth = gr.Slider(
+                    0, WARMEST, GenerationSettings.temperature, step=0.1, buttons=[],
+                    label="Temperature: 0 writes the likeliest words",
+                )  # fmt: skip
+                seed = gr.Textbox(
+                    "",
+                    label="Seed: the same one writes the same answers; empty: a new one each time",
+                )
+                system = gr.Textbox("", label="System prompt", lines=2, max_lines=6)
+        status = status_line(models.status_text())
         sliders = gr.JSON(None, visible=False)
+        which = gr.JSON(None, visible=False)
         pick = gr.Number(-1, precision=0, visible=False)
 
-        inputs = [prompt, n, tokens, styles, view, sliders]
+        common, sampling = [n, tokens, styles, view, sliders], [warmth, seed, system]
+        asked = [prompt, *common, *sampling]
         # No event waits in Gradio's queue: `ui/places.py` decides whose answers are written, and tells those who wait.
         free: dict[str, Any] = {**QUIET, "concurrency_limit": None}
-        runs = [gr.on([ask.click, prompt.submit], page.ask, inputs, view, js=ASK, **free)]
-        runs.append(again.click(page.again, inputs[1:], view, js=ASK, **free))
-        runs.append(follow.click(page.follow, [*inputs, pick], view, js=PICK, **free))
+        runs = [gr.on([ask.click, prompt.submit], page.ask, asked, view, js=ASK, **free)]
+        same = [*common, which, *sampling]
+        runs.append(again.click(page.again, same, view, js=AGAIN, **free))
+        runs.append(go_on.click(page.go_on, same, view, js=AGAIN, **free))
+        followed = [prompt, *common, pick, *sampling]
+        runs.append(follow.click(page.follow, followed, view, js=PICK, **free))
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
-            runs.append(filled.then(page.ask, inputs, view, js=ASK, **free))
+            runs.append(filled.then(page.ask, asked, view, js=ASK, **free))
         # Gradio finishes one event of a click before it starts the next, so the cancelling comes first.
         stop.click(None, None, None, js=SAID_STOP, cancels=runs, **QUIET)
         others = [stop.click(page.stop, view, view, **free)]
-        others.append(score_pasted.click(page.paste, [prompt, view, *pasted], view, **free))
+        begins = "(...v) => {{ window.proBoard.begin('{}'); return v; }}"
+        given = [prompt, view, *pasted]
+        others.append(
+            score_pasted.click(page.paste, given, view, js=begins.format("paste"), **free)
+        )
+        again_here = begins.format("rescore")
+        others.append(rescore.click(page.rescore, view, view, js=again_here, **free))
         for run in runs:  # Gradio's page treats a cancelled event as a failed one
             lost = f"() => {{ if (!window.proBoard.stopped) {LOST}; }}"
             run.failure(None, None, None, js=lost, **QUIET)
@@ -161,7 +192,11 @@ def launch_settings() -> dict[str, Any]:
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    ).set(button_primary_background_fill="*primary_600", button_primary_text_color="white")
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+    )
     return {
         "theme": theme,
         "css": PAGE_CSS,
@@ -188,7 +223,7 @@ async def record(models: Models, kind: str, seed: int) -> None:
     """Run one example with the real models and save it as the run that the page opens on."""
     models.load()
     prompt = dict(EXAMPLES).get(kind, kind)
-    runs = [run async for run in Page(models).ask(prompt, 4, 96, False, {}, None, seed)]
+    runs = [run async for run in Page(models).ask(prompt, 4, 96, False, {}, None, None, seed)]
     if (run := runs[-1]).get("tone") == "error":
         raise SystemExit(f"nothing recorded: {run['note']}")
     save_recorded(run, models.generator.name)

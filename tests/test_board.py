@@ -1,4 +1,4 @@
-"""The board without a page: its arithmetic (ui/simplex.js) and its state (ui/state.js).
+"""The board without a page: its arithmetic (ui/simplex.js), its state (ui/state.js), and what leaves it as text.
 
 The arithmetic is compared with Python's on random scores, weights and floors. The tests run the page's own files, in
 Node if it is installed, else in Chromium.
@@ -6,10 +6,15 @@ Node if it is installed, else in Chromium.
 
 from __future__ import annotations
 
+import ast
+import csv
+import io
 import json
+import shlex
 import shutil
 import subprocess
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.board import SCRIPTS
 
 UI = Path(__file__).parent.parent / "ui"
+SOURCES = ("dom.js", "simplex.js", "state.js", "switches.js", "share.js", "export.js")
 CASES = 400
 
 
@@ -35,8 +41,8 @@ class Browser:
         return self.evaluate("given.map(([f, a]) => Simplex[f](...a))", calls)
 
     def evaluate(self, expression: str, given: Any) -> Any:
-        """The value of a JavaScript expression over `given`; it sees simplex.js and state.js."""
-        source = "\n".join((UI / name).read_text("utf-8") for name in ("simplex.js", "state.js"))
+        """The value of a JavaScript expression over `given`; it sees the files that draw nothing."""
+        source = "\n".join((UI / name).read_text("utf-8") for name in SOURCES)
         if self.chromium is None:
             script = f"{source}\nconst given = {json.dumps(given)};"
             script += f"console.log(JSON.stringify({expression}))"
@@ -195,6 +201,74 @@ def test_predicted_weights_become_whole_hundredths(js: Browser, rng: np.random.G
             np.testing.assert_allclose(np.array(out) / 100, weights, atol=0.0101)
 
 
+def test_where_the_winner_changes_equals_pythons(js: Browser, rng: np.random.Generator) -> None:
+    cases = []
+    for _ in range(60):
+        N, K = int(rng.integers(1, 7)), int(rng.integers(2, 7))
+        floors = random_floors(rng, K)
+        values = share(100, rng.integers(0, 50, K).tolist(), floors)
+        locked = (rng.random(K) < 0.25).tolist()
+        # Rounded scores make ties; some answers have none.
+        scores = np.round(rng.normal(size=(N, K)), int(rng.integers(0, 4))).tolist()
+        scores = [z if rng.random() < 0.9 else None for z in scores]
+        cases.append((int(rng.integers(K)), scores, values, locked, floors, values))
+    changes = 0
+    for case, stretches in zip(cases, js.run([["stretches", list(c)] for c in cases]), strict=True):
+        shown = {v: s["winner"] for s in stretches for v in range(s["from"], s["to"] + 1)}
+        assert shown == winners(*case[:-1])
+        assert all(a["winner"] != b["winner"] for a, b in pairwise(stretches))
+        changes += len(stretches) > 1
+    assert changes > 15  # the cases do test something
+
+
+def winners(
+    k: int,
+    scores: list[list[float] | None],
+    values: list[int],
+    locked: list[bool],
+    floors: list[int],
+) -> dict[int, int]:
+    """The winner by each place (hundredths) that slider k can have."""
+    known = {n: z for n, z in enumerate(scores) if z is not None}
+    if not known:
+        return {}
+    others = [j for j in range(len(values)) if j != k and not locked[j]]
+    kept = sum(values[j] for j in range(len(values)) if j != k and locked[j])
+    moves = bool(others) and not locked[k]
+    highest = 100 - kept - sum(floors[j] for j in others)
+    best = {}
+    for place in range(floors[k], highest + 1) if moves else [values[k]]:
+        weights = list(values)
+        if moves:
+            rest, low = [values[j] for j in others], [floors[j] for j in others]
+            for j, v in zip(
+                [k, *others], [place, *share(100 - kept - place, rest, low)], strict=True
+            ):
+                weights[j] = v
+        totals = {
+            n: sum(v * (w / 100) for v, w in zip(z, weights, strict=True)) for n, z in known.items()
+        }
+        best[place] = max(totals, key=lambda n: (totals[n], -n))
+    return best
+
+
+def test_what_would_change_the_winner_in_words(js: Browser) -> None:
+    stretches = [
+        {"from": 0, "to": 40, "winner": 3},
+        {"from": 41, "to": 70, "winner": 0},
+        {"from": 71, "to": 100, "winner": 1},
+    ]
+    places = [(50, stretches), (10, stretches), (71, stretches), (50, [stretches[1]]), (50, [])]
+    said = js.evaluate("given.map(([v, s]) => Switches.sentence('humor', v, s))", places)
+    assert said == [
+        "D wins if humor falls below 41%; B wins if humor rises above 70%.",
+        "A wins if humor rises above 40%.",
+        "A wins if humor falls below 71%.",
+        "A wins wherever humor stands.",
+        "",
+    ]
+
+
 def test_floors_as_hundredths_are_never_below_the_owners(js: Browser) -> None:
     assert js.run([["floorHundredths", [[0, 0.1, 0.29, 0.155, 0.0700000003]]]]) == [
         [0, 10, 29, 16, 7]
@@ -278,8 +352,9 @@ def states(js: Browser, *steps: list[Any]) -> list[dict[str, Any]]:
         """(() => { let drawn = 0; const state = new State(() => { drawn += 1; });
         return given.map(([method, ...args]) => {
           const returned = state[method](...args);
-          const { values, touched, pick } = state;
-          return { values: [...values], touched, pick, drawn, returned: returned ?? null };
+          const { values, touched, pick, places, unpinned } = state;
+          const mine = { values: [...values], touched, pick, places, unpinned };
+          return { ...mine, drawn, returned: returned ?? null };
         }); })()""",
         list(steps),
     )
@@ -312,6 +387,49 @@ def test_a_piece_keeps_what_the_visitor_set_and_a_new_prompt_moves_the_unlocked(
     assert [s["drawn"] for s in after] == [0, 1, 2, 2, 2, 3, 3, 3]  # the board draws what it takes
 
 
+def test_a_new_question_gets_the_guess_beside_locked_sliders(js: Browser) -> None:
+    """A slider that was left somewhere must not decide the next question."""
+
+    def sent(*steps: list[Any]) -> list[Any]:
+        asked = [["take", piece(1, [0.7, 0.3])], *steps, ["weights"], ["weights", True]]
+        return [s["returned"] for s in states(js, *asked)][-2:]
+
+    assert sent() == [None, None]
+    assert sent(["move", 0, 0]) == [None, [0, 1]]
+    assert sent(["move", 0, 40], ["toggleLock", 1]) == [[None, 0.6], [0.4, 0.6]]
+    assert sent(["move", 0, 40], ["toggle", "keep"]) == [[0.4, 0.6], [0.4, 0.6]]
+    kept = [["move", 0, 40], ["toggle", "keep"], ["take", piece(2, [0.9, 0.1])]]
+    after = states(js, ["take", piece(1, [0.7, 0.3])], *kept)[-1]
+    assert after["values"] == [40, 60] and after["touched"]
+
+
+def test_cards_move_only_when_the_visitor_asks(js: Browser) -> None:
+    cards = [{"text": "x", "z": [z, 0], "raw": [z, 0]} for z in (0, 2, 1)]
+    run = piece(1, [1, 0], candidates=cards, messages=["one"])
+    after = states(
+        js,
+        ["take", run],
+        ["move", 0, 100],
+        ["arrange"],
+        ["take", run],
+        ["arrange"],
+        ["arrange"],
+        ["take", {**run, "id": "2"}],
+        ["take", {**run, "id": "3", "messages": ["two"]}],
+    )
+    letters, best_first = [0, 1, 2], [1, 2, 0]
+    expected = [letters, letters, best_first, best_first, letters, best_first, best_first, letters]
+    assert [s["places"] for s in after] == expected
+
+
+def test_write_again_leaves_pinned_answers_alone_until_a_new_question(js: Browser) -> None:
+    cards = piece(1, [1, 0])["candidates"] * 3
+    run = piece(1, [1, 0], candidates=cards, messages=["one"])
+    new = {**run, "id": "3", "messages": ["two"]}
+    steps = [["take", run], ["togglePin", 1], ["take", {**run, "id": "2"}], ["take", new]]
+    assert [s["unpinned"] for s in states(js, *steps)] == [None, [0, 2], [0, 2], None]
+
+
 def test_answers_written_under_the_visitors_weights_are_shown_with_them(js: Browser) -> None:
     (written,) = states(js, ["take", piece(1, [0.7, 0.3], used=[0.2, 0.8])])
     assert (written["values"], written["touched"]) == ([20, 80], True)
@@ -340,3 +458,79 @@ def test_no_answer_is_the_best_until_one_is_scored(js: Browser) -> None:
         run = piece(1, [1, 0], candidates=candidates)
         rankings = states(js, ["take", run], ["rankings"])[1]["returned"]
         assert [rankings[name]["best"] for name in ("predicted", "yours", "uniform")] == [best] * 3
+
+
+# ---------------------------------------------------------------- what leaves the page
+
+
+def finished(**fields: Any) -> dict[str, Any]:
+    cards = [
+        {"text": '=1+1, "two"\n🙂', "z": [1.23456, -1], "raw": [2, 3], "style": None},
+        {"text": "<b>no</b>", "z": None, "raw": None, "style": None},
+    ]
+    messages = [{"role": "user", "content": "What's that?"}]
+    run = piece(1, [0.7, 0.3], candidates=cards, messages=messages, about={"helpful": "helps"})
+    return {**run, "phase": "done", "model": "m", "date": "2026-11-29", **fields}
+
+
+TAKEN = "(() => { const state = new State(() => {}); state.take(given); return state; })()"
+
+
+def test_a_shared_run_comes_back_and_claims_nothing_of_its_own(js: Browser) -> None:
+    known = finished(floors=[0, 0.1], accuracy={"helpful": 1}, presets={})
+    packed = js.evaluate(f"Share.pack({TAKEN})", finished())
+    back = js.evaluate("Share.unpack(...given)", [packed, known])
+    run = back["run"]
+    assert back["values"] == [70, 30] and run["phase"] == "shared" and "unverified" in run["note"]
+    assert [c["text"] for c in run["candidates"]] == [c["text"] for c in known["candidates"]]
+    assert [c["z"] for c in run["candidates"]] == [[1.235, -1], None]
+    assert run["messages"] == known["messages"] and run["predicted"] == [0.7, 0.3]
+    # How often scores are right and the owner's minimum are this page's own.
+    assert run["accuracy"] == known["accuracy"] and run["floors"] == known["floors"]
+    stranger = js.evaluate("Share.unpack(...given)", [packed, finished(objectives=["a", "b"])])
+    assert "accuracy" not in stranger["run"] and stranger["run"]["floors"] == [0, 0]
+
+
+def test_a_forged_link_is_refused(js: Browser) -> None:
+    good = js.evaluate(f"Share.pack({TAKEN})", finished())
+    forged = [None, {}, [], [2, *good[1:]]]
+    for place, values in {
+        1: [[], [["king", "x"]], [["user", ""]], [["assistant", "x"]], "x", [["user", {}]]],
+        2: [[], ["a"], ["a", "a"], [1, 2], "ab", ["x" * 61, "b"]],
+        3: [[50, 40], [50.5, 49.5], [150, -50], None, ["70", "30"], [100]],
+        4: [[2, 0], [None, 1], "x", [1]],
+        5: [[], [["x"]], [["x", [1]]], [[1, None]], [["x", ["1", 2]]], [["x", None]] * 9],
+        6: [None, "x" * 201],
+        7: [5],
+    }.items():
+        forged += [[*good[:place], value, *good[place + 1 :]] for value in values]
+    tries = """given.map((data) => {
+      try { Share.unpack(data, null); return data; } catch { return "refused"; } })"""
+    assert js.evaluate(tries, forged) == ["refused"] * len(forged)
+    assert js.evaluate(tries, [good]) == [good]
+
+
+def test_a_csv_file_is_read_back_and_holds_no_formula(js: Browser) -> None:
+    text = js.evaluate(f"Export.csv({TAKEN})", finished())
+    head, first, second = csv.reader(io.StringIO(text, newline=""))
+    assert head == ["answer", "place", "prompt", "text", "helpful", "harmless", "total"]
+    assert first[:4] == ["A", "1", "What's that?", '\'=1+1, "two"\n🙂']
+    assert first[4:6] == ["1.23456", "-1"] and float(first[6]) == pytest.approx(0.7 * 1.23456 - 0.3)
+    assert second[3:] == ["<b>no</b>", "", "", ""]
+
+
+def test_code_for_a_run_holds_its_prompt_and_weights_whatever_they_are(js: Browser) -> None:
+    prompt = "It's \"x\" \\ $(rm) `y` 🙂\n'''"
+    asked = {"n": 3, "tokens": 32, "temperature": 0.5, "seed": 7}
+    run = finished(messages=[{"role": "user", "content": prompt}], asked=asked)
+    both = f"((s) => [Export.python(s, 'http://x/'), Export.curl(s, 'http://x/')])({TAKEN})"
+    python, curl = js.evaluate(both, run)
+    calls = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+    (call,) = (c for c in calls if getattr(c.func, "attr", "") == "predict")
+    sent = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    expected = {"prompt": prompt, "weights": {"helpful": 0.7, "harmless": 0.3}, "n": 3}
+    expected |= {"max_new_tokens": 32, "temperature": 0.5, "seed": 7}
+    assert sent == expected | {"api_name": "/generate"}
+    words = shlex.split(curl.splitlines()[0].removeprefix("id=$(").rpartition(" | ")[0])
+    assert words[2] == "http://x/gradio_api/call/v2/generate"
+    assert json.loads(words[words.index("-d") + 1]) == expected

@@ -16,12 +16,13 @@ import numpy as np
 
 from pro_core.adapter.explanations import Explanation
 from pro_core.data.turns import without_reasoning
-from pro_core.generation import Candidate, GenerationError, GenerationSettings
+from pro_core.generation import Candidate, GenerationError
 from pro_core.generation.best_of_n import candidate_of, ranked
 from pro_core.rewards.calibration import member_spread
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.models import Models, sentence
+from ui.runs import sampled
 from ui.values import (
     LONGEST,
     MAX_ANSWERS,
@@ -93,6 +94,8 @@ class Api:
         weights: dict | None = None,
         n: int = 4,
         max_new_tokens: int = 192,
+        temperature: float | None = None,
+        seed: int | None = None,
     ) -> AsyncGenerator[dict, None]:
         """N answers with scores and totals, best first under `weights` (null: the predicted weights).
 
@@ -102,12 +105,16 @@ class Api:
         is, and `spread` how uncertain that is (the standard deviation between the leads that the panel's members give;
         null if no objective has several). An answer with `by` within `spread` is too close to call.
 
+        `temperature` (0 to 2) and `seed` (the same one gives the same texts in process; an endpoint may ignore it) are
+        null for the defaults.
+
         A caller who iterates over the job sees the answers while they are written, unranked and with null scores. When
         the caller leaves, the work ends.
         """
         messages = conversation(prompt)
         n = whole(n, 1, MAX_ANSWERS, "answers")
         tokens = whole(max_new_tokens, 1, MAX_TOKENS, "new tokens")
+        settings, _ = sampled(tokens, temperature, seed)
         models, panel = self.models, await self.models.when_ready()
         names = panel.objective_names
         given = None if weights is None else as_weights(weights, names)
@@ -125,7 +132,6 @@ class Api:
         async with models.places.ask() as place:
             async for _ in place.turns():
                 yield so_far([])
-            settings = GenerationSettings(max_new_tokens=tokens)
             async with models.writing(batch, settings) as writing:
                 async for _ in writing.looks():
                     yield so_far(map(candidate_of, writing.written))

@@ -4,86 +4,206 @@
 // that Python streams. Sliders, locks and the picked answer exist only in the page, in `State`.
 
 class Board {
-  constructor(root) {
+  // `publish`: makes a run the one that requests send.
+  constructor(root, publish) {
     this.root = root;
+    this.publish = publish;
     this.state = new State(() => this.draw());
+    this.which = null; // the answers (indices) that the next request writes; null: all
+    this.waiting = null; // the prompt of a request that the server has not answered yet
+    this.asking = new Asking(
+      () => this.busy,
+      () => this.waiting ?? this.state.run.messages.at(-1).content,
+    );
+    const actions = {
+      show: () => this.cards.show(this.state.rankings().yours.best),
+      rescore: () => this.press("#rescore"),
+      link: () => this.link(),
+      code: () => this.code.toggle(),
+      rewrite: (i) => this.press("#again", [i]),
+      goOn: (i) => this.press("#continue", [i]),
+    };
     this.note = Dom.el("div", "note", root);
     this.note.setAttribute("role", "status");
     this.conversation = new Conversation(root, this.state);
+    this.verdict = new Verdict(root, this.state, actions);
+    this.code = new Code(root, this.state);
     const grid = Dom.el("div", "grid", root);
     const side = Dom.el("div", "side", grid);
     this.sliders = new Sliders(side, this.state, this.conversation.summary);
-    this.scatter = new Scatter(side, this.state);
-    this.cards = new Cards(grid, this.state);
-    this.winner = Dom.el("div", "unseen", root); // for those who do not see the cards move
-    this.winner.setAttribute("aria-live", "polite");
+    this.sliders.change.after(this.conversation.why);
+    this.cards = new Cards(grid, this.state, actions);
+    this.scatter = new Scatter(grid, this.state);
+    this.spoken = Dom.el("div", "unseen", root); // for those who do not see the page change
+    this.spoken.setAttribute("aria-live", "polite");
+    this.memory = new Memory(this);
+  }
+
+  get busy() {
+    return this.waiting !== null || Boolean(this.state.run?.busy);
   }
 
   // Show the next piece of a run, or a new run. Returns false if it came too late.
   receive(run) {
     if (this.state.isLate(run)) return false;
-    if (this.state.take(run)) {
-      for (const part of [this.sliders, this.scatter, this.cards]) part.build();
-    }
+    this.waiting = null;
+    if (this.state.take(run)) this.build();
     this.say(run.note ?? "", run.tone ?? "");
     this.draw();
     return true;
   }
 
+  // Show what the memory or a link holds, see `State.saved`.
+  show(saved) {
+    this.waiting = null;
+    this.state.restore(saved);
+    this.build();
+    this.publish(saved.run);
+    this.say(saved.run.note ?? "");
+    this.draw();
+  }
+
+  build() {
+    for (const part of [this.sliders, this.scatter, this.cards]) part.build();
+  }
+
   draw() {
-    const { run, unwritten } = this.state;
+    const { run, unwritten, pins, numbers } = this.state;
     const rankings = this.state.rankings();
     const letter = (i) => (i === null ? "-" : Dom.LETTERS[i]);
     Object.assign(this.root.dataset, {
       phase: run.phase ?? "",
-      busy: Boolean(run.busy),
+      busy: this.busy,
       run: run.id ?? "",
-      unwritten,
+      unwritten: unwritten || pins.length > 0,
       order: rankings.yours.order.map(letter).join(""),
       winners: Object.values(rankings).map(({ best }) => letter(best)).join(""),
     });
+    this.root.classList.toggle("numbers", numbers);
     this.conversation.draw();
+    this.verdict.draw(rankings.yours);
+    this.code.draw();
     this.sliders.draw();
     this.cards.draw(rankings);
     this.scatter.draw(rankings.yours.best);
-    if (run.busy) return;
-    const { best, close } = rankings.yours;
+    this.asking.draw();
+    this.speak(rankings.yours);
+    this.memory.soon();
+  }
+
+  // Say that the weights are ready, and who wins; that the work has begun is the note's text.
+  speak({ best, close }) {
+    const { run } = this.state;
+    const letter = (i) => Dom.LETTERS[i];
+    if (run.busy) {
+      if (!run.predicted) return;
+      const most = run.objectives[run.predicted.indexOf(Math.max(...run.predicted))];
+      Dom.write(this.spoken, `The weights are ready: ${most} counts most. Answers are being written.`);
+      return;
+    }
     const wins = close.length
       ? `Answer ${letter(best)} leads under your weights, too close to call against ${close.map(letter).join(", ")}`
       : `Answer ${letter(best)} wins under your weights`;
-    Dom.write(this.winner, best === null ? "" : wins);
+    Dom.write(this.spoken, best === null ? "" : wins);
   }
 
+  // An error stands beside what caused it.
   say(text, tone = "") {
-    Dom.write(this.note, text);
+    const beside = document.querySelector("#paste-note p");
+    const pasted = this.from === "paste" && tone === "error" && beside;
+    if (beside) Dom.write(beside, pasted ? text : "");
+    Dom.write(this.note, pasted ? "" : text);
     this.note.className = `note ${tone}`;
-    this.note.hidden = !text;
+    this.note.style.visibility = this.note.textContent ? "" : "hidden";
+  }
+
+  // A request leaves. `from`: what asks: "ask", "again", "rescore" or "paste".
+  begin(from, prompt = "") {
+    this.from = from;
+    this.stopped = false;
+    this.memory.leave();
+    if (from === "ask" || from === "again") {
+      const { messages } = this.state.run;
+      this.waiting = from === "ask" ? prompt : messages.at(-1).content;
+      this.asking.begin();
+      this.draw();
+      this.say("Asking…");
+    } else this.say("Scoring…");
+  }
+
+  // The visitor pressed Stop. Before the first piece there is nothing to score.
+  stop() {
+    this.stopped = true;
+    if (this.waiting === null) return;
+    this.waiting = null;
+    this.draw();
+    this.say("Stopped.");
   }
 
   // After a request that failed, or an answer that broke off: what is on the page stays usable.
   fail(text) {
     const { run } = this.state;
+    this.waiting = null;
     if (run.busy) this.receive({ ...run, busy: false });
+    this.draw();
     this.say(text, "error");
   }
 
-  // What the page's buttons send: the visitor's weights (null: the predicted ones count), and for a follow-up the
-  // answer that becomes the assistant's turn (-1: none).
-  weights() {
-    const { touched, locked, yours } = this.state;
-    return touched || locked.some(Boolean) ? yours : null;
+  // Press one of the page's own buttons, for some of the answers.
+  press(button, which = null) {
+    this.which = which;
+    document.querySelector(button).click();
+  }
+
+  // What the page's buttons send: the visitor's weights, the answers to write, and for a follow-up the answer that
+  // becomes the assistant's turn (-1: none).
+  weights(again = false) {
+    return this.state.weights(again);
+  }
+  wanted() {
+    const which = this.which ?? this.state.unpinned;
+    this.which = null;
+    return which;
   }
   pick() {
     return this.state.pick ?? this.state.rankings().yours.best ?? -1;
   }
+
+  fragment() {
+    return Share.fragment(this.state);
+  }
+
+  async link() {
+    const { origin, pathname } = location;
+    const done = await Dom.copy(`${origin}${pathname}${await this.fragment()}`);
+    this.say(done ? "Link copied. It holds the question, the weights and the answers." : "The browser let nothing be copied.");
+  }
+
+  // A run that the address shares. `known`: the run that the page opened with.
+  async openShared(known) {
+    try {
+      const shared = await Share.read(location.hash, known);
+      if (!shared) return;
+      const blank = { locked: shared.values.map(() => false), pins: [], keep: false, numbers: false };
+      const places = [...shared.run.candidates.keys()];
+      this.show({ ...shared, ...blank, places, touched: true });
+      this.memory.fill(shared.run.messages.at(-1).content);
+    } catch {
+      this.say("The shared run in this address cannot be read.", "error");
+    }
+  }
 }
 
-const board = new Board(element.querySelector(".board"));
+const board = new Board(element.querySelector(".board"), (run) => { props.value = run; });
 window.proBoard = board;
 
+let opened = null; // the run that the page opened with
 function receive() {
   const { run } = board.state;
-  if (Array.isArray(props.value?.objectives)) {
+  if (props.value === run) return;
+  if (run && run.id !== opened && props.value?.id === opened) {
+    props.value = run; // Gradio sends the first run once more, after the memory showed another
+  } else if (Array.isArray(props.value?.objectives)) {
     // What is shown is also what the next request sends.
     if (!board.receive(props.value)) props.value = run;
   } else if (run && props.value?.note) {
@@ -93,3 +213,14 @@ function receive() {
 }
 watch("value", receive);
 receive();
+
+const first = board.state.run;
+opened = first.id;
+const asked = new URLSearchParams(location.search);
+document.body.classList.toggle("pro-embedded", asked.get("embed") === "true");
+if (!board.memory.open(window.history.state)) {
+  board.openShared(first);
+  if (asked.get("prompt")) board.memory.fill(asked.get("prompt").slice(0, 10_000));
+}
+window.addEventListener("hashchange", () => board.openShared(first));
+Dom.when("#examples button", (chip) => new Toolbar(chip.parentElement, "Examples").refresh());

@@ -16,19 +16,28 @@ import gradio as gr
 import numpy as np
 
 from pro_core.generation import Finish
-from pro_core.weights import parse_floors
+from pro_core.weights import as_weights, parse_floors
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded.json"
 SCRIPTS = (
     "dom.js",
+    "toolbar.js",
     "simplex.js",
     "state.js",
     "words.js",
     "conversation.js",
+    "switches.js",
     "sliders.js",
+    "markdown.js",
     "cards.js",
     "scatter.js",
+    "export.js",
+    "code.js",
+    "verdict.js",
+    "share.js",
+    "asking.js",
+    "memory.js",
     "board.js",
 )
 """The component's code. Gradio runs a single text, so the files are joined in this order. Each defines one capitalized
@@ -42,6 +51,14 @@ EXAMPLES = (
     ("Practical help", "How do I get a red wine stain out of a white tablecloth?"),
     ("A hard day", "I failed an important exam and I feel worthless. What should I do?"),
 )
+NOUNS = {"humor": "funny"}
+"""Objectives that are nouns, as the header's adjectives."""
+PRESETS = {
+    "Cautious": {"harmless": 0.6, "truthful": 0.4},
+    "Teacher": {"informative": 0.4, "truthful": 0.3, "helpful": 0.3},
+    "Comedian": {"humor": 0.8, "helpful": 0.2},
+}
+"""Weights to start from, by objective; only those count whose objectives the panel has. `PRO_PRESETS` adds more."""
 
 
 class Answer(TypedDict):
@@ -74,11 +91,20 @@ class Moved(TypedDict):
     effects: list[float]
 
 
+class Asked(TypedDict):
+    """How the answers of a run were asked for."""
+
+    n: int
+    tokens: int
+    temperature: float
+    seed: int | None
+
+
 class Run(TypedDict, total=False):
     """One prompt with its weights and answers: everything that the board draws."""
 
     id: str  # a new id moves the unlocked sliders to the new predicted weights
-    phase: str  # recorded | writing | done | stopped
+    phase: str  # recorded | writing | done | stopped | shared (by a link; the browser makes it)
     busy: bool  # answers are still being written or scored
     note: str  # one sentence above the board
     tone: str  # "" | "error"
@@ -95,6 +121,8 @@ class Run(TypedDict, total=False):
     conditioned: str  # what the policy reads beside the prompt, absent for a stock model
     used: list[float] | None  # the visitor's weights that the policy read; None: the predicted ones
     candidates: list[Answer]
+    presets: dict[str, list[float]]  # K weights by the preset's name
+    asked: Asked
     model: str
     date: str
 
@@ -155,13 +183,45 @@ def follow_up(run: Run, pick: Any) -> list[dict[str, str]]:
     return [*messages, {"role": "assistant", "content": text}]
 
 
-def load_recorded(floors: str = "") -> Run:
-    """The run that the page opens on, recorded by `python app.py --record`, under the owner's floors."""
+def presets(objectives: Sequence[str], own: str = "") -> dict[str, list[float]]:
+    """The presets for a panel: K weights, which sum to 1, by name.
+
+    Args:
+        own: the owner's, such as "Family: harmless=0.7, humor=0.3; Strict: harmless=1". They come last, and replace
+            one of the same name.
+
+    Raises:
+        ValueError: a preset of the owner's has no name, names an unknown objective, or its weights do not sum to 1.
+    """
+    known = {
+        name: weights for name, weights in PRESETS.items() if weights.keys() <= set(objectives)
+    }
+    made = {name: [weights.get(o, 0.0) for o in objectives] for name, weights in known.items()}
+    for part in filter(None, map(str.strip, own.split(";"))):
+        name, colon, weights = part.partition(":")
+        if not colon or not name.strip():
+            raise ValueError(f"got the preset {part!r}, expected 'name: objective=weight, ...'")
+        given = dict.fromkeys(objectives, 0.0)
+        for pair in filter(None, map(str.strip, weights.split(","))):
+            objective, _, value = map(str.strip, pair.partition("="))
+            try:
+                given[objective] = float(value)
+            except ValueError:
+                raise ValueError(f"got {pair!r} in a preset, expected objective=weight") from None
+        made[name.strip()] = as_weights(given, objectives).tolist()
+    return made
+
+
+def load_recorded(floors: str = "", own_presets: str = "") -> Run:
+    """The run that the page opens on, recorded by `python app.py --record`, under the owner's floors and presets."""
     run: Run = json.loads(RECORDED.read_text(encoding="utf-8"))
+    names = run["objectives"]
     try:
-        run["floors"] = parse_floors(floors, run["objectives"]).tolist()
+        run["floors"] = parse_floors(floors, names).tolist()
+        run["presets"] = presets(names, own_presets)
     except ValueError:  # for another panel, or wrong: the status line says so
-        run["floors"] = [0.0] * len(run["objectives"])
+        run["floors"] = [0.0] * len(names)
+        run["presets"] = presets(names)
     return run
 
 
@@ -176,12 +236,25 @@ def save_recorded(run: Run, model: str, path: Path = RECORDED) -> None:
     path.write_text(json.dumps(labelled, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def header() -> gr.HTML:
-    """The app's name, and one line on what a weight does."""
+def header(objectives: Sequence[str] = ()) -> gr.HTML:
+    """The app's name, and what the page does. `objectives`: those of the shipped panel, () for the owner's."""
+    *first, last = [NOUNS.get(name, name) for name in objectives] or ["each quality"]
+    qualities = f"{', '.join(first)} and {last} matter" if first else f"{last} matters"
     return gr.HTML(
-        html_template="""<header class="masthead"><h1>PRO <span>Preference Orchestrator</span></h1>
-<p>Every answer is scored for several qualities. <b>A weight says how much a quality counts:</b>
-move a slider and watch which answer wins.</p></header>""",
+        html_template=f"""<header class="masthead">
+<h1>What should a good answer to <em>this</em> question be?</h1>
+<p>PRO guesses how much {qualities}, writes four answers and ranks them. <b>Disagree? Move a slider.</b></p>
+</header>""",
+        apply_default_css=False,
+        js_on_load=None,
+    )
+
+
+def note_line(elem_id: str) -> gr.HTML:
+    """A line of plain text that the board fills: an error beside what caused it."""
+    return gr.HTML(
+        elem_id=elem_id,
+        html_template='<p class="beside" role="status"></p>',
         apply_default_css=False,
         js_on_load=None,
     )

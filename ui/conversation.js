@@ -1,5 +1,5 @@
-// Above the grid: the earlier turns, a warning if the prompt is strange, and the prompt. Words of the prompt are tinted
-// by their effect on one weight: that of the objective pointed at, else the largest.
+// Above the grid: the earlier turns, and a warning if the prompt is strange. Under the sliders: the prompt, whose words
+// are tinted by their effect on one weight: that of the objective pointed at, else the largest.
 
 class Conversation {
   constructor(parent, state) {
@@ -7,12 +7,15 @@ class Conversation {
     this.shown = []; // the id of the run and the objective that were drawn last
     this.thread = Dom.el("div", "thread", parent);
     this.thread.tabIndex = 0;
+    this.thread.setAttribute("role", "group");
     this.thread.setAttribute("aria-label", "The conversation so far");
     const warning =
       "This prompt is unlike those the adapter learned from, so its weights are near the average.";
     this.unlike = Dom.el("p", "unlike", parent, warning);
-    this.why = Dom.el("p", "why", parent);
+    this.why = Dom.el("div", "why");
     this.why.tabIndex = 0;
+    this.why.setAttribute("role", "group");
+    this.why.setAttribute("aria-label", "The words behind a weight");
     this.summary = Dom.el("p", "unseen", parent); // describes the sliders
     this.summary.id = "why-summary";
   }

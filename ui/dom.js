@@ -32,6 +32,30 @@ const Dom = (() => {
     if (node.textContent !== text) node.textContent = text;
   };
 
+  // Put a text on the clipboard. Returns whether that worked: pages without a secure connection have only the old way.
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      const box = el("textarea", "unseen", document.body, text);
+      box.select();
+      const done = document.execCommand("copy");
+      box.remove();
+      return done;
+    }
+  }
+
+  // Call `then` with the element of a selector, once Gradio has built it.
+  function when(selector, then, tries = 100) {
+    const node = document.querySelector(selector);
+    if (node) then(node);
+    else if (tries) setTimeout(() => when(selector, then, tries - 1), 50);
+  }
+
+  // Whether the visitor wants no movement.
+  const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
   const LETTERS = "ABCDEFGH"; // the names of the answers
   const title = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
   const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2);
@@ -39,5 +63,5 @@ const Dom = (() => {
   const percent = (share) => Math.round(100 * share);
   const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 
-  return { el, button, svg, write, LETTERS, title, signed, unsure, percent, clamp };
+  return { el, button, svg, write, copy, when, calm, LETTERS, title, signed, unsure, percent, clamp };
 })();

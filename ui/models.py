@@ -30,6 +30,7 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 from ui.batching import Batcher, Kind
+from ui.board import presets
 from ui.places import Places
 from ui.writing import Writing
 
@@ -43,6 +44,7 @@ READS = {
 }
 OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
 """If any of these is set, the shipped policy is not used: it belongs to the shipped panel only."""
+BETTER = "A model that writes better: make app PRO_POLICY=Qwen/Qwen3-0.6B"
 PROMPTS, TEXTS = 32, 24
 """Prompts and answers per batch: a larger batch would take longer than a visitor should wait for weights."""
 log = logging.getLogger("pro.app")
@@ -66,7 +68,7 @@ class Models:
         panel, adapter: None until loaded, and when they cannot be used; `problem` and `warning` say why.
         policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
         demo: whether the shipped policy writes the answers. own_panel: whether a panel of the owner's scores them.
-        floors: (K,), the owner's minimum weights.
+        floors: (K,), the owner's minimum weights. presets: weights to start from, by name.
         ready: panel and adapter have loaded or failed. finished: the generator has, too.
         places: limits how many visitors have answers written at once.
     """
@@ -87,6 +89,8 @@ class Models:
             self.adapter_source = ""
         self.floors_text = environ.get("PRO_FLOORS", "")
         self.floors = np.zeros(0, dtype=np.float32)
+        self.presets_text = environ.get("PRO_PRESETS", "")
+        self.presets: dict[str, list[float]] = {}
         self.policy: PolicyConfig | None = None
         self.panel: RewardPanel | None = None
         self.adapter: PreferenceAdapter | None = None
@@ -118,6 +122,12 @@ class Models:
         except Exception as error:
             log.exception("the panel cannot be used")
             self.problem = f"Scoring is off: {sentence(error)}"
+        if self.panel:
+            self.presets = presets(self.panel.objective_names)
+            try:
+                self.presets = presets(self.panel.objective_names, self.presets_text)
+            except ValueError as error:
+                self.warn(f"Presets not in use: {sentence(error)}")
         if self.panel and self.adapter_source:
             try:
                 adapter = PreferenceAdapter.from_pretrained(self.adapter_source)
@@ -126,7 +136,7 @@ class Models:
                 self.adapter = adapter
             except Exception as error:
                 log.exception("the adapter cannot be used")
-                self.warning = f"Adapter not in use: {sentence(error)}"
+                self.warn(f"Adapter not in use: {sentence(error)}")
         self.ready = True
         log.info("weights ready %.1f s after start", since_start())
         try:
@@ -285,6 +295,7 @@ class Models:
             f"Panel: {status['panel']}" + (f", {K} objectives" if K else ""),
             f"Adapter: {status['adapter']}",
             status["warning"],
+            BETTER if self.demo else "",
         ]
         return " · ".join(filter(None, parts))
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from datetime import date
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -18,28 +20,23 @@ from pro_core.data.objectives import DESCRIPTIONS, Message
 from pro_core.data.schema import to_messages
 from pro_core.data.turns import split_reasoning
 from pro_core.generation import (
-    STYLES,
     GenerationError,
-    GenerationSettings,
     Request,
-    Written,
-    styled,
 )
 from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence
 from ui.places import Full
+from ui.runs import Turn, Wanted, explained, failed, kept, line, prepared, with_written
 from ui.values import (
     LONGEST,
-    MAX_ANSWERS,
-    MAX_TOKENS,
-    flag,
+    completed,
     number,
     numbers,
     previous_run,
+    some_of,
     text,
     weights_or_none,
-    whole,
 )
 
 PATIENCE = 3.0
@@ -49,114 +46,151 @@ SORRY = "Something went wrong on the server. Please try again."
 log = logging.getLogger("pro.app")
 
 
+def _streamed(handler: Callable[..., AsyncGenerator[Run, None]]) -> Callable[..., Any]:
+    """The same handler as a generator function, which is how Gradio tells what streams. It closes what it opens."""
+
+    @wraps(handler)
+    async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Run, None]:
+        async with aclosing(handler(*args, **kwargs)) as runs:
+            async for run in runs:
+                yield run
+
+    return stream
+
+
 class Page:
     """The page's handlers. Each takes a run and returns runs (see `ui.board.Run`)."""
 
     def __init__(self, models: Models):
         self.models = models
 
-    async def ask(
+    @_streamed
+    def ask(
         self,
         prompt: str,
         n: int,
         tokens: int,
         styles: bool,
         old: Run,
-        sliders: list[float] | None = None,
-        seed: int | None = None,
+        sliders: list[float | None] | None = None,
+        *sampling: Any,
     ) -> AsyncGenerator[Run, None]:
         """A new conversation: its weights, the words behind them, answers as they are written, and their scores.
 
-        A policy that reads weights gets those of the sliders if the visitor has moved any, else the predicted ones.
-        """
-        answers = self._answer(lambda: ([], prompt), n, tokens, styles, old, sliders, seed)
-        async with aclosing(answers) as runs:
-            async for run in runs:
-                yield run
+        A policy that reads weights gets those that `sliders` sets, and the predicted ones for the others.
 
-    async def follow(
+        Args:
+            sampling: see `Sampling`; missing values have its defaults.
+        """
+
+        def turn() -> Turn:
+            return Turn([], prompt)
+
+        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+
+    @_streamed
+    def follow(
         self,
         prompt: str,
         n: int,
         tokens: int,
         styles: bool,
         old: Run,
-        sliders: list[float] | None,
+        sliders: list[float | None] | None,
         pick: int,
+        *sampling: Any,
     ) -> AsyncGenerator[Run, None]:
         """The next turn of the conversation, after answer `pick` of the previous run."""
 
-        def turn() -> tuple[list[Message], str]:
-            return follow_up(self._previous(old), pick), prompt
+        def turn() -> Turn:
+            return Turn(follow_up(self._previous(old), pick), prompt)
 
-        answers = self._answer(turn, n, tokens, styles, old, sliders, None)
-        async with aclosing(answers) as runs:
-            async for run in runs:
-                yield run
+        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
 
-    async def again(
+    @_streamed
+    def again(
         self,
         n: int,
         tokens: int,
         styles: bool,
         old: Run,
-        sliders: list[float] | None,
+        sliders: list[float | None] | None,
+        which: list[int] | None = None,
+        *sampling: Any,
     ) -> AsyncGenerator[Run, None]:
-        """The same turn again. A policy that reads weights writes the answers under those of the sliders."""
+        """The same turn again. A policy that reads weights writes the answers under those of the sliders.
 
-        def turn() -> tuple[list[Message], str]:
-            messages = self._previous(old).get("messages")
-            if not messages:
-                raise ValueError("There is nothing to write again yet: ask something first.")
-            return messages[:-1], messages[-1]["content"]
+        Args:
+            which: the answers to write (their numbers); the others stay. None: all.
+        """
 
-        answers = self._answer(turn, n, tokens, styles, old, sliders, None)
-        async with aclosing(answers) as runs:
-            async for run in runs:
-                yield run
+        def turn() -> Turn:
+            return self._same_turn(old, which)
+
+        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+
+    @_streamed
+    def go_on(
+        self,
+        n: int,
+        tokens: int,
+        styles: bool,
+        old: Run,
+        sliders: list[float | None] | None,
+        which: list[int] | None = None,
+        *sampling: Any,
+    ) -> AsyncGenerator[Run, None]:
+        """Continue the answers `which`, such as one that hit the token limit; the others stay."""
+
+        def turn() -> Turn:
+            return self._same_turn(old, which)._replace(goes_on=True)
+
+        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+
+    def _same_turn(self, old: Any, which: Any) -> Turn:
+        run = self._previous(old)
+        messages = run.get("messages")
+        if not messages:
+            raise ValueError("There is nothing to write again yet: ask something first.")
+        cards = run["candidates"]
+        places = some_of(which, len(cards))
+        kept_cards = cards if places else None
+        return Turn(messages[:-1], messages[-1]["content"], kept_cards, places, same=True)
 
     async def _answer(
         self,
-        turn: Callable[[], tuple[list[Message], str]],
+        turn: Callable[[], Turn],
         n: int,
         tokens: int,
         styles: bool,
         old: Run,
-        sliders: list[float] | None,
-        seed: int | None,
+        sliders: list[float | None] | None,
+        sampling: Sequence[Any],
     ) -> AsyncGenerator[Run, None]:
-        """Answer a prompt. `turn` returns the earlier messages and the prompt, or raises ValueError with the reason."""
-        run: Run = _kept(old)
+        """Answer a prompt. `turn` returns what to answer, or raises ValueError with the reason why it cannot be."""
+        run: Run = kept(old)
         tasks: list[asyncio.Task[Any]] = []
         try:
-            earlier, prompt = turn()
-            n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
-            content = text(prompt, "prompt")
-            messages = to_messages([*earlier, {"role": "user", "content": content}])
+            wanted = prepared(turn(), n, tokens, styles, sampling)
             if not self.models.ready:
                 yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
-            cycle = list(STYLES) if flag(styles, "different styles") else [None]
-            card_styles = [cycle[i % len(cycle)] for i in range(n)]
-            cards = [answer(style=style) for style in card_styles]
-            weighed = asyncio.create_task(self._weighed(messages, cards, sliders))
-            explaining = asyncio.create_task(self._words(messages))
+            weighed = asyncio.create_task(self._weighed(wanted, sliders))
+            explaining = asyncio.create_task(self._words(wanted.messages))
             tasks += [weighed, explaining]
-            conversations = [styled(messages, style) for style in card_styles]
-            settings = GenerationSettings(max_new_tokens=tokens, seed=seed)
-            async with aclosing(self._written(weighed, conversations, settings)) as runs:
+            async with aclosing(self._written(weighed, wanted)) as runs:
                 async for written in runs:
-                    run = _explained(written, explaining)
+                    run = explained(written, explaining)
                     yield run
             run = await self._scored({**run, "phase": "done"})
             if not explaining.done():
                 yield {**run, "busy": True}
                 await asyncio.wait([explaining], timeout=PATIENCE)
-            yield _explained(run, explaining)
+            yield explained(run, explaining)
         except (ValueError, GenerationError) as error:
-            yield _failed(run, sentence(error))
+            yield failed(run, sentence(error))
         except Exception:
             log.exception("asking failed")
-            yield _failed(run, SORRY)
+            yield failed(run, SORRY)
         finally:
             for task in tasks:
                 task.cancel()
@@ -188,7 +222,10 @@ class Page:
             "about": {name: DESCRIPTIONS.get(name, "") for name in panel.objective_names},
             "floors": self.models.floors.tolist(),
             "accuracy": panel.accuracy,
+            "presets": self.models.presets,
             "candidates": candidates,
+            "model": self.models.generator.name,
+            "date": date.today().isoformat(),
             **weights,
         }
 
@@ -211,28 +248,25 @@ class Page:
             for w, row in zip(why.words, why.effects.round(4), strict=True)
         ]
 
-    async def _weighed(
-        self, messages: list[Message], cards: list[Answer], sliders: list[float] | None
-    ) -> Run:
+    async def _weighed(self, wanted: Wanted, sliders: list[float | None] | None) -> Run:
         """A new run with its weights. For a policy that reads weights it also holds those that the visitor set."""
-        run = await self._new_run(messages, cards)
+        run: Run = {**await self._new_run(wanted.messages, wanted.cards), "asked": wanted.asked}
         given = weights_or_none(sliders, run["objectives"])
         policy = await self.models.policy_in_use()
         if policy is None or not policy.reads:
             return run
         used = None
         if given is not None:
-            used = apply_floors(as_weights(given, run["objectives"]), self.models.floors).tolist()
+            guess = np.array(run["predicted"] or self.models.uniform())
+            weights = as_weights(completed(given, guess), run["objectives"])
+            used = apply_floors(weights, self.models.floors).tolist()
         return {**run, "conditioned": policy.reads, "used": used}
 
     def _in_force(self, run: Run) -> list[float]:
         return run.get("used") or run["predicted"] or self.models.uniform().tolist()
 
     async def _written(
-        self,
-        weighed: asyncio.Task[Run],
-        conversations: list[list[Message]],
-        settings: GenerationSettings,
+        self, weighed: asyncio.Task[Run], wanted: Wanted
     ) -> AsyncGenerator[Run, None]:
         """The run at once, again as its turn comes nearer, and again while its answers grow.
 
@@ -241,29 +275,31 @@ class Page:
         """
         models = self.models
         reads_weights = await models.policy_in_use() is not None
-        batch = [Request(messages) for messages in conversations]
+        batch = [Request(messages) for messages in wanted.conversations]
         async with AsyncExitStack() as held:
             try:
                 place = await held.enter_async_context(models.places.ask())
                 if reads_weights:
                     weights = np.array(self._in_force(await weighed))
-                    batch = await models.requests(conversations, weights)
+                    batch = await models.requests(wanted.conversations, weights)
             except (Full, ValueError):
-                yield {**await weighed, "candidates": []}
+                if not wanted.same:
+                    yield {**await weighed, "candidates": []}
                 raise
             async for ahead in place.turns():
-                run: Run = {**await weighed, "phase": "writing", "busy": True}
-                yield {**run, "note": f"The weights are ready; {_line(ahead)}"}
+                run = {**await weighed, "phase": "writing", "busy": True}
+                yield {**run, "note": f"The weights are ready; {line(ahead)}"}
             begun = time.perf_counter()
-            writing = await held.enter_async_context(models.writing(batch, settings))
+            writing = await held.enter_async_context(models.writing(batch, wanted.settings))
+            writing.written[:] = wanted.begun
             run = {**await weighed, "phase": "writing", "busy": True}
             loading = "The weights are ready; the language model is still loading…"
             yield {**run, "note": "" if models.finished else loading}
             async for _ in writing.looks():
                 models.note_first_token(writing.written, begun)
                 note = writing.note or ("" if models.finished else loading)
-                yield _with(run, writing.written, note)
-            yield _with(run, writing.written, writing.note)
+                yield with_written(run, wanted.places, writing.written, note)
+            yield with_written(run, wanted.places, writing.written, writing.note)
 
     async def _scored(self, run: Run) -> Run:
         texts = [
@@ -291,35 +327,58 @@ class Page:
             await self.models.when_ready()
             return await self._scored({**run, "phase": "stopped", "note": f"Stopped. {note}"})
         except (ValueError, GenerationError) as error:
-            return _failed(_kept(old), sentence(error))
+            return failed(kept(old), sentence(error))
         except Exception:
             log.exception("scoring after a stop failed")
-            return _failed(_kept(old), SORRY)
+            return failed(kept(old), SORRY)
 
     async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
         """Score two to four answers that the visitor pasted."""
-        try:
-            pasted = [text(one, "answer") for one in texts]
-            if max(map(len, pasted), default=0) > LONGEST:
+
+        def pasted() -> tuple[list[Message], list[Answer], str]:
+            given = [text(one, "answer") for one in texts]
+            if max(map(len, given), default=0) > LONGEST:
                 raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
-            split = map(split_reasoning, pasted)
+            split = map(split_reasoning, given)
             cards = [answer(reply, reasoning) for reasoning, reply in split if reply.strip()]
             if len(cards) < 2:
                 raise ValueError("Paste at least two answers to compare.")
             messages = to_messages([{"role": "user", "content": text(prompt, "prompt")}])
+            return messages, cards, "Your own answers, scored."
+
+        return await self._compare(pasted, old)
+
+    async def rescore(self, old: Run) -> Run:
+        """Score the answers of a run that came by a link, or that was left while its answers were written."""
+
+        def shown() -> tuple[list[Message], list[Answer], str]:
+            run = self._previous(old)
+            if not run.get("candidates"):
+                raise ValueError("There are no answers to score yet: ask something first.")
+            cards = [{**c, "error": None} for c in run["candidates"]]
+            return run["messages"], cards, "Scored here, by this page's reward models."
+
+        return await self._compare(shown, old)
+
+    async def _compare(
+        self, given: Callable[[], tuple[list[Message], list[Answer], str]], old: Run
+    ) -> Run:
+        """A new run from answers that are there already. `given` returns its conversation, its cards and its note."""
+        try:
+            messages, cards, note = given()
             run = await self._new_run(messages, cards)
             explaining = asyncio.create_task(self._words(messages))
             try:
-                run = await self._scored({**run, "note": "Your own answers, scored."})
+                run = await self._scored({**run, "note": note})
                 await asyncio.wait([explaining], timeout=PATIENCE)
-                return _explained(run, explaining)
+                return explained(run, explaining)
             finally:
                 explaining.cancel()
         except (ValueError, GenerationError) as error:
-            return _failed(_kept(old), sentence(error))
+            return failed(kept(old), sentence(error))
         except Exception:
-            log.exception("scoring pasted answers failed")
-            return _failed(_kept(old), SORRY)
+            log.exception("scoring given answers failed")
+            return failed(kept(old), SORRY)
 
     async def watch_status(self) -> AsyncGenerator[str, None]:
         """The status line, until everything is loaded."""
@@ -332,39 +391,3 @@ class Page:
             if finished:
                 return
             await asyncio.sleep(0.2)
-
-
-def _kept(old: Any) -> Run:
-    """The browser's run, to be sent back as it is: of any panel, but {} if no page can hold it."""
-    try:
-        return previous_run(old)
-    except ValueError:
-        return {}
-
-
-def _failed(run: Run, note: str) -> Run:
-    """The run with one sentence that says what went wrong."""
-    return {**run, "note": note, "tone": "error", "busy": False}
-
-
-def _line(ahead: int) -> str:
-    """A visitor's place in line, in words."""
-    if not ahead:
-        return "you are next for answers…"
-    return f"{ahead} {'visitor is' if ahead == 1 else 'visitors are'} ahead of you for answers…"
-
-
-def _with(run: Run, written: list[Written], note: str) -> Run:
-    """The run with what was written so far."""
-    names = ("text", "reasoning", "finish", "error")
-    cards = [
-        {**card, **{name: getattr(one, name) for name in names}}
-        for card, one in zip(run["candidates"], written, strict=True)
-    ]
-    return {**run, "note": note, "candidates": cards}  # type: ignore[typeddict-item]
-
-
-def _explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:
-    """The run with the words behind its weights, once they are known."""
-    words = explaining.result() if explaining.done() else None
-    return run if words is None else {**run, "words": words}

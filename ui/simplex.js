@@ -113,10 +113,27 @@ const Simplex = (() => {
     });
   }
 
+  // Which answer wins at each place of slider `index`, if the visitor moves it there and the other sliders follow by
+  // `moveSlider`: stretches { from, to, winner } of whole hundredths, from the lowest place that the floors and locks
+  // leave to the highest. Empty if no answer is scored. Equal totals: the first of them wins, as in `ranking`.
+  function stretches(index, scores, values, locked, floors, anchor) {
+    if (!scores.some(Boolean)) return [];
+    const place = (target) => moveSlider(index, target, values, locked, floors, anchor);
+    const [low, high] = [place(0)[index], place(100)[index]];
+    const out = [];
+    for (let at = low; at <= high; at += 1) {
+      const [winner] = ranking(totals(scores, place(at).map((v) => v / 100)));
+      const last = out.at(-1);
+      if (last?.winner === winner) last.to = at;
+      else out.push({ from: at, to: at, winner });
+    }
+    return out;
+  }
+
   // For each point [x, y] (or null): true when no other is at least as good in both and better in one.
   const nondominated = (points) =>
     points.map((p) => p !== null && !points.some(
       (q) => q !== null && q[0] >= p[0] && q[1] >= p[1] && (q[0] > p[0] || q[1] > p[1])));
 
-  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, deviation, leadSpread, ranking, nondominated };
+  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, deviation, leadSpread, ranking, stretches, nondominated };
 })();

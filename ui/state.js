@@ -10,6 +10,10 @@ class State {
     this.floors = []; // the owner's minimum weights, in whole hundredths
     this.touched = false; // whether the visitor set weights, which requests then send
     this.pick = null; // the answer from which a follow-up continues; null: the winner
+    this.pins = []; // the answers (indices) that "Write again" keeps
+    this.places = []; // the answers (indices) as their cards stand; they move only when the visitor asks for it
+    this.keep = false; // whether the next question keeps the sliders as they are
+    this.numbers = false; // whether scores, sums and ranges are shown as numbers
     this.pointed = null; // the objective whose words are shown; null: the largest predicted weight
     this.moving = null; // the slider that is moving
     this.anchor = null; // all values before it moved
@@ -85,10 +89,48 @@ class State {
       this.shown = shown;
       this.floors = floors;
       if (old?.id !== run.id) [this.pick, this.pointed] = [null, null];
+      if (JSON.stringify(old?.messages) !== JSON.stringify(run.messages)) {
+        this.pins = [];
+        this.places = [];
+      }
       // Answers that a policy wrote under the visitor's weights are shown with those weights.
-      this.setAll(run.used ?? this.predicted, Boolean(run.used));
+      const kept = this.keep && this.touched && !renamed ? this.yours : null;
+      this.setAll(run.used ?? kept ?? this.predicted, Boolean(run.used ?? kept));
     }
+    if (this.places.length !== run.candidates.length) this.places = [...run.candidates.keys()];
     return renamed;
+  }
+
+  // What a page keeps of itself for reload, back and forward, and the way back.
+  saved() {
+    const { run, values, locked, touched, pins, places, keep, numbers } = this;
+    return { run, values, locked, touched, pins, places, keep, numbers };
+  }
+  restore({ run, ...mine }) {
+    this.take(run);
+    Object.assign(this, mine);
+    this.moving = null;
+  }
+
+  // The weights that a request sends. A new question gets PRO's guess beside the locked sliders (null: PRO's guess
+  // counts), unless the visitor keeps the sliders; answers to the same question are written under all of them.
+  weights(again) {
+    const { touched, locked, yours, keep } = this;
+    if (again || keep) return touched || locked.some(Boolean) ? yours : null;
+    return locked.some(Boolean) ? yours.map((w, k) => (locked[k] ? w : null)) : null;
+  }
+
+  // Which answers "Write again" writes (null: all): those that are not pinned.
+  get unpinned() {
+    if (this.pins.length === 0) return null;
+    return [...this.run.candidates.keys()].filter((i) => !this.pins.includes(i));
+  }
+
+  // The winner at each place of slider k; see `Simplex.stretches`.
+  stretches(k) {
+    const { values, locked, floors, run } = this;
+    const anchor = this.moving === k ? this.anchor : values;
+    return Simplex.stretches(k, run.candidates.map(({ z }) => z), values, locked, floors, anchor);
   }
 
   setAll(weights, touched) {
@@ -102,8 +144,9 @@ class State {
     this.setAll(this.predicted, false);
     this.changed();
   }
-  level() {
-    this.setAll(this.uniform, true);
+  // `weights`: K real weights, such as a preset's.
+  set(weights) {
+    this.setAll(weights, true);
     this.changed();
   }
   move(k, target) {
@@ -123,6 +166,20 @@ class State {
   }
   togglePick(i) {
     this.pick = this.pick === i ? null : i;
+    this.changed();
+  }
+  togglePin(i) {
+    this.pins = this.pins.includes(i) ? this.pins.filter((j) => j !== i) : [...this.pins, i];
+    this.changed();
+  }
+  // Cards stand best first, or, if they do already, in the order of their letters.
+  arrange() {
+    const { order } = this.rankings().yours;
+    this.places = this.places.join() === order.join() ? [...this.places].sort() : order;
+    this.changed();
+  }
+  toggle(name) {
+    this[name] = !this[name];
     this.changed();
   }
   point(k) {

@@ -17,12 +17,15 @@ from pro_core.data.objectives import Message, check_objective_names
 from pro_core.data.schema import MAX_PROMPT_CHARS, clean_text, to_messages
 from pro_core.generation import STYLES, Finish
 from pro_core.weights import as_weights
-from ui.board import Answer, Moved, Run
+from ui.board import Answer, Asked, Moved, Run
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 """Limits: answers per request, tokens per answer, and characters of a text that is not a prompt."""
 SHORT, MAX_WORDS, MAX_OBJECTIVES, MAX_MEMBERS = 1_000, 512, 40, 32
-PHASES = ("recorded", "writing", "done", "stopped")
+PHASES = ("recorded", "writing", "done", "stopped", "shared")
+FOREIGN = ("recorded", "shared")
+"""Runs in these phases may be of another panel."""
+WARMEST = 2.0
 STALE = "This page is out of date: reload it."
 
 # ---------------------------------------------------------------- single values
@@ -59,18 +62,51 @@ def conversation(prompt: Any) -> list[Message]:
     return to_messages(prompt)
 
 
-def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float] | None:
-    """The weights (K,) of the page's sliders, or None while the visitor has moved none.
+def weights_or_none(value: Any, objectives: Sequence[str]) -> list[float | None] | None:
+    """The weights (K,) of the page's sliders, or None while the visitor has set none.
+
+    None in place of a weight: the visitor has not set it, and the predicted weights share what the others leave.
 
     Raises:
-        ValueError: they are not K finite numbers from 0 to 1 that sum to 1, within 0.02.
+        ValueError: they are not K finite numbers from 0 to 1 that sum to 1, within 0.02, or to at most 1 where some
+            are None.
     """
     if value is None:
         return None
-    if not isinstance(value, list) or not all(is_number(x) for x in value):
+    if not isinstance(value, list) or not all(is_number(x) for x in value if x is not None):
         raise ValueError(f"got {kind(value)} as weights, expected {len(objectives)} numbers")
-    as_weights(value, objectives)
-    return [float(x) for x in value]
+    given = [None if x is None else float(x) for x in value]
+    known = [x for x in given if x is not None]
+    if None not in given or len(given) != len(objectives):
+        as_weights(known, objectives)
+    elif min(known, default=0.0) < 0 or sum(known) > 1.02:
+        raise ValueError("got weights below 0 or with a sum above 1, expected from 0 to 1 together")
+    return given
+
+
+def completed(given: Sequence[float | None], predicted: np.ndarray) -> np.ndarray:
+    """Weights (K,): those that are given, and for the others what is left, in the proportions of the predicted ones."""
+    free = np.array([x is None for x in given])
+    weights = np.array([0.0 if x is None else x for x in given])
+    parts = predicted[free] if predicted[free].sum() > 0 else np.ones(free.sum())
+    weights[free] = max(0.0, 1 - weights.sum()) * parts / parts.sum() if free.any() else 0.0
+    return weights
+
+
+def some_of(value: Any, count: int) -> list[int] | None:
+    """The places (at least one) of some of `count` answers, or None for all. Raises ValueError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"got {kind(value)} as the answers to write, expected their numbers")
+    return sorted({whole(one, 0, count - 1, "answers") for one in value})
+
+
+def temperature(value: Any) -> float:
+    """A sampling temperature from 0 to 2. Raises ValueError for anything else."""
+    if not is_number(value) or not 0 <= value <= WARMEST:
+        raise ValueError(f"got {reprlib.repr(value)} as the temperature, expected 0 to {WARMEST:g}")
+    return float(value)
 
 
 def is_number(value: Any) -> bool:
@@ -108,7 +144,7 @@ def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
             raise ValueError("a run is an object")
         run = _run(value)
         of_another_panel = objectives is not None and run["objectives"] != list(objectives)
-        if of_another_panel and run["phase"] != "recorded":
+        if of_another_panel and run["phase"] not in FOREIGN:
             raise ValueError("its objectives are another panel's")
     except ValueError:  # details would help only a forger
         raise ValueError(STALE) from None
@@ -142,6 +178,8 @@ def _run(value: dict[str, Any]) -> Run:
         "conditioned": _short,
         "used": _or_none(row),
         "candidates": lambda v: _list_of(lambda c: _answer(c, K), v, MAX_ANSWERS),
+        "presets": lambda v: {_short(name): row(one) for name, one in _object(v).items()},
+        "asked": _asked,
         "model": _short,
         "date": _short,
     }
@@ -149,6 +187,17 @@ def _run(value: dict[str, Any]) -> Run:
         raise ValueError(f"a run has {missing}")
     run = {key: check(value[key]) for key, check in checks.items() if key in value}
     return run  # type: ignore[return-value]
+
+
+def _asked(value: Any) -> Asked:
+    asked = _object(value)
+    seed = asked.get("seed")
+    return {
+        "n": whole(asked.get("n"), 1, MAX_ANSWERS, "answers"),
+        "tokens": whole(asked.get("tokens"), 1, MAX_TOKENS, "tokens"),
+        "temperature": temperature(asked.get("temperature")),
+        "seed": None if seed is None else whole(seed, 0, 2**31 - 1, "seeds"),
+    }
 
 
 def _answer(value: Any, K: int) -> Answer:
