@@ -109,6 +109,10 @@ def test_where_an_adapter_must_help_the_verdict_says_by_how_much():
     assert e.gain.lead["uniform"].low < over_uniform < e.gain.lead["uniform"].high
     assert e.gain.lead["best global"].low < over_global < e.gain.lead["best global"].high
     assert e.gain.kept == 1
+    # It is calibrated; and the lead that follows from its slope is the one counted.
+    assert e.gain.payoff.slope.low > 0.5 and e.gain.payoff.expected.low > 5
+    lead = e.gain.lead["fitted global"]
+    assert lead.low < e.gain.payoff.expected.value < lead.high
     # Dealt to the wrong prompts, the same weights are worth nothing.
     assert e.gain.lead["shuffled"].low > 0
     assert e.gain.accuracy["any weights"].value > e.gain.accuracy["adapter"].value
@@ -121,6 +125,7 @@ def test_where_prompts_do_not_matter_no_gain_is_claimed(kind):
     found = [verdict_on(kind, 120, seed) for seed in range(3)]
     assert "gain" not in [e.verdict.kind for e in found]
     assert abs(np.mean([e.gain.lead["fitted global"].value for e in found])) < 2
+    assert all(e.gain.payoff is None or e.gain.payoff.slope.low < 0.5 for e in found)
 
 
 def test_pairs_of_one_prompt_never_stand_on_both_sides_of_a_fold():

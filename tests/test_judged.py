@@ -44,13 +44,14 @@ from pro_core.evaluation.judged.arena import (
     style_of,
 )
 from pro_core.evaluation.judged.prompts import hub_file, load_answers, load_prompts
-from pro_core.evaluation.judged.rates import fit_logistic, mean_rate, paired_lead
+from pro_core.evaluation.judged.rates import mean_rate, paired_lead
 from pro_core.evaluation.judged.recipe import JudgedRecipe
 from pro_core.evaluation.judged.rows import judged_rows
 from pro_core.evaluation.judged.templates import OURS, PREFERENCE
 from pro_core.judges.judge import EndpointJudge, LocalJudge, Question, summed
 from pro_core.judges.templates import read_template
 from pro_core.judges.verdicts import BudgetSpent, JudgeError, Verdicts
+from pro_core.metrics import fit_logistic
 from pro_core.reporting.judged_tables import judged_moslim_table, judged_table_5, trust_table
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError

@@ -110,9 +110,25 @@ def _gain(e: Examination, gain: Gain) -> Section:
         "cross-validated by prompt, averaged over objectives",
         ["", "held out (95%)", "adapter's lead, points", "what it is"],
         rows,
-        [f"The inner folds chose to read the prompt in {share(gain.kept)} of the fits."],
+        [
+            f"The inner folds chose to read the prompt in {share(gain.kept)} of the fits.",
+            *movement(gain),
+        ],
         left=(0, 3),
     )
+
+
+def movement(gain: Gain) -> list[str]:
+    """What the adapter's movement away from fixed weights is worth, in two sentences; none where it does not move."""
+    if (p := gain.payoff) is None:
+        return []
+    s = p.slope
+    return [
+        f"Its weights differ from the fitted global ones by {p.movement:.2f}, and {s.value:.2f} ({s.low:.2f} to "
+        f"{s.high:.2f}) of this is right: 1 is calibrated, and below 0.5 fixed weights win.",
+        f"From that, its lead over them should be {points(p.expected)} points; the one counted is "
+        f"{points(gain.lead['fitted global'])}.",
+    ]
 
 
 def _accuracy(e: Examination) -> Section:

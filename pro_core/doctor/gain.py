@@ -7,6 +7,9 @@ on, and the strength of the shrinkage towards W = 0 is chosen on inner folds of 
 
 Adapters for use are fitted by the steps of :func:`pro_core.adapter.heads.fit_heads` instead. Here the exact minimum is
 needed, hundreds of times, to compare shrinkages: L-BFGS finds it, with the gradient written out.
+
+How much of its movement is right is measured, too: the slope of :mod:`pro_core.theory.payoff`, above whose 1/2 weights
+that follow the prompt pay.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
 from pro_core.adapter.global_weights import fit_global_weights
-from pro_core.metrics import correct, macro_accuracy, prompt_counts
+from pro_core.metrics import correct, fit_resampled, macro_accuracy, prompt_counts
 from pro_core.system.extras import needs
 
 with needs("train"):
@@ -33,6 +36,8 @@ STRENGTHS = (np.inf, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Shrinkage of W, strongest first; infinite leaves the fitted global weights."""
 SCALES = (0.0, *np.geomspace(0.05, 50, 40))
 MAX_COMPONENTS = 64
+RESAMPLES = 500
+"""Of the slope's logistic fit."""
 RIVALS = ("uniform", "best global", "fitted global")
 """Weights that need no prompt. An adapter that does not beat all three has gained nothing by reading it."""
 
@@ -58,6 +63,7 @@ class Gain:
         ceiling: the lead of ``own objective`` over uniform weights, where there is one.
         by_objective: method -> objective -> accuracy.
         kept: how often, of all outer fits, the inner folds chose to read the prompt at all: 0 to 1.
+        payoff: what its movement away from the fitted global weights is worth; None if it does not move.
     """
 
     accuracy: dict[str, Measured]
@@ -65,6 +71,62 @@ class Gain:
     ceiling: Measured | None
     by_objective: dict[str, dict[str, float]]
     kept: float
+    payoff: Payoff | None
+
+
+@dataclass(frozen=True)
+class Payoff:
+    """What an adapter's movement away from fixed weights is worth.
+
+    Attributes:
+        movement: the root of the mean squared distance of its weights from the fixed ones, over pairs.
+        slope: the share of this movement that held-out pairs confirm: 1 if it is calibrated, 0 if it is noise. Fixed
+            weights win below 1/2.
+        expected: the lead over the fixed weights, in points, that follows from the slope: the same quantity as the
+            counted lead, less disturbed by chance where weights move little.
+    """
+
+    movement: float
+    slope: Measured
+    expected: Measured
+
+
+def measure_payoff(
+    fixed_NK: Floats,
+    adapter_NK: Floats,
+    margin_NK: Floats,
+    objective_N: NDArray,
+    text_N: NDArray,
+    seed: int = 0,
+) -> Payoff | None:
+    """The logistic model of who wins, sigmoid(a f + b e), with f = fixed . margin and e = (adapter - fixed) . margin.
+
+    The slope is b / a. The expected lead counts the pairs on which the two sides choose differently, each with the
+    model's probability that the adapter is right. Averaged over objectives; intervals are bootstrapped over prompts.
+
+    Returns:
+        None if the weights are the same, or the fixed weights predict nothing, so that there is no scale.
+    """
+    moved = adapter_NK - fixed_NK
+    f, e = (fixed_NK * margin_NK).sum(axis=1), (moved * margin_NK).sum(axis=1)
+    if np.abs(e).max(initial=0) < 1e-9:
+        return None
+    index, counts = prompt_counts(list(text_N), RESAMPLES, seed)
+    counts_RN = np.concatenate([np.ones((1, len(f))), counts[:, index]]) * _balance(objective_N)
+    a, b = fit_resampled(np.stack([f, e], axis=1), np.ones(len(f)), counts_RN).T
+    if a[0] <= 0:
+        return None
+    adapter, fixed = np.sign(f + e), np.sign(f)
+    # Of the pair's two orders, the model gives this one the probability; the side that prefers it is right so often.
+    certain = np.tanh((np.outer(a, f) + np.outer(b, e)) / 2)
+    leads = 50 * (certain * (adapter - fixed) * counts_RN).sum(axis=1) / counts_RN.sum(axis=1)
+    kept = a[1:] > 0
+    slopes = (b[1:] / a[1:])[kept]
+    return Payoff(
+        float(np.sqrt((moved**2).sum(axis=1).mean())),
+        _measured(b[0] / a[0], slopes),
+        _measured(leads[0], leads[1:]),
+    )
 
 
 def solve_head(
@@ -213,6 +275,7 @@ def measure_gain(
     objectives, texts = np.asarray(objective_N, dtype=str), np.asarray(text_N, dtype=str)
     right: dict[str, Floats] = {"uniform": correct(margin_NK.mean(axis=1))}
     kept = []
+    parts: list[tuple[Floats, Floats]] = []
     for repeat in range(repeats):
         # Hundreds of small fits: on shared cores, threads that wait for each other make them ten times slower.
         with threadpool_limits(1):
@@ -220,6 +283,7 @@ def measure_gain(
                 margin_NK, features_ND, objectives, texts, seed + repeat
             )
         kept.append(share)
+        parts.append((weights["fitted global"], weights["adapter"]))
         for method, w in weights.items():
             outcome = correct((w * margin_NK).sum(axis=1)) / repeats
             right[method] = right.get(method, 0) + outcome
@@ -241,7 +305,10 @@ def measure_gain(
         m: {name: float(r[objectives == name].mean()) for name in np.unique(objectives)}
         for m, r in right.items()
     }
-    return Gain(accuracy, leads, ceiling, by_objective, float(np.mean(kept)))
+    fixed, adapter = (np.concatenate(part) for part in zip(*parts, strict=True))
+    repeated = [np.tile(column, repeats) for column in (objectives, texts)]
+    payoff = measure_payoff(fixed, adapter, np.tile(margin_NK, (repeats, 1)), *repeated, seed)
+    return Gain(accuracy, leads, ceiling, by_objective, float(np.mean(kept)), payoff)
 
 
 def _measured(value: float, draws: Floats) -> Measured:

@@ -71,8 +71,8 @@ class OtherFitting(Settings):
     learning_rate: Positive | None = None
 
 
-class TheoremRecipe(Recipe):
-    """What `train/theorem.py` measures."""
+class WorldRecipe(Recipe):
+    """A recipe of exact measurements on real prompts, responses and rewards."""
 
     responses: str
     """a file of labelled responses in `data_dir`; their prompts are the real world"""
@@ -84,6 +84,30 @@ class TheoremRecipe(Recipe):
     """the frozen encoder of prompts"""
     output: str
     """the folder of the scored world"""
+
+    @property
+    def file(self) -> Path:
+        """The file of labelled responses."""
+        return Path(self.data_dir or default_data_dir()) / self.responses
+
+    def version_of(self, settings: Any, *code: int) -> str:
+        """Eight characters for what all rows depend on: settings, responses, panel, encoder and code."""
+        models = saved_key(self.panel), fingerprint(self.encoder)
+        versions = WORLD_VERSION, FEATURES_VERSION, *code
+        return content_hash([settings, file_hash(self.file), models, versions])[:8]
+
+    def world(self, version: str) -> World:
+        """The real world, scored once and kept in `output`."""
+        saved = Path(self.output) / f"world-{version}.npz"
+        if not saved.is_file():
+            panel = RewardPanel.from_pretrained(self.panel)
+            save_world(real_world(self.file, panel, self.encoder), saved)
+        return load_world(saved)
+
+
+class TheoremRecipe(WorldRecipe):
+    """What `train/theorem.py` measures."""
+
     results: str
     """the file of rows; finished settings are not measured again"""
     figure: str
@@ -110,16 +134,9 @@ class TheoremRecipe(Recipe):
     learning_rate: Positive
     synthetic: OtherFitting = OtherFitting()
 
-    @property
-    def file(self) -> Path:
-        """The file of labelled responses."""
-        return Path(self.data_dir or default_data_dir()) / self.responses
-
     def version(self) -> str:
-        """Eight characters for what all rows depend on: settings, responses, panel, encoder and code."""
-        models = saved_key(self.panel), fingerprint(self.encoder)
-        code = WORLD_VERSION, FEATURES_VERSION
-        return content_hash([self.decides(*DECIDING), file_hash(self.file), models, code])[:8]
+        """Eight characters for what all rows depend on."""
+        return self.version_of(self.decides(*DECIDING))
 
 
 class KeptRows:
@@ -173,13 +190,9 @@ def theorem_rows(recipe: TheoremRecipe) -> list[Row]:
 
     @cache
     def world(experiment: str) -> World:
-        if experiment == SYNTHETIC:
-            return synthetic_world(max(recipe.sizes))
-        saved = Path(recipe.output) / f"world-{version}.npz"
-        if not saved.is_file():
-            panel = RewardPanel.from_pretrained(recipe.panel)
-            save_world(real_world(recipe.file, panel, recipe.encoder), saved)
-        return load_world(saved)
+        return (
+            synthetic_world(max(recipe.sizes)) if experiment == SYNTHETIC else recipe.world(version)
+        )
 
     @cache
     def plant(experiment: str, seed: int) -> PlantedWeights:

@@ -128,6 +128,74 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
         _save(figure, path)
 
 
+def payoff_figure(rows: Rows, path: str | Path) -> None:
+    """When weights that follow the prompt pay (:mod:`pro_core.theory.payoff`).
+
+    Left: the lead, divided by what the oracle would gain with the same movement, against the slope: every setting of
+    both worlds. Right: the lead in points against the diversity of w*, in the Gaussian world with the middle K and the
+    noisiest panel.
+
+    Raises:
+        ValueError: no rows of the experiment.
+    """
+    with needs("train"):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r["experiment"].startswith("payoff")]
+    if not rows:
+        raise ValueError("got no rows of the experiment 'payoff' to draw")
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for experiment, label, colour in (
+            ("payoff", "Gaussian rewards, K = 2 to 8", "#1f6fd6"),
+            ("payoff_real", "a panel's rewards of real answers", "#c92a2a"),
+        ):
+            of = [r["metrics"] for r in rows if r["experiment"] == experiment]
+            of = [m for m in of if m["oracle_lead"] > 0 < m["movement"]]
+            slopes = [m["slope"] for m in of]
+            scaled = [
+                m["lead"] / m["oracle_lead"] * (m["diversity"] / m["movement"]) ** 2 for m in of
+            ]
+            left.plot(slopes, scaled, "o", color=colour, markersize=4, alpha=0.5, label=label)
+        line = np.array([0, 1.2])
+        left.plot(line, 2 * line - 1, color="#000000", linewidth=1.5, label="2 slope - 1")
+        left.axhline(0, color="#9a9a9a", linewidth=1)
+        left.axvline(0.5, color="#9a9a9a", linestyle="--", linewidth=1)
+        left.set(xlabel="slope: how much of the adapter's movement is right", xlim=(0, 1.3))
+        left.set(ylabel="lead / lead of w* at this movement", ylim=(-1.5, 1.7))
+        left.set_title("it pays above a slope of 1/2")
+        left.legend(frameon=False, fontsize=11)
+
+        gaussian = [r for r in rows if r["experiment"] == "payoff"]
+        sizes = sorted({r["setting"]["K"] for r in gaussian})
+        K, noise = sizes[len(sizes) // 2], max(r["setting"]["noise"] for r in gaussian)
+        of = [r for r in gaussian if (r["setting"]["K"], r["setting"]["noise"]) == (K, noise)]
+        for method, marker, style in (("calibrated", "o", "-"), ("bold", "v", ":")):
+            for c in sorted({r["setting"]["correlation"] for r in of}, reverse=True):
+                if method == "bold" and c == 1:  # the same as calibrated
+                    continue
+                here = [r for r in of if (r["method"], r["setting"]["correlation"]) == (method, c)]
+                levels, leads = sweep(here, "diversity", "lead")
+                shade = matplotlib.colormaps["viridis"](0.9 - 0.8 * c)
+                name = "w* itself" if c == 1 else f"{method}, correlation {c:g}"
+                right.plot(
+                    levels, np.mean(leads, axis=0), style, color=shade, marker=marker, label=name
+                )
+        right.axhline(0, color="#9a9a9a", linewidth=1)
+        right.set(xlabel="diversity of w*, deviation of its logits", xscale="log")
+        right.set_xticks(levels, [f"{level:g}" for level in levels], minor=False)
+        right.minorticks_off()
+        right.set(ylabel="lead over the best fixed weights, points")
+        fixed = np.mean([r["metrics"]["accuracy_fixed"] for r in of])
+        right.set_title(f"K = {K}, a panel with which fixed weights reach {fixed:.2f}")
+        right.legend(frameon=False, fontsize=9)
+        for axes in (left, right):
+            axes.grid(color="#e4e4e4", linewidth=0.8)
+        _save(figure, path)
+
+
 def _save(figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if str(path).endswith(".svg") else None

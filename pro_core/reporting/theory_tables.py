@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from pro_core.evaluation.results import Rows, sweep
+from pro_core.evaluation.results import Row, Rows, sweep
 from pro_core.metrics import linear_slope, log_slope, mean_interval
 from pro_core.reporting.markdown import markdown_table
 
@@ -68,6 +69,66 @@ def planted_table(rows: Rows) -> str:
             [method, *(_over_seeds([m[k] for m in seeds]) for k in ("accuracy", "correlation"))]
         )
     return markdown_table(["weights", "accuracy on held-out pairs", "correlation with w*"], table)
+
+
+def payoff_table(rows: Rows) -> str:
+    """Leads over the best fixed weights in points, means over seeds, and the slope at which a bold adapter breaks even.
+
+    At the middle diversity; the slope over all diversities, with its least and greatest value.
+    """
+    rows = [r for r in rows if r["experiment"].startswith("payoff")]
+    if not rows:
+        return ""
+    table = []
+
+    def world(row: Row) -> tuple[str, int, float]:
+        return row["experiment"], row["setting"].get("K", 0), row["setting"]["noise"]
+
+    diversities = sorted({r["setting"]["diversity"] for r in rows})
+    middle = diversities[len(diversities) // 2]
+    correlations = sorted({r["setting"]["correlation"] for r in rows})
+    shown = [c for c in correlations if c < 1]
+    for experiment, K, noise in sorted({world(r) for r in rows}):
+        here = [r for r in rows if world(r) == (experiment, K, noise)]
+        at = [r for r in here if r["setting"]["diversity"] == middle]
+
+        def mean(metric: str, method: str, correlation: float, at: Rows = at) -> float:
+            of = [
+                r for r in at if (r["method"], r["setting"]["correlation"]) == (method, correlation)
+            ]
+            return float(np.mean([r["metrics"][metric] for r in of]))
+
+        even = [
+            _break_even([r for r in here if r["setting"]["diversity"] == d]) for d in diversities
+        ]
+        known = [e for e in even if e is not None]
+        table.append(
+            [
+                "real" if experiment.endswith("real") else "Gaussian",
+                str(K or "the panel's"),
+                f"{noise:g}",
+                f"{mean('accuracy_fixed', 'bold', shown[0]):.3f}",
+                f"{mean('oracle_lead', 'bold', shown[0]):+.1f}",
+                *(
+                    f"{mean('lead', 'calibrated', c):+.1f} / {mean('lead', 'bold', c):+.1f}"
+                    for c in shown
+                ),
+                f"{np.mean(known):.2f} ({min(known):.2f} to {max(known):.2f})" if known else "",
+            ]
+        )
+    header = ["rewards", "K", "noise", "accuracy of the best fixed weights", "lead of w*"]
+    header += [f"calibrated / bold, correlation {c:g}" for c in shown]
+    return markdown_table([*header, "slope where bold breaks even"], table)
+
+
+def _break_even(rows: Rows) -> float | None:
+    """The slope at which the bold adapter's lead is 0, by interpolation over its correlations; None: it never is."""
+    bold = [r["metrics"] for r in rows if r["method"] == "bold"]
+    points = sorted((m["slope"], m["lead"]) for m in bold)
+    for (a, low), (b, high) in itertools.pairwise(points):
+        if low <= 0 < high:
+            return a + (b - a) * -low / (high - low)
+    return None
 
 
 def convergence_table(rows: Rows) -> str:

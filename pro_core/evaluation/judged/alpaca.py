@@ -37,12 +37,12 @@ from pro_core.evaluation.judged.alpaca_prompts import PROMPTS, positions
 from pro_core.evaluation.judged.rates import (
     Floats,
     Rate,
-    fit_resampled,
     mean_rate,
     only_one,
     rate_of,
     resampled,
 )
+from pro_core.metrics import fit_resampled
 from pro_core.system.storage import replacing
 
 Annotation = Mapping[str, Any]

@@ -24,7 +24,8 @@ from scipy.special import expit
 
 from pro_core.data.jsonl import read_jsonl
 from pro_core.data.schema import DataError
-from pro_core.evaluation.judged.rates import Floats, Rate, fit_resampled, rate_of, resampled
+from pro_core.evaluation.judged.rates import Floats, Rate, rate_of, resampled
+from pro_core.metrics import fit_resampled
 
 Judgment = Mapping[str, Any]
 Style = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Rates with intervals, and the one logistic fit behind length control and style control.
+"""Rates with intervals.
 
 Intervals are a bootstrap over prompts. The resamples depend only on the number of prompts, so two models that answered
 the same prompts are measured on the same resamples, and the interval of their difference is paired.
@@ -12,16 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from pro_core.metrics import prompt_counts, wilson_interval
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
-RIDGE = 1e-6
-"""Keeps coefficients finite where a model wins or loses every game. It moves no published rate by 1e-3 points."""
-LONGEST_STEP = 4.0
-"""The longest Newton step: without a limit, the first one can overshoot where outcomes are almost separated."""
 
 
 @dataclass(frozen=True)
@@ -124,50 +119,6 @@ def paired_lead(
     if not n:
         raise ValueError("got no prompt with a value of both models")
     return rate_of(scale * _means(gaps, prompts), n, len(gaps) - n)
-
-
-def fit_logistic(
-    features_ND: ArrayLike,
-    outcomes_N: ArrayLike,
-    counts_RN: ArrayLike | None = None,
-    start_D: ArrayLike | None = None,
-    tolerance: float = 1e-6,
-) -> Floats:
-    """Coefficients (R, D) of R logistic regressions without an intercept, fitted side by side by Newton's method.
-
-    Each minimizes -sum_n c_n [y_n log p_n + (1 - y_n) log(1 - p_n)] + RIDGE/2 |b|^2, where p_n = sigmoid(x_n . b).
-
-    Args:
-        outcomes_N: each in [0, 1]; a tie is 0.5.
-        counts_RN: how much each row counts in each fit; None for one fit where each counts once.
-        start_D: where Newton's method starts; 0 by default.
-        tolerance: the fit ends with a step shorter than this. The error is then about its square.
-    """
-    x, y = np.asarray(features_ND, dtype=np.float64), np.asarray(outcomes_N, dtype=np.float64)
-    counts = np.ones((1, len(y))) if counts_RN is None else np.asarray(counts_RN, dtype=np.float64)
-    R, D = len(counts), x.shape[1]
-    b = np.zeros((R, D)) if start_D is None else np.tile(np.asarray(start_D, dtype=float), (R, 1))
-    outer = (x[:, :, None] * x[:, None, :]).reshape(len(y), D * D)
-    for _ in range(100):
-        p = expit(b @ x.T)
-        gradient = (counts * (y - p)) @ x - RIDGE * b
-        hessian = ((counts * p * (1 - p)) @ outer).reshape(R, D, D) + RIDGE * np.eye(D)
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        b += step * np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
-        if longest.max() < tolerance:
-            break
-    return b
-
-
-def fit_resampled(features_ND: ArrayLike, outcomes_N: ArrayLike, counts_RN: ArrayLike) -> Floats:
-    """:func:`fit_logistic` of a bootstrap: exact in the first row, and in the others to 1e-4."""
-    counts = np.asarray(counts_RN, dtype=np.float64)
-    best = fit_logistic(features_ND, outcomes_N, counts[:1])
-    if len(counts) == 1:
-        return best
-    others = fit_logistic(features_ND, outcomes_N, counts[1:], best[0], tolerance=1e-2)
-    return np.concatenate([best, others])
 
 
 def only_one(names: Sequence[str], what: str) -> str:
