@@ -79,16 +79,16 @@ def payoff_rows(recipe: PayoffRecipe) -> list[Row]:
     for diversity, correlation, noise in swept:
         setting = {"diversity": diversity, "correlation": correlation, "noise": noise}
         for K in recipe.objectives:
-            measure = partial(_gaussian, recipe, K, **setting)
+            measure = partial(_gaussian, recipe, K, setting)
             results.record(GAUSSIAN, {"K": K, **setting}, ADAPTERS, measure)
-        results.record(REAL, setting, ADAPTERS, partial(_real, recipe, world, **setting))
+        results.record(REAL, setting, ADAPTERS, partial(_real, recipe, world, setting))
     return results.rows()
 
 
 # ---------------------------------------------------------------- the two worlds
 
 
-def _gaussian(recipe: PayoffRecipe, K: int, seeds: list[int], **setting: float):
+def _gaussian(recipe: PayoffRecipe, K: int, setting: dict[str, float], seeds: list[int]):
     def accuracy(weights: NDArray, truth: NDArray) -> NDArray:
         return gaussian_accuracy(weights, truth, recipe.preference_temperature, setting["noise"])
 
@@ -96,7 +96,10 @@ def _gaussian(recipe: PayoffRecipe, K: int, seeds: list[int], **setting: float):
 
 
 def _real(
-    recipe: PayoffRecipe, world: Callable[[], CandidateSets], seeds: list[int], **setting: float
+    recipe: PayoffRecipe,
+    world: Callable[[], CandidateSets],
+    setting: dict[str, float],
+    seeds: list[int],
 ):
     sets, reports = world(), []
     P, _, K = sets.rewards.shape
