@@ -306,8 +306,14 @@ def measure_gain(
         for m, r in right.items()
     }
     fixed, adapter = (np.concatenate(part) for part in zip(*parts, strict=True))
-    repeated = [np.tile(column, repeats) for column in (objectives, texts)]
-    payoff = measure_payoff(fixed, adapter, np.tile(margin_NK, (repeats, 1)), *repeated, seed)
+    payoff = measure_payoff(
+        fixed,
+        adapter,
+        np.tile(margin_NK, (repeats, 1)),
+        np.tile(objectives, repeats),
+        np.tile(texts, repeats),
+        seed,
+    )
     return Gain(accuracy, leads, ceiling, by_objective, float(np.mean(kept)), payoff)
 
 
