@@ -84,7 +84,7 @@ class Template:
         return [{"role": role, "content": fill(text)} for role, text in turns if text]
 
 
-def read_template(path: str | Path, needed: set[str], labels: tuple[str, str] | None) -> Template:
+def read_template(path: str | Path, needed: set[str], labels: tuple[str, ...] | None) -> Template:
     """The template of a file: YAML with ``user`` (or the official ``prompt_template``) and perhaps ``system`` (or
     ``system_prompt``) and ``labels``; or a text, whose turns may stand between ``<|im_start|>`` and ``<|im_end|>``.
 

@@ -113,8 +113,8 @@ def share_cut(panel: RewardPanel, pairs: Sequence[PreferencePair]) -> float:
     prompts = [p.prompt for p in sample for _ in SIDES]
     texts = [getattr(p, side) for p in sample for side in SIDES]
     shares = []
-    for spec in {(s.source, s.input_format, s.max_length) for s in panel.specs if s.source}:
-        source, form, most = spec
+    read_here = [s for s in panel.specs if s.source and not s.asked]
+    for source, form, most in {(s.source, s.input_format, s.max_length) for s in read_here}:
         tokenizer = panel.models[source][1]
         if tokenizer is None:  # n-grams read every text whole
             continue

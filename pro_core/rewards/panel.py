@@ -5,14 +5,16 @@ live in it. Objectives that name the same source share one forward pass, so a tr
 are scored by the same code and give the same result shape. An objective may have several members: their mean is its
 reward, and their disagreement says how uncertain it is.
 
+Models at endpoints and judges by a sentence (:mod:`pro_core.rewards.scorers`) are asked while the panel's own models
+compute.
+
 A YAML file of specs is a panel too, without statistics: `recipes/panels/` has those of models on the hub.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from pro_core.rewards.calibration import RewardStats, check_finite, text_lengths
 from pro_core.rewards.checkpoints import load_reward_model
 from pro_core.rewards.functions import function_scores
 from pro_core.rewards.ngrams import NGrams
+from pro_core.rewards.scorers import Progress, Scorer, asking, check_identities, load_scorers
 from pro_core.rewards.specs import RewardModelSpec, members_of, panel_fingerprint, read_specs
 from pro_core.system.storage import (
     StorageError,
@@ -48,6 +51,7 @@ class RewardPanel:
         specs: one per objective or, where it has several members, one per member. The order of every K axis is that in
             which they first name an objective.
         models: source -> (model, tokenizer); an n-gram model has no tokenizer.
+        scorers: what is asked besides: :attr:`RewardModelSpec.asked` -> a model at an endpoint or a judge.
         folder: the folder of the sources that are not paths of their own.
         stats: mean and deviation on the reference set; None until fitted.
         accuracy: objective -> ``{"accuracy", "ci95": [lo, hi], "n", "test", "sources"}``, as measured on test pairs.
@@ -62,6 +66,7 @@ class RewardPanel:
     token_budget: int = 4096
     folder: str = ""
     trained_on: tuple[str, ...] = ()
+    scorers: dict[tuple[Any, ...], Scorer] = field(default_factory=dict)
     _fingerprint: str = field(default="", init=False, repr=False)
 
     def __post_init__(self):
@@ -72,7 +77,7 @@ class RewardPanel:
                 f"the statistics are for {self.stats.objective_names}, the panel has {self.objective_names}"
             )
         for spec in self.specs:
-            if spec.function:
+            if spec.function or spec.asked:
                 continue
             model = self.models[spec.source][0]
             heads = model.outputs if isinstance(model, NGrams) else model.config.num_labels
@@ -96,7 +101,7 @@ class RewardPanel:
 
         Raises:
             ValueError: lists of different length, an empty prompt, or a model that gives NaN (says for which
-                objective and how many).
+                objective and how many). EndpointError: a model at an endpoint cannot be asked.
         """
         return self.score_with_members(prompts, completions, on_progress, allow_missing)[0]
 
@@ -146,19 +151,25 @@ class RewardPanel:
             if spec.function:
                 outputs[:, i] = function_scores(spec.function, spec.pattern, completions)
         groups = self._groups()
-        for g, ((source, input_format, max_length), members) in enumerate(groups.items()):
-            model, tokenizer = self.models[source]
-            report = partial(_report, on_progress, g * len(prompts), len(groups) * len(prompts))
-            if isinstance(model, NGrams):
-                logits = model.score(completions)
-                report(len(prompts))
-            else:
-                encoded = encode(tokenizer, conversations, completions, input_format, max_length)
-                budget = self.token_budget
-                logits = forward_in_batches(model, tokenizer, encoded, budget, report).numpy()
-            for i in members:
-                outputs[:, i] = logits[:, self.specs[i].logit]
-        if on_progress and not groups:
+        parts = len(groups) + len({spec.asked for spec in self.specs} - {None})
+        progress = Progress(on_progress, parts * len(prompts))
+        with asking(self.specs, self.scorers, conversations, completions, progress) as fill_in:
+            for (source, input_format, max_length), members in groups.items():
+                model, tokenizer = self.models[source]
+                finished = progress.part()
+                if isinstance(model, NGrams):
+                    logits = model.score(completions)
+                    finished(len(prompts))
+                else:
+                    encoded = encode(
+                        tokenizer, conversations, completions, input_format, max_length
+                    )
+                    budget = self.token_budget
+                    logits = forward_in_batches(model, tokenizer, encoded, budget, finished).numpy()
+                for i in members:
+                    outputs[:, i] = logits[:, self.specs[i].logit]
+            fill_in(outputs)
+        if on_progress and not parts:
             on_progress(len(prompts), len(prompts))
         for i, spec in enumerate(self.specs):
             outputs[:, i] = (spec.direction * outputs[:, i] - spec.center) / spec.scale
@@ -168,10 +179,14 @@ class RewardPanel:
         """The forward passes: (source, input format, max length) -> the specs that each of them serves."""
         groups: dict[tuple[str, str, int], list[int]] = {}
         for i, spec in enumerate(self.specs):
-            if not spec.function:
+            if not spec.function and not spec.asked:
                 key = (spec.source, spec.input_format, spec.max_length)
                 groups.setdefault(key, []).append(i)
         return groups
+
+    def check_endpoints(self) -> None:
+        """Raise an EndpointError unless every model at an endpoint is the one that it was when the panel was loaded."""
+        check_identities(self.specs, self.scorers)
 
     def check_models(self) -> None:
         """Raise a StorageError unless each model can read what its spec says, and scores a text alone as in a batch."""
@@ -253,7 +268,7 @@ class RewardPanel:
             model_folder = Path(self.folder, spec.source)
             if spec.source and model_folder.is_dir() and not Path(path, spec.source).is_dir():
                 spec = replace(spec, source=str(model_folder.resolve()))
-            specs.append(asdict(spec))
+            specs.append(spec.to_dict())
         write_config(
             path,
             "panel.json",
@@ -286,6 +301,13 @@ class RewardPanel:
             config = read_config(file.parent, file.name, FORMAT)
         try:
             specs = [RewardModelSpec(**spec) for spec in config["models"]]
+            if not Path(path_or_id).exists() and (
+                hosts := sorted({s.endpoint for s in specs} - {""})
+            ):
+                raise ValueError(
+                    f"this panel from the hub would send texts to {', '.join(hosts)}: look at it, copy it into a "
+                    "folder, and load that"
+                )
             names = list(members_of(specs))
             stats = RewardStats.from_dict(config["stats"]) if config.get("stats") else None
         except (KeyError, TypeError, ValueError) as error:
@@ -308,8 +330,9 @@ class RewardPanel:
                 beside other texts.
         """
         models, asked = {}, {}
+        specs, scorers = load_scorers(specs, folder, has_stats=stats is not None)
         for spec in specs:
-            if spec.function:
+            if spec.function or spec.asked:
                 continue
             settings = {"revision": spec.revision, "outputs": spec.outputs}
             if spec.source not in models:
@@ -323,7 +346,13 @@ class RewardPanel:
                     f"{asked[spec.source]}: a panel loads a source once"
                 )
         panel = cls(
-            list(specs), models, stats, accuracy or {}, source or str(folder), folder=str(folder)
+            list(specs),
+            models,
+            stats,
+            accuracy or {},
+            source or str(folder),
+            folder=str(folder),
+            scorers=scorers,
         )
         panel.check_models()
         return panel
@@ -346,8 +375,3 @@ def saved_key(folder: str | Path) -> str:
     """:meth:`RewardPanel.key` of a saved panel, without loading its models."""
     stats = read_config(folder, "panel.json", FORMAT).get("stats")
     return content_hash([saved_fingerprint(folder), stats])
-
-
-def _report(on_progress: Callable[[int, int], None] | None, before: int, total: int, finished: int):
-    if on_progress:
-        on_progress(before + finished, total)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,9 @@ def score_shards(
 
     Args:
         on_progress: called with (responses scored, responses to score).
+
+    Raises:
+        EndpointError: a model at an endpoint went away, or changed; the finished shards stay.
     """
     left = [shard for shard in shards if not shard.finished]
     total, before = sum(len(shard.responses) for shard in left), 0
@@ -98,6 +101,7 @@ def score_shards(
             report,
             allow_missing=True,
         )
+        panel.check_endpoints()  # a model that changed on the way spoils no shard
         _write(shard, rewards, panel.objective_names)
         before += N
 
@@ -138,7 +142,7 @@ def write_manifest(panel: RewardPanel, shards: Sequence[Shard]) -> dict[str, Any
     manifest = {
         "format": FORMAT,
         "panel": panel.source,
-        "models": [asdict(spec) for spec in panel.specs],
+        "models": [spec.to_dict() for spec in panel.specs],
         "objective_names": list(panel.objective_names),
         "rows": sum(entry["rows"] for entry in listed),
         "missing": missing,

@@ -20,10 +20,10 @@ from pro_core.evaluation.judged.templates import (
     SCORE_SECOND,
     SCORE_SECOND_REFERENCE,
     TRUTH,
-    Template,
 )
 from pro_core.evaluation.results import Row
 from pro_core.judges.judge import Question
+from pro_core.judges.templates import Template
 
 REFERENCED = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are compared with a reference."""

@@ -1,4 +1,4 @@
-"""Our own templates for the judged benchmarks; a recipe may name others (:func:`pro_core.judges.templates.read_template`)."""
+"""Our own templates for the judged benchmarks. A recipe may name others."""
 
 from __future__ import annotations
 
