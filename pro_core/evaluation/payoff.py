@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated
 
@@ -22,13 +23,13 @@ from pro_core.system.settings import Count, Positive, Seeds, Several
 from pro_core.theory.alignment_gap import CandidateSets
 from pro_core.theory.payoff import (
     PAYOFF_VERSION,
-    Adapted,
     best_fixed,
     candidate_accuracy,
     gaussian_accuracy,
     measure_payoff,
     planted_weights,
 )
+from pro_core.theory.theorem import World
 
 with needs("train"):
     from pydantic import Field
@@ -36,8 +37,6 @@ with needs("train"):
 GAUSSIAN, REAL = "payoff", "payoff_real"
 ADAPTERS = ("calibrated", "bold")
 DECIDING = ("responses", "panel", "encoder", "prompts", "base", "preference_temperature")
-AccuracyOf = Callable[..., NDArray]
-"""(weights (P, K) or (K,), truth=(P, K)) -> how often they predict a prompt's preferences (P,)."""
 
 
 class PayoffRecipe(WorldRecipe):
@@ -70,72 +69,104 @@ def payoff_rows(recipe: PayoffRecipe) -> list[Row]:
     check_own_results(recipe)
     version = recipe.version_of(recipe.decides(*DECIDING), PAYOFF_VERSION)
     results = KeptRows(recipe.results, recipe.config, version, recipe.seeds)
-    swept = itertools.product(recipe.diversities, recipe.correlations, recipe.noises)
 
     @cache
-    def world() -> CandidateSets:
-        return recipe.world(version).test
+    def world() -> World:
+        return recipe.world(version)
 
-    for diversity, correlation, noise in swept:
+    @cache
+    def prompts(K: int | None, noise: float, seed: int) -> tuple[Prompts, Prompts]:
+        return _real(recipe, world(), noise, seed) if K is None else _gaussian(recipe, K, noise)
+
+    @cache
+    def fixed(K: int | None, diversity: float, noise: float, seed: int) -> NDArray:
+        """The best fixed weights of other prompts, told their truth."""
+        train, _ = prompts(K, noise, seed)
+        rng = np.random.default_rng([seed, train.K, 1])
+        truth = planted_weights(
+            train.count, _base(recipe, train.K, seed), diversity, 1, 1, rng
+        ).truth
+        return best_fixed(partial(train.accuracy, truth=truth), truth, train.smooth)
+
+    def measure(K: int | None, setting: dict[str, float], seeds: list[int]):
+        reports = []
+        for seed in seeds:
+            where = setting["noise"], seed
+            _, test = prompts(K, *where)
+            weights = fixed(K, setting["diversity"], *where)
+            reports.append(_adapters(test, _base(recipe, test.K, seed), setting, weights, seed))
+        return reports
+
+    for diversity, correlation, noise in itertools.product(
+        recipe.diversities, recipe.correlations, recipe.noises
+    ):
         setting = {"diversity": diversity, "correlation": correlation, "noise": noise}
         for K in recipe.objectives:
-            measure = partial(_gaussian, recipe, K, setting)
-            results.record(GAUSSIAN, {"K": K, **setting}, ADAPTERS, measure)
-        results.record(REAL, setting, ADAPTERS, partial(_real, recipe, world, setting))
+            given = {"K": K, **setting}
+            results.record(GAUSSIAN, given, ADAPTERS, partial(measure, K, setting))
+        results.record(REAL, setting, ADAPTERS, partial(measure, None, setting))
     return results.rows()
 
 
 # ---------------------------------------------------------------- the two worlds
 
 
-def _gaussian(recipe: PayoffRecipe, K: int, setting: dict[str, float], seeds: list[int]):
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts on which weights are right more or less often.
+
+    Attributes:
+        accuracy: (weights (P, K) or (K,), truth=(P, K)) -> how often they predict each prompt's preferences (P,).
+        smooth: it has a gradient.
+    """
+
+    count: int
+    K: int
+    accuracy: Callable[..., NDArray]
+    smooth: bool
+
+
+def _gaussian(recipe: PayoffRecipe, K: int, noise: float) -> tuple[Prompts, Prompts]:
+    """To fit on and to measure on; they differ in the weights that are planted."""
+
     def accuracy(weights: NDArray, truth: NDArray) -> NDArray:
-        return gaussian_accuracy(weights, truth, recipe.preference_temperature, setting["noise"])
+        return gaussian_accuracy(weights, truth, recipe.preference_temperature, noise)
 
-    return [_adapters(recipe, recipe.prompts, K, seed, accuracy, setting) for seed in seeds]
+    prompts = Prompts(recipe.prompts, K, accuracy, smooth=True)
+    return prompts, prompts
 
 
-def _real(
-    recipe: PayoffRecipe,
-    world: Callable[[], CandidateSets],
-    setting: dict[str, float],
-    seeds: list[int],
-):
-    sets, reports = world(), []
-    P, _, K = sets.rewards.shape
-    for seed in seeds:
-        # The panel's own errors cannot be known: its rewards are the truth here, and noise comes on top.
-        errors = np.random.default_rng([seed, 1]).normal(0, 1, sets.rewards.shape)
-        seen = sets.rewards + setting["noise"] * errors
+def _real(recipe: PayoffRecipe, world: World, noise: float, seed: int) -> tuple[Prompts, Prompts]:
+    """Train and test prompts. The panel's own errors cannot be known: its rewards are the truth, noise comes on top."""
+    rng = np.random.default_rng([seed, 2])
 
-        def accuracy(weights: NDArray, truth: NDArray, seen: NDArray = seen) -> NDArray:
-            temperature = recipe.preference_temperature
-            return candidate_accuracy(weights, truth, temperature, sets, seen)
+    def prompts(sets: CandidateSets) -> Prompts:
+        seen = sets.rewards + noise * rng.normal(size=sets.rewards.shape)
 
-        reports.append(_adapters(recipe, P, K, seed, accuracy, setting, smooth=False))
-    return reports
+        def accuracy(weights: NDArray, truth: NDArray) -> NDArray:
+            return candidate_accuracy(weights, truth, recipe.preference_temperature, sets, seen)
+
+        P, _, K = sets.rewards.shape
+        return Prompts(P, K, accuracy, smooth=False)
+
+    return prompts(world.train), prompts(world.test)
+
+
+def _base(recipe: PayoffRecipe, K: int, seed: int) -> NDArray:
+    """The mean logits of w* (K,), the same for all prompts of a seed."""
+    return np.random.default_rng([seed, K]).normal(0, recipe.base, K)
 
 
 def _adapters(
-    recipe: PayoffRecipe,
-    prompts: int,
-    K: int,
-    seed: int,
-    accuracy: AccuracyOf,
-    setting: dict[str, float],
-    smooth: bool = True,
+    test: Prompts, base: NDArray, setting: dict[str, float], fixed: NDArray, seed: int
 ) -> dict[str, dict[str, float]]:
-    """The metrics of each of ``ADAPTERS``; the fixed weights, the best ones, are told the truth."""
+    """The metrics of each of ``ADAPTERS``, on the same prompts with the same truth."""
     report = {}
-    fixed: NDArray | None = None
     for method in ADAPTERS:
-        # The same prompts and the same truth for both.
-        rng = np.random.default_rng([seed, K])
+        rng = np.random.default_rng([seed, test.K, 3])
         boldness = setting["correlation"] if method == "calibrated" else 1.0
-        known: Adapted = planted_weights(
-            prompts, K, setting["diversity"], setting["correlation"], boldness, recipe.base, rng
-        )
-        right = partial(accuracy, truth=known.truth)
-        fixed = best_fixed(right, known.truth, smooth) if fixed is None else fixed
-        report[method] = dict(measure_payoff(right, known, fixed))
+        shape = setting["diversity"], setting["correlation"], boldness
+        known = planted_weights(test.count, base, *shape, rng)
+        accuracy = partial(test.accuracy, truth=known.truth)
+        report[method] = dict(measure_payoff(accuracy, known, fixed))
     return report

@@ -40,24 +40,23 @@ NODE_WEIGHTS = np.exp(-(NODES**2) / 2)
 
 @dataclass(frozen=True)
 class Adapted:
-    """True weights and an adapter's, of the same prompts: (P, K) each, and the mean of w* in other prompts (K,)."""
+    """True weights and an adapter's, of the same prompts: (P, K) each."""
 
     truth: Array
     predicted: Array
 
 
 def planted_weights(
-    prompts: int, K: int, diversity: float, correlation: float, boldness: float, base: float, rng
+    prompts: int, base: Array, diversity: float, correlation: float, boldness: float, rng
 ) -> Adapted:
     """w* = softmax(b + diversity g) and w = softmax(b + boldness diversity (r g + sqrt(1 - r^2) h)), r the correlation.
 
-    g and h are independent standard normal for each prompt and objective; b (K,) has the deviation ``base``.
+    g and h are independent standard normal for each prompt and objective; b (K,) is ``base``.
     """
-    b = rng.normal(0, base, K)
-    g, h = rng.normal(size=(2, prompts, K))
+    g, h = rng.normal(size=(2, prompts, len(base)))
     seen = correlation * g + np.sqrt(1 - correlation**2) * h
     return Adapted(
-        softmax(b + diversity * g, axis=1), softmax(b + boldness * diversity * seen, axis=1)
+        softmax(base + diversity * g, axis=1), softmax(base + boldness * diversity * seen, axis=1)
     )
 
 
