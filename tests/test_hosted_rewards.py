@@ -11,15 +11,20 @@ import pytest
 import yaml
 from tiny import tiny_classifier, tiny_qwen
 
-from pro_core.data.schema import LabelledResponse
+from pro_core.data.schema import LabelledResponse, PreferencePair
+from pro_core.doctor import __main__ as doctor
+from pro_core.doctor.inputs import StoredPanel, scored_table
 from pro_core.generation import Request
 from pro_core.judges.judge import summed
 from pro_core.rewards.endpoint import HostedModel, close
 from pro_core.rewards.judge import MARK, YES_NO, fenced, question, read_score
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.recipes import ScoreRecipe
+from pro_core.rewards.score_runs import score_rewards
 from pro_core.rewards.scorers import EndpointError, probe
 from pro_core.rewards.shards import plan_shards, score_shards
 from pro_core.rewards.specs import MARKS, RewardModelSpec
+from pro_core.system.cache import Cache
 from pro_core.system.storage import StorageError
 from tests.servers.rewards import JudgeServer, RewardServer, serving
 
@@ -54,8 +59,10 @@ TEXTS = ["Yes.", "No, never, not at all.", "It is blue <|im_end|> and green", "E
 PROMPTS = [f"Question {i}?" for i in range(len(TEXTS))]
 
 
-@pytest.mark.parametrize("dialect", FORMATS)
-@pytest.mark.parametrize("url", ["", "/v1"])
+@pytest.mark.parametrize(
+    "dialect, url",
+    [("vllm", ""), ("tei", "/predict"), ("sglang", "/v1/classify"), ("openrlhf", "/")],
+)
 def test_k_outputs_of_one_hosted_model_are_k_objectives(dialect, url, tmp_path):
     rewards = one if dialect == "openrlhf" else five
     with serving(RewardServer(dialect, rewards)) as server:
@@ -68,7 +75,9 @@ def test_k_outputs_of_one_hosted_model_are_k_objectives(dialect, url, tmp_path):
         panel = RewardPanel.build(specs, tmp_path)
         seen = []
         scores = panel.score(PROMPTS, TEXTS, lambda done, total: seen.append((done, total)))
-    read = [text.replace("<|im_end|>", "< |im_end|>").strip() for text in TEXTS]
+    read = [text.replace("<|im_end|>", "< |im_end|>") for text in TEXTS]
+    if base.input_format != "chat":
+        read = [text.strip() for text in read]
     if base.input_format == PLAIN:
         read = [f"Human: {p}\n\nAssistant: {t}" for p, t in zip(PROMPTS, read, strict=True)]
     np.testing.assert_allclose(scores[:, :K], [rewards(text) for text in read], rtol=1e-5)
@@ -346,6 +355,100 @@ def test_a_causal_model_in_this_process_judges_through_the_same_code(tmp_path, m
     assert scores[0, 1] == pytest.approx(read_score(summed(listed), ("yes", "no")), abs=1e-4)
     panel.save_pretrained(tmp_path)
     assert RewardPanel.from_pretrained(tmp_path).fingerprint() == panel.fingerprint()
+
+
+def compared(count, chosen, rejected, objective="brief"):
+    """Pairs whose texts have these characters in turn."""
+    return [
+        {
+            "objective": objective,
+            "prompt": f"{objective} question {i}?",
+            "chosen": f"{chosen * (1 + i % 3)} {i}",
+            "rejected": f"{rejected * (1 + i % 4)} {i}",
+            "split": "test",
+        }
+        for i in range(count)
+    ]
+
+
+def likes(letter):
+    """A judge that says yes to answers with this letter."""
+
+    def answer(user, system):
+        text = user.split("[Answer]\n")[1].split("\n[End")[0]
+        return {"yes": -0.1, "no": -2.5} if letter in text else {"yes": -2.5, "no": -0.1}
+
+    return answer
+
+
+def test_the_doctor_grades_sentences_on_the_same_pairs(tmp_path, capsys):
+    rows = compared(42, "a", "b" * 9) + compared(8, "b", "a", "kind")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def answer(user, system):
+        return likes("a" if "first" in system else "b")(user, system)
+
+    asked = ["--data", str(tmp_path / "pairs.jsonl"), "--objective", "brief"]
+    with serving(JudgeServer(answer)) as server:
+        sentences = ["--sentence", "The first.", "--sentence", "The other.", "--judge", server.url]
+        doctor.main([*sentences, *asked])
+        page = capsys.readouterr().out
+        doctor.main(sentences)
+        unmeasured = capsys.readouterr().out
+        server.dies_after = 0
+        with pytest.raises(SystemExit):
+            doctor.main([*sentences, *asked])
+    first, other = page.split('2. "The other."')
+    assert "accuracy 1.000" in first and "longer wins 0.000" in first and "surely better" in first
+    assert "agrees with kind: 0.000" in first and "over sentence 1" not in first
+    assert "accuracy 0.000" in other and "prefers what people rejected" in other
+    assert "-100.0 points" in other and all(len(line) <= 98 for line in page.splitlines())
+    assert unmeasured.count("not measured") == 2
+
+
+def test_the_doctor_leaves_out_pairs_that_a_judge_gave_no_score(tmp_path):
+    def answer(user, system):
+        return {"I": -0.1} if "zzz" in user else {"yes": -0.3, "no": -2.0}
+
+    pairs = [
+        PreferencePair(objective="brief", prompt=[{"role": "user", "content": "Why?"}], chosen=a, rejected=b)
+        for a, b in (("So.", "Because."), ("zzz", "Because."))
+    ]  # fmt: skip
+    with serving(JudgeServer(answer)) as server:
+        RewardPanel.build([judged(server)], tmp_path).save_pretrained(tmp_path / "saved")
+        stored = StoredPanel(str(tmp_path / "saved"))
+        assert len(scored_table(stored, pairs, Cache())) == 1
+        with pytest.raises(ValueError):
+            scored_table(stored, pairs[1:], Cache())
+
+
+def test_a_calibrated_panels_card_says_what_was_measured_and_what_was_not(tmp_path):
+    rows = compared(30, "a", "b") + [
+        row | {"split": "train", "prompt": f"again {row['prompt']}"}
+        for row in compared(30, "a", "b")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(JudgeServer(likes("a"))) as server:
+        models = [
+            {"name": "brief", "endpoint": server.url, "judge": "The answer is | brief."},
+            {"name": "short", "function": "length", "direction": -1},
+        ]
+        (tmp_path / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
+        recipe = ScoreRecipe(
+            panel=str(tmp_path / "panel.yaml"),
+            data=[{"path": "pairs.jsonl", "kind": "pairs"}],
+            data_dir=str(tmp_path),
+            output=str(tmp_path / "out"),
+            save_panel=str(tmp_path / "saved"),
+            pair_table=True,
+        )
+        score_rewards(recipe)
+        panel = RewardPanel.from_pretrained(tmp_path / "saved")
+    assert panel.accuracy["brief"]["accuracy"] == 1 and "short" not in panel.accuracy
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert (
+        "| 1.000 |" in card and "not measured" in card and "judged by `judge` at 127.0.0.1" in card
+    )
 
 
 @pytest.mark.parametrize(

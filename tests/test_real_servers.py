@@ -6,15 +6,21 @@ The commands are those of docs/endpoints.md and `train/soups.py`, except for wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
+import torch
+from scipy.stats import spearmanr
+from tiny import tiny_reward_qwen
 
 from pro_core.generation import (
     EndpointGenerator,
@@ -26,9 +32,17 @@ from pro_core.generation import (
     generator_from_env,
 )
 from pro_core.generation.vllm_lora import LoraEndpoint
+from pro_core.judges.judge import EndpointJudge, LocalJudge
 from pro_core.policies.soups import greatest_rank, interpolate_lattice
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
+from pro_core.rewards.batching import collate, encode
+from pro_core.rewards.checkpoints import load_reward_model
+from pro_core.rewards.endpoint import HostedModel
+from pro_core.rewards.judge import question
+from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.scorers import EndpointError
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.bundled_models import SMOLLM2
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -68,21 +82,16 @@ class Server:
         return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:num_requests_running"))
 
 
-@pytest.fixture(scope="module")
-def vllm(smollm2, lattice, tmp_path_factory):
-    """vLLM with SmolLM2 and all mixtures but one."""
+@contextlib.contextmanager
+def serving(log_folder: Path, *settings: str):
+    """A vLLM with these settings, once it is ready."""
     if not PYTHON.is_file():
         pytest.skip("SERVER TESTS NOT RUN: no .venv-servers; make test-servers makes it")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    names = [name for name in PolicyConfig.read(lattice).mixtures if name != LATE]
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2]
-    command += ["--served-model-name", SMOLLM2, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"]
-    command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16"]
-    command += ["--max-lora-rank", str(greatest_rank(lattice))]
-    command += ["--lora-modules", *(f"{name}={lattice / name}" for name in names)]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", *settings]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     environ = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -90,7 +99,7 @@ def vllm(smollm2, lattice, tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
         "HF_TOKEN": "",
     }
-    log = (tmp_path_factory.mktemp("vllm") / "log").open("w+")
+    log = (log_folder / "log").open("w+")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
     server = Server(f"http://127.0.0.1:{port}")
     try:
@@ -109,6 +118,18 @@ def vllm(smollm2, lattice, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def vllm(smollm2, lattice, tmp_path_factory):
+    """vLLM with SmolLM2 and all mixtures but one."""
+    names = [name for name in PolicyConfig.read(lattice).mixtures if name != LATE]
+    settings = ["--model", smollm2, "--served-model-name", SMOLLM2, "--dtype", "bfloat16"]
+    settings += ["--max-model-len", "1024", "--enable-lora", "--max-loras", "4"]
+    settings += ["--max-cpu-loras", "16", "--max-lora-rank", str(greatest_rank(lattice))]
+    settings += ["--lora-modules", *(f"{name}={lattice / name}" for name in names)]
+    with serving(tmp_path_factory.mktemp("vllm"), *settings) as server:
+        yield server
 
 
 def alike(one: str, other: str) -> bool:
@@ -187,6 +208,86 @@ def test_it_gives_probabilities_of_tokens(vllm):
     likeliest = token["top_logprobs"]
     assert len(likeliest) == 20
     assert token["logprob"] == max(one["logprob"] for one in likeliest) <= 0
+
+
+def test_a_sentence_is_judged_there_as_it_is_here(vllm, smollm2):
+    """The same log-probabilities of the first token, but for bf16."""
+    spec = RewardModelSpec("brief", endpoint=vllm.url, judge="The answer is brief.")
+    asked = question(spec, HI, "With warm water.")
+
+    async def reply(judge):
+        async with judge.session() as ask:
+            return await ask(asked)
+
+    there, here = (asyncio.run(reply(j)) for j in (EndpointJudge(vllm.url), LocalJudge(smollm2)))
+    assert len(there.logprobs) > 10
+    shared = set(there.logprobs) & set(here.logprobs)
+    assert there.text in shared
+    for token in shared:
+        if here.logprobs[token] > -4:
+            assert there.logprobs[token] == pytest.approx(here.logprobs[token], abs=0.4), token
+
+
+# ---------------------------------------------------------------- reward models
+
+
+TEXTS = [f"Answer {i}: " + WORDS * (1 + i % 4) for i in range(30) for WORDS in ("yes, ", "it is green ")]  # fmt: skip
+"""Of 10 to 60 characters."""
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """A random Qwen2 with five outputs, and a vLLM that serves it."""
+    folder = tmp_path_factory.mktemp("rm") / "rm"
+    tiny_reward_qwen(folder, 5)
+    settings = ["--model", str(folder), "--served-model-name", "rm", "--runner", "pooling"]
+    settings += ["--dtype", "float32", "--max-model-len", "256"]
+    with serving(tmp_path_factory.mktemp("vllm"), *settings) as server:
+        yield server, folder
+
+
+def test_a_reward_model_scores_there_as_it_does_here(reward_model, tmp_path, monkeypatch):
+    """Rank correlation at least .999. A panel here computes in bf16, which moves a score by at most a tenth of a
+    deviation; in float32, as there, by at most a thousandth. The activation is off, and if it were on, that would be
+    seen."""
+    server, folder = reward_model
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = [
+        RewardModelSpec(f"o{k}", str(folder), input_format="chat", logit=k, max_length=256)
+        for k in range(5)
+    ]
+    there = [replace(spec, source="", endpoint=server.url) for spec in here]
+    prompts = [f"Question {i % 7}?" for i in range(len(TEXTS))]
+    local, hosted = (RewardPanel.build(specs, tmp_path).score(prompts, TEXTS) for specs in (here, there))  # fmt: skip
+    network, tokenizer = load_reward_model(str(folder))
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    rows = encode(tokenizer, turns, TEXTS, "chat", 256)
+    with torch.inference_mode():
+        exact = np.concatenate([network(**collate(tokenizer, [row])).logits for row in rows])
+    for k in range(5):
+        assert spearmanr(local[:, k], hosted[:, k]).statistic >= 0.999
+        assert np.abs(local[:, k] - hosted[:, k]).max() <= 0.1 * exact[:, k].std()
+        assert np.abs(exact[:, k] - hosted[:, k]).max() <= 0.001 * exact[:, k].std()
+    model = HostedModel(there[0])
+    probabilities = model.score(turns[:2], TEXTS[:2], activated=True)
+    assert probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_texts_are_classified_too_and_a_doubled_first_token_is_seen(reward_model, tmp_path):
+    server, folder = reward_model
+    spec = RewardModelSpec("o", endpoint=server.url, input_format="Q: {prompt} A: {completion}")
+    scores = RewardPanel.build([spec], tmp_path).score(["Why?"] * 3, TEXTS[:3])[:, 0]
+    local = replace(spec, endpoint="", source=str(folder), max_length=256)
+    assert scores == pytest.approx(
+        RewardPanel.build([local], tmp_path).score(["Why?"] * 3, TEXTS[:3])[:, 0], abs=0.2
+    )
+    model = HostedModel(spec)
+    assert len(model.dialect.tokens(model.client, ("a b c d",))) == 2
+
+
+def test_a_model_that_writes_is_no_reward_model(vllm, tmp_path):
+    with pytest.raises(EndpointError):
+        RewardPanel.build([RewardModelSpec("o", endpoint=vllm.url, input_format="chat")], tmp_path)
 
 
 # ---------------------------------------------------------------- a policy that reads weights

@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
     Qwen2Tokenizer,
 )
 
@@ -267,6 +268,22 @@ def tiny_qwen(folder: Path, seed: int = 0) -> str:
         intermediate_size=64, max_position_embeddings=512, tie_word_embeddings=True,
     )  # fmt: skip
     return _save(folder, Qwen2ForCausalLM(config), tok, seed)
+
+
+def tiny_reward_qwen(folder: Path, num_labels: int) -> str:
+    """A random Qwen2 reward model with ``num_labels`` outputs, whose heads are wide enough for vLLM on a CPU.
+
+    Its parameters are small, so that rounding to bf16 keeps the order of its scores.
+    """
+    tok = AutoTokenizer.from_pretrained(tiny_qwen(folder))
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tok), hidden_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=128, max_position_embeddings=512, initializer_range=0.05, num_labels=num_labels,
+        pad_token_id=tok.pad_token_id,
+    )  # fmt: skip
+    Qwen2ForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
 
 
 def conditioned_qwen(folder: Path, qwen: str, condition: Condition) -> str:

@@ -3,6 +3,11 @@
     python -m pro_core.doctor --panel checkpoints/demo/panel --data pairs.jsonl
     python -m pro_core.doctor --panel my/panel --data a.jsonl b.jsonl.gz nvidia/HelpSteer2 --split test
 
+How far to trust an objective that is written as a sentence, or which of several to take:
+
+    python -m pro_core.doctor --sentence "The answer is concise." --sentence "The answer has few words." \\
+        --judge http://localhost:8000 --data pairs.jsonl
+
 `pro-doctor` is the same. Its plots and fits need `pip install 'pro-core[train]'`.
 
 The exit code is 0 whatever the verdict; 1 for input that cannot be used, with one line that says why.
@@ -32,11 +37,33 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--panel", required=True, help="the reward models: a folder or a hub id")
+    parser.add_argument("--panel", help="the reward models: a folder or a hub id")
+    parser.add_argument(
+        "--sentence",
+        action="append",
+        default=[],
+        metavar="S",
+        help="grade this sentence as an objective; may be given several times, to compare them on the same pairs",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="J",
+        help="with --sentence: the address of a chat server with log-probabilities (its token: PRO_JUDGE_TOKEN), or "
+        "the folder or hub id of a model for this process",
+    )
+    parser.add_argument(
+        "--judge-model", default="", metavar="M", help="the judge's name at its server"
+    )
+    parser.add_argument(
+        "--objective",
+        default="",
+        metavar="O",
+        help="with --sentence: the objective whose pairs it stands for (default: all pairs)",
+    )
     parser.add_argument(
         "--data",
-        required=True,
         nargs="+",
+        default=[],
         metavar="D",
         help="JSON Lines files in the project's schema (pairs, or labelled responses), also by name in PRO_DATA_DIR, "
         "or hub names of public sets",
@@ -68,7 +95,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="where the report goes (default outputs/doctor.html)",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.sentence and not options.judge:
+        parser.error("--sentence needs --judge")
+    if not options.sentence and not (options.panel and options.data):
+        parser.error("expected --panel and --data, or --sentence and --judge")
+    return options
 
 
 def _positive(text: str) -> int:
@@ -100,13 +132,19 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
     say(f"scoring {len(pairs):,} of {len(loaded.pairs):,} pairs")
     cache = Cache()
     table = scored_table(panel, pairs, cache, progress("texts scored"))
+    notes = [*seen_in_training(panel, pairs), *loaded.notes]
+    if len(table) < len(pairs):
+        notes.append(
+            f"{len(pairs) - len(table):,} of {len(pairs):,} pairs left out: a text of theirs has no score under some "
+            "objective."
+        )
     say(f"reading the prompts ({cache.found:,} texts were cached, {cache.computed:,} scored)")
     return {
         "table": table,
         "features_ND": prompt_features(table, arguments.encoder, cache, progress("prompts read")),
         "objective_names": panel.objective_names,
         "available": len(loaded.pairs),
-        "notes": [*seen_in_training(panel, pairs), *loaded.notes],
+        "notes": notes,
         "about": {
             "panel": arguments.panel,
             "reference": panel.stats.n if panel.stats else 0,
@@ -117,18 +155,60 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def judged(arguments: argparse.Namespace) -> str:
+    """The page about sentences.
+
+    Raises:
+        DataError, StorageError, ValueError, OSError: input that cannot be used.
+    """
+    from pro_core.doctor.inputs import load_pairs, sample_pairs
+    from pro_core.doctor.sentences import grade_sentences, render_sentences
+    from pro_core.rewards.panel import RewardPanel
+    from pro_core.rewards.specs import RewardModelSpec
+
+    where = "endpoint" if "://" in arguments.judge else "source"
+    at: dict[str, Any] = {where: arguments.judge, "model": arguments.judge_model}
+    specs = [
+        RewardModelSpec(f"sentence-{number}", judge=sentence, **at)
+        for number, sentence in enumerate(arguments.sentence, 1)
+    ]
+    panel = RewardPanel.from_pretrained(arguments.panel) if arguments.panel else None
+    names = panel.objective_names if panel else (arguments.objective,) * bool(arguments.objective)
+    pairs = load_pairs(arguments.data, names, arguments.split).pairs if arguments.data else []
+    sample = sample_pairs(pairs, arguments.max_pairs, arguments.seed)
+    say(f"judging {len(sample):,} of {len(pairs):,} pairs by {len(specs)} sentences")
+    grades = grade_sentences(
+        specs, sample, arguments.objective, panel, progress("scores", every=10.0)
+    )
+    return render_sentences(grades, arguments.judge, arguments.objective)
+
+
 def say(what: str) -> None:
     """Report progress on standard error; standard output gets only the page."""
     print(f"[{time.monotonic() - STARTED:5.1f} s] {what}", file=sys.stderr, flush=True)
 
 
-def progress(what: str):
-    return lambda done, total: say(f"{done:,} of {total:,} {what}")
+def progress(what: str, every: float = 0.0):
+    """What reports progress, at most once in ``every`` seconds and at the end."""
+    last = [-every]
+
+    def report(done: int, total: int) -> None:
+        if done == total or time.monotonic() - last[0] >= every:
+            last[0] = time.monotonic()
+            say(f"{done:,} of {total:,} {what}")
+
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     say("loading the libraries")
+    if options.sentence:
+        try:
+            print(judged(options), end="", flush=True)
+        except (MissingExtra, ValueError, OSError) as error:
+            sys.exit(f"doctor: {' '.join(str(error).split())}")
+        return
     try:
         from pro_core.doctor.page import render_html
         from pro_core.doctor.text import render_text

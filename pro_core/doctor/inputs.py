@@ -29,7 +29,7 @@ from pro_core.data.schema import (
 )
 from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainedOn
-from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.calibration import RewardStats, check_finite
 from pro_core.rewards.panel import FORMAT, RewardPanel, saved_fingerprint
 from pro_core.rewards.scores import distinct_texts, pair_table
 from pro_core.system.cache import Cache, text_key
@@ -234,22 +234,29 @@ def scored_table(
 ) -> pd.DataFrame:
     """The table of :mod:`pro_core.rewards.scores` with the texts themselves, ``chosen`` and ``rejected``.
 
-    Standardized by the panel's statistics or, where it has none, by the mean and deviation of these texts.
+    Standardized by the panel's statistics or, where it has none, by the mean and deviation of these texts. Pairs for
+    one of whose texts an objective has no score, as judges may give none, are left out.
 
     Raises:
-        ValueError: a model returns NaN (names its objective).
+        ValueError: an objective has no score for any pair (names it).
     """
     prompts, completions, where = distinct_texts(pairs)
 
     def score(rows: list[int]) -> NDArray[np.float32]:
-        return stored.panel.score([prompts[i] for i in rows], [completions[i] for i in rows])
+        texts = [completions[i] for i in rows]
+        return stored.panel.score([prompts[i] for i in rows], texts, allow_missing=True)
 
     keys = [
         text_key(stored.fingerprint, json.dumps(p), c)
         for p, c in zip(prompts, completions, strict=True)
     ]
     raw = cache.rows(keys, len(stored.objective_names), score, on_progress)
-    stats = stored.stats or RewardStats.fit(raw, stored.objective_names)
+    whole = np.asarray(np.isfinite(raw)[where].all(axis=(1, 2)))
+    if not np.any(whole):
+        check_finite(raw, stored.objective_names)
+    pairs, where = [p for p, kept in zip(pairs, whole, strict=True) if kept], where[whole]
+    finite = raw[np.isfinite(raw).all(axis=1)]
+    stats = stored.stats or RewardStats.fit(finite, stored.objective_names)
     table = pair_table(pairs, completions, where, raw, stats)
     table["chosen"] = [p.chosen for p in pairs]
     table["rejected"] = [p.rejected for p in pairs]

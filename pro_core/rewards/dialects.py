@@ -92,8 +92,12 @@ class Vllm(Dialect):
 
     def look(self, client: Client) -> Served:
         listed = self.ask(client, "/v1/models")
-        names = [str(m["id"]) for m in (listed or {}).get("data") or () if "id" in m]
-        name = self.spec.model or (names[0] if names else "")
+        models = {str(m["id"]): m for m in (listed or {}).get("data") or () if "id" in m}
+        name = self.spec.model or next(iter(models), "")
+        # A server that reads less than is to be kept refuses the request.
+        self.most = min(
+            self.spec.max_length, models.get(name, {}).get("max_model_len") or self.spec.max_length
+        )
         self.served = Served(name, most=1 if self.spec.input_format == "chat" else BATCH)
         return self.served
 
@@ -108,7 +112,7 @@ class Vllm(Dialect):
         # The reward is read at the end of a conversation, so that its beginning is what can be cut.
         body: dict[str, Any] = {
             "use_activation": activated,
-            "truncate_prompt_tokens": self.spec.max_length,
+            "truncate_prompt_tokens": self.most,
             "truncation_side": "left" if chat else "right",
         }
         if self.served.name:

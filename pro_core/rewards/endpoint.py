@@ -96,7 +96,7 @@ class HostedModel:
 
     def _row(self, conversation: Sequence[Message], completion: str) -> Row:
         """Marks of chat templates inside a text are broken by a blank, so that no answer ends its own turn."""
-        answer = _unmarked(scored_text(completion)).strip()
+        answer = _unmarked(scored_text(completion))
         if self.spec.input_format == "chat":
             turns = [
                 {"role": m["role"], "content": _unmarked(m["content"])}
@@ -106,7 +106,7 @@ class HostedModel:
             return [*turns, {"role": "assistant", "content": answer}]
         template = template_of(self.spec.input_format)
         prompt = _unmarked(render(conversation, view_of(template)))
-        first, second = fill(template, prompt, answer, None)
+        first, second = fill(template, prompt, answer.strip(), None)
         return (first,) if second is None else (first, second)
 
     async def _score(

@@ -11,11 +11,13 @@ import pandas as pd
 
 from pro_core.data.card_parts import card_head, entry_line, named_base, one_line, write_card
 from pro_core.data.training_pairs import TrainingPairs
+from pro_core.http.addresses import address_of
 from pro_core.metrics import accuracy_with_interval
 from pro_core.rewards.length import EQUAL_LENGTH, length_report, share_cut
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.recipes import PanelRecipe
 from pro_core.rewards.scores import graded_rows, own_margin
+from pro_core.rewards.specs import RewardModelSpec
 from pro_core.system.storage import library_versions
 
 LENGTH_MATTERS = 0.3
@@ -99,6 +101,57 @@ def write_panel_card(
         f"Statistics: {stats.reference}. Versions: {library_versions()}",
     ]
     write_card(folder, lines)
+
+
+def write_scored_card(folder: Path, panel: RewardPanel) -> None:
+    """``README.md`` in the folder of a panel that was calibrated, not trained: what gives each objective's score, and
+    how far people agree with it."""
+    names = ", ".join(panel.objective_names)
+    lines = [
+        *card_head(f"Reward panel: {names}", None, "", "reward-model"),
+        "A panel of models, judges and functions from elsewhere, calibrated by `train/score_rewards.py`. Higher is "
+        "better for every objective.",
+        "",
+        "| objective | scored by | accuracy on pairs | 95% interval | pairs | measured on |",
+        "|" + "---|" * 6,
+    ]
+    for name in panel.objective_names:
+        by = "; ".join(_scored_by(spec) for spec in panel.specs if spec.name == name)
+        measured = panel.accuracy.get(name)
+        cells = ["not measured", "", "", "no pairs"]
+        if measured:
+            low, high = measured["ci95"]
+            cells = [f"{measured['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", str(measured["n"])]
+            cells.append(one_line(measured["test"]))
+        lines.append(f"| {name} | {by} | {' | '.join(cells)} |")
+    unmeasured = [name for name in panel.objective_names if name not in panel.accuracy]
+    lines += ["", "## Limits", ""]
+    if unmeasured:
+        lines.append(f"- {', '.join(unmeasured)}: nothing says how far to trust these scores.")
+    if any(spec.endpoint for spec in panel.specs):
+        lines.append(
+            "- Texts are sent to the endpoints above. The panel refuses a model there that scores known texts "
+            "otherwise than it did."
+        )
+    lines += [
+        "- A score is a guess about which answer would be preferred, and not a fact about the text. Compare scores "
+        "within one prompt.",
+        "",
+        f"Statistics: {panel.require_stats().reference}. Versions: {library_versions()}",
+    ]
+    write_card(folder, lines)
+
+
+def _scored_by(spec: RewardModelSpec) -> str:
+    sign = ", lower is better" if spec.direction < 0 else ""
+    if spec.function:
+        return f"the function `{spec.function}`{sign}"
+    served = (spec.identity or {}).get("served") or spec.model or Path(spec.source).name
+    where = f" at {address_of(spec.endpoint).host}" if spec.endpoint else ""
+    model = f"`{one_line(str(served))}`{where}"
+    if spec.judge:
+        return f'"{one_line(spec.judge, 1000)}", judged by {model}{sign}'
+    return f"{model}, output {spec.logit}{sign}"
 
 
 def _shape(recipe: PanelRecipe) -> str:

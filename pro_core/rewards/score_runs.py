@@ -15,6 +15,7 @@ from pro_core.data.texts import load_texts
 from pro_core.data.training_pairs import load_pairs, mark_ungraded
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.panel import RewardPanel
+from pro_core.rewards.panel_card import grade, write_scored_card
 from pro_core.rewards.recipes import ScoreRecipe
 from pro_core.rewards.scores import distinct_texts, pair_table, progress
 from pro_core.rewards.shards import plan_shards, read_rewards, score_shards, write_manifest
@@ -75,7 +76,12 @@ def score_rewards(recipe: ScoreRecipe) -> Path | None:
     if rows is not None and recipe.save_panel:
         _save_calibrated(panel, rows, recipe.save_panel, recipe.remove_length)
     if rows is not None and recipe.pair_table:
-        _write_pair_table(panel, rows, recipe)
+        table = _write_pair_table(panel, rows, recipe)
+        if recipe.save_panel:
+            panel.accuracy = grade(table, panel.objective_names, "test")
+            panel.save_pretrained(recipe.save_panel)
+    if recipe.save_panel:
+        write_scored_card(Path(recipe.save_panel), panel)
     return output
 
 
@@ -112,8 +118,8 @@ def _save_calibrated(
     print(f"{folder}: calibrated on {described}{constant}", flush=True)
 
 
-def _write_pair_table(panel: RewardPanel, rows: pd.DataFrame, recipe: ScoreRecipe) -> None:
-    """Write the table of :mod:`pro_core.rewards.scores` for those pairs of the recipe that have all rewards."""
+def _write_pair_table(panel: RewardPanel, rows: pd.DataFrame, recipe: ScoreRecipe) -> pd.DataFrame:
+    """Write, and return, the table of :mod:`pro_core.rewards.scores` for the pairs that have all rewards."""
     output, names = Path(recipe.output), panel.objective_names
     sources = [PairSource(**s.model_dump()) for s in recipe.data if s.kind is not None]
     data = load_pairs(sources, recipe.data_dir or default_data_dir())
@@ -147,3 +153,4 @@ def _write_pair_table(panel: RewardPanel, rows: pd.DataFrame, recipe: ScoreRecip
     left_out = len(training) + len(data.held_out) - len(pairs)
     note = f", {left_out} without a reward left out" if left_out else ""
     print(f"{output / 'scores.parquet'}: {len(pairs)} pairs{note}", flush=True)
+    return table

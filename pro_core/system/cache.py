@@ -56,7 +56,12 @@ class Cache:
             on_progress: called with (finished, total) of the missing rows.
         """
         known = self._read(keys)
-        known = {k: row for k, row in known.items() if width is None or len(row) == width}
+        # A missing score is not kept for ever: its model is asked again.
+        known = {
+            k: row
+            for k, row in known.items()
+            if (width is None or len(row) == width) and np.isfinite(row).all()
+        }
         missing = [i for i, key in enumerate(keys) if key not in known]
         self.found += len(keys) - len(missing)
         self.computed += len(missing)
