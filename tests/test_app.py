@@ -27,6 +27,7 @@ from pro_core.weights import apply_floors, parse_floors
 from tests.servers.instant import WORDS, instant
 from tests.servers.scripted import says, scripted
 from ui.api import Api
+from ui.board import presets
 from ui.models import Models
 from ui.page import Page
 
@@ -518,6 +519,47 @@ def test_a_conditioned_policy_reads_the_current_weights(reader, told) -> None:
     assert [m["content"] for m in after["messages"]] == ["Hi <helpful> 1.00", "Yes.", "Why?"]
     again = end_of(Page(reader).again(1, 4, False, after, [0.0, 1.0, 0.0, 0.0, 0.0]))
     assert again["messages"] == after["messages"] and told[-1].startswith("Why? <harmless> 1.00")
+
+
+def test_locked_weights_stay_and_the_guess_shares_the_rest(reader, told) -> None:
+    """A policy that reads weights writes under locked sliders, and under the guess beside them."""
+    run = end_of(Page(reader).ask("Hi", 2, 4, False, {}, [None, 0.4, None, None, None]))
+    guess = np.array(run["predicted"])
+    assert run["used"][1] == pytest.approx(0.4)
+    rest = np.delete(guess, 1) / np.delete(guess, 1).sum() * 0.6
+    np.testing.assert_allclose(np.delete(run["used"], 1), rest, atol=1e-5)
+    # Some answers are written again, or continued, beside the others; all are scored.
+    first, second = run["candidates"]
+    again = end_of(Page(reader).again(2, 4, False, run, None, [1]))
+    assert again["candidates"][0]["text"] == first["text"] and again["candidates"][0]["z"]
+    on = end_of(Page(reader).go_on(2, 4, False, run, None, [1]))
+    assert on["candidates"][1]["text"].startswith(second["text"].rstrip())
+    assert on["candidates"][0]["text"] == first["text"]
+    pinned = end_of(Page(reader).again(2, 4, False, run, None, []))
+    assert "All answers are pinned" in pinned["note"] and pinned["candidates"] == run["candidates"]
+
+
+def test_a_seed_repeats_the_answers_and_a_system_prompt_leads_the_conversation(reader) -> None:
+    def texts(*sampling) -> list[str]:
+        run = end_of(Page(reader).ask("Hi", 2, 8, False, {}, None, *sampling))
+        return [c["text"] for c in run["candidates"]]
+
+    assert texts(1.5, "7") == texts(1.5, 7) != texts(1.5, "8")
+    run = end_of(Page(reader).ask("Hi", 1, 4, False, {}, None, None, "", "Be brief."))
+    assert [m["role"] for m in run["messages"]] == ["system", "user"]
+    after = end_of(Page(reader).follow("Why?", 1, 4, False, run, None, 0, None, None, ""))
+    assert after["messages"][0]["role"] == "system"
+    for wrong in ((3.0,), (None, "x"), (None, -1), (None, None, 5)):
+        assert end_of(Page(reader).ask("Hi", 1, 4, False, {}, None, *wrong))["tone"] == "error"
+
+
+def test_the_owners_presets_come_last_and_wrong_ones_are_named() -> None:
+    names = ("helpful", "harmless", "humor")
+    own = presets(names, "Family: harmless=0.7, humor=0.3; Comedian: humor=1")
+    assert own == {"Comedian": [0, 0, 1], "Family": pytest.approx([0, 0.7, 0.3])}
+    for wrong in ("harmless=1", "X: harmless=0.5", "X: kind=1", "X: harmless=much", ": harmless=1"):
+        with pytest.raises(ValueError, match=r"preset|sum to|unknown"):
+            presets(names, wrong)
 
 
 def test_a_policy_that_a_classifier_trained_gets_no_warning_about_the_panel(tmp_path) -> None:

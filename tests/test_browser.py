@@ -378,6 +378,9 @@ def test_stop_keeps_and_scores_what_was_written(visit) -> None:
     expect(page.locator(".card .text").first).not_to_be_empty()
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     expect(page.locator(".card .text").nth(1)).to_have_text(re.compile(r"\w+ \w+"))
+    expect(page.locator(".verdict")).to_have_text(
+        re.compile(r"Writing: about \d+ of at most 512 tokens, at most \d+ s more")
+    )
     stop(page)
     expect(page.locator(".note")).to_contain_text("Stopped")
     expect(page.locator(".card.winner .pull").first).to_be_visible()
@@ -547,6 +550,14 @@ def quick() -> Iterator[tuple[str, Models]]:
         demo.close()
 
 
+KEEP_SPOKEN = """() => {
+  const live = document.querySelector(".board > .unseen[aria-live]");
+  window.said = [];
+  new MutationObserver(() => live.textContent && window.said.push(live.textContent))
+    .observe(live, { childList: true, characterData: true, subtree: true });
+}"""
+
+
 def answers(page) -> list[str]:
     return page.evaluate("window.proBoard.state.run.candidates.map((c) => c.text)")
 
@@ -663,10 +674,14 @@ def test_a_new_question_gets_its_own_guess(visit, quick) -> None:
     assert values(page)[1] == 100
 
 
-def test_markdown_is_drawn_and_html_stays_text(visit, quick) -> None:
+def test_a_run_is_announced_and_its_markdown_is_drawn_while_html_stays_text(visit, quick) -> None:
     page = visit(url=quick[0], loaded=False)
+    page.evaluate(KEEP_SPOKEN)
     ask(page, "Name three fruits.")
     finished(page)
+    said = page.evaluate("window.said")
+    assert re.match(r"The weights are ready: \w+ counts most", said[0])
+    assert re.match(r"Answer [A-D] wins under your weights", said[-1]) and len({*said}) == len(said)
     text = page.locator(".card .text").first
     expect(text.locator("strong")).to_have_text("Answer")
     expect(text.locator("ol li")).to_have_text(["one <b>", "two"])
@@ -1087,7 +1102,8 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
     expect(page.locator(".board")).to_have_attribute("data-busy", "true")
     with page.expect_request("**/queue/join*") as sent:
         stop(page)
-    assert len(page.evaluate("window.runs")) == 2  # the first one never came back
+    runs = [run for run in page.evaluate("window.runs") if run != "recorded"]
+    assert len(runs) == 2  # the first one never came back
     [run] = [v for v in sent.value.post_data_json["data"] if isinstance(v, dict)]
     assert run["messages"][-1]["content"] == "Name three cats."
     expect(page.locator(".note")).to_contain_text("Stopped")
@@ -1114,6 +1130,8 @@ def test_a_request_that_the_server_refuses_leaves_a_usable_page(browser, served)
     before = values(page)
     ask(page, "Name three fruits.")
     expect(page.locator(".note.error")).to_contain_text("The server is too busy")
+    expect(page.locator(".toast-body")).to_have_count(0)  # once is enough
+    expect(page.locator("#ask")).to_have_text("Ask")
     assert values(page) == before
     page.unroute("**/queue/join*")
     set_tokens(page, 16)

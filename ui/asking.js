@@ -4,7 +4,7 @@
 class Asking {
   static PAUSE = 800; // ms
 
-  // `isBusy`: whether answers are being written. `running`: the prompt that they answer.
+  // `isBusy`: whether answers are being written. `running`: the prompt that was asked last.
   constructor(isBusy, running) {
     this.isBusy = isBusy;
     this.running = running;
@@ -26,6 +26,11 @@ class Asking {
     this.draw();
   }
 
+  // What was asked failed: the next click may come at once.
+  failed() {
+    this.began = -Infinity;
+  }
+
   get paused() {
     return performance.now() - this.began < Asking.PAUSE;
   }
@@ -40,19 +45,26 @@ class Asking {
     button.classList.toggle("stops", this.stops);
   }
 
+  // Whether the prompt is the one that was just asked.
+  get same() {
+    return document.querySelector("#prompt textarea")?.value.trim() === this.running().trim();
+  }
+
   click(event) {
     const chip = event.target.closest("#examples, #score-own");
-    if (!(chip || event.target.closest("#ask")) || !(this.paused || this.isBusy())) return;
-    event.stopImmediatePropagation();
-    event.preventDefault();
+    if (!chip && !event.target.closest("#ask")) return;
+    if (!this.isBusy() && !(this.paused && this.same)) return;
+    this.swallow(event);
     if (!chip && this.stops) document.querySelector("#stop").click();
   }
 
   // Enter on the prompt that is being answered asks nothing new.
   enter(event) {
-    if (event.key !== "Enter" || !event.target.closest?.("#prompt")) return;
-    if (!this.paused && !this.isBusy()) return;
-    if (event.target.value.trim() !== this.running().trim()) return;
+    if (event.key !== "Enter" || !event.target.closest?.("#prompt") || !this.same) return;
+    if (this.paused || this.isBusy()) this.swallow(event);
+  }
+
+  swallow(event) {
     event.stopImmediatePropagation();
     event.preventDefault();
   }

@@ -11,9 +11,10 @@ class Board {
     this.state = new State(() => this.draw());
     this.which = null; // the answers (indices) that the next request writes; null: all
     this.waiting = null; // the prompt of a request that the server has not answered yet
+    this.asked = ""; // the prompt of the last request
     this.asking = new Asking(
       () => this.busy,
-      () => this.waiting ?? this.state.run.messages.at(-1).content,
+      () => this.asked,
     );
     const actions = {
       show: () => this.cards.show(this.state.rankings().yours.best),
@@ -109,6 +110,7 @@ class Board {
 
   // An error stands beside what caused it.
   say(text, tone = "") {
+    if (tone === "error") this.asking.failed();
     const beside = document.querySelector("#paste-note p");
     const pasted = this.from === "paste" && tone === "error" && beside;
     if (beside) Dom.write(beside, pasted ? text : "");
@@ -125,6 +127,7 @@ class Board {
     if (from === "ask" || from === "again") {
       const { messages } = this.state.run;
       this.waiting = from === "ask" ? prompt : messages.at(-1).content;
+      this.asked = this.waiting;
       this.asking.begin();
       this.draw();
       this.say("Asking…");

@@ -27,7 +27,7 @@ from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence
 from ui.places import Full
-from ui.runs import Turn, Wanted, explained, failed, kept, line, prepared, with_written
+from ui.runs import Turn, Wanted, explained, failed, fitting, kept, line, prepared, with_written
 from ui.values import (
     LONGEST,
     completed,
@@ -251,6 +251,8 @@ class Page:
     async def _weighed(self, wanted: Wanted, sliders: list[float | None] | None) -> Run:
         """A new run with its weights. For a policy that reads weights it also holds those that the visitor set."""
         run: Run = {**await self._new_run(wanted.messages, wanted.cards), "asked": wanted.asked}
+        # Kept answers of a shared run may have another panel's scores.
+        run["candidates"] = fitting(run["candidates"], len(run["objectives"]))
         given = weights_or_none(sliders, run["objectives"])
         policy = await self.models.policy_in_use()
         if policy is None or not policy.reads:

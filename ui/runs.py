@@ -148,6 +148,14 @@ def sampled(
     return settings, {"role": "system", "content": content} if content else None
 
 
+def fitting(cards: Sequence[Answer], K: int) -> list[Answer]:
+    """The cards, without scores that are not of K objectives."""
+    return [
+        c if c["z"] is None or len(c["z"]) == K else {**c, "z": None, "raw": None, "members": None}
+        for c in cards
+    ]
+
+
 def explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:
     """The run with the words behind its weights, once they are known."""
     words = explaining.result() if explaining.done() else None

@@ -97,7 +97,9 @@ def some_of(value: Any, count: int) -> list[int] | None:
     """The places (at least one) of some of `count` answers, or None for all. Raises ValueError for anything else."""
     if value is None:
         return None
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise ValueError("All answers are pinned: unpin one to write it again.")
+    if not isinstance(value, list):
         raise ValueError(f"got {kind(value)} as the answers to write, expected their numbers")
     return sorted({whole(one, 0, count - 1, "answers") for one in value})
 
