@@ -778,6 +778,8 @@ def test_a_phone_always_shows_the_winner_and_moves_no_slider_under_the_finger(vi
     page.evaluate("window.scrollTo(0, document.body.scrollHeight / 2)")
     assert 0 <= box(winner)["y"] < 5  # it sticks to the top
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    for value in page.locator(".weight output").all():
+        assert box(value)["x"] + box(value)["width"] <= 340  # as wide as the cards
     cards = [box(card) for card in page.locator(".card").all()]
     assert len({round(b["x"]) for b in cards}) == 1
     assert all(b["x"] >= 0 and b["x"] + b["width"] <= 360 for b in cards)
