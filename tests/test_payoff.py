@@ -59,8 +59,8 @@ def test_an_adapter_pays_above_a_slope_of_one_half(K, noise):
     leads = {}
     for correlation, boldness in ((0.3, 1.0), (0.7, 1.0), (0.3, 0.3), (1.0, 1.0)):
         rng = np.random.default_rng(0)
-        base = rng.normal(0, 0.5, K)
-        known = planted_weights(2000, base, 0.5, correlation, boldness, rng)
+        center = softmax(rng.normal(0, 0.5, K))
+        known = planted_weights(2000, center, center, 0.5, correlation, boldness, rng)
 
         def accuracy(weights, truth=known.truth):
             return gaussian_accuracy(weights, truth, 0.3, noise)

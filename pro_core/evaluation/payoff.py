@@ -15,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from pro_core.evaluation.results import Row, check_own_results
 from pro_core.evaluation.theorem import KeptRows, WorldRecipe
@@ -83,9 +84,8 @@ def payoff_rows(recipe: PayoffRecipe) -> list[Row]:
         """The best fixed weights of other prompts, told their truth."""
         train, _ = prompts(K, noise, seed)
         rng = np.random.default_rng([seed, train.K, 1])
-        truth = planted_weights(
-            train.count, _base(recipe, train.K, seed), diversity, 1, 1, rng
-        ).truth
+        center = _center(recipe, train.K, seed)
+        truth = planted_weights(train.count, center, center, diversity, 1, 1, rng).truth
         return best_fixed(partial(train.accuracy, truth=truth), truth, train.smooth)
 
     def measure(K: int | None, setting: dict[str, float], seeds: list[int]):
@@ -94,7 +94,7 @@ def payoff_rows(recipe: PayoffRecipe) -> list[Row]:
             where = setting["noise"], seed
             _, test = prompts(K, *where)
             weights = fixed(K, setting["diversity"], *where)
-            reports.append(_adapters(test, _base(recipe, test.K, seed), setting, weights, seed))
+            reports.append(_adapters(test, _center(recipe, test.K, seed), setting, weights, seed))
         return reports
 
     for diversity, correlation, noise in itertools.product(
@@ -152,13 +152,13 @@ def _real(recipe: PayoffRecipe, world: World, noise: float, seed: int) -> tuple[
     return prompts(world.train), prompts(world.test)
 
 
-def _base(recipe: PayoffRecipe, K: int, seed: int) -> NDArray:
-    """The mean logits of w* (K,), the same for all prompts of a seed."""
-    return np.random.default_rng([seed, K]).normal(0, recipe.base, K)
+def _center(recipe: PayoffRecipe, K: int, seed: int) -> NDArray:
+    """The centre of w* (K,), the same for all prompts of a seed."""
+    return softmax(np.random.default_rng([seed, K]).normal(0, recipe.base, K))
 
 
 def _adapters(
-    test: Prompts, base: NDArray, setting: dict[str, float], fixed: NDArray, seed: int
+    test: Prompts, center: NDArray, setting: dict[str, float], fixed: NDArray, seed: int
 ) -> dict[str, dict[str, float]]:
     """The metrics of each of ``ADAPTERS``, on the same prompts with the same truth."""
     report = {}
@@ -166,7 +166,7 @@ def _adapters(
         rng = np.random.default_rng([seed, test.K, 3])
         boldness = setting["correlation"] if method == "calibrated" else 1.0
         shape = setting["diversity"], setting["correlation"], boldness
-        known = planted_weights(test.count, base, *shape, rng)
+        known = planted_weights(test.count, center, fixed, *shape, rng)
         accuracy = partial(test.accuracy, truth=known.truth)
         report[method] = dict(measure_payoff(accuracy, known, fixed))
     return report

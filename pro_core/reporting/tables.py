@@ -46,6 +46,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:judged_moslim": ("judged.jsonl", judged_tables.judged_moslim_table),
     "table:judged_trust": ("judged.jsonl", judged_tables.trust_table),
     "table:theorem": ("theorem.jsonl", theory_tables.theorem_table),
+    "table:payoff": ("payoff.jsonl", theory_tables.payoff_table),
     "table:convergence": ("convergence.jsonl", theory_tables.convergence_table),
     "table:planted": ("theorem.jsonl", theory_tables.planted_table),
 }

@@ -47,16 +47,25 @@ class Adapted:
 
 
 def planted_weights(
-    prompts: int, base: Array, diversity: float, correlation: float, boldness: float, rng
+    prompts: int,
+    truth: Array,
+    fixed: Array,
+    diversity: float,
+    correlation: float,
+    boldness: float,
+    rng,
 ) -> Adapted:
-    """w* = softmax(b + diversity g) and w = softmax(b + boldness diversity (r g + sqrt(1 - r^2) h)), r the correlation.
+    """w* = softmax(log b + diversity g), w = softmax(log f + boldness diversity (r g + sqrt(1 - r^2) h)).
 
-    g and h are independent standard normal for each prompt and objective; b (K,) is ``base``.
+    g and h are independent standard normal for each prompt and objective, r is the correlation. The adapter moves away
+    from the fixed weights f (K,), ``fixed``, since weights that are best on average are easily known; under reward
+    models with errors they are not the centre b (K,) of the truth, ``truth``.
     """
-    g, h = rng.normal(size=(2, prompts, len(base)))
+    g, h = rng.normal(size=(2, prompts, len(truth)))
     seen = correlation * g + np.sqrt(1 - correlation**2) * h
     return Adapted(
-        softmax(base + diversity * g, axis=1), softmax(base + boldness * diversity * seen, axis=1)
+        softmax(np.log(truth) + diversity * g, axis=1),
+        softmax(np.log(fixed) + boldness * diversity * seen, axis=1),
     )
 
 
