@@ -7,6 +7,7 @@ what an event's values mean (`ui.values`).
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -62,9 +63,12 @@ def parsed(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def whole_characters(raw: bytes, body: dict[str, Any]) -> bytes:
-    """The body as bytes without lone halves of surrogate pairs, which Gradio could not send back."""
-    if not HALF.search(raw):
+def whole_characters(raw: bytes, body: dict[str, Any], changed: bool = False) -> bytes:
+    """The body as bytes without lone halves of surrogate pairs, which Gradio could not send back.
+
+    `changed`: `body` is no longer what `raw` says.
+    """
+    if not changed and not HALF.search(raw):
         return raw
     text = json.dumps(body, ensure_ascii=False)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
@@ -119,6 +123,25 @@ def call_by_name(body: Mapping[str, Any], blocks: gr.Blocks, name: str) -> None:
         raise Refusal(f"got the value {min(strange)[:40]!r}, expected {known}")
     if missing := sorted(needed - body.keys()):
         raise Refusal(f"got no {missing[0]!r}, expected the values {known}")
+
+
+def completed(body: Mapping[str, Any], blocks: gr.Blocks, name: str = "") -> bool:
+    """Add the defaults of the last values that a caller of the API left out. Returns whether there were any.
+
+    Gradio itself wants all values of a positional call, so that every new one of an endpoint would break old callers.
+    """
+    index: Any = body.get("fn_index")
+    function = (
+        _public(blocks, name) if name else blocks.fns.get(index) if _is_index(index) else None
+    )
+    data = body.get("data")
+    if not isinstance(data, list) or getattr(function, "api_visibility", "") != "public":
+        return False
+    missing = [*inspect.signature(function.fn).parameters.values()][len(data) :]
+    if not missing or any(one.default is one.empty for one in missing):
+        return False
+    data.extend(one.default for one in missing)
+    return True
 
 
 def cancel(body: Mapping[str, Any], blocks: gr.Blocks) -> None:

@@ -110,8 +110,8 @@ class Door:
             if scope["method"] == "POST":
                 raw = await _body(asked, receive)
                 body = bodies.parsed(raw)
-                self._check(path, body)
-                receive = _again(bodies.whole_characters(raw, body), receive)
+                changed = self._check(path, body)
+                receive = _again(bodies.whole_characters(raw, body, changed), receive)
         except Refusal as refusal:
             content = {"detail": str(refusal), "error": str(refusal)}
             await JSONResponse(content, refusal.status)(scope, receive, answer)
@@ -132,19 +132,24 @@ class Door:
             raise Refusal(f"Got {scope['method']}, expected {' or '.join(methods)}.", 405)
         return path
 
-    def _check(self, path: str, body: dict[str, Any]) -> None:
+    def _check(self, path: str, body: dict[str, Any]) -> bool:
+        """Check a body, and complete it. Returns whether it was changed. Raises Refusal."""
+        changed = False
         route, _, name = path.rstrip("/").removeprefix(f"{GRADIO}/").rpartition("/")
         match route or name:
             case "queue":
+                changed = bodies.completed(body, self.blocks)
                 bodies.event(body, self.blocks)
             case "run":
                 bodies.event(body, self.blocks, direct=True)
             case "call":
+                changed = bodies.completed(body, self.blocks, name)
                 bodies.call(body, self.blocks, name)
             case "call/v2":
                 bodies.call_by_name(body, self.blocks, name)
             case _:
                 bodies.cancel(body, self.blocks)
+        return changed
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Call Gradio. Its stream of an ended session tells the visitor so and then raises, which is caught here."""
