@@ -22,7 +22,7 @@ import moocore
 import numpy as np
 import pytest
 
-from pro_core.generation.best_of_n import Candidate, ranked
+from pro_core.rewards.best_of_n import Candidate, ranked
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.board import SCRIPTS
 

@@ -12,18 +12,15 @@ import torch
 
 from pro_core.generation import (
     STYLES,
-    Candidate,
     GenerationError,
     GenerationSettings,
     LocalGenerator,
     Piece,
     Request,
-    best_of_n,
     collect,
     styled,
 )
 from pro_core.generation.base import StreamingGenerator, run_sync
-from pro_core.generation.best_of_n import rank, ranked
 from pro_core.generation.chat import (
     IncrementalText,
     PromptTooLong,
@@ -35,6 +32,7 @@ from pro_core.generation.chat import (
 )
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.prompting.templates import Condition
+from pro_core.rewards.best_of_n import Candidate, best_of_n, rank, ranked
 from pro_core.system.bundled_models import SMOLLM2, resolve_policy
 from pro_core.system.storage import StorageError
 from pro_core.weights import FixedWeights

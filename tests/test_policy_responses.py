@@ -13,8 +13,8 @@ from pro_core.evaluation.policy.recipe import PolicyEntry
 from pro_core.evaluation.policy.responses import GeneratorPolicy, best_answer, respond
 from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.generation import GenerationSettings, LocalGenerator, Request
-from pro_core.generation.best_of_n import Candidate, rank
 from pro_core.prompting.templates import Condition
+from pro_core.rewards.best_of_n import Candidate, rank
 from pro_core.rewards.panel import RewardPanel
 from pro_core.rewards.specs import RewardModelSpec
 from pro_core.runs.recipes import ConfigError

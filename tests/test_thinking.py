@@ -20,7 +20,6 @@ from pro_core.generation import (
     Piece,
     Request,
     Written,
-    best_of_n,
     collect,
 )
 from pro_core.generation.answers import SurrogateJoiner
@@ -29,6 +28,7 @@ from pro_core.policies.rl.online_dpo import best_and_worst
 from pro_core.policies.rl.reward import CompositeReward
 from pro_core.policies.rollouts import cut_share, failures, sample
 from pro_core.rewards.batching import encode
+from pro_core.rewards.best_of_n import best_of_n
 from pro_core.rewards.calibration import RewardStats, text_lengths
 from pro_core.rewards.formats import thoughts_note
 from pro_core.rewards.panel import RewardPanel

@@ -16,8 +16,8 @@ import numpy as np
 
 from pro_core.adapter.explanations import Explanation
 from pro_core.data.turns import without_reasoning
-from pro_core.generation import Candidate, GenerationError
-from pro_core.generation.best_of_n import candidate_of, ranked
+from pro_core.generation import GenerationError
+from pro_core.rewards.best_of_n import Candidate, candidate_of, ranked
 from pro_core.rewards.calibration import member_spread
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, as_weights, weighted_sum

@@ -1,4 +1,4 @@
-"""Generation: one interface, two kinds (in this process, or an endpoint), and best-of-N over both."""
+"""Generation: one interface, two kinds: in this process, or an endpoint."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from pro_core.generation.base import (
     Written,
     collect,
 )
-from pro_core.generation.best_of_n import BestOfN, Candidate, best_of_n
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.generation.local import LocalGenerator
 from pro_core.generation.request import STYLES, GenerationError, Request, RequestError, styled
@@ -20,8 +19,6 @@ from pro_core.system.bundled_models import SMOLLM2
 
 __all__ = [
     "STYLES",
-    "BestOfN",
-    "Candidate",
     "EndpointGenerator",
     "Finish",
     "GenerationError",
@@ -32,7 +29,6 @@ __all__ = [
     "Request",
     "RequestError",
     "Written",
-    "best_of_n",
     "collect",
     "generator_from_env",
     "styled",
