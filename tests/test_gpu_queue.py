@@ -47,6 +47,12 @@ note('went on')""",
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 note('started')
 while True: signal.pause()""",
+    "dies": "import os; os.kill(os.getpid(), signal.SIGKILL)",
+    # Waits for the other command to be ready, then tells the queue itself to stop.
+    "kills": """
+import os
+while not noted('started'): time.sleep(0.01)
+os.kill(os.getppid(), signal.SIGTERM)""",
     "waits": """
 mine, other = sys.argv[1:]
 note(mine)
@@ -130,7 +136,29 @@ def test_a_command_that_does_not_stop_is_killed(queue, tmp_path, after_start):
     after_start(301)
     assert not run_queue(queue(minutes=5, grace=1, first=["deaf"]))
     [state] = json.loads((tmp_path / "queue" / "queue.json").read_text()).values()
-    assert state["status"] == -signal.SIGKILL and not state["finished"]
+    assert state["word"] == "to be continued" and notes(tmp_path) == ["started"]
+
+
+def test_a_command_that_something_else_kills_has_failed(queue, tmp_path):
+    assert not run_queue(queue(first=["dies"]))
+    [state] = json.loads((tmp_path / "queue" / "queue.json").read_text()).values()
+    assert state["word"] == f"failed with status {-signal.SIGKILL}"
+
+
+def test_told_to_stop_the_queue_stops_its_commands_and_leaves_none_behind(queue, tmp_path):
+    """A scheduler's SIGTERM to the queue: each command saves, and the queue returns."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert not run_queue(queue(first=["kills", "stops"]))
+    assert notes(tmp_path) == ["started", "told"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_changed_recipe_is_run_again(queue, tmp_path):
+    recipe = queue(first=[f"works {tmp_path}/r.yaml"])
+    for text in ("steps: 1", "steps: 1", "steps: 2"):
+        (tmp_path / "r.yaml").write_text(text)
+        assert run_queue(recipe)
+    assert notes(tmp_path) == ["worked", "worked"]
 
 
 def test_some_parts_alone(queue, tmp_path):

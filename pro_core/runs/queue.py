@@ -1,8 +1,9 @@
 """Long work in short turns: commands that run until the time is up, and go on when there is time again.
 
 A GPU is often lent for minutes: a free notebook, the gaps of a cluster. The work is a list of parts; the commands of a
-part run side by side, since a small model does not fill a GPU. When the time is up, all are told to stop
-(:class:`pro_core.runs.training.StopSignal`); the same call goes on with what is not finished.
+part run side by side, since a small model does not fill a GPU. When the time is up, or the queue itself is told to
+stop, all are told to stop (:class:`pro_core.runs.training.StopSignal`); the same call goes on with what is not
+finished. What is finished is run again if a file that its command names has changed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -23,7 +24,7 @@ from typing import IO, Annotated, Any
 from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
 from pro_core.system.settings import Names, Positive
-from pro_core.system.storage import write_config
+from pro_core.system.storage import content_hash, file_hash, write_config
 
 with needs("train"):
     from pydantic import Field, model_validator
@@ -34,8 +35,6 @@ LOOK = 0.2
 """Seconds between two looks at the running commands."""
 SAY = 20.0
 """Seconds between two reports on them."""
-STOPPED = {-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL}
-"""The exit statuses of commands that had no more time."""
 
 
 class QueueRecipe(Recipe):
@@ -73,6 +72,46 @@ class QueueRecipe(Recipe):
         return self
 
 
+class _Time:
+    """The end of a turn: after some minutes, or when the queue is told to stop."""
+
+    def __init__(self, minutes: float):
+        self.end = time.monotonic() + 60 * minutes
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Time:
+        with suppress(ValueError):  # only the main thread may handle signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, *_: object) -> None:
+        self.end = min(self.end, time.monotonic())
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+
+@dataclass
+class _Ended:
+    """A command that ended: its exit status, its seconds, and whether it had been told to stop."""
+
+    command: str
+    status: int
+    seconds: float
+    told: bool
+
+    @property
+    def word(self) -> str:
+        if self.status == 0:
+            return "finished"
+        return "to be continued" if self.told else f"failed with status {self.status}"
+
+
 @dataclass
 class _Running:
     """A command that runs, and the file that it writes its lines to."""
@@ -98,30 +137,44 @@ def run_queue(recipe: QueueRecipe) -> bool:
     folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
     state = _read(folder)
-    end = time.monotonic() + 60 * recipe.minutes
-    finished = True
-    for part, commands in recipe.parts.items():
-        if recipe.only is not None and part not in recipe.only:
-            continue
-        todo = [c for c in commands if not state.get(c, {}).get("finished")]
-        if todo and time.monotonic() < end:
+
+    def is_finished(command: str) -> bool:
+        kept = state.get(command, {})
+        return kept.get("word") == "finished" and kept["files"] == _files(command)
+
+    parts = {p: c for p, c in recipe.parts.items() if recipe.only is None or p in recipe.only}
+    with _Time(recipe.minutes) as turn:
+        for part, commands in parts.items():
+            todo = {i: c for i, c in enumerate(commands) if not is_finished(c)}
+            if not todo or turn.over():
+                continue
             print(f"{part}: {len(todo)} of {len(commands)} commands are not finished", flush=True)
-            for command, status, seconds in _run_part(folder, part, todo, end, recipe.grace):
-                spent = state.get(command, {}).get("seconds", 0.0) + seconds
-                state[command] = {"part": part, "finished": status == 0, "status": status}
-                state[command]["seconds"] = round(spent, 1)
+            files = {command: _files(command) for command in commands}
+            for ended in _run_part(folder, part, todo, turn, recipe.grace):
+                spent = state.get(ended.command, {}).get("seconds", 0.0) + ended.seconds
+                state[ended.command] = {
+                    "part": part,
+                    "word": ended.word,
+                    "seconds": round(spent, 1),
+                    "files": files[ended.command],
+                }
                 write_config(folder, STATE, state)
-        finished = finished and all(state.get(c, {}).get("finished") for c in commands)
     print("\n".join(_table(recipe, state)), flush=True)
-    return finished
+    return all(is_finished(command) for commands in parts.values() for command in commands)
+
+
+def _files(command: str) -> str:
+    """A hash of the files that a command names: its script and its recipe."""
+    named = [Path(word) for word in shlex.split(command)]
+    return content_hash([file_hash(path) for path in named if path.is_file()])[:16]
 
 
 def _run_part(
-    folder: Path, part: str, commands: list[str], end: float, grace: float
-) -> Iterator[tuple[str, int, float]]:
-    """Run commands side by side; gives (command, exit status, seconds) as each ends."""
+    folder: Path, part: str, commands: Mapping[int, str], turn: _Time, grace: float
+) -> Iterator[_Ended]:
+    """Run commands side by side, by their number in the part, and give each as it ends."""
     with ExitStack() as stack:
-        running = [_start(folder, part, i, c, stack) for i, c in enumerate(commands)]
+        running = [_start(folder, part, i, c, stack) for i, c in commands.items()]
         try:
             told, said = False, time.monotonic()
             while running:
@@ -130,23 +183,23 @@ def _run_part(
                     status = one.process.poll()
                     if status is not None:
                         running.remove(one)
-                        ended = "finished" if status == 0 else f"ended with status {status}"
-                        reason = "" if status in {0, *STOPPED} else f": {one.last_line()}"
-                        print(f"{part}: {ended} ({one.log.name}){reason}", flush=True)
-                        yield one.command, status, now - one.started
-                if now >= end and not told:
+                        ended = _Ended(one.command, status, now - one.started, told)
+                        reason = "" if told or not status else f": {one.last_line()}"
+                        print(f"{part}: {ended.word} ({one.log.name}){reason}", flush=True)
+                        yield ended
+                if turn.over() and not told:
                     print(f"{part}: the time is up, {len(running)} commands stop", flush=True)
                     told = True
                     _signal(running, signal.SIGTERM)
-                if now >= end + grace:
+                if now >= turn.end + grace:
                     _signal(running, signal.SIGKILL)
                 if now - said >= SAY:
                     said = now
                     lines = [f"  {one.log.stem}: {one.last_line()}" for one in running]
-                    left = f"{part}: {max(0.0, end - now):.0f} s are left"
+                    left = f"{part}: {max(0.0, turn.end - now):.0f} s are left"
                     print("\n".join([left, *lines]), flush=True)
                 time.sleep(LOOK)
-        finally:  # an error here, or Ctrl-C: nothing runs on by itself
+        finally:  # an error here: nothing runs on by itself
             _signal(running, signal.SIGKILL)
 
 
@@ -186,11 +239,5 @@ def _table(recipe: QueueRecipe, state: Mapping[str, Mapping[str, Any]]) -> Itera
     yield "\n| part | command | state | minutes |\n|---|---|---|---|"
     for part, commands in recipe.parts.items():
         for command in commands:
-            one = state.get(command)
-            shown = "not started"
-            if one is not None:
-                shown = "finished" if one["finished"] else f"status {one['status']}"
-                if one["status"] in STOPPED:
-                    shown = "to be continued"
-            minutes = f"{one['seconds'] / 60:.1f}" if one else ""
-            yield f"| {part} | {command} | {shown} | {minutes} |"
+            one = state.get(command, {"word": "not started", "seconds": 0})
+            yield f"| {part} | {command} | {one['word']} | {one['seconds'] / 60:.1f} |"

@@ -215,9 +215,13 @@ class StopSignal:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            if (
+                self._came and kind is None
+            ):  # it came too late for a checkpoint: what was to be trained is trained
+                signal.raise_signal(signal.SIGTERM)
 
     def _note(self, *_: object) -> None:
         self._came = True
