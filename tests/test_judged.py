@@ -43,12 +43,13 @@ from pro_core.evaluation.judged.arena import (
     style_differences,
     style_of,
 )
+from pro_core.evaluation.judged.preferences import preferences
 from pro_core.evaluation.judged.prompts import hub_file, load_answers, load_prompts
 from pro_core.evaluation.judged.rates import mean_rate, paired_lead
 from pro_core.evaluation.judged.recipe import JudgedRecipe
 from pro_core.evaluation.judged.rows import judged_rows
 from pro_core.evaluation.judged.templates import OURS, PREFERENCE
-from pro_core.judges.judge import EndpointJudge, LocalJudge, Question, summed
+from pro_core.judges.judge import EndpointJudge, LocalJudge, Question, Reply, summed
 from pro_core.judges.templates import read_template
 from pro_core.judges.verdicts import BudgetSpent, JudgeError, Verdicts
 from pro_core.metrics import fit_logistic
@@ -155,6 +156,16 @@ def test_intervals_of_rates_cover_and_leads_are_paired():
     assert paired_lead(better, base).interval[0] > 0
     apart = mean_rate(better).interval[0] - mean_rate(base).interval[1]
     assert apart < 0  # unpaired, the two intervals overlap
+
+
+def test_where_all_prompts_agree_few_of_them_prove_nothing():
+    few = paired_lead([1.0, 1.0], [0.0, 0.0])
+    assert few.value == 100 and few.interval[0] < 0
+    assert paired_lead([1.0] * 40, [0.0] * 40).interval[0] > 50
+    assert paired_lead([0.5] * 4, [0.5] * 4).interval == (0, 0)
+    one = mean_rate([1.0] * 10, prompts=["p"] * 10)
+    assert one.interval == pytest.approx(mean_rate([1.0]).interval)
+    assert mean_rate([1, 0, 1, 1], prompts=["p"] * 4).interval[0] < 50
 
 
 def test_missing_verdicts_are_left_out_and_counted_and_an_empty_answer_is_an_answer():
@@ -359,12 +370,14 @@ def test_judgments_that_cannot_be_used_are_refused(tmp_path):
 class JudgeServer:
     """An OpenAI-style server whose ``answer(user text)`` is a text or {token: log-probability}; it counts requests."""
 
-    def __init__(self, answer, logprobs=True):
-        self.answer, self.logprobs = answer, logprobs
+    def __init__(self, answer, logprobs=True, refuses=None):
+        self.answer, self.logprobs, self.refuses = answer, logprobs, refuses
         self.asked: list[str] = []
         self.url = ""
 
     def reply(self, body):
+        if self.refuses and self.refuses(body):
+            return 400, {"error": {"message": "this cannot be"}}
         if "logprobs" in body and not self.logprobs:
             return 400, {"error": {"message": "no logprobs here", "param": "logprobs"}}
         text = body["messages"][-1]["content"]
@@ -383,8 +396,8 @@ class JudgeServer:
 
 
 @contextlib.contextmanager
-def judging(answer, logprobs=True):
-    server = JudgeServer(answer, logprobs)
+def judging(answer, logprobs=True, refuses=None):
+    server = JudgeServer(answer, logprobs, refuses)
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -545,6 +558,69 @@ def test_a_failed_verdict_is_left_out_and_asked_again_by_the_next_run(tmp_path):
         assert row["metrics"]["unjudged"] == 0
 
 
+def ask_for_labels(text):
+    return Question([{"role": "user", "content": text}], "t-1", 4, False, ("A", "B"))
+
+
+def test_refused_questions_are_left_out_however_many_there_are(tmp_path):
+    """Too long ones, say: they say nothing about the server, so a run with only those left can be repeated."""
+    questions = [ask_for_labels(f"{'long' if i % 2 else 'short'} {i}") for i in range(60)]
+
+    def long(body):
+        return "long" in body["messages"][-1]["content"]
+
+    with judging(lambda text: {"A": -0.1, "B": -3.0}, refuses=long) as server:
+        for _ in range(2):
+            replies = Verdicts(EndpointJudge(server.url), tmp_path).ask(questions)
+            assert [reply is None for reply in replies] == [False, True] * 30
+        assert len(server.asked) == 30
+
+
+def test_a_server_that_refuses_logprobs_without_naming_them_keeps_thinking_off(tmp_path):
+    def no_logprobs(body):
+        return "logprobs" in body
+
+    def thinks(text):
+        return "A"
+
+    seen = []
+    with judging(thinks, refuses=lambda body: seen.append(body) or no_logprobs(body)) as server:
+        [reply] = Verdicts(EndpointJudge(server.url), tmp_path).ask([ask_for_labels("x")])
+    assert reply.text == "A" and "chat_template_kwargs" in seen[-1] and "logprobs" not in seen[-1]
+
+
+def test_an_empty_reply_to_a_question_for_a_label_is_no_verdict(tmp_path):
+    with judging(lambda text: "<think>so", logprobs=False) as server:
+        judge = EndpointJudge(server.url)
+        with pytest.raises(JudgeError):
+            Verdicts(judge, tmp_path).ask([ask_for_labels("x")])
+        assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_equal_texts_say_nothing_about_the_judges_position_bias(tmp_path):
+    verdicts = Verdicts(Scripted(["A"] * 4), tmp_path)
+    pairs = [("q", f"same {i}", f"same {i}") for i in range(8)]
+    pairs += [("q", f"one {i}", f"two {i}") for i in range(2)]
+    rates = preferences(verdicts, PREFERENCE, pairs, both_orders=True).measures()
+    assert rates["orders_agree"].value == 0 and rates["first_preferred"].value == 100
+
+
+class Scripted:
+    """A judge that gives these replies, one after the other."""
+
+    identity = name = "scripted"
+
+    def __init__(self, replies):
+        self.replies = iter(replies)
+
+    @contextlib.asynccontextmanager
+    async def session(self):
+        async def ask(question):
+            return Reply(next(self.replies))
+
+        yield ask
+
+
 def test_the_key_holds_the_model_the_template_the_order_and_the_texts(tmp_path):
     with judging(likes_longer) as server:
         keys = set()
@@ -624,6 +700,8 @@ def test_marks_and_facts_are_parsed_or_missing():
     assert parse_score("[[7]] then [8]") == 7 and parse_score("[5]") == 5
     assert parse_score("[[11]]") is None and parse_score("7/10") is None
     assert parse_facts("Facts:\n1. One.\n 2) Two\nNONE") == ["One.", "Two"]
+    assert parse_facts("None.") == [] and parse_facts("- The sky is green.") is None
+    assert parse_facts("1.\n2. Two") == ["Two"]
     assert parse_truths("1. TRUE\n2. FALSE", 2) == ["TRUE", "FALSE"]
     assert parse_truths("1. TRUE", 2) is None
     with pytest.raises(DataError):

@@ -186,6 +186,8 @@ class EndpointJudge:
                     left_out |= {THINKING}
                 elif "logprobs" in body and failure.named in ("", "logprobs", "top_logprobs"):
                     left_out |= {"logprobs", "top_logprobs"}
+                    if not failure.named:  # perhaps it was not the thinking that it refused
+                        left_out -= {THINKING}
                 else:
                     raise
                 continue

@@ -127,10 +127,15 @@ class Verdicts:
                     reply = await ask(question)
                 except (Failure, GenerationError) as failure:
                     failures.append(failure.message)
-                    in_a_row += 1
+                    # A question that is refused, such as one that is too long, says nothing about the next one.
                     if isinstance(failure, Failure) and failure.status not in REFUSED:
                         self.broken = failure.message
+                        in_a_row += 1
                 else:
+                    if question.labels and not reply.logprobs and not reply.text.strip():
+                        failures.append("it gave neither log-probabilities nor a word")
+                        report()
+                        continue
                     self._keep(key, question, reply)
                     answered, in_a_row = answered + 1, 0
                 report()

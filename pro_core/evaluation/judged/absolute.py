@@ -28,7 +28,8 @@ from pro_core.judges.templates import Template
 REFERENCED = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are compared with a reference."""
 _MARKS = (re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]"), re.compile(r"\[(\d+(?:\.\d+)?)\]"))
-_FACT = re.compile(r"^\s*\d+\s*[.):]\s*(\S.*)$", re.MULTILINE)
+_FACT = re.compile(r"^[ \t]*\d+[ \t]*[.):][ \t]*(\S.*)$", re.MULTILINE)
+_NONE = re.compile(r"^\W*NONE\W*$", re.IGNORECASE)
 _TRUTH = re.compile(r"^\W*(\d+)\W+(TRUE|FALSE|UNKNOWN)\b", re.MULTILINE)
 
 
@@ -41,9 +42,10 @@ def parse_score(text: str) -> float | None:
     return None
 
 
-def parse_facts(text: str) -> list[str]:
-    """The numbered statements of a judge's text; none where it says NONE."""
-    return [fact.strip() for fact in _FACT.findall(text)]
+def parse_facts(text: str) -> list[str] | None:
+    """The numbered statements of a judge's text; none where it says NONE; None for a text in another form."""
+    found = [fact.strip() for fact in _FACT.findall(text)]
+    return found if found or _NONE.match(text.strip()) else None
 
 
 def parse_truths(text: str, facts: int) -> list[str] | None:
@@ -84,13 +86,18 @@ def mt_bench_rows(run: JudgedRun) -> list[Row]:
         if not np.isfinite(marks_P2).any():
             raise DataError(f"{name}: the judge gave no mark from 1 to 10")
         rates = {"score": _score(marks_P2)}
-        rates |= {f"score_turn_{turn + 1}": _score(marks_P2[:, [turn]]) for turn in (0, 1)}
+        for turn in (0, 1):
+            if np.isfinite(marks_P2[:, turn]).any():
+                rates[f"score_turn_{turn + 1}"] = _score(marks_P2[:, [turn]])
         for category in dict.fromkeys(p.category for p in run.prompts):
             of_category = marks_P2[[p.category == category for p in run.prompts]]
             if category and np.isfinite(of_category).any():
                 rates[f"score_{category}"] = _score(of_category)
-        earlier = list(marks.items())[:m]
-        leads = {other: {"score": _lead(marks_P2, theirs)} for other, theirs in earlier}
+        leads = {
+            other: {"score": _lead(marks_P2, theirs)}
+            for other, theirs in list(marks.items())[:m]
+            if np.isfinite(_over_turns(marks_P2) + _over_turns(theirs)).any()
+        }
         texts = [run.text(name, p, t) for p in range(len(run.prompts)) for t in (0, 1)]
         counts = text_counts(texts) | {"unjudged": int(np.isnan(marks_P2).sum())}
         rows.append(run.row(name, rates, counts, leads=leads))
@@ -104,7 +111,11 @@ def _marks(run: JudgedRun, name: str) -> Floats:
         answer = run.answers[name][p]
         if answer is None:
             continue
-        referenced = prompt.category in REFERENCED and len(prompt.reference) >= 2
+        referenced = (
+            prompt.category in REFERENCED
+            and all(prompt.reference[:2])
+            and len(prompt.reference) >= 2
+        )
         first, second = (
             (SCORE_REFERENCE, SCORE_SECOND_REFERENCE) if referenced else (SCORE, SCORE_SECOND)
         )
@@ -158,7 +169,8 @@ def halueval_rows(run: JudgedRun) -> list[Row]:
             for p in answered
         }
         listed = run.verdicts.ask([_question(run, FACTS, texts[p]) for p in answered], "facts")
-        facts = {p: parse_facts(r.text) for p, r in zip(answered, listed, strict=True) if r}
+        read = {p: parse_facts(r.text) for p, r in zip(answered, listed, strict=True) if r}
+        facts = {p: found for p, found in read.items() if found is not None}
         checked = [p for p, found in facts.items() if found]
         questions = []
         for p in checked:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pro_core.data.schema import DataError
 from pro_core.evaluation.judged.alpaca import preference_from_logprobs
@@ -32,12 +33,14 @@ class Preferences:
         read: replies that are verdicts. by_words: those among them that were read from the judge's words, for want of
             log-probabilities.
         lengths_P2: of both texts, in characters.
+        asked_P: whether the judge was asked: two equal texts are a draw.
     """
 
     second_PO: Floats
     read: int
     by_words: int
     lengths_P2: Floats
+    asked_P: NDArray[np.bool_]
 
     @property
     def second_P(self) -> Floats:
@@ -52,13 +55,13 @@ class Preferences:
         return "words" if self.by_words == self.read else "log-probabilities, else words"
 
     def measures(self) -> dict[str, Rate]:
-        """Position and length, in percent; of the pairs with a verdict.
+        """Position and length, in percent; of the pairs with a verdict that the judge was asked about.
 
         ``first_preferred``: how much the text shown first is preferred over both orders; 50 without a position bias.
         ``orders_agree``: pairs whose verdict is the same in both orders. ``longer_preferred``: how much the longer
         text is preferred, over pairs of different lengths.
         """
-        both = np.isfinite(self.second_PO).all(axis=1)
+        both = np.isfinite(self.second_PO).all(axis=1) & self.asked_P
         rates: dict[str, Rate] = {}
         if both.any() and self.second_PO.shape[1] == 2:
             forth, back = self.second_PO[both].T
@@ -86,6 +89,7 @@ def preferences(
     assert template.labels is not None
     questions, places = [], []
     values = np.full((len(pairs), 2 if both_orders else 1), np.nan)
+    asked = np.array([first != second for _, first, second in pairs], dtype=bool)
     for p, (prompt, first, second) in enumerate(pairs):
         chosen = int(content_hash([prompt, first, second])[0], 16) % 2
         for order in (0, 1) if both_orders else (chosen,):
@@ -111,7 +115,7 @@ def preferences(
             "of them as its first word"
         )
     lengths = np.array([[len(first), len(second)] for _, first, second in pairs], dtype=float)
-    return Preferences(values, read, by_words, lengths.reshape(len(pairs), 2))
+    return Preferences(values, read, by_words, lengths.reshape(len(pairs), 2), asked)
 
 
 def _second_preferred(reply: Reply | None, labels: tuple[str, ...]) -> tuple[float, bool]:

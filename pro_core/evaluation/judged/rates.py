@@ -69,7 +69,8 @@ def mean_rate(
     Args:
         prompts: of each value, where several values are of one prompt: they are resampled together.
 
-    Where all values agree on 0 or on 1, resampling says nothing; the interval is then Wilson's.
+    Where all prompts agree, resampling says nothing; the interval of values from 0 to 1 is then Wilson's, with one
+    trial per prompt.
 
     Raises:
         ValueError: not one value.
@@ -79,10 +80,19 @@ def mean_rate(
     if not len(kept):
         raise ValueError(f"got {len(given)} prompts and not one value, expected at least one")
     left_out = len(given) - len(kept)
-    if kept.min() == kept.max() and kept[0] in (0.0, 1.0):
-        low, high = wilson_interval(float(kept[0]), len(kept))
-        return Rate(scale * float(kept[0]), (scale * low, scale * high), len(kept), left_out)
-    return rate_of(scale * _means(given, prompts), len(kept), left_out)
+    rate = rate_of(scale * _means(given, prompts), len(kept), left_out)
+    if rate.interval[0] == rate.interval[1] and 0 <= kept.min() <= kept.max() <= 1:
+        low, high = wilson_interval(float(kept.mean()), _prompts(given, prompts))
+        return Rate(rate.value, (scale * low, scale * high), len(kept), left_out)
+    return rate
+
+
+def _prompts(values: Floats, prompts: Sequence[str] | None) -> int:
+    """How many different prompts have a finite value."""
+    finite = np.isfinite(values)
+    if prompts is None:
+        return int(finite.sum())
+    return len({prompt for prompt, counted in zip(prompts, finite, strict=True) if counted})
 
 
 def _means(values: Floats, prompts: Sequence[str] | None) -> Floats:
@@ -118,7 +128,13 @@ def paired_lead(
     n = int(np.isfinite(gaps).sum())
     if not n:
         raise ValueError("got no prompt with a value of both models")
-    return rate_of(scale * _means(gaps, prompts), n, len(gaps) - n)
+    rate = rate_of(scale * _means(gaps, prompts), n, len(gaps) - n)
+    if rate.value and rate.interval[0] == rate.interval[1]:
+        # All prompts agree. Wilson's interval of the share that do: the others may lead as far the other way.
+        low, _ = wilson_interval(1.0, _prompts(gaps, prompts))
+        ends = sorted((rate.value * (2 * low - 1), rate.value))
+        return Rate(rate.value, (ends[0], ends[1]), n, len(gaps) - n)
+    return rate
 
 
 def only_one(names: Sequence[str], what: str) -> str:

@@ -54,6 +54,8 @@ def trust_rows(run: JudgedRun) -> list[Row]:
         if np.isfinite(agreed[where]).any():
             of_these = [prompt for prompt, chosen in zip(prompts, where, strict=True) if chosen]
             rates[f"agreement_chosen_{name}"] = mean_rate(agreed[where], prompts=of_these)
+    if not np.isfinite(agreed).any():
+        raise DataError(f"{run.judge.name}: no pair has a verdict in each order that was asked")
     over = paired_lead(agreed, by_length, prompts=prompts)
     counts = {
         "unjudged": int(np.isnan(agreed).sum()),
