@@ -82,9 +82,12 @@ def peak(size: int, rounds: int) -> float:
     return repeats * 2 * size**3 / seconds(product, rounds)
 
 
-def body(model: torch.nn.Module) -> int:
-    """Parameters without the embeddings, tied output layers included."""
-    return sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
+def body(model: Any) -> int:
+    """Parameters without the embeddings, with the output layer, also where it is tied to them."""
+    count = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    tied = output is not None and model.config.tie_word_embeddings
+    return count + (output.weight.numel() if tied else 0)
 
 
 class Table:

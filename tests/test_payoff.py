@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy.special import expit, softmax
 
-from pro_core.doctor.gain import measure_payoff as doctors_payoff
+from pro_core.doctor.gain import payoff_of
 from pro_core.evaluation import theorem
 from pro_core.evaluation.payoff import PayoffRecipe
 from pro_core.evaluation.results import read_rows
@@ -86,15 +86,17 @@ def test_the_doctor_finds_the_slope_and_the_lead_from_labelled_pairs():
     wins = rng.random(N) < expit(4 * ((fixed + right) * margins).sum(axis=1))
     margins = np.where(wins[:, None], margins, -margins)
     objectives, texts = np.array(["o"] * N), np.arange(N).astype(str)
-    found = doctors_payoff(fixed, adapter, margins, objectives, texts)
+    found = payoff_of(fixed, adapter, margins, objectives, texts)
     assert found.slope.low < 0.5 < found.slope.high < 0.6
     correct = [((w * margins).sum(axis=1) > 0).mean() for w in (adapter, fixed)]
     assert found.expected.value == pytest.approx(100 * (correct[0] - correct[1]), abs=1.0)
     assert found.movement == pytest.approx(np.sqrt((4 * right**2).sum(axis=1).mean()))
-    calibrated = doctors_payoff(fixed, fixed + right, margins, objectives, texts)
+    calibrated = payoff_of(fixed, fixed + right, margins, objectives, texts)
     assert calibrated.slope.low < 1 < calibrated.slope.high and calibrated.expected.low > 0
-    assert doctors_payoff(fixed, fixed, margins, objectives, texts) is None
-    assert doctors_payoff(fixed, adapter, -margins, objectives, texts) is None
+    counted = ((((fixed + right) * margins).sum(axis=1) > 0).mean() - correct[1]) * 100
+    assert counted > 1 and calibrated.expected.value == pytest.approx(counted, abs=0.5)
+    assert payoff_of(fixed, fixed, margins, objectives, texts) is None
+    assert payoff_of(fixed, adapter, -margins, objectives, texts) is None
 
 
 def test_the_script_measures_each_setting_once(tmp_path, monkeypatch, capsys):

@@ -124,8 +124,8 @@ def movement(gain: Gain) -> list[str]:
         return []
     s = p.slope
     return [
-        f"Its weights differ from the fitted global ones by {p.movement:.2f}, and {s.value:.2f} ({s.low:.2f} to "
-        f"{s.high:.2f}) of this is right: 1 is calibrated, and below 0.5 fixed weights win.",
+        f"Its weights differ from the fitted global ones by {p.movement:.2f}. The slope of what is right on this is "
+        f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f}): 1 is calibrated, 0 noise; below about 0.5 fixed weights win.",
         f"From that, its lead over them should be {points(p.expected)} points; the one counted is "
         f"{points(gain.lead['fitted global'])}.",
     ]

@@ -91,7 +91,7 @@ class Payoff:
     expected: Measured
 
 
-def measure_payoff(
+def payoff_of(
     fixed_NK: Floats,
     adapter_NK: Floats,
     margin_NK: Floats,
@@ -306,7 +306,7 @@ def measure_gain(
         for m, r in right.items()
     }
     fixed, adapter = (np.concatenate(part) for part in zip(*parts, strict=True))
-    payoff = measure_payoff(
+    payoff = payoff_of(
         fixed,
         adapter,
         np.tile(margin_NK, (repeats, 1)),

@@ -27,6 +27,7 @@ from pro_core.theory.payoff import (
     best_fixed,
     candidate_accuracy,
     gaussian_accuracy,
+    margin_deviation,
     measure_payoff,
     planted_weights,
 )
@@ -139,9 +140,10 @@ def _gaussian(recipe: PayoffRecipe, K: int, noise: float) -> tuple[Prompts, Prom
 def _real(recipe: PayoffRecipe, world: World, noise: float, seed: int) -> tuple[Prompts, Prompts]:
     """Train and test prompts. The panel's own errors cannot be known: its rewards are the truth, noise comes on top."""
     rng = np.random.default_rng([seed, 2])
+    size_K = margin_deviation(world.train) / np.sqrt(2)  # of each response, since a margin has two
 
     def prompts(sets: CandidateSets) -> Prompts:
-        seen = sets.rewards + noise * rng.normal(size=sets.rewards.shape)
+        seen = sets.rewards + noise * size_K * rng.normal(size=sets.rewards.shape)
 
         def accuracy(weights: NDArray, truth: NDArray) -> NDArray:
             return candidate_accuracy(weights, truth, recipe.preference_temperature, sets, seen)

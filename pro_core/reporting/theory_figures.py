@@ -27,6 +27,8 @@ STYLES = {
     "shuffled": ("PRO-MORLHF, shuffled", "#c92a2a", "v"),
     "shuffled within source": ("PRO-MORLHF, shuffled within source", "#e08a00", "v"),
 }
+LEAST, MOST = -1.5, 1.7
+"""The scaled leads that the figure of the payoff shows."""
 SETTINGS: Any = {
     "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white",
     "axes.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "theorem",
@@ -131,9 +133,9 @@ def convergence_figure(rows: Rows, path: str | Path) -> None:
 def payoff_figure(rows: Rows, path: str | Path) -> None:
     """When weights that follow the prompt pay (:mod:`pro_core.theory.payoff`).
 
-    Left: the lead, divided by what the oracle would gain with the same movement, against the slope: every setting of
-    both worlds. Right: the lead in points against the diversity of w*, in the Gaussian world with the middle K and the
-    noisiest panel.
+    Left: the lead, divided by what the oracle would gain with the same movement, against the slope, for every setting
+    of both worlds in which the oracle gains; the legend counts the points that are not drawn. Right: the lead in points
+    against the diversity of w*, in the Gaussian world with the middle K and the noisiest panel.
 
     Raises:
         ValueError: no rows of the experiment.
@@ -153,18 +155,22 @@ def payoff_figure(rows: Rows, path: str | Path) -> None:
             ("payoff_real", "a panel's rewards of real answers", "#c92a2a"),
         ):
             of = [r["metrics"] for r in rows if r["experiment"] == experiment]
+            every = len(of)
             of = [m for m in of if m["oracle_lead"] > 0 < m["movement"]]
             slopes = [m["slope"] for m in of]
             scaled = [
                 m["lead"] / m["oracle_lead"] * (m["diversity"] / m["movement"]) ** 2 for m in of
             ]
+            drawn = sum(LEAST <= y <= MOST for y in scaled)
+            if drawn < every:
+                label += f" ({every - drawn} of {every} outside)"
             left.plot(slopes, scaled, "o", color=colour, markersize=4, alpha=0.5, label=label)
         line = np.array([0, 1.2])
         left.plot(line, 2 * line - 1, color="#000000", linewidth=1.5, label="2 slope - 1")
         left.axhline(0, color="#9a9a9a", linewidth=1)
         left.axvline(0.5, color="#9a9a9a", linestyle="--", linewidth=1)
         left.set(xlabel="slope: how much of the adapter's movement is right", xlim=(0, 1.3))
-        left.set(ylabel="lead / lead of w* at this movement", ylim=(-1.5, 1.7))
+        left.set(ylabel="lead / lead of w* at this movement", ylim=(LEAST, MOST))
         left.set_title("it pays above a slope of 1/2")
         left.legend(frameon=False, fontsize=11)
 

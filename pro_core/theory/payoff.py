@@ -9,9 +9,12 @@ second order the price of an error e is e' H e (Eq 12's gap, and the accuracy, a
     lead  ~  E[t' H t] - E[(t - d)' H (t - d)]  =  E[d' H d] (2 slope - 1),      slope = E[d' H t] / E[d' H d]
 
 The slope says how much of the adapter's movement is right: 1 if it is calibrated, 0 if it is noise. **Weights that
-follow the prompt pay if the slope is above 1/2**, whatever the diversity of w*, K or the panel's noise: these scale the
-lead. An adapter whose log-weights correlate by r with the truth's and vary q times as much has the slope r / q: it pays
-below q = 2 r, and most at q = r, where its lead is r^2 times the oracle's.
+follow the prompt pay if the slope is above 1/2**; the diversity of w*, K and the panel's noise scale the lead. An
+adapter whose log-weights correlate by r with the truth's and vary q times as much has the slope r / q: it pays below
+q = 2 r, and most at q = r, where its lead is r^2 times the oracle's.
+
+All this holds while movements are small. Large ones move the line: an error then costs less than its square. And where
+one reward model errs more than another, w* is no longer the most accurate weighting, and moving towards it may lose.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from pro_core.theory.alignment_gap import CandidateSets
 
 Array = NDArray[np.float64]
 
-PAYOFF_VERSION = 1
+PAYOFF_VERSION = 2
 """Raised with every change that moves a number of the rows."""
 Accuracy = Callable[[Array], Array]
 """Weights (P, K) or (K,) -> how often they predict what is preferred, for each prompt (P,)."""
@@ -101,6 +104,15 @@ def candidate_accuracy(
     said = 0.5 + 0.5 * np.sign(guess[:, :, None] - guess[:, None])
     right = prefers * said + (1 - prefers) * (1 - said)
     return (right * pairs).sum(axis=(1, 2)) / pairs.sum(axis=(1, 2))
+
+
+def margin_deviation(sets: CandidateSets) -> Array:
+    """The root of the mean squared margin between two candidates of a prompt, for each objective, (K,)."""
+    there = np.isfinite(sets.log_reference)[:, :, None]
+    count = there.sum(axis=1)
+    mean = (sets.rewards * there).sum(axis=1) / count
+    within = ((sets.rewards - mean[:, None]) ** 2 * there).sum(axis=1) / (count - 1)
+    return np.sqrt(2 * within.mean(axis=0))
 
 
 # ---------------------------------------------------------------- fixed weights, slope and lead
