@@ -81,7 +81,7 @@ def preferences(
 ) -> Preferences:
     """Ask the judge about P pairs of answers; equal texts are a draw and are not asked about.
 
-    In one order alone, a hash of the texts decides which.
+    In one order alone, a hash of the prompt decides which, so that all models are asked alike.
 
     Raises:
         DataError: not one reply is a verdict.
@@ -91,7 +91,7 @@ def preferences(
     values = np.full((len(pairs), 2 if both_orders else 1), np.nan)
     asked = np.array([first != second for _, first, second in pairs], dtype=bool)
     for p, (prompt, first, second) in enumerate(pairs):
-        chosen = int(content_hash([prompt, first, second])[0], 16) % 2
+        chosen = int(content_hash([prompt])[0], 16) % 2
         for order in (0, 1) if both_orders else (chosen,):
             if first == second:
                 values[p, order if both_orders else 0] = 0.5
