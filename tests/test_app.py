@@ -27,9 +27,10 @@ from pro_core.weights import apply_floors, parse_floors
 from tests.servers.instant import WORDS, instant
 from tests.servers.scripted import says, scripted
 from ui.api import Api
-from ui.board import presets
+from ui.board import answer, load_recorded, presets
 from ui.models import Models
 from ui.page import Page
+from ui.runs import Turn, failed, prepared
 
 pytestmark = pytest.mark.slow
 
@@ -377,6 +378,22 @@ def test_a_follow_up_continues_from_the_answer_without_its_reasoning(thinker) ->
     assert [m["content"] for m in after["messages"]] == [PROMPT, "Red \ufffd", "Why?"]
 
 
+def test_given_answers_are_exported_as_those_of_their_writer(served) -> None:
+    page = Page(served[1])
+    run = asyncio.run(page.paste(PROMPT, {}, "Use salt.", "I do not know."))
+    assert not {"model", "date"} & run.keys()
+    shared = {**run, "phase": "shared", "model": "another", "date": "2020-01-01"}
+    again = asyncio.run(page.rescore(shared))
+    assert (again["model"], again["date"], again["phase"]) == ("another", "2020-01-01", "done")
+    assert not {"model", "date"} & asyncio.run(page.rescore(run)).keys()
+
+
+def test_a_failed_run_is_news_and_its_answers_can_be_scored() -> None:
+    once, twice = (failed({"phase": "writing", "busy": True}, "No.") for _ in range(2))
+    assert once != twice and once["phase"] == "stopped" and once["busy"] is False
+    assert "phase" not in failed({}, "No.") and failed({"phase": "done"}, "No.")["phase"] == "done"
+
+
 def test_pasted_reasoning_is_shown_separately_and_not_scored(served) -> None:
     texts = ("<think>Kill it, slowly.</think>Use salt.", "Use salt.", "<think>Nothing but this")
     run = asyncio.run(Page(served[1]).paste(PROMPT, {}, *texts))
@@ -549,6 +566,17 @@ def test_a_seed_repeats_the_answers_and_a_system_prompt_leads_the_conversation(r
     assert [m["role"] for m in run["messages"]] == ["system", "user"]
     after = end_of(Page(reader).follow("Why?", 1, 4, False, run, None, 0, None, None, ""))
     assert after["messages"][0]["role"] == "system"
+    # Rewriting an answer is no copy of answer A, and the same try again gives the same text.
+    cards = [answer("one"), answer("two")]
+
+    def seeds(places: list[int] | None, cards: list = cards) -> tuple[int, int]:
+        wanted = prepared(Turn([], "Hi", cards, places, same=True), 2, 8, False, (None, 7))
+        return wanted.settings.seed, wanted.asked["seed"]
+
+    tries = [seeds([0]), seeds([1]), seeds([1], [cards[0], answer("three")])]
+    assert len({7, *(shifted for shifted, _ in tries)}) == 4
+    assert seeds(None) == (7, 7) and all(asked == 7 for _, asked in tries)
+    assert seeds([1]) == tries[1]
     for wrong in ((3.0,), (None, "x"), (None, -1), (None, None, 5)):
         assert end_of(Page(reader).ask("Hi", 1, 4, False, {}, None, *wrong))["tone"] == "error"
 
@@ -560,6 +588,14 @@ def test_the_owners_presets_come_last_and_wrong_ones_are_named() -> None:
     for wrong in ("harmless=1", "X: harmless=0.5", "X: kind=1", "X: harmless=much", ": harmless=1"):
         with pytest.raises(ValueError, match=r"preset|sum to|unknown"):
             presets(names, wrong)
+
+
+def test_a_mistyped_preset_leaves_the_opening_page_its_floors() -> None:
+    names = load_recorded()["objectives"]
+    opening = load_recorded(f"{names[0]}=0.35", f"X: {names[0]}=much")
+    assert opening["floors"] == pytest.approx([0.35] + [0] * (len(names) - 1))
+    assert opening["presets"] == load_recorded()["presets"] != {}
+    assert load_recorded("x=1", f"Mine: {names[0]}=1")["presets"].keys() >= {"Mine"}
 
 
 def test_a_policy_that_a_classifier_trained_gets_no_warning_about_the_panel(tmp_path) -> None:

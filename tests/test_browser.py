@@ -491,9 +491,10 @@ def test_uncertain_scores_say_so_and_a_lead_within_them_is_no_win(visit, doubtfu
 def test_a_single_pasted_answer_is_refused_with_a_sentence(visit) -> None:
     page = visit()
     page.get_by_role("button", name="Score answers of your own").click()
-    page.locator("#score-own").click()
-    expect(page.locator("#paste-note")).to_have_text("Paste at least two answers to compare.")
-    expect(page.locator(".note.error")).to_be_hidden()  # it stands once, beside its cause
+    for _ in range(2):
+        page.locator("#score-own").click()
+        expect(page.locator("#paste-note")).to_have_text("Paste at least two answers to compare.")
+        expect(page.locator(".note.error")).to_be_hidden()  # it stands once, beside its cause
 
 
 def test_hostile_text_is_inert_and_the_app_goes_on(visit) -> None:
@@ -514,8 +515,10 @@ def test_hostile_text_is_inert_and_the_app_goes_on(visit) -> None:
     finished(page)
     assert page.locator(".board :is(img, script, a, iframe)").count() == 0
     assert page.evaluate("window.hacked") is None
-    ask(page, "   ")
-    expect(page.locator(".note.error")).to_contain_text("empty prompt")
+    for _ in range(2):
+        ask(page, "   ")
+        expect(page.locator(".note.error")).to_contain_text("empty prompt")
+        expect(page.locator("#ask")).to_have_text("Ask")
     page.locator("#prompt textarea").evaluate(
         "(t) => { t.value = 'y'.repeat(200001); t.dispatchEvent(new Event('input')); }"
     )
@@ -538,7 +541,7 @@ def quick() -> Iterator[tuple[str, Models]]:
 
     def reply(body: dict) -> tuple[int, list]:
         last = body["messages"][-1]["content"]
-        text = f"**Answer** {next(counter)} to {last[:30]}:\n\n1. `one` <b>\n2. two"
+        text = f"**Answer** {next(counter)} to {last[:30]}:\n\n1. `one` <b>\n2. two\n\n```three``` four"
         return 200, [says(text), says("", "length" if "long" in last else "stop")]
 
     with scripted(reply) as (server, _):
@@ -610,10 +613,15 @@ def test_a_link_holds_the_run_and_says_that_it_is_unverified(visit, quick) -> No
     expect(other.locator(".note")).to_contain_text("unverified")
     assert (answers(other), values(other)) == (shown, mine)
     expect(other.locator(".board")).to_have_attribute("data-order", order)
-    other.get_by_role("button", name="Score again here").click()
+    other.reload()  # the address still holds the link
+    expect(other.locator(".note")).to_contain_text("unverified")
+    again = other.get_by_role("button", name="Score again here")
+    again.focus()
+    again.press("Enter")
     expect(other.locator(".note")).to_contain_text("Scored here")
     assert answers(other) == shown
-    expect(other.get_by_role("button", name="Score again here")).to_be_hidden()
+    expect(again).to_be_hidden()
+    expect(other.locator(".verdict")).to_be_focused()
     broken = visit(url=f"{quick[0]}#r=AAAA", loaded=False)
     expect(broken.locator(".note.error")).to_contain_text("cannot be read")
 
@@ -685,7 +693,10 @@ def test_a_run_is_announced_and_its_markdown_is_drawn_while_html_stays_text(visi
     text = page.locator(".card .text").first
     expect(text.locator("strong")).to_have_text("Answer")
     expect(text.locator("ol li")).to_have_text(["one <b>", "two"])
-    expect(text.locator("code")).to_have_text("one")
+    expect(text.locator("code")).to_have_text(["one", "three"])
+    expect(text.locator("p").last).to_contain_text(
+        "four"
+    )  # no fence: its line holds more backticks
     assert text.locator("b").count() == 0
 
 
@@ -853,6 +864,17 @@ def test_the_keyboard_reaches_the_first_slider_soon_and_one_button_keeps_the_foc
     page.keyboard.press("Enter")
     finished(page)
     expect(page.locator("#ask")).to_be_focused()
+    # The tools keep one stop for Tab, whichever of them is disabled.
+    tools = page.locator(".tools button")
+    page.evaluate(
+        "window.proBoard.state.run.candidates.forEach((c, i) => { c.z = c.z.map(() => -i); })"
+    )
+    page.evaluate("Object.assign(window.proBoard.state, { places: [0, 1, 2, 3] }).changed()")
+    expect(tools.nth(1)).to_be_disabled()
+    stops = tools.evaluate_all(
+        "(all) => all.filter((b) => b.tabIndex === 0).map((b) => !b.disabled && !b.hidden)"
+    )
+    assert stops == [True]
     first, second = (page.locator(".presets button").nth(n) for n in (0, 1))
     first.focus()
     page.keyboard.press("ArrowRight")
@@ -1109,6 +1131,29 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
     [run] = [v for v in sent.value.post_data_json["data"] if isinstance(v, dict)]
     assert run["messages"][-1]["content"] == "Name three cats."
     expect(page.locator(".note")).to_contain_text("Stopped")
+
+
+def test_back_leaves_a_run_that_is_being_written_and_the_page_asks_again(visit, crowded) -> None:
+    page = visit(url=crowded[0])
+    shown = page.locator(".board")
+    ask(page, "Name three fruits.")
+    expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
+    first = shown.get_attribute("data-run")
+    page.go_back()
+    expect(shown).to_have_attribute("data-run", "recorded")
+    expect(shown).to_have_attribute("data-busy", "false")
+    # News of the run that was left changes nothing.
+    left = f"({{ ...window.proBoard.state.run, id: '{first}', phase: 'done' }})"
+    assert page.evaluate(f"window.proBoard.receive({left})") is False
+    page.locator("#prompt textarea").fill("Name three cats.")
+    page.locator("#ask").click()
+    expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
+    assert shown.get_attribute("data-run") != first
+    # Answers that break off can be scored as they are.
+    page.evaluate("window.proBoard.fail('Lost.')")
+    expect(page.locator('.board[data-phase="stopped"]')).to_be_visible()
+    expect(page.get_by_role("button", name="Score again here")).to_be_visible()
+    page.locator("#stop").evaluate("(button) => button.click()")  # frees the only place
 
 
 def test_a_page_that_is_too_old_for_the_server_says_so(visit, monkeypatch) -> None:

@@ -12,6 +12,8 @@ class Board {
     this.which = null; // the answers (indices) that the next request writes; null: all
     this.waiting = null; // the prompt of a request that the server has not answered yet
     this.asked = ""; // the prompt of the last request
+    this.abandoned = new Set(); // the ids of runs that were being written when the visitor went back or forward
+    this.opening = false; // whether a link is being read
     this.asking = new Asking(
       () => this.busy,
       () => this.asked,
@@ -46,7 +48,7 @@ class Board {
 
   // Show the next piece of a run, or a new run. Returns false if it came too late.
   receive(run) {
-    if (this.state.isLate(run)) return false;
+    if (this.abandoned.has(run.id) || this.state.isLate(run)) return false;
     this.waiting = null;
     if (this.state.take(run)) this.build();
     this.say(run.note ?? "", run.tone ?? "");
@@ -56,12 +58,17 @@ class Board {
 
   // Show what the memory or a link holds, see `State.saved`.
   show(saved) {
+    const { busy } = this;
+    if (this.state.run?.busy) this.abandoned.add(this.state.run.id);
+    this.abandoned.delete(saved.run.id);
     this.waiting = null;
     this.state.restore(saved);
     this.build();
     this.publish(saved.run);
     this.say(saved.run.note ?? "");
     this.draw();
+    // Gradio's page asks nothing new while the same button's answers are written.
+    if (busy) this.press("#stop");
   }
 
   build() {
@@ -147,7 +154,8 @@ class Board {
   fail(text) {
     const { run } = this.state;
     this.waiting = null;
-    if (run.busy) this.receive({ ...run, busy: false });
+    const phase = run.phase === "writing" ? "stopped" : run.phase; // what there is can be scored
+    if (run.busy) this.receive({ ...run, busy: false, phase });
     this.draw();
     this.say(text, "error");
   }
@@ -178,21 +186,33 @@ class Board {
 
   async link() {
     const { origin, pathname } = location;
-    const done = await Dom.copy(`${origin}${pathname}${await this.fragment()}`);
+    let fragment;
+    try {
+      fragment = await this.fragment();
+    } catch {
+      this.say("No link can hold this run: it has no answers yet, or too long ones.", "error");
+      return;
+    }
+    const done = await Dom.copy(`${origin}${pathname}${fragment}`);
     this.say(done ? "Link copied. It holds the question, the weights and the answers." : "The browser let nothing be copied.");
   }
 
   // A run that the address shares. `known`: the run that the page opened with.
   async openShared(known) {
+    this.opening = true;
     try {
       const shared = await Share.read(location.hash, known);
       if (!shared) return;
       const blank = { locked: shared.values.map(() => false), pins: [], keep: false, numbers: false };
       const places = [...shared.run.candidates.keys()];
+      this.opening = false;
       this.show({ ...shared, ...blank, places, touched: true });
       this.memory.fill(shared.run.messages.at(-1).content);
     } catch {
       this.say("The shared run in this address cannot be read.", "error");
+    } finally {
+      this.opening = false;
+      this.memory.soon();
     }
   }
 }

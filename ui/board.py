@@ -123,8 +123,9 @@ class Run(TypedDict, total=False):
     candidates: list[Answer]
     presets: dict[str, list[float]]  # K weights by the preset's name
     asked: Asked
-    model: str
+    model: str  # who wrote the answers, and when; absent where nobody knows
     date: str
+    at: str  # when the last request failed: the same mistake twice makes two runs
 
 
 def board(run: Run) -> gr.HTML:
@@ -216,11 +217,14 @@ def load_recorded(floors: str = "", own_presets: str = "") -> Run:
     """The run that the page opens on, recorded by `python app.py --record`, under the owner's floors and presets."""
     run: Run = json.loads(RECORDED.read_text(encoding="utf-8"))
     names = run["objectives"]
+    # Either may be for another panel, or wrong; the status line says so.
     try:
         run["floors"] = parse_floors(floors, names).tolist()
-        run["presets"] = presets(names, own_presets)
-    except ValueError:  # for another panel, or wrong: the status line says so
+    except ValueError:
         run["floors"] = [0.0] * len(names)
+    try:
+        run["presets"] = presets(names, own_presets)
+    except ValueError:
         run["presets"] = presets(names)
     return run
 

@@ -7,7 +7,7 @@ class Cards {
   static NAMES = { predicted: "PRO’s guess", yours: "yours", uniform: "all equal" };
   static WIDEST = 2; // a bar of full length: two standard deviations from the average
 
-  // `actions`: what the server is asked for: `rewrite(i)`, `goOn(i)` and `why(i)`.
+  // `actions`: what the server is asked for: `rewrite(i)` and `goOn(i)`.
   constructor(parent, state, actions) {
     this.state = state;
     this.actions = actions;
@@ -244,8 +244,6 @@ class Cards {
     const { run, pick, pins } = this.state;
     const idle = !run.busy;
     copy.hidden = use.hidden = !run.candidates[i].text;
-    // Hidden while answers are written; their row keeps its place.
-    tools.box.classList.toggle("waiting", !idle);
     for (const button of [rewrite, use]) button.disabled = !idle;
     pin.setAttribute("aria-pressed", String(pins.includes(i)));
     Dom.write(pin, pins.includes(i) ? "Pinned" : "Pin");

@@ -1,4 +1,4 @@
-// The run as files, made in the browser: JSON with everything, CSV with one line per answer; and code that asks the
+// The run as files, made in the browser: JSON with what the page shows of the answers, CSV with one line per answer; and code that asks the
 // same again.
 
 const Export = (() => {
@@ -13,19 +13,24 @@ const Export = (() => {
       messages: run.messages,
       model: run.model ?? null,
       date: run.date ?? null,
+      asked: run.asked ?? null,
       scored_here: run.phase !== "shared",
       weights: {
         yours: named(names, yours),
         predicted: run.predicted ? named(names, predicted) : null,
         uniform: named(names, uniform),
+        used: named(names, run.used),
       },
       answers: run.candidates.map((c, i) => ({
         letter: Dom.LETTERS[i],
         text: c.text,
+        reasoning: c.reasoning ?? "",
+        error: c.error ?? null,
         style: c.style,
         finish: c.finish ?? null,
         z: named(names, c.z),
         raw: named(names, c.raw),
+        members: named(names, c.members),
         totals: Object.fromEntries(Object.entries(rankings).map(([name, r]) => [name, r.totals[i]])),
       })),
     };
@@ -60,12 +65,13 @@ const Export = (() => {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // What `/generate` takes for this run, under the visitor's weights.
-  function request({ run, yours }) {
+  // What `/generate` takes for this run, under the visitor's weights. Sliders show whole hundredths; as long as they
+  // show the run's own weights, those go out as they are, because a policy that reads weights read these.
+  function request({ run, yours, told, differs }) {
     const [only] = run.messages;
     const { n = run.candidates.length, tokens = 192, temperature, seed } = run.asked ?? {};
     const prompt = run.messages.length === 1 ? only.content : run.messages;
-    const asked = { prompt, weights: named(run.objectives, yours), n, max_new_tokens: tokens };
+    const asked = { prompt, weights: named(run.objectives, differs ? yours : told), n, max_new_tokens: tokens };
     if (typeof temperature === "number") asked.temperature = temperature;
     if (typeof seed === "number") asked.seed = seed;
     return asked;

@@ -2,7 +2,7 @@
 // is, links and HTML too: each piece reaches the page through textContent.
 
 const Markdown = (() => {
-  const FENCE = /^ {0,3}```/;
+  const FENCE = /^ {0,3}```[^`]*$/; // a line with more backticks is text
   const HEADING = /^ {0,3}#{1,6} +/;
   const ITEM = /^\s*(?:[-*+•]|(\d{1,3})[.)])\s+/;
   const INLINE = /`([^`\n]+)`|\*\*(?=\S)([^\n]*?\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*\n]*[^\s*])\*/g;

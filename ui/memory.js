@@ -5,7 +5,7 @@ class Memory {
   static MOST = 1_000_000; // characters; browsers limit what an entry holds
   static WAIT = 300; // ms without a change before it is kept
 
-  // `board`: shows a run again. `prompt`: the element of the prompt, or null while there is none.
+  // `board`: shows a run again.
   constructor(board) {
     this.board = board;
     this.entry = null; // the id of the run that the current entry holds
@@ -17,6 +17,7 @@ class Memory {
     });
   }
 
+  // The element of the prompt, or null while there is none.
   get prompt() {
     return document.querySelector("#prompt textarea");
   }
@@ -37,6 +38,7 @@ class Memory {
   // `prompt`: what stands in the prompt when the entry is opened again.
   keep(prompt = this.prompt?.value ?? "") {
     clearTimeout(this.timer);
+    if (this.board.opening) return; // the address still holds the only copy
     const saved = this.board.state.saved();
     const { run } = saved;
     const pro = { ...saved, prompt };

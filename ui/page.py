@@ -27,8 +27,9 @@ from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence
 from ui.places import Full
-from ui.runs import Turn, Wanted, explained, failed, fitting, kept, line, prepared, with_written
+from ui.runs import Turn, Wanted, explained, failed, kept, line, prepared, unscored, with_written
 from ui.values import (
+    FOREIGN,
     LONGEST,
     completed,
     number,
@@ -80,7 +81,7 @@ class Page:
         A policy that reads weights gets those that `sliders` sets, and the predicted ones for the others.
 
         Args:
-            sampling: see `Sampling`; missing values have its defaults.
+            sampling: see `ui.runs.sampled`; missing values have its defaults.
         """
 
         def turn() -> Turn:
@@ -174,7 +175,7 @@ class Page:
             wanted = prepared(turn(), n, tokens, styles, sampling)
             if not self.models.ready:
                 yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
-            weighed = asyncio.create_task(self._weighed(wanted, sliders))
+            weighed = asyncio.create_task(self._weighed(wanted, sliders, run))
             explaining = asyncio.create_task(self._words(wanted.messages))
             tasks += [weighed, explaining]
             async with aclosing(self._written(weighed, wanted)) as runs:
@@ -224,8 +225,6 @@ class Page:
             "accuracy": panel.accuracy,
             "presets": self.models.presets,
             "candidates": candidates,
-            "model": self.models.generator.name,
-            "date": date.today().isoformat(),
             **weights,
         }
 
@@ -248,12 +247,18 @@ class Page:
             for w, row in zip(why.words, why.effects.round(4), strict=True)
         ]
 
-    async def _weighed(self, wanted: Wanted, sliders: list[float | None] | None) -> Run:
-        """A new run with its weights. For a policy that reads weights it also holds those that the visitor set."""
+    async def _weighed(self, wanted: Wanted, sliders: list[float | None] | None, old: Run) -> Run:
+        """A new run with its weights. For a policy that reads weights it also holds those that the visitor set.
+
+        Args:
+            old: the run that the visitor saw, {} for none; sliders and scores of another panel's run count for nothing.
+        """
         run: Run = {**await self._new_run(wanted.messages, wanted.cards), "asked": wanted.asked}
-        # Kept answers of a shared run may have another panel's scores.
-        run["candidates"] = fitting(run["candidates"], len(run["objectives"]))
-        given = weights_or_none(sliders, run["objectives"])
+        run["model"], run["date"] = self.models.generator.name, date.today().isoformat()
+        own = not old or old["objectives"] == run["objectives"]
+        if old and (not own or old["phase"] in FOREIGN):
+            run["candidates"] = unscored(run["candidates"])
+        given = weights_or_none(sliders, run["objectives"]) if own else None
         policy = await self.models.policy_in_use()
         if policy is None or not policy.reads:
             return run
@@ -337,7 +342,7 @@ class Page:
     async def paste(self, prompt: str, old: Run, *texts: str) -> Run:
         """Score two to four answers that the visitor pasted."""
 
-        def pasted() -> tuple[list[Message], list[Answer], str]:
+        def pasted() -> Run:
             given = [text(one, "answer") for one in texts]
             if max(map(len, given), default=0) > LONGEST:
                 raise ValueError(f"An answer may have at most {LONGEST:,} characters.")
@@ -346,32 +351,36 @@ class Page:
             if len(cards) < 2:
                 raise ValueError("Paste at least two answers to compare.")
             messages = to_messages([{"role": "user", "content": text(prompt, "prompt")}])
-            return messages, cards, "Your own answers, scored."
+            note = "Your own answers, scored."
+            return {"messages": messages, "candidates": cards, "note": note}
 
         return await self._compare(pasted, old)
 
     async def rescore(self, old: Run) -> Run:
         """Score the answers of a run that came by a link, or that was left while its answers were written."""
 
-        def shown() -> tuple[list[Message], list[Answer], str]:
+        def shown() -> Run:
             run = self._previous(old)
             if not run.get("candidates"):
                 raise ValueError("There are no answers to score yet: ask something first.")
             cards = [{**c, "error": None} for c in run["candidates"]]
-            return run["messages"], cards, "Scored here, by this page's reward models."
+            writer: Run = {name: run[name] for name in ("model", "date") if name in run}  # type: ignore[assignment,literal-required]
+            note = "Scored here, by this page's reward models."
+            return {**writer, "messages": run["messages"], "candidates": cards, "note": note}
 
         return await self._compare(shown, old)
 
-    async def _compare(
-        self, given: Callable[[], tuple[list[Message], list[Answer], str]], old: Run
-    ) -> Run:
-        """A new run from answers that are there already. `given` returns its conversation, its cards and its note."""
+    async def _compare(self, given: Callable[[], Run], old: Run) -> Run:
+        """A new run from answers that are there already.
+
+        `given` returns its conversation, its cards, its note, and who wrote the cards if that is known.
+        """
         try:
-            messages, cards, note = given()
-            run = await self._new_run(messages, cards)
-            explaining = asyncio.create_task(self._words(messages))
+            parts = given()
+            run = await self._new_run(parts["messages"], parts["candidates"])  # type: ignore[arg-type]
+            explaining = asyncio.create_task(self._words(parts["messages"]))  # type: ignore[arg-type]
             try:
-                run = await self._scored({**run, "note": note})
+                run = await self._scored({**run, **parts})
                 await asyncio.wait([explaining], timeout=PATIENCE)
                 return explained(run, explaining)
             finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -94,8 +96,19 @@ def prepared(turn: Turn, n: Any, tokens: Any, styles: Any, sampling: Sequence[An
         "temperature": settings.temperature,
         "seed": settings.seed,
     }
+    if turn.places and settings.seed is not None:
+        settings = replace(settings, seed=_shifted(settings.seed, places[0], turn.kept or []))
     held = [Written(text=written) for written in begun]
     return Wanted(messages, cards, asked, settings, conversations, places, held, turn.same)
+
+
+def _shifted(seed: int, place: int, cards: Sequence[Answer]) -> int:
+    """A seed for writing some answers again, the first of them at `place`.
+
+    Under the run's own seed the first would be a copy of answer A. The text that it replaces makes each try differ.
+    """
+    before = cards[place]["text"].encode("utf-8", "replace") if cards else b""
+    return (seed + zlib.crc32(before, place)) % 2**31
 
 
 def kept(old: Any) -> Run:
@@ -107,8 +120,12 @@ def kept(old: Any) -> Run:
 
 
 def failed(run: Run, note: str) -> Run:
-    """The run with one sentence that says what went wrong."""
-    return {**run, "note": note, "tone": "error", "busy": False}
+    """The run with one sentence that says what went wrong. Answers that broke off can be scored as they are."""
+    at = str(
+        time.time_ns()
+    )  # Gradio's page takes no notice of a value equal to the one that it holds
+    over: Run = {**run, "note": note, "tone": "error", "busy": False, "at": at}
+    return {**over, "phase": "stopped"} if run.get("phase") == "writing" else over
 
 
 def line(ahead: int) -> str:
@@ -141,19 +158,19 @@ def sampled(
     if warmth is not None:
         settings = replace(settings, temperature=temperature(warmth))
     if isinstance(seed, str):
-        seed = int(seed) if seed.strip().isdecimal() else (seed.strip() or None)
+        digits = seed.strip()
+        if digits and not digits.isdecimal():
+            raise ValueError("got a seed that is no number, expected a whole number or nothing")
+        seed = int(digits) if digits else None
     if seed is not None:
         settings = replace(settings, seed=whole(seed, 0, 2**31 - 1, "seeds"))
     content = text(system, "system prompt").strip()
     return settings, {"role": "system", "content": content} if content else None
 
 
-def fitting(cards: Sequence[Answer], K: int) -> list[Answer]:
-    """The cards, without scores that are not of K objectives."""
-    return [
-        c if c["z"] is None or len(c["z"]) == K else {**c, "z": None, "raw": None, "members": None}
-        for c in cards
-    ]
+def unscored(cards: Sequence[Answer]) -> list[Answer]:
+    """The cards without their scores."""
+    return [{**c, "z": None, "raw": None, "members": None} for c in cards]
 
 
 def explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:

@@ -7,11 +7,14 @@ const Share = (() => {
   const MOST = { characters: 200_000, answers: 8, objectives: 40, turns: 50, packed: 2_000_000 };
   const round = (v) => Math.round(v * 1000) / 1000;
 
+  // The turns that the page shows. It shows no system prompt, so a link carries none, neither out nor in.
+  const seen = (messages) => messages.filter(({ role }) => role !== "system");
+
   function pack({ run, values }) {
     const answers = run.candidates.map(({ text, z }) => [text, z ? z.map(round) : null]);
     const weights = run.predicted ? run.predicted.map(round) : null;
     const { messages, objectives, model = "", date = "" } = run;
-    return [1, messages.map(({ role, content }) => [role, content]), objectives, values, weights, answers, model, date];
+    return [1, seen(messages).map(({ role, content }) => [role, content]), objectives, values, weights, answers, model, date];
   }
 
   async function through(bytes, stream) {
@@ -27,8 +30,12 @@ const Share = (() => {
     }
   }
 
+  // Throws an Error if no page could open the link.
   async function fragment(state) {
-    const bytes = new TextEncoder().encode(JSON.stringify(pack(state)));
+    const packed = pack(state);
+    unpack(packed, null);
+    const bytes = new TextEncoder().encode(JSON.stringify(packed));
+    expect(bytes.length <= MOST.packed, "room");
     const small = await through(bytes, new CompressionStream("deflate-raw"));
     let text = "";
     for (let i = 0; i < small.length; i += 8192) text += String.fromCharCode(...small.subarray(i, i + 8192));
@@ -50,9 +57,9 @@ const Share = (() => {
     expect(Array.isArray(data) && data[0] === 1, "version that this page knows");
     const [, turns, objectives, values, weights, answers, model, date] = data;
     expect(isList(turns, MOST.turns) && turns.every((t) => Array.isArray(t) && isText(t[0], 20) && isText(t[1])), "messages");
-    const messages = turns.map(([role, content]) => ({ role, content }));
-    expect(messages.every(({ role }) => ["system", "user", "assistant"].includes(role)), "roles");
-    expect(messages.at(-1).role === "user" && messages.at(-1).content.trim(), "question");
+    const messages = seen(turns.map(([role, content]) => ({ role, content })));
+    expect(messages.every(({ role }) => ["user", "assistant"].includes(role)), "roles");
+    expect(messages.at(-1)?.role === "user" && messages.at(-1).content.trim(), "question");
     expect(isList(objectives, MOST.objectives) && objectives.every((o) => isText(o, 60) && o), "objectives");
     const K = objectives.length;
     expect(new Set(objectives).size === K, "objectives");

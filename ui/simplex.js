@@ -33,7 +33,11 @@ const Simplex = (() => {
     }
   }
 
-  const floorHundredths = (floors) => floors.map((f) => Math.ceil(Number((f * 100).toFixed(6))));
+  // The owner's floors as hundredths: rounded up, unless they would then sum to more than 100.
+  function floorHundredths(floors) {
+    const up = floors.map((f) => Math.ceil(Number((f * 100).toFixed(6))));
+    return sum(up) <= 100 ? up : share(100, floors.map((f) => Math.round(f * 1e6)), floors.map(() => 0));
+  }
 
   // Set the unlocked sliders to `weights` (real, >= 0); locked ones keep their value. Returns hundredths.
   function setSliders(weights, values, locked, floors) {

@@ -31,14 +31,20 @@ class State {
     return this.values.map((v) => v / 100);
   }
 
+  // The weights of the run, K real numbers, and whether the sliders show others.
+  get told() {
+    return this.run.used ?? this.predicted;
+  }
+  get differs() {
+    const unlocked = this.run.objectives.map(() => false);
+    const written = Simplex.setSliders(this.told, this.values, unlocked, this.floors);
+    return this.values.some((v, k) => v !== written[k]);
+  }
+
   // True if a policy that reads weights wrote the answers under other weights than the sliders show. These rank the
   // answers at once, but only new answers would follow them.
   get unwritten() {
-    const { run } = this;
-    const unlocked = run.objectives.map(() => false);
-    const told = run.used ?? this.predicted;
-    const written = Simplex.setSliders(told, this.values, unlocked, this.floors);
-    return Boolean(run.conditioned) && this.values.some((v, k) => v !== written[k]);
+    return Boolean(this.run.conditioned) && this.differs;
   }
 
   // The answers under each of the three weightings: their totals (null: not scored yet), their order, best first, the
@@ -103,13 +109,16 @@ class State {
 
   // What a page keeps of itself for reload, back and forward, and the way back.
   saved() {
-    const { run, values, locked, touched, pins, places, keep, numbers } = this;
-    return { run, values, locked, touched, pins, places, keep, numbers };
+    const { run, values, locked, touched, pick, pins, places, keep, numbers } = this;
+    return { run, values, locked, touched, pick, pins, places, keep, numbers };
   }
   restore({ run, ...mine }) {
     this.take(run);
     Object.assign(this, mine);
     this.moving = null;
+    // A link's sliders may stand below the owner's floors.
+    const none = this.values.map(() => false);
+    this.values = Simplex.setSliders(this.yours, this.values, none, this.floors);
   }
 
   // The weights that a request sends. A new question gets PRO's guess beside the locked sliders (null: PRO's guess

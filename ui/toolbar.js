@@ -16,7 +16,7 @@ class Toolbar {
   }
 
   get buttons() {
-    return [...this.box.querySelectorAll("button")].filter((button) => !button.hidden);
+    return [...this.box.querySelectorAll("button")].filter((button) => !button.hidden && !button.disabled);
   }
 
   stopAt(stop) {
@@ -25,7 +25,7 @@ class Toolbar {
     for (const button of this.box.querySelectorAll("button")) button.tabIndex = button === one ? 0 : -1;
   }
 
-  // A button that held the stop may have been hidden since.
+  // A button that held the stop may have been hidden or disabled since.
   refresh() {
     this.stopAt(this.buttons.find((button) => button.tabIndex === 0));
   }

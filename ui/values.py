@@ -26,7 +26,7 @@ PHASES = ("recorded", "writing", "done", "stopped", "shared")
 FOREIGN = ("recorded", "shared")
 """Runs in these phases may be of another panel."""
 WARMEST = 2.0
-STALE = "This page is out of date: reload it."
+STALE = "What this page shows is out of date: ask a new question."
 
 # ---------------------------------------------------------------- single values
 
@@ -137,7 +137,8 @@ def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
         objectives: the panel's, or None while it is loading. The recorded run may be of another panel.
 
     Raises:
-        ValueError: the run is forged, or from a page older than this server; the sentence asks to reload.
+        ValueError: the run is forged, or from a page older than this server. A new question needs no old run, and
+            a reload would bring the same run back; so the sentence asks for a question.
     """
     if value is None or value == {}:
         return {}
@@ -184,6 +185,7 @@ def _run(value: dict[str, Any]) -> Run:
         "asked": _asked,
         "model": _short,
         "date": _short,
+        "at": _short,
     }
     if missing := {"id", "phase", "candidates", "floors"} - value.keys():
         raise ValueError(f"a run has {missing}")

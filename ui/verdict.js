@@ -34,7 +34,12 @@ class Verdict {
     Dom.write(this.sort, best ? "A to Z" : "Best first");
     this.sort.disabled = ranking.best === null || (best && places.every((i, n) => i === n));
     this.numbers.setAttribute("aria-pressed", String(numbers));
-    this.rescore.hidden = Boolean(run.busy) || !["shared", "stopped"].includes(run.phase) || !run.candidates.length;
+    const asked = Boolean(run.busy) || !["shared", "stopped"].includes(run.phase) || !run.candidates.length;
+    // A button that hides itself hands the focus on.
+    if (asked && document.activeElement === this.rescore) {
+      (this.text.disabled ? this.numbers : this.text).focus({ preventScroll: true });
+    }
+    this.rescore.hidden = asked;
     this.tools.refresh();
   }
 
