@@ -556,6 +556,28 @@ def test_locked_weights_stay_and_the_guess_shares_the_rest(reader, told) -> None
     assert "All answers are pinned" in pinned["note"] and pinned["candidates"] == run["candidates"]
 
 
+def test_sliders_and_scores_of_another_panels_run_count_for_nothing(reader) -> None:
+    def first_of(old: dict, sliders: list[float]) -> dict:
+        async def collect() -> dict:
+            runs = [run async for run in Page(reader).again(2, 4, False, old, sliders, [1])]
+            assert runs[-1]["tone"] == "" and all(c["z"] for c in runs[-1]["candidates"])
+            return runs[0]
+
+        return asyncio.run(collect())
+
+    card = {**answer("Yes."), "z": [9.0] * 5, "raw": [9.0] * 5}
+    names = list(reader.panel.objective_names)
+    own = {"id": "1", "phase": "done", "objectives": names, "floors": [0.0] * 5}
+    own |= {"messages": [{"role": "user", "content": "Hi"}], "candidates": [card, card]}
+    sliders = [0.6, 0.2, 0.2, 0.0, 0.0]
+    same = first_of(own, sliders)
+    assert same["used"] == pytest.approx(sliders) and same["candidates"][0]["z"] == card["z"]
+    linked = first_of({**own, "phase": "shared"}, sliders)
+    assert linked["used"] == pytest.approx(sliders) and linked["candidates"][0]["z"] is None
+    other = first_of({**own, "phase": "shared", "objectives": names[::-1]}, sliders)
+    assert other["used"] is None and other["candidates"][0]["z"] is None
+
+
 def test_a_seed_repeats_the_answers_and_a_system_prompt_leads_the_conversation(reader) -> None:
     def texts(*sampling) -> list[str]:
         run = end_of(Page(reader).ask("Hi", 2, 8, False, {}, None, *sampling))

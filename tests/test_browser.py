@@ -1098,6 +1098,8 @@ def test_a_full_queue_says_so_and_the_page_stays_usable(visit, crowded) -> None:
     np.testing.assert_allclose(np.array(values(late)) / 100, weights, atol=0.011)
     late.locator(".weight input").first.press("End")
     assert values(late)[0] == 100
+    late.get_by_role("button", name="Copy link").click()  # no page could open one without answers
+    expect(late.locator(".note.error")).to_contain_text("No link can hold this run")
     if folder := os.environ.get("PRO_SCREENSHOTS"):
         late.screenshot(path=f"{folder}/full.png")
     # Stop waits for nobody. The next in line gets the place, and the late visitor can join the line.
