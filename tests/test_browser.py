@@ -213,6 +213,7 @@ def test_the_owners_floor_is_drawn_and_holds(visit) -> None:
     assert floor["width"] / track["width"] == pytest.approx(0.35, abs=0.01)
     assert bar["width"] / track["width"] >= 0.345  # the predicted weight is under the floor too
     expect(page.locator(".legend").first).to_contain_text("owner's minimum")
+    page.close()  # its status line never ends here, and a server that closes first is an error
     demo.close()
 
 
@@ -267,6 +268,7 @@ def test_an_adapter_without_intervals_draws_none(visit) -> None:
     expect(page.locator(".range").first).to_be_hidden()
     expect(page.locator(".why")).to_be_hidden()
     expect(page.locator(".unlike")).to_be_hidden()
+    page.close()  # its status line never ends here, and a server that closes first is an error
     demo.close()
 
 
