@@ -43,10 +43,10 @@ app: $(STAMP)  ## the web app on http://127.0.0.1:7860 (settings: make app ARGS=
 	$(BIN)/python app.py $(ARGS)
 
 test: lint  ## lint, and all tests but those of a real vLLM, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(STAMP)  ## the quick tests, under two minutes: no training, servers, app or browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(FAST)" $(PYTEST_ARGS)
 	@echo "Not run: tests that train, or start servers, the app or a browser. make test runs them."
 
 test-servers: $(STAMP) $(SERVERS)/.installed  ## the tests of a real vLLM, in a separate environment (a GB, minutes)

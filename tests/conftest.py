@@ -94,6 +94,22 @@ def chromium() -> str:
     pytest.skip(f"BROWSER TESTS NOT RUN: {message}")
 
 
+LONGEST = (
+    "test_train_scripts.py",
+    "test_paper_recipes.py",
+    "test_demo.py",
+    "test_wic.py",
+    "test_browser.py",
+    "test_crash.py",
+)
+"""Files of minutes. They begin first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Warn loudly if the browser tests or the tests of real servers did not run."""
     skipped = terminalreporter.stats.get("skipped", [])

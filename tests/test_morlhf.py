@@ -653,7 +653,7 @@ def test_wrong_recipes_are_refused(recipe, changes, fields):
         assert list(refused.value.fields) == fields
 
 
-@pytest.mark.parametrize("name", ["demo_morlhf", "morlhf_small", "morlhf_full"])
+@pytest.mark.parametrize("name", ["demo_morlhf", "morlhf_small", "gpu/morlhf", "gpu/ppo_overall"])
 def test_the_recipes_that_ship_are_read(name):
     assert MorlhfRecipe.read(ROOT / "recipes" / f"{name}.yaml").methods()
 
@@ -669,11 +669,12 @@ def test_a_panel_without_statistics_or_a_model_without_a_template_is_refused(
         train(recipe("base", model=model))
 
 
-@pytest.mark.parametrize("name", ["morlhf_small", "morlhf_full"])
+@pytest.mark.parametrize("name", ["morlhf_small", "gpu/morlhf"])
 def test_the_projects_recipes_run_at_tiny_size(recipe, parts, tmp_path, name):
     """The first arm of each, with everything large made small."""
     given = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     small = ("model", "panel", "adapter", "data", "max_length", "max_new_tokens", "generations")
+    run_name = name.replace("/", "-")
     changes = given | {key: parts[key] for key in small if key in given}
     changes |= {"steps": 1, "prompts_per_step": 2, "rows_per_device": None, "objectives": None}
     changes |= {"seeds": [0], "lora": {"r": 2}}
@@ -683,5 +684,5 @@ def test_the_projects_recipes_run_at_tiny_size(recipe, parts, tmp_path, name):
     }
     read = MorlhfRecipe.read(ROOT / "recipes" / f"{name}.yaml")
     assert read.methods().keys() == given["arms"].keys()
-    changes |= {"output": str(tmp_path / name), "arms": dict(list(arms.items())[:1])}
-    train(recipe(name, **changes))
+    changes |= {"output": str(tmp_path / run_name), "arms": dict(list(arms.items())[:1])}
+    train(recipe(run_name, **changes))

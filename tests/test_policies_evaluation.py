@@ -545,10 +545,11 @@ def test_the_stock_models_best_of_two_is_evaluated(tmp_path, data_dir):
     ("training", "read", "evaluation"),
     [
         ("wic_small", WicRecipe, "wic_evaluation"),
-        ("wic_full", WicRecipe, "wic_full_evaluation"),
+        ("gpu/wic", WicRecipe, "gpu/wic_evaluation"),
         ("morlhf_small", MorlhfRecipe, "morlhf_evaluation"),
-        ("morlhf_full", MorlhfRecipe, "morlhf_full_evaluation"),
+        ("gpu/morlhf", MorlhfRecipe, "gpu/morlhf_evaluation"),
         ("moslim_small", MoslimRecipe, "moslim_evaluation"),
+        ("gpu/moslim", MoslimRecipe, "gpu/moslim_evaluation"),
     ],
 )
 def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation):
@@ -558,7 +559,7 @@ def test_the_recipes_that_ship_grade_what_is_trained(training, read, evaluation)
     graded = kind.read(ROOT / "recipes" / f"{evaluation}.yaml")
     models = {entry.name: entry.model for entry in graded.policies}
     expected = {arm: f"{recipe.output}/{folder_name(arm)}/seed{{seed}}" for arm in recipe.methods()}
-    if training.startswith("morlhf"):
+    if "morlhf" in training:
         soups = yaml.safe_load(
             (ROOT / "recipes" / f"{training.replace('morlhf', 'soups')}.yaml").read_text()
         )

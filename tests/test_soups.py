@@ -349,6 +349,6 @@ def test_a_recipe_makes_soups_for_each_seed(policies, tmp_path, capsys):
         run(policies={"a": "/absent", "b": "/absent"})
 
 
-@pytest.mark.parametrize("name", ["soups_small", "soups_full", "demo_soup", "demo_lattice"])
+@pytest.mark.parametrize("name", ["soups_small", "gpu/soups", "demo_soup", "demo_lattice"])
 def test_the_recipes_that_ship_are_read(name):
     assert SoupRecipe.read(ROOT / "recipes" / f"{name}.yaml").seeds
