@@ -14,10 +14,12 @@ Without the last two, training gives the same result but takes longer.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -36,7 +38,21 @@ def processes() -> PartialState:
 
     The first call joins the processes: it returns when all of them have called it.
     """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=WAIT))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=WAIT))
+    if state.num_processes > 1:
+        _leave_at_exit()
+    return state
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Leave the group when Python exits: gloo's threads, if they outlive it, sometimes abort a finished process."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def join_processes() -> None:
