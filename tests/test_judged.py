@@ -10,8 +10,6 @@ import contextlib
 import json
 import math
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +54,7 @@ from pro_core.metrics import fit_logistic
 from pro_core.reporting.judged_tables import judged_moslim_table, judged_table_5, trust_table
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError
+from tests.servers.rewards import serving
 
 NUMBERS = Path(__file__).parent / "data" / "alpaca_eval.npz"
 
@@ -373,9 +372,12 @@ class JudgeServer:
     def __init__(self, answer, logprobs=True, refuses=None):
         self.answer, self.logprobs, self.refuses = answer, logprobs, refuses
         self.asked: list[str] = []
-        self.url = ""
+        self.url, self.token = "", ""
 
-    def reply(self, body):
+    def get(self, path):
+        return 200, {"data": [{"id": "judge-model"}]}
+
+    def post(self, path, body):
         if self.refuses and self.refuses(body):
             return 400, {"error": {"message": "this cannot be"}}
         if "logprobs" in body and not self.logprobs:
@@ -395,40 +397,8 @@ class JudgeServer:
         return 200, {"choices": [choice], "usage": {"total_tokens": 100}}
 
 
-@contextlib.contextmanager
 def judging(answer, logprobs=True, refuses=None):
-    server = JudgeServer(answer, logprobs, refuses)
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-        def send(self, status, data):
-            body = json.dumps(data).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            self.send(200, {"data": [{"id": "judge-model"}]})
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.send(*server.reply(json.loads(body)))
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64  # with fewer, parallel connections wait a second
-
-    http = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    server.url = f"http://127.0.0.1:{http.server_port}"
-    try:
-        yield server
-    finally:
-        http.shutdown()
-        http.server_close()
+    return serving(JudgeServer(answer, logprobs, refuses))
 
 
 def both_answers(text):

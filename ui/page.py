@@ -84,10 +84,8 @@ class Page:
             sampling: see `ui.runs.sampled`; missing values have its defaults.
         """
 
-        def turn() -> Turn:
-            return Turn([], prompt)
-
-        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+        given = n, tokens, styles, old, sliders, sampling
+        return self._answer(lambda: Turn([], prompt), *given)
 
     @_streamed
     def follow(
@@ -103,10 +101,8 @@ class Page:
     ) -> AsyncGenerator[Run, None]:
         """The next turn of the conversation, after answer `pick` of the previous run."""
 
-        def turn() -> Turn:
-            return Turn(follow_up(self._previous(old), pick), prompt)
-
-        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+        given = n, tokens, styles, old, sliders, sampling
+        return self._answer(lambda: Turn(follow_up(self._previous(old), pick), prompt), *given)
 
     @_streamed
     def again(
@@ -125,10 +121,8 @@ class Page:
             which: the answers to write (their numbers); the others stay. None: all.
         """
 
-        def turn() -> Turn:
-            return self._same_turn(old, which)
-
-        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+        given = n, tokens, styles, old, sliders, sampling
+        return self._answer(lambda: self._same_turn(old, which), *given)
 
     @_streamed
     def go_on(
@@ -143,10 +137,8 @@ class Page:
     ) -> AsyncGenerator[Run, None]:
         """Continue the answers `which`, such as one that hit the token limit; the others stay."""
 
-        def turn() -> Turn:
-            return self._same_turn(old, which)._replace(goes_on=True)
-
-        return self._answer(turn, n, tokens, styles, old, sliders, sampling)
+        given = n, tokens, styles, old, sliders, sampling
+        return self._answer(lambda: self._same_turn(old, which)._replace(goes_on=True), *given)
 
     def _same_turn(self, old: Any, which: Any) -> Turn:
         run = self._previous(old)
