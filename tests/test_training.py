@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
-from pro_core.runs.training import MasterAdamW, OrderedTrainer, optimizer_for, training_arguments
+from pro_core.runs.training import (
+    MasterAdamW,
+    OrderedTrainer,
+    StopSignal,
+    optimizer_for,
+    training_arguments,
+)
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -67,3 +76,21 @@ def test_steps_too_small_for_bf16_add_up():
     ours, exact = stepped(MasterAdamW, *parameters(BF16)), stepped(torch.optim.AdamW, exact)
     assert (start - exact).min() > 0.03
     torch.testing.assert_close(ours.float(), exact, atol=0.008, rtol=0)
+
+
+def test_a_signal_that_comes_after_the_last_checkpoint_is_delivered_when_training_ends():
+    """Else a recipe of several arms would begin its next one, with no time left to save it."""
+    delivered: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: delivered.append(number))
+    try:
+        with StopSignal() as stop:
+            assert not stop.came()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.came() and not delivered
+        assert delivered == [signal.SIGTERM]
+        with pytest.raises(SystemExit), StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.leave(1)
+        assert len(delivered) == 1  # it has ended as it was told to
+    finally:
+        signal.signal(signal.SIGTERM, before)
