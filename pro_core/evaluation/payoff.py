@@ -38,7 +38,8 @@ with needs("train"):
 
 GAUSSIAN, REAL = "payoff", "payoff_real"
 ADAPTERS = ("calibrated", "bold")
-DECIDING = ("responses", "panel", "encoder", "prompts", "base", "preference_temperature")
+WORLD = ("responses", "panel", "encoder")
+DECIDING = (*WORLD, "prompts", "base", "preference_temperature")
 
 
 class PayoffRecipe(WorldRecipe):
@@ -74,7 +75,8 @@ def payoff_rows(recipe: PayoffRecipe) -> list[Row]:
 
     @cache
     def world() -> World:
-        return recipe.world(version)
+        # Scoring it takes minutes: named by what it is made of alone.
+        return recipe.world(recipe.version_of(recipe.decides(*WORLD)))
 
     @cache
     def prompts(K: int | None, noise: float, seed: int) -> tuple[Prompts, Prompts]:
