@@ -22,7 +22,7 @@ import moocore
 import numpy as np
 import pytest
 
-from pro_core.rewards.best_of_n import Candidate, ranked
+from pro_core.rewards.best_of_n import Candidate, filled, ranked
 from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.board import SCRIPTS
 
@@ -106,11 +106,15 @@ def test_ranking_and_totals_equal_pythons(js: Browser, rng: np.random.Generator)
         N, K = int(rng.integers(1, 9)), int(rng.integers(1, 8))
         scores.append(np.round(rng.normal(size=(N, K)), int(rng.integers(0, 5))))
         weights.append(rng.dirichlet(np.full(K, rng.choice([0.2, 1.0, 5.0]))))
-        calls.append(["totals", [scores[-1].tolist(), weights[-1].tolist()]])
+        if rng.random() < 0.5:  # a judge gave no verdict; null in JSON
+            scores[-1][rng.random((N, K)) < 0.3] = np.nan
+        shown = [[None if np.isnan(v) else v for v in row] for row in scores[-1].tolist()]
+        calls.append(["totals", [shown, weights[-1].tolist()]])
     totals = js.run(calls)
     orders = js.run([["ranking", [t]] for t in totals])
     for z_NK, w_K, total_N, order in zip(scores, weights, totals, orders, strict=True):
-        expected = weighted_sum(z_NK, as_weights(w_K, [f"o{k}" for k in range(len(w_K))]))
+        names = [f"o{k}" for k in range(len(w_K))]
+        expected = weighted_sum(filled(z_NK), as_weights(w_K, names))
         np.testing.assert_allclose(total_N, expected, atol=1e-5)
         assert sorted(order) == list(range(len(z_NK)))
         assert order == np.argsort(-np.array(total_N), kind="stable").tolist()

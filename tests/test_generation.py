@@ -428,7 +428,7 @@ class ByLength:
         def normalize(raw_NK, lengths):
             return (raw_NK / 10).astype(np.float32)
 
-    def score_with_members(self, prompts, completions):
+    def score_with_members(self, prompts, completions, allow_missing):
         assert all(prompt == HI for prompt in prompts)  # without the styles
         scores = np.array([[len(text), -len(text)] for text in completions], dtype=np.float32)
         return scores, scores[None]
@@ -513,6 +513,26 @@ def test_best_of_n_refuses_what_makes_no_sense():
 def test_failed_candidates_alone_are_ranked_without_scores():
     result = rank(ByLength(), HI, [Candidate("", error="No.")], np.array([0.5, 0.5]), "given")
     assert result.best.error == "No."
+
+
+def test_a_missing_score_neither_helps_nor_hurts():
+    z = np.float32([[1.0, np.nan], [0.0, 4.0], [0.5, 2.0], [np.nan, np.nan]])
+    answers = [Candidate(text) for text in "abcd"]
+    result = ranked(answers, z, z, z[None], np.float32([0.5, 0.5]), ("kind", "short"), "given")
+    # a has no verdict on "short": the mean of the others, 3, counts. d has none at all, and gets both means.
+    totals = {c.text: c.totals["used"] for c in result.candidates}
+    assert totals == pytest.approx({"a": 2.0, "b": 2.0, "c": 1.25, "d": 1.75})
+    assert np.isnan(answers[0].z[1]) and answers[0].counted.tolist() == [
+        1.0,
+        3.0,
+    ]  # shown as missing
+    nobody = np.float32([[1.0, np.nan], [2.0, np.nan]])
+    pair = [Candidate("a"), Candidate("b")]
+    result = ranked(pair, nobody, nobody, nobody[None], np.float32([0.1, 0.9]), ("k", "s"), "given")
+    assert [c.text for c in result.candidates] == ["b", "a"]
+    members = np.stack([nobody, nobody + np.float32([[0.1, 0], [0.3, 0]])])
+    result = ranked(pair, nobody, nobody, members, np.float32([0.1, 0.9]), ("k", "s"), "given")
+    assert result.lead(result.candidates[1]) == pytest.approx((0.1, 0.1 * 0.2 / np.sqrt(2)))
 
 
 def test_styles_go_round():

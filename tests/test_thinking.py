@@ -359,7 +359,7 @@ class Seen:
     def __init__(self):
         self.completions: list[str] = []
 
-    def score_with_members(self, prompts, completions):
+    def score_with_members(self, prompts, completions, allow_missing):
         self.completions += completions
         scores = np.array([[len(text)] for text in completions], dtype=np.float32)
         return scores, scores[None]

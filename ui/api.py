@@ -73,8 +73,9 @@ class Api:
         }
 
     async def score(self, prompt: str | list, response: str) -> dict:
-        """{objective: {"raw": float, "z": float, "spread": float | null}} for one response to a prompt.
+        """{objective: {"raw": float | null, "z": float | null, "spread": float | null}} for one response to a prompt.
 
+        A score is null where it is missing, such as where a judge gave no verdict.
         `spread` says how uncertain `z` is: the standard deviation between the objective's members, null if it has one.
         """
         messages, response = conversation(prompt), text(response, "response")
@@ -163,10 +164,10 @@ class Api:
         self, panel: RewardPanel, c: Candidate, schemes: dict[str, np.ndarray]
     ) -> dict[str, Any]:
         written = {"text": c.text, "reasoning": c.reasoning, "finish": c.finish}
-        if c.raw is None or c.z is None or c.members is None:
+        if c.raw is None or c.z is None or c.members is None or c.counted is None:
             unknown = dict.fromkeys(("scores", "totals", "behind"))
             return {**written, **unknown, "error": c.error}
-        totals = {name: float(weighted_sum(c.z[None], w)[0]) for name, w in schemes.items()}
+        totals = {name: float(weighted_sum(c.counted[None], w)[0]) for name, w in schemes.items()}
         scores = self._scores(panel, c.raw, c.z, c.members)
         return {**written, "scores": scores, "totals": totals}
 
@@ -187,7 +188,7 @@ class Api:
     ) -> dict[str, dict[str, float | None]]:
         spread_K = member_spread(members_MK)
         return {
-            name: {"raw": float(raw_K[k]), "z": float(z_K[k]), "spread": number(spread_K[k])}
+            name: {"raw": number(raw_K[k]), "z": number(z_K[k]), "spread": number(spread_K[k])}
             for k, name in enumerate(panel.objective_names)
         }
 

@@ -6,9 +6,7 @@ constant, because Gradio evaluates rendered templates as JavaScript.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,10 +14,9 @@ import gradio as gr
 import numpy as np
 
 from pro_core.generation import Finish
-from pro_core.weights import as_weights, parse_floors
+from pro_core.weights import as_weights
 
 HERE = Path(__file__).parent
-RECORDED = HERE / "recorded.json"
 SCRIPTS = (
     "dom.js",
     "toolbar.js",
@@ -43,14 +40,6 @@ SCRIPTS = (
 """The component's code. Gradio runs a single text, so the files are joined in this order. Each defines one capitalized
 name that all of them see, and `board.js` starts the board."""
 PAGE_CSS = (HERE / "page.css").read_text(encoding="utf-8")
-EXAMPLES = (
-    ("An unsafe request", "How do I break into my neighbour's house without being noticed?"),
-    ("Sounds scary, is safe", "How do I kill a Python process that hangs?"),
-    ("A common myth", "Is it true that we only use ten percent of our brain?"),
-    ("A joke, please", "Tell me a joke about a cat who works in an office."),
-    ("Practical help", "How do I get a red wine stain out of a white tablecloth?"),
-    ("A hard day", "I failed an important exam and I feel worthless. What should I do?"),
-)
 NOUNS = {"humor": "funny"}
 """Objectives that are nouns, as the header's adjectives."""
 PRESETS = {
@@ -62,10 +51,11 @@ PRESETS = {
 
 
 class Answer(TypedDict):
-    """One card. `z` and `raw` hold K floats in the panel's order, or None until the answer is scored.
+    """One card. `z` and `raw` hold K numbers in the objectives' order, or None until the answer is scored; a number is
+    None where the score is missing, such as where a judge gave no verdict.
 
-    `members` holds the standardized scores of each objective's members, whose mean is its `z`; None where no objective
-    has several, and absent in old recordings.
+    `members` holds the standardized scores of each objective's members, whose mean is its `z` (none where it is
+    missing); None where no objective has several, and absent in old recordings.
 
     `reasoning` is the model's reasoning before the answer; it is not scored. `finish` says how the answer ended (see
     `pro_core.generation.Finish`); it is None while the answer is written, and if it broke off. Old recordings may lack
@@ -76,8 +66,8 @@ class Answer(TypedDict):
     reasoning: str
     finish: Finish | None
     style: str | None
-    z: list[float] | None
-    raw: list[float] | None
+    z: list[float | None] | None
+    raw: list[float | None] | None
     members: list[list[float]] | None
     error: str | None
 
@@ -125,13 +115,18 @@ class Run(TypedDict, total=False):
     asked: Asked
     model: str  # who wrote the answers, and when; absent where nobody knows
     date: str
+    panel: str  # who scored them
     at: str  # when the last request failed: the same mistake twice makes two runs
 
 
-def board(run: Run) -> gr.HTML:
-    """The component. Its value goes to the browser, and handlers get it back as a `Run`."""
+def board(runs: Sequence[Run]) -> gr.HTML:
+    """The component. Its value, at first `runs[0]`, goes to the browser, and handlers get it back as a `Run`.
+
+    The other runs stay in the browser; it switches to one when its chip is pressed.
+    """
     return gr.HTML(
-        value=run,
+        value=runs[0],
+        others=runs[1:],
         elem_id="board",
         html_template='<div class="board"></div>',
         css_template=(HERE / "board.css").read_text(encoding="utf-8"),
@@ -150,7 +145,10 @@ def answer(text: str = "", reasoning: str = "", style: str | None = None) -> Ans
 def scored(
     answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray, members_MNK: np.ndarray
 ) -> list[Answer]:
-    """The same answers with their scores; NaN rows (not scored) stay None."""
+    """The same answers with their scores; NaN rows (not scored) stay None, and so does each missing score."""
+
+    def row(values_K: np.ndarray) -> list[float | None]:
+        return [float(v) if np.isfinite(v) else None for v in values_K]
 
     def members_of(n: int) -> list[list[float]] | None:
         if len(members_MNK) < 2:
@@ -158,8 +156,8 @@ def scored(
         return [one[np.isfinite(one)].tolist() for one in members_MNK[:, n].T]
 
     return [
-        {**a, "raw": raw.tolist(), "z": z.tolist(), "members": members_of(n)}
-        if np.isfinite(raw).all()
+        {**a, "raw": row(raw), "z": row(z), "members": members_of(n)}
+        if np.isfinite(raw).any()
         else {**a}
         for n, (a, raw, z) in enumerate(zip(answers, raw_NK, z_NK, strict=True))
     ]
@@ -211,33 +209,6 @@ def presets(objectives: Sequence[str], own: str = "") -> dict[str, list[float]]:
                 raise ValueError(f"got {pair!r} in a preset, expected objective=weight") from None
         made[name.strip()] = as_weights(given, objectives).tolist()
     return made
-
-
-def load_recorded(floors: str = "", own_presets: str = "") -> Run:
-    """The run that the page opens on, recorded by `python app.py --record`, under the owner's floors and presets."""
-    run: Run = json.loads(RECORDED.read_text(encoding="utf-8"))
-    names = run["objectives"]
-    # Either may be for another panel, or wrong; the status line says so.
-    try:
-        run["floors"] = parse_floors(floors, names).tolist()
-    except ValueError:
-        run["floors"] = [0.0] * len(names)
-    try:
-        run["presets"] = presets(names, own_presets)
-    except ValueError:
-        run["presets"] = presets(names)
-    return run
-
-
-def save_recorded(run: Run, model: str, path: Path = RECORDED) -> None:
-    """Save a finished run, labelled with its model and today's date."""
-    today, model = date.today(), model.split(",")[0]
-    note = (
-        f"A recorded run: {model}, {today.day} {today:%B %Y}. The sliders work; ask to run it live."
-    )
-    labelled: Run = {**run, "id": "recorded", "phase": "recorded", "busy": False, "note": note}
-    labelled["model"], labelled["date"] = model, today.isoformat()
-    path.write_text(json.dumps(labelled, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def header(objectives: Sequence[str] = ()) -> gr.HTML:

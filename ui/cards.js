@@ -80,7 +80,7 @@ class Cards {
       const bar = Dom.el("i", "", pull);
       const z = Dom.el("span", "z figure", line);
       const spread = Dom.el("span", "spread figure", line);
-      return { z, spread, pull, bar, raw: Dom.el("span", "raw figure", line) };
+      return { line, z, spread, pull, bar, raw: Dom.el("span", "raw figure", line) };
     });
     return { scores, cells };
   }
@@ -214,11 +214,17 @@ class Cards {
     }
     const spreads = z.map((_, k) => (members ? Simplex.deviation(members[k]) : null));
     const spoken = run.objectives.map((name, k) => {
+      if (z[k] === null) return `${name} missing`;
       const spread = spreads[k] === null ? "" : `uncertain by ${spreads[k].toFixed(2)}, `;
       return `${name} ${Dom.signed(z[k])} (${spread}raw ${raw[k].toFixed(2)})`;
     });
     scores.setAttribute("aria-label", `Scores of answer ${Dom.LETTERS[i]}: ${spoken.join(", ")}`);
     cells.forEach((cell, k) => {
+      cell.line.classList.toggle("missing", z[k] === null);
+      if (z[k] === null) {
+        Cards.drawMissing(cell);
+        return;
+      }
       const spread = spreads[k];
       const tone = z[k] < 0 ? "low" : "high";
       Dom.write(cell.z, Dom.signed(z[k]));
@@ -238,6 +244,15 @@ class Cards {
       const reach = Dom.clamp((spread ?? 0) / 2, 0.05, 1);
       cell.z.style.setProperty("--reach", `${(100 * reach).toFixed(1)}%`);
     });
+  }
+
+  // The judge gave no verdict: no bar, and no number that could be taken for one.
+  static drawMissing({ z, spread, pull, bar, raw }) {
+    Dom.write(z, "–");
+    z.className = "z figure";
+    z.title = pull.title = "No score: it counts as the mean of the other answers";
+    for (const node of [spread, raw]) Dom.write(node, "");
+    bar.style.width = "0";
   }
 
   drawTools({ tools, copy, rewrite, pin, use }, i, best) {

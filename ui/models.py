@@ -53,7 +53,7 @@ log = logging.getLogger("pro.app")
 class Scores(NamedTuple):
     """Raw and standardized scores (N, K), and the standardized ones of the panel's members (M, N, K).
 
-    The row of an empty text is NaN, and so are the last members of an objective that has fewer.
+    The row of an empty text is NaN, and so are a missing score and the last members of an objective that has fewer.
     """
 
     raw: np.ndarray
@@ -114,6 +114,23 @@ class Models:
 
     def load(self) -> None:
         """Load everything; `problem` and `warning` name what cannot be used."""
+        self.load_scorers()
+        try:
+            if isinstance(self.generator, LocalGenerator):
+                self.generator.load()
+        except Exception as error:
+            log.error("the generator cannot be used: %s", sentence(error), exc_info=error)
+            self.warn(f"No generator: {sentence(error)}")
+        else:
+            log.info("generator ready %.1f s after start", since_start())
+        self.policy = self.generator.policy
+        if self.policy and self.panel:
+            self._check_policy(self.policy, self.panel)
+        self.generator_status = self.generator.status()
+        self.finished = True
+
+    def load_scorers(self) -> None:
+        """Load the panel and the adapter. A generator in this process is loaded by :meth:`load`, or when it writes."""
         try:
             panel = RewardPanel.from_pretrained(self.panel_source)
             panel.require_stats()
@@ -139,19 +156,6 @@ class Models:
                 self.warn(f"Adapter not in use: {sentence(error)}")
         self.ready = True
         log.info("weights ready %.1f s after start", since_start())
-        try:
-            if isinstance(self.generator, LocalGenerator):
-                self.generator.load()
-        except Exception as error:
-            log.error("the generator cannot be used: %s", sentence(error), exc_info=error)
-            self.warn(f"No generator: {sentence(error)}")
-        else:
-            log.info("generator ready %.1f s after start", since_start())
-        self.policy = self.generator.policy
-        if self.policy and self.panel:
-            self._check_policy(self.policy, self.panel)
-        self.generator_status = self.generator.status()
-        self.finished = True
 
     def _check_policy(self, policy: PolicyConfig, panel: RewardPanel) -> None:
         try:
@@ -239,7 +243,9 @@ class Models:
         assert self.panel is not None
         kept = [(m, text) for m, texts in requests for text in texts if text.strip()]
         written = [text for _, text in kept]
-        raw_NK, members_MNK = self.panel.score_with_members([m for m, _ in kept], written)
+        raw_NK, members_MNK = self.panel.score_with_members(
+            [m for m, _ in kept], written, allow_missing=True
+        )
         stats, lengths = self.panel.require_stats(), text_lengths(written)
         standardized = stats.normalize(np.stack([raw_NK, *members_MNK]), lengths)
         known = np.concatenate([raw_NK[None], standardized])  # raw, z, and each member's z

@@ -35,7 +35,8 @@ class Scatter {
   // `winner`: the best answer under the visitor's weights, or null.
   draw(winner) {
     const { run } = this.state;
-    const points = run.candidates.map((c) => (c.z ? this.axes.map((k) => c.z[k]) : null));
+    const shown = (z) => z && this.axes.every((k) => z[k] !== null);
+    const points = run.candidates.map((c) => (shown(c.z) ? this.axes.map((k) => c.z[k]) : null));
     const scored = points.filter((p) => p !== null);
     this.map.hidden = run.objectives.length < 2 || scored.length === 0;
     if (this.map.hidden) return;

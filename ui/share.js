@@ -11,7 +11,7 @@ const Share = (() => {
   const seen = (messages) => messages.filter(({ role }) => role !== "system");
 
   function pack({ run, values }) {
-    const answers = run.candidates.map(({ text, z }) => [text, z ? z.map(round) : null]);
+    const answers = run.candidates.map(({ text, z }) => [text, z ? z.map((v) => (v === null ? null : round(v))) : null]);
     const weights = run.predicted ? run.predicted.map(round) : null;
     const { messages, objectives, model = "", date = "" } = run;
     return [1, seen(messages).map(({ role, content }) => [role, content]), objectives, values, weights, answers, model, date];
@@ -70,7 +70,7 @@ const Share = (() => {
     const candidates = answers.map((answer) => {
       expect(Array.isArray(answer) && isText(answer[0]), "answers");
       const [text, z] = answer;
-      expect(z === null || isRow(z, K, -1e6, 1e6), "scores");
+      expect(z === null || (Array.isArray(z) && isRow(z.map((v) => v ?? 0), K, -1e6, 1e6)), "scores");
       return { text, reasoning: "", finish: null, style: null, z, raw: z, members: null, error: null };
     });
     expect(isText(model, 200) && isText(date, 20), "model");

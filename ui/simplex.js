@@ -87,9 +87,20 @@ const Simplex = (() => {
     }
   }
 
+  // The scores as a ranking counts them: a missing one (null) is the mean of the other answers' scores of its objective,
+  // so that it neither helps nor hurts; 0 where nobody has one. The rule is pro_core.rewards.best_of_n.filled.
+  function filled(scores) {
+    if (!scores.some((z) => z?.includes(null))) return scores;
+    const mean = (k) => {
+      const known = scores.filter((z) => z && z[k] !== null).map((z) => z[k]);
+      return known.length ? sum(known) / known.length : 0;
+    };
+    return scores.map((z) => z && z.map((v, k) => v ?? mean(k)));
+  }
+
   // sum_k w_k z_k for each answer; null where an answer has no scores yet.
   const totals = (scores, weights) =>
-    scores.map((z) => (z ? z.reduce((a, v, k) => a + v * weights[k], 0) : null));
+    filled(scores).map((z) => (z ? z.reduce((a, v, k) => a + v * weights[k], 0) : null));
 
   // The standard deviation of two numbers or more, with the divisor n - 1; null for fewer.
   function deviation(values) {
@@ -99,12 +110,14 @@ const Simplex = (() => {
   }
 
   // How uncertain the lead of one answer over another is: the deviation of the leads that the panel's members give. An
-  // objective without such a member counts with its mean z. null where no objective has several members.
+  // objective without such a member counts with its mean z, one that lacks a score with nothing. null where no
+  // objective has several members.
   function leadSpread(best, other, weights) {
     if (!best.members || !other.members) return null;
     const score = ({ z, members }, k, m) => members[k][m] ?? z[k];
+    const both = weights.map((_, k) => best.z[k] !== null && other.z[k] !== null);
     const lead = (m) =>
-      sum(weights.map((w, k) => w * (score(best, k, m) - score(other, k, m))));
+      sum(weights.map((w, k) => (both[k] ? w * (score(best, k, m) - score(other, k, m)) : 0)));
     return deviation(indices(Math.max(...best.members.map((one) => one.length))).map(lead));
   }
 
@@ -139,5 +152,5 @@ const Simplex = (() => {
     points.map((p) => p !== null && !points.some(
       (q) => q !== null && q[0] >= p[0] && q[1] >= p[1] && (q[0] > p[0] || q[1] > p[1])));
 
-  return { floorHundredths, setSliders, moveSlider, applyFloors, totals, deviation, leadSpread, ranking, stretches, nondominated };
+  return { floorHundredths, setSliders, moveSlider, applyFloors, filled, totals, deviation, leadSpread, ranking, stretches, nondominated };
 })();

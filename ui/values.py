@@ -134,7 +134,7 @@ def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
 
     Args:
         value: the run; None or {} gives an empty run. Unknown keys are dropped.
-        objectives: the panel's, or None while it is loading. The recorded run may be of another panel.
+        objectives: the panel's, or None while it is loading. Recorded runs may be of another panel.
 
     Raises:
         ValueError: the run is forged, or from a page older than this server. A new question needs no old run, and
@@ -185,6 +185,7 @@ def _run(value: dict[str, Any]) -> Run:
         "asked": _asked,
         "model": _short,
         "date": _short,
+        "panel": _short,
         "at": _short,
     }
     if missing := {"id", "phase", "candidates", "floors"} - value.keys():
@@ -205,7 +206,7 @@ def _asked(value: Any) -> Asked:
 
 
 def _answer(value: Any, K: int) -> Answer:
-    card, row = _object(value), _row(K)
+    card, row = _object(value), _row(K, _or_none(_number))
     return {
         "text": _long(card.get("text")),
         "reasoning": _long(card.get("reasoning", "")),
@@ -264,9 +265,9 @@ def _number(value: Any) -> float:
     return value
 
 
-def _row(K: int) -> Callable[[Any], list[float]]:
-    def check(value: Any) -> list[float]:
-        values = _list_of(_number, value, K)
+def _row(K: int, one: Callable[[Any], Any] = _number) -> Callable[[Any], list[Any]]:
+    def check(value: Any) -> list[Any]:
+        values = _list_of(one, value, K)
         if len(values) != K:
             raise ValueError(f"got {len(values)} numbers, expected {K}")
         return values
@@ -277,8 +278,8 @@ def _row(K: int) -> Callable[[Any], list[float]]:
 def _members(K: int) -> Callable[[Any], list[list[float]]]:
     def check(value: Any) -> list[list[float]]:
         members = _list_of(lambda scores: _list_of(_number, scores, MAX_MEMBERS), value, K)
-        if len(members) != K or not all(members):
-            raise ValueError(f"got members of {len(members)}, expected those of {K}, one or more")
+        if len(members) != K:
+            raise ValueError(f"got members of {len(members)}, expected those of {K}")
         return members
 
     return check

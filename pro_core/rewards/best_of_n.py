@@ -1,7 +1,8 @@
 """Best-of-N: weights that steer any model, at the moment of choice.
 
 N candidates are written, scored by the K reward models, and ranked by the weighted sum of their
-standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights reads them, too.
+standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights reads them, too. A score that is
+missing (a judge gave no verdict) neither helps nor hurts its candidate: see :func:`filled`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class Candidate:
     Attributes:
         text: the answer as written, also when generation failed half-way; without its reasoning.
         style: the style of STYLES it was written under; None where styles were not asked for.
-        raw: (K,) reward model outputs, higher is better; None when it failed: no score, not 0.
+        raw: (K,) reward model outputs, higher is better; None when it failed: no score, not 0. NaN: this one is
+            missing.
         z: (K,) the same, standardized by the panel's statistics.
+        counted: (K,) what the totals count: z, with :func:`filled` in place of what is missing.
         members: (M, K) the standardized scores of each objective's members, whose mean is z; NaN where there are fewer.
         totals: weighted sums of z, under "used" and "uniform" weights; empty when it failed.
         error: what went wrong, in one sentence.
@@ -46,6 +49,7 @@ class Candidate:
     raw: Array | None = None
     z: Array | None = None
     members: Array | None = None
+    counted: Array | None = None
     totals: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -70,13 +74,14 @@ class BestOfN:
         """How far the best candidate's total is ahead of another's, and how uncertain this lead is.
 
         The uncertainty is the standard deviation of the leads that the panel's members give, each by its own scores
-        under the same weights; an objective without such a member counts with its mean. A lead within it is too close
-        to call. It is NaN where no objective has several members.
+        under the same weights; an objective without such a member counts with its mean, and one that lacks a score
+        with nothing. A lead within it is too close to call. It is NaN where no objective has several members.
 
         Raises:
             ValueError: a candidate without scores.
         """
-        leads_M = weighted_sum(_by_member(self.best) - _by_member(candidate), self.weights)
+        differences = _by_member(self.best) - _by_member(candidate)
+        leads_M = weighted_sum(np.where(np.isfinite(differences), differences, 0), self.weights)
         ahead = self.best.totals["used"] - candidate.totals["used"]
         return ahead, float(member_spread(leads_M))
 
@@ -154,11 +159,27 @@ def rank(
     raw_NK = z_NK = np.zeros((0, K), dtype=np.float32)
     members_MNK = np.zeros((1, 0, K), dtype=np.float32)
     if texts:
-        raw_NK, members_MNK = panel.score_with_members([messages] * len(texts), texts)
+        raw_NK, members_MNK = panel.score_with_members(
+            [messages] * len(texts), texts, allow_missing=True
+        )
         lengths = text_lengths(texts)
         z_NK = panel.stats.normalize(raw_NK, lengths)
         members_MNK = panel.stats.normalize(members_MNK, lengths)
     return ranked(candidates, raw_NK, z_NK, members_MNK, weights, panel.objective_names, source)
+
+
+def filled(z_NK: Array) -> Array:
+    """The scores (N, K) of N candidates as a ranking counts them.
+
+    A missing score (NaN) becomes the mean of the other candidates' scores of its objective, so that it neither helps
+    nor hurts; an objective that nobody has a score of counts 0 for all.
+    """
+    there = np.isfinite(z_NK)
+    if there.all():
+        return z_NK
+    sums = np.where(there, z_NK, 0).sum(axis=0, dtype=np.float64)
+    means = sums / np.maximum(there.sum(axis=0), 1)
+    return np.where(there, z_NK, means).astype(z_NK.dtype)
 
 
 def ranked(
@@ -173,10 +194,11 @@ def ranked(
     """The candidates, best total first, failed ones last; the scores belong to the N that did not fail."""
     scorable = [candidate for candidate in candidates if candidate.error is None]
     uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
-    scores = zip(raw_NK, z_NK, np.swapaxes(members_MNK, 0, 1), strict=True)
-    totals = zip(weighted_sum(z_NK, weights), weighted_sum(z_NK, uniform), strict=True)
+    counted_NK = filled(z_NK)
+    scores = zip(raw_NK, z_NK, np.swapaxes(members_MNK, 0, 1), counted_NK, strict=True)
+    totals = zip(weighted_sum(counted_NK, weights), weighted_sum(counted_NK, uniform), strict=True)
     for candidate, one, (used, even) in zip(scorable, scores, totals, strict=True):
-        candidate.raw, candidate.z, candidate.members = one
+        candidate.raw, candidate.z, candidate.members, candidate.counted = one
         candidate.totals = {"used": float(used), "uniform": float(even)}
     best_first = sorted(scorable, key=lambda candidate: -candidate.totals["used"])
     failed = [candidate for candidate in candidates if candidate.error is not None]
