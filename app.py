@@ -46,6 +46,7 @@ from ui.board import (
 )
 from ui.door import with_door
 from ui.models import Models
+from ui.objectives import controls
 from ui.page import Page
 from ui.values import MAX_TOKENS, WARMEST
 
@@ -60,6 +61,11 @@ SETTINGS = {
     "PRO_ENDPOINT_MODEL": "the model's name at that server",
     "PRO_ENDPOINT_TOKEN": "its access token; sent only to that host, never logged",
     "PRO_ENDPOINT_DIALECT": "openai (default) or tgi",
+    "PRO_JUDGE": "who judges by the sentences that visitors add as objectives: the address of an OpenAI-style server "
+    "with log-probabilities, or a model for this process (default: nobody, so that none can be added)",
+    "PRO_JUDGE_MODEL": "the judge's name at that server",
+    "PRO_JUDGE_TOKEN": "its access token; sent only to that host, never logged",
+    "PRO_SENTENCES": "the only sentences that visitors may add, separated by ';'; none: no sentence",
     "PRO_FLOORS": "the owner's minimum weights, such as harmless=0.1",
     "PRO_PRESETS": "weights to start from, such as 'Family: harmless=0.7, humor=0.3; Strict: harmless=1'",
     "GRADIO_SERVER_NAME": "the address to listen on (default: 127.0.0.1)",
@@ -118,7 +124,11 @@ def build(models: Models) -> gr.Blocks:
                 gr.Button(name, elem_id=name.lower()) for name in ("Stop", "Continue", "Rescore")
             )
         view = board(recorded)
+        begins = "(...v) => {{ window.proBoard.begin('{}'); return v; }}"
+        # No event waits in Gradio's queue: `ui/places.py` decides whose answers are written, and tells those who wait.
+        free: dict[str, Any] = {**QUIET, "concurrency_limit": None}
         with gr.Row(elem_id="more"):
+            own = controls(page, view, begins, free)
             with gr.Accordion("Score answers of your own", open=False, elem_id="paste"):
                 with gr.Row():
                     pasted = [
@@ -153,8 +163,6 @@ def build(models: Models) -> gr.Blocks:
 
         common, sampling = [n, tokens, styles, view, sliders], [warmth, seed, system]
         asked = [prompt, *common, *sampling]
-        # No event waits in Gradio's queue: `ui/places.py` decides whose answers are written, and tells those who wait.
-        free: dict[str, Any] = {**QUIET, "concurrency_limit": None}
         runs = [gr.on([ask.click, prompt.submit], page.ask, asked, view, js=ASK, **free)]
         same = [*common, which, *sampling]
         runs.append(again.click(page.again, same, view, js=AGAIN, **free))
@@ -167,13 +175,13 @@ def build(models: Models) -> gr.Blocks:
         # Gradio finishes one event of a click before it starts the next, so the cancelling comes first.
         stop.click(None, None, None, js=SAID_STOP, cancels=runs, **QUIET)
         others = [stop.click(page.stop, view, view, **free)]
-        begins = "(...v) => {{ window.proBoard.begin('{}'); return v; }}"
         given = [prompt, view, *pasted]
         others.append(
             score_pasted.click(page.paste, given, view, js=begins.format("paste"), **free)
         )
         again_here = begins.format("rescore")
         others.append(rescore.click(page.rescore, view, view, js=again_here, **free))
+        others += own
         for run in runs:  # Gradio's page treats a cancelled event as a failed one
             lost = f"() => {{ if (!window.proBoard.stopped) {LOST}; }}"
             run.failure(None, None, None, js=lost, **QUIET)

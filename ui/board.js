@@ -33,7 +33,11 @@ class Board {
     this.code = new Code(root, this.state);
     const grid = Dom.el("div", "grid", root);
     const side = Dom.el("div", "side", grid);
-    this.sliders = new Sliders(side, this.state, this.conversation.summary);
+    const drop = (name) => {
+      this.dropped = name;
+      this.press("#drop");
+    };
+    this.sliders = new Sliders(side, this.state, this.conversation.summary, drop);
     this.sliders.change.after(this.conversation.why);
     this.cards = new Cards(grid, this.state, actions);
     this.scatter = new Scatter(grid, this.state);
@@ -118,15 +122,17 @@ class Board {
   // An error stands beside what caused it.
   say(text, tone = "") {
     if (tone === "error") this.asking.failed();
-    const beside = document.querySelector("#paste-note p");
-    const pasted = this.from === "paste" && tone === "error" && beside;
-    if (beside) Dom.write(beside, pasted ? text : "");
-    Dom.write(this.note, pasted ? "" : text);
+    const beside = { paste: "#paste-note p", own: "#own-note p" };
+    const [place] = tone === "error" ? document.querySelectorAll(beside[this.from] ?? "none") : [];
+    for (const node of document.querySelectorAll(Object.values(beside).join())) {
+      Dom.write(node, node === place ? text : "");
+    }
+    Dom.write(this.note, place ? "" : text);
     this.note.className = `note ${tone}`;
     this.note.style.visibility = this.note.textContent ? "" : "hidden";
   }
 
-  // A request leaves. `from`: what asks: "ask", "again", "rescore" or "paste".
+  // A request leaves. `from`: what asks: "ask", "again", "rescore", "paste" or "own".
   begin(from, prompt = "") {
     this.from = from;
     this.stopped = false;

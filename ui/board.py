@@ -21,6 +21,7 @@ SCRIPTS = (
     "dom.js",
     "toolbar.js",
     "simplex.js",
+    "objectives.js",
     "state.js",
     "words.js",
     "conversation.js",
@@ -90,6 +91,13 @@ class Asked(TypedDict):
     seed: int | None
 
 
+class Added(TypedDict):
+    """An objective that the visitor added: its name, and the sentence by which a chat model judges."""
+
+    name: str
+    sentence: str
+
+
 class Run(TypedDict, total=False):
     """One prompt with its weights and answers: everything that the board draws."""
 
@@ -99,7 +107,8 @@ class Run(TypedDict, total=False):
     note: str  # one sentence above the board
     tone: str  # "" | "error"
     messages: list[dict[str, str]]  # ends with the user turn that is being answered
-    objectives: list[str]
+    objectives: list[str]  # the panel's, then the added ones
+    added: list[Added]  # absent where there are none
     about: dict[str, str]  # a plain phrase for each objective, or ""
     floors: list[float]
     accuracy: dict[str, dict[str, Any]]

@@ -13,6 +13,7 @@ const Export = (() => {
       messages: run.messages,
       model: run.model ?? null,
       date: run.date ?? null,
+      added: run.added ?? [],
       asked: run.asked ?? null,
       scored_here: run.phase !== "shared",
       weights: {
@@ -71,7 +72,7 @@ const Export = (() => {
     const [only] = run.messages;
     const { n = run.candidates.length, tokens = 192, temperature, seed } = run.asked ?? {};
     const prompt = run.messages.length === 1 ? only.content : run.messages;
-    const asked = { prompt, weights: named(run.objectives, differs ? yours : told), n, max_new_tokens: tokens };
+    const asked = { prompt, weights: Objectives.panelWeights(run, differs ? yours : told), n, max_new_tokens: tokens };
     if (typeof temperature === "number") asked.temperature = temperature;
     if (typeof seed === "number") asked.seed = seed;
     return asked;

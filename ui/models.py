@@ -30,8 +30,9 @@ from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 from ui.batching import Batcher, Kind
-from ui.board import presets
+from ui.board import Added, presets
 from ui.places import Places
+from ui.sentences import Sentences
 from ui.writing import Writing
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,7 @@ class Models:
         if self.demo:
             environ = {**environ, "PRO_POLICY": str(ROOT / "checkpoints/demo/policy")}
         self.generator = generator_from_env(environ)
+        self.sentences = Sentences(environ)
         self.local = isinstance(self.generator, LocalGenerator)
         self.generator_status = {"name": self.generator.name, "state": "loading"}
         own_panel = environ.get("PRO_PANEL", "")
@@ -184,13 +186,18 @@ class Models:
     async def requests(
         self, batch: Sequence[Sequence[Message]], weights: np.ndarray
     ) -> list[Request]:
-        """One request per conversation, under weights (K,). Raises ValueError if the policy has other objectives."""
+        """One request per conversation, under weights (K,) or those of a run with added objectives, of which no policy
+        reads.
+
+        Raises:
+            ValueError: the policy has other objectives.
+        """
         assert self.panel is not None
         names = self.panel.objective_names
         policy = await self.policy_in_use()
         if policy is not None:
             policy.check_objectives(names)
-        return [Request.weighted(messages, weights, names) for messages in batch]
+        return [Request.weighted(messages, weights[: len(names)], names) for messages in batch]
 
     def writing(self, batch: Sequence[Request], settings: GenerationSettings) -> Writing:
         """Start to write the answers to a batch. The visitor must hold a place."""
@@ -225,6 +232,20 @@ class Models:
     async def score(self, messages: Sequence[Message], texts: Sequence[str]) -> Scores:
         """The panel's scores of N answers to one conversation."""
         return await self._batcher.ask("score", (messages, texts))
+
+    async def score_with(
+        self, added: Sequence[Added], messages: Sequence[Message], texts: Sequence[str]
+    ) -> tuple[Scores, str]:
+        """The scores of the panel and then of added objectives, (N, K + A), and why some of the latter are missing."""
+        if not added:
+            return await self.score(messages, texts), ""
+        scores, (raw, z, why) = await asyncio.gather(
+            self.score(messages, texts), self.sentences.score(added, messages, texts)
+        )
+        members = np.full((len(scores.members), *z.shape), np.nan, dtype=np.float32)
+        members[0] = z
+        parts = zip(scores, (raw, z, members), strict=True)
+        return Scores(*(np.concatenate(both, axis=-1) for both in parts)), why
 
     def _predict(self, prompts: list[Sequence[Message]]) -> list[UncertainWeights]:
         assert self.adapter is not None

@@ -27,10 +27,23 @@ from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
 from ui.models import Models, sentence
 from ui.places import Full
-from ui.runs import Turn, Wanted, explained, failed, kept, line, prepared, unscored, with_written
+from ui.runs import (
+    Turn,
+    Wanted,
+    explained,
+    extended,
+    failed,
+    kept,
+    line,
+    predicted_of,
+    prepared,
+    unscored,
+    with_written,
+)
 from ui.values import (
     FOREIGN,
     LONGEST,
+    STALE,
     completed,
     number,
     numbers,
@@ -102,7 +115,7 @@ class Page:
         """The next turn of the conversation, after answer `pick` of the previous run."""
 
         given = n, tokens, styles, old, sliders, sampling
-        return self._answer(lambda: Turn(follow_up(self._previous(old), pick), prompt), *given)
+        return self._answer(lambda: Turn(follow_up(self.previous(old), pick), prompt), *given)
 
     @_streamed
     def again(
@@ -141,7 +154,7 @@ class Page:
         return self._answer(lambda: self._same_turn(old, which)._replace(goes_on=True), *given)
 
     def _same_turn(self, old: Any, which: Any) -> Turn:
-        run = self._previous(old)
+        run = self.previous(old)
         messages = run.get("messages")
         if not messages:
             raise ValueError("There is nothing to write again yet: ask something first.")
@@ -189,11 +202,16 @@ class Page:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _previous(self, old: Any) -> Run:
+    def previous(self, old: Any) -> Run:
         """The previous run, as the browser sent it back. Raises ValueError if this page cannot have sent it."""
-        return previous_run(old, self.models.panel.objective_names if self.models.panel else None)
+        run = previous_run(old, self.models.panel.objective_names if self.models.panel else None)
+        if self.models.sentences.allowed(run.get("added")) != run.get("added", []):
+            raise ValueError(STALE)  # the owner no longer allows what was added
+        return run
 
-    async def _new_run(self, messages: list[Message], candidates: list[Answer]) -> Run:
+    async def _new_run(
+        self, messages: list[Message], candidates: list[Answer], added: Any = ()
+    ) -> Run:
         panel = await self.models.when_ready()
         predicted = await self.models.predict(messages)
         weights: Run = {"predicted": None, "lower": None, "upper": None, "known": None}
@@ -204,7 +222,7 @@ class Page:
                 "upper": numbers(predicted.upper),
                 "known": number(predicted.known),
             }
-        return {
+        run: Run = {
             "id": str(time.time_ns()),
             "phase": "done",
             "busy": False,
@@ -219,6 +237,7 @@ class Page:
             "candidates": candidates,
             **weights,
         }
+        return extended(run, self.models.sentences.allowed(added))
 
     async def _words(self, messages: list[Message]) -> list[Moved] | None:
         """The words that moved the weights; None without an adapter, or if it could not be asked."""
@@ -245,7 +264,8 @@ class Page:
         Args:
             old: the run that the visitor saw, {} for none; sliders and scores of another panel's run count for nothing.
         """
-        run: Run = {**await self._new_run(wanted.messages, wanted.cards), "asked": wanted.asked}
+        run = await self._new_run(wanted.messages, wanted.cards, old.get("added"))
+        run["asked"] = wanted.asked
         run["model"], run["date"] = self.models.generator.name, date.today().isoformat()
         own = not old or old["objectives"] == run["objectives"]
         if old and (not own or old["phase"] in FOREIGN):
@@ -256,13 +276,9 @@ class Page:
             return run
         used = None
         if given is not None:
-            guess = np.array(run["predicted"] or self.models.uniform())
-            weights = as_weights(completed(given, guess), run["objectives"])
-            used = apply_floors(weights, self.models.floors).tolist()
+            weights = as_weights(completed(given, predicted_of(run)), run["objectives"])
+            used = apply_floors(weights, run["floors"]).tolist()
         return {**run, "conditioned": policy.reads, "used": used}
-
-    def _in_force(self, run: Run) -> list[float]:
-        return run.get("used") or run["predicted"] or self.models.uniform().tolist()
 
     async def _written(
         self, weighed: asyncio.Task[Run], wanted: Wanted
@@ -279,7 +295,8 @@ class Page:
             try:
                 place = await held.enter_async_context(models.places.ask())
                 if reads_weights:
-                    weights = np.array(self._in_force(await weighed))
+                    run = await weighed
+                    weights = np.array(run.get("used") or predicted_of(run))
                     batch = await models.requests(wanted.conversations, weights)
             except (Full, ValueError):
                 if not wanted.same:
@@ -304,8 +321,11 @@ class Page:
         texts = [
             "" if c["error"] else c["text"] for c in run["candidates"]
         ]  # failed ones get no score
-        scores = await self.models.score(run["messages"], texts)
+        added = run.get("added", [])
+        scores, why = await self.models.score_with(added, run["messages"], texts)
         run = {**run, "busy": False, "candidates": scored(run["candidates"], *scores)}
+        if why:
+            run = {**run, "note": f"A score is missing. {why}", "tone": "error"}
         errors = [c["error"] for c in run["candidates"] if c["error"]]
         if errors and len(errors) == len(texts):
             run = {**run, "note": errors[0], "tone": "error"}
@@ -314,7 +334,7 @@ class Page:
     async def stop(self, old: Run) -> Run:
         """After Stop: score what was written so far."""
         try:
-            run = self._previous(old)
+            run = self.previous(old)
             if not run.get("busy"):
                 return run
             if run.get("phase") != "writing":  # nothing was shown yet for the new prompt
@@ -346,13 +366,13 @@ class Page:
             note = "Your own answers, scored."
             return {"messages": messages, "candidates": cards, "note": note}
 
-        return await self._compare(pasted, old)
+        return await self.compare(pasted, old)
 
     async def rescore(self, old: Run) -> Run:
         """Score the answers of a run that came by a link, or that was left while its answers were written."""
 
         def shown() -> Run:
-            run = self._previous(old)
+            run = self.previous(old)
             if not run.get("candidates"):
                 raise ValueError("There are no answers to score yet: ask something first.")
             cards = [{**c, "error": None} for c in run["candidates"]]
@@ -360,16 +380,17 @@ class Page:
             note = "Scored here, by this page's reward models."
             return {**writer, "messages": run["messages"], "candidates": cards, "note": note}
 
-        return await self._compare(shown, old)
+        return await self.compare(shown, old)
 
-    async def _compare(self, given: Callable[[], Run], old: Run) -> Run:
+    async def compare(self, given: Callable[[], Run], old: Run) -> Run:
         """A new run from answers that are there already.
 
         `given` returns its conversation, its cards, its note, and who wrote the cards if that is known.
         """
         try:
             parts = given()
-            run = await self._new_run(parts["messages"], parts["candidates"])  # type: ignore[arg-type]
+            added = parts.get("added", kept(old).get("added"))
+            run = await self._new_run(parts["messages"], parts["candidates"], added)  # type: ignore[arg-type]
             explaining = asyncio.create_task(self._words(parts["messages"]))  # type: ignore[arg-type]
             try:
                 run = await self._scored({**run, **parts})

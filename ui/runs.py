@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pro_core.data.objectives import Message
 from pro_core.data.schema import to_messages
 from pro_core.generation import STYLES, GenerationSettings, Written, styled
-from ui.board import Answer, Asked, Moved, Run, answer
+from pro_core.weights import apply_floors
+from ui.board import Added, Answer, Asked, Moved, Run, answer
 from ui.values import (
     MAX_ANSWERS,
     MAX_TOKENS,
@@ -176,4 +179,41 @@ def unscored(cards: Sequence[Answer]) -> list[Answer]:
 def explained(run: Run, explaining: asyncio.Task[list[Moved] | None]) -> Run:
     """The run with the words behind its weights, once they are known."""
     words = explaining.result() if explaining.done() else None
-    return run if words is None else {**run, "words": words}
+    if words is None:
+        return run
+    none = [0.0] * len(run.get("added", []))  # no word moves an added objective
+    return {**run, "words": [{**word, "effects": [*word["effects"], *none]} for word in words]}
+
+
+def predicted_of(run: Run) -> np.ndarray:
+    """The predicted weights of a run's objectives; uniform ones under the floors without an adapter."""
+    K = len(run["objectives"])
+    return np.array(run["predicted"] or apply_floors(np.full(K, 1 / K), run["floors"]))
+
+
+def extended(run: Run, added: Sequence[Added]) -> Run:
+    """A panel's run with A objectives more.
+
+    Each has an equal share of the weights, 1 / (K + A); the panel's K share the rest as the adapter predicts.
+    """
+    if not added:
+        return run
+    A = len(added)
+    share = 1 / (len(run["objectives"]) + A)
+    floors = [*run["floors"], *[0.0] * A]
+
+    def longer(values: list[float] | None) -> list[float] | None:
+        return None if values is None else [*((1 - A * share) * v for v in values), *[share] * A]
+
+    predicted = longer(run["predicted"])
+    return {
+        **run,
+        "objectives": [*run["objectives"], *(one["name"] for one in added)],
+        "added": list(added),
+        "about": run["about"] | {one["name"]: one["sentence"] for one in added},
+        "floors": floors,
+        "presets": {name: [*row, *[0.0] * A] for name, row in run["presets"].items()},
+        "predicted": predicted and apply_floors(predicted, floors).tolist(),
+        "lower": longer(run["lower"]),
+        "upper": longer(run["upper"]),
+    }

@@ -5,7 +5,9 @@ class Sliders {
   static TENTHS = 10;
 
   // `summary`: the element whose text describes every slider to visitors who do not see the page.
-  constructor(parent, state, summary) {
+  // `drop`: takes an added objective (its name) away.
+  constructor(parent, state, summary, drop) {
+    this.drop = drop;
     this.state = state;
     this.summary = summary;
     this.rows = [];
@@ -44,6 +46,10 @@ class Sliders {
     const head = Dom.el("div", "weight-head", row);
     const label = Dom.el("label", "", head, Dom.title(name));
     const trust = Dom.el("span", "trust", head);
+    if (Objectives.named(state.run, name)) {
+      const drop = Dom.button("small drop", head, () => this.drop(name), "Remove");
+      drop.setAttribute("aria-label", `Remove ${Dom.title(name)}`);
+    }
     const value = Dom.el("output", "", head);
     const body = Dom.el("div", "weight-body", row);
     const line = Dom.el("div", "line", body);
@@ -131,6 +137,12 @@ class Sliders {
 
   drawTrust({ trust }, k) {
     const { run } = this.state;
+    const added = Objectives.named(run, run.objectives[k]);
+    if (added) {
+      Dom.write(trust, "not measured");
+      trust.title = `A chat model judges by: “${added.sentence}” Nobody measured how often it agrees with people.`;
+      return;
+    }
     const tested = run.accuracy?.[run.objectives[k]];
     if (!tested) {
       Dom.write(trust, "never tested");

@@ -83,6 +83,7 @@ class State {
     const old = this.run;
     this.run = run;
     const renamed = !old || old.objectives.join("\n") !== run.objectives.join("\n");
+    const carried = renamed && this.touched ? Objectives.carried(old, run, this.yours) : null;
     if (renamed) {
       this.locked = run.objectives.map(() => false);
       this.values = run.objectives.map(() => 0);
@@ -101,7 +102,8 @@ class State {
       }
       // Answers that a policy wrote under the visitor's weights are shown with those weights.
       const kept = this.keep && this.touched && !renamed ? this.yours : null;
-      this.setAll(run.used ?? kept ?? this.predicted, Boolean(run.used ?? kept));
+      const given = carried ?? run.used ?? kept;
+      this.setAll(given ?? this.predicted, Boolean(given));
     }
     if (this.places.length !== run.candidates.length) this.places = [...run.candidates.keys()];
     return renamed;

@@ -17,10 +17,12 @@ from pro_core.data.objectives import Message, check_objective_names
 from pro_core.data.schema import MAX_PROMPT_CHARS, clean_text, to_messages
 from pro_core.generation import STYLES, Finish
 from pro_core.weights import as_weights
-from ui.board import Answer, Asked, Moved, Run
+from ui.board import Added, Answer, Asked, Moved, Run
 
 MAX_ANSWERS, MAX_TOKENS, LONGEST = 8, 512, 200_000
 """Limits: answers per request, tokens per answer, and characters of a text that is not a prompt."""
+MAX_ADDED, LONGEST_SENTENCE = 3, 200
+"""Limits: objectives that a visitor adds to a run, and characters of the sentence of one."""
 SHORT, MAX_WORDS, MAX_OBJECTIVES, MAX_MEMBERS = 1_000, 512, 40, 32
 PHASES = ("recorded", "writing", "done", "stopped", "shared")
 FOREIGN = ("recorded", "shared")
@@ -146,7 +148,8 @@ def previous_run(value: Any, objectives: Sequence[str] | None = None) -> Run:
         if not isinstance(value, dict):
             raise ValueError("a run is an object")
         run = _run(value)
-        of_another_panel = objectives is not None and run["objectives"] != list(objectives)
+        names = [*(objectives or ()), *(one["name"] for one in run.get("added", []))]
+        of_another_panel = objectives is not None and run["objectives"] != names
         if of_another_panel and run["phase"] not in FOREIGN:
             raise ValueError("its objectives are another panel's")
     except ValueError:  # details would help only a forger
@@ -170,6 +173,7 @@ def _run(value: dict[str, Any]) -> Run:
         "tone": _one_of(("", "error")),
         "messages": lambda _: messages,
         "objectives": lambda _: names,
+        "added": lambda v: _added(v, names),
         "about": lambda v: _named(v, names, _short),
         "floors": row,
         "accuracy": lambda v: _named(v, names, _plain),
@@ -192,6 +196,20 @@ def _run(value: dict[str, Any]) -> Run:
         raise ValueError(f"a run has {missing}")
     run = {key: check(value[key]) for key, check in checks.items() if key in value}
     return run  # type: ignore[return-value]
+
+
+def _added(value: Any, names: Sequence[str]) -> list[Added]:
+    """The added objectives, whose names are the last of the run's."""
+    added = _list_of(_object, value, MAX_ADDED)
+    checked: list[Added] = [
+        {"name": _short(one.get("name")), "sentence": _long(one.get("sentence"), LONGEST_SENTENCE)}
+        for one in added
+    ]
+    if [one["name"] for one in checked] != list(names[len(names) - len(checked) :]):
+        raise ValueError("the added objectives are the last ones")
+    if not all(one["sentence"].strip() for one in checked):
+        raise ValueError("an added objective has a sentence")
+    return checked
 
 
 def _asked(value: Any) -> Asked:

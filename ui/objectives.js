@@ -1,0 +1,30 @@
+// Objectives that the visitor added: sentences by which a chat model judges. They are the last ones of a run.
+
+const Objectives = (() => {
+  const named = (run, name) => run.added?.find((one) => one.name === name);
+  const ofPanel = (run) => run.objectives.filter((name) => !named(run, name));
+  const sum = (xs) => xs.reduce((a, b) => a + b, 0);
+
+  // The weights `yours` (K) of one run for another run of the same conversation and panel, after an objective came or
+  // went: a new one gets an equal share, those that stay share the rest as before. null for other runs.
+  function carried(old, run, yours) {
+    const same = (read) => JSON.stringify(read(old)) === JSON.stringify(read(run));
+    if (!old || !same(ofPanel) || !same(({ messages }) => messages)) return null;
+    const before = new Map(old.objectives.map((name, k) => [name, yours[k]]));
+    const mass = sum(run.objectives.map((name) => before.get(name) ?? 0));
+    if (mass <= 0) return null;
+    const share = 1 / run.objectives.length;
+    const rest = 1 - share * run.objectives.filter((name) => !before.has(name)).length;
+    return run.objectives.map((name) => (before.has(name) ? (before.get(name) / mass) * rest : share));
+  }
+
+  // {objective: weight} of the panel's objectives alone, which is what scripts may ask for; null if they have none.
+  function panelWeights(run, weights) {
+    const kept = ofPanel(run);
+    const parts = weights.slice(0, kept.length);
+    const mass = kept.length === weights.length ? 1 : sum(parts);
+    return mass > 0 ? Object.fromEntries(kept.map((name, k) => [name, parts[k] / mass])) : null;
+  }
+
+  return { named, carried, panelWeights };
+})();

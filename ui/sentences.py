@@ -1,0 +1,279 @@
+"""Sentences that visitors add as objectives, and the chat model that judges the answers by them.
+
+A visitor's sentence is fenced as an answer is (:mod:`pro_core.rewards.judge`). Its score, log p(yes) - log p(no), is
+standardized by the scores of a few known texts (:data:`~pro_core.rewards.scorers.PROBES`), so that the same answer
+always has the same score. That puts it roughly in the unit of the panel's scores; how often it agrees with people is
+not measured.
+
+Verdicts stay in memory, and only the last :data:`KEPT`: the app writes no visitor's text to a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from pro_core.data.objectives import Message
+from pro_core.generation import GenerationError
+from pro_core.http import Failure, Patience
+from pro_core.http.addresses import address_of
+from pro_core.http.failures import Settings
+from pro_core.judges.judge import Ask, EndpointJudge, Judge, LocalJudge, Question
+from pro_core.judges.verdicts import REFUSED
+from pro_core.rewards.judge import question, read_score
+from pro_core.rewards.scorers import PROBES
+from pro_core.rewards.specs import JUDGE_TOKEN, RewardModelSpec
+from pro_core.system.storage import content_hash
+from ui.board import Added
+from ui.values import LONGEST_SENTENCE, MAX_ADDED, text
+
+LONGEST_JUDGED = 20_000
+"""Characters of a conversation and an answer that are judged; a longer one has no verdict."""
+AT_ONCE, WAITING = 16, 512
+"""Questions of all visitors that an endpoint is asked at once, and that may wait; a model in this process answers one
+at a time."""
+PATIENCE = 45.0
+"""Seconds that an answer's verdicts may take; those that have not come by then are missing."""
+KEPT = 4096
+UNITS = 256
+LEAST, ENOUGH = 0.5, 3
+"""The least deviation of the known texts' scores, and how many of them need a verdict."""
+LEADING = (
+    "the",
+    "a",
+    "an",
+    "this",
+    "it",
+    "answer",
+    "response",
+    "reply",
+    "is",
+    "are",
+    "has",
+    "does",
+)
+"""Words at the beginning of a sentence that its short name leaves out."""
+SETTINGS = Settings("PRO_JUDGE", JUDGE_TOKEN, "PRO_JUDGE", "PRO_JUDGE_MODEL")
+
+
+class Sentences:
+    """What may be added, and who judges.
+
+    Args:
+        environ: PRO_JUDGE (the address of an OpenAI-style server, or a model for this process), PRO_JUDGE_MODEL,
+            PRO_JUDGE_TOKEN; PRO_SENTENCES, the only sentences that visitors may add, separated by ``;``, or ``none``.
+
+    Attributes:
+        offered: the sentences that may be added; (): any; None: none, as no judge is set or the owner wants none.
+        host: where the judge is; "" for a model in this process.
+
+    Raises:
+        ValueError: not an address, or a sentence that is too long.
+    """
+
+    def __init__(self, environ: Mapping[str, str]):
+        self._where = environ.get("PRO_JUDGE", "").strip()
+        self._model = environ.get("PRO_JUDGE_MODEL", "").strip()
+        self._token = environ.get(JUDGE_TOKEN, "").strip() or None
+        given = environ.get("PRO_SENTENCES", "").strip()
+        self.offered: tuple[str, ...] | None = None
+        if self._where and given.lower() != "none":
+            self.offered = tuple(checked(one) for one in given.split(";") if one.strip())
+        self.local = "://" not in self._where
+        self.host = "" if self.local else address_of(self._where, "PRO_JUDGE").host
+        self._judge: Judge | None = None
+        self._making = threading.Lock()
+        self._verdicts: OrderedDict[str, float] = OrderedDict()
+        self._units: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._turns = asyncio.Semaphore(1 if self.local else AT_ONCE)
+        self._waiting = 0
+
+    def allowed(self, added: Any) -> list[Added]:
+        """Those of some added objectives that the owner allows (now)."""
+        if self.offered is None or not added:
+            return []
+        return [one for one in added if not self.offered or one["sentence"] in self.offered]
+
+    def with_one(self, added: Sequence[Added], sentence: Any, taken: Sequence[str]) -> list[Added]:
+        """The added objectives and one more.
+
+        Args:
+            taken: the names of all objectives of the run.
+
+        Raises:
+            ValueError: it may not be added; one sentence that says why.
+        """
+        wanted = checked(sentence)
+        if self.offered is None or (self.offered and wanted not in self.offered):
+            raise ValueError("This sentence cannot be added here: choose one that is offered.")
+        if len(added) >= MAX_ADDED:
+            raise ValueError(f"A run has at most {MAX_ADDED} added objectives: remove one first.")
+        if any(one["sentence"] == wanted for one in added):
+            raise ValueError("This sentence is an objective already.")
+        return [*added, {"name": name_of(wanted, taken), "sentence": wanted}]
+
+    # ------------------------------------------------------------ judging
+
+    async def check(self, sentence: str) -> None:
+        """Ask the judge about the known texts.
+
+        Raises:
+            GenerationError: the judge cannot be asked, or has no verdict by this sentence.
+        """
+        async with AsyncExitStack() as held:
+            await self._unit(await self._session(held), sentence)
+
+    async def score(
+        self, added: Sequence[Added], messages: Sequence[Message], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """Raw and standardized scores (N, A) of N answers, NaN where one is missing, and why some are; "" if none is.
+
+        Empty texts have no scores, and that is no fault.
+        """
+        raw = np.full((len(texts), len(added)), np.nan, dtype=np.float32)
+        z, why = raw.copy(), dict[str, None]()
+        wanted = [(n, a) for a in range(len(added)) for n, one in enumerate(texts) if one.strip()]
+        try:
+            async with asyncio.timeout(PATIENCE), AsyncExitStack() as held:
+                ask = await self._session(held)
+
+                async def column(a: int) -> None:
+                    sentence = added[a]["sentence"]
+                    answers = [(n, texts[n]) for n, other in wanted if other == a]
+                    try:
+                        mean, deviation = await self._unit(ask, sentence)
+                    except GenerationError as error:
+                        why[error.message] = None
+                        return
+
+                    async def one(n: int, answer: str) -> None:
+                        value, problem = await self._verdict(ask, sentence, messages, answer)
+                        raw[n, a], z[n, a] = value, (value - mean) / deviation
+                        why.update({problem: None} if problem else {})
+
+                    await asyncio.gather(*(one(n, answer) for n, answer in answers))
+
+                await asyncio.gather(*(column(a) for a in range(len(added))))
+        except TimeoutError:
+            why["The judge did not answer in time."] = None
+        except GenerationError as error:
+            why[error.message] = None
+        missing = any(np.isnan(raw[n, a]) for n, a in wanted)
+        return raw, z, next(iter(why), "") if missing else ""
+
+    async def _session(self, held: AsyncExitStack) -> Ask:
+        try:
+            judge = await asyncio.to_thread(self._made)
+            return await held.enter_async_context(judge.session())
+        except (Failure, OSError, ValueError) as error:
+            raise GenerationError(f"The judge cannot be asked: {error}") from None
+
+    def _made(self) -> Judge:
+        with self._making:
+            if self._judge is None:
+                self._judge = LocalJudge(self._where) if self.local else self._endpoint()
+            return self._judge
+
+    def _endpoint(self) -> EndpointJudge:
+        patience = Patience(retries=1, max_wait=3.0, waking=20.0)
+        return EndpointJudge(
+            self._where, self._model, self._token, 30.0, patience, settings=SETTINGS
+        )
+
+    async def _unit(self, ask: Ask, sentence: str) -> tuple[float, float]:
+        """Mean and deviation of the known texts' scores. Raises GenerationError."""
+        if sentence in self._units:
+            self._units.move_to_end(sentence)
+            return self._units[sentence]
+        asked: list[tuple[list[Message], str]] = [
+            ([{"role": "user", "content": prompt}], answer) for prompt, answer in PROBES
+        ]
+        verdicts = await asyncio.gather(*(self._verdict(ask, sentence, *one) for one in asked))
+        scores = [value for value, _ in verdicts if isfinite(value)]
+        if len(scores) < ENOUGH:
+            problems = [problem for _, problem in verdicts if problem]
+            raise GenerationError(problems[0] if problems else NO_VERDICT)
+        unit = float(np.mean(scores)), max(float(np.std(scores)), LEAST)
+        _keep(self._units, sentence, unit, UNITS)
+        return unit
+
+    async def _verdict(
+        self, ask: Ask, sentence: str, messages: Sequence[Message], answer: str
+    ) -> tuple[float, str]:
+        """The raw score, NaN without one, and why there is none."""
+        if sum(len(m["content"]) for m in messages) + len(answer) > LONGEST_JUDGED:
+            return nan, "An answer is too long to be judged."
+        asked = _question(sentence, messages, answer)
+        key = content_hash(asked.content())
+        if key in self._verdicts:
+            self._verdicts.move_to_end(key)
+            value = self._verdicts[key]
+            return value, "" if isfinite(value) else NO_VERDICT
+        if self._waiting >= WAITING:
+            return nan, "Too many visitors at once; please try again in a minute."
+        self._waiting += 1
+        try:
+            async with self._turns:
+                reply = await ask(asked)
+        except Failure as failure:
+            if failure.status in REFUSED:
+                return nan, "The judge does not read one of these answers."
+            return nan, failure.message
+        except GenerationError as error:
+            return nan, error.message
+        finally:
+            self._waiting -= 1
+        if reply.logprobs is None:
+            return nan, "The judge gives no log-probabilities, from which a score is read."
+        value = read_score(reply.logprobs, asked.labels or ())
+        _keep(self._verdicts, key, value, KEPT)
+        return value, "" if isfinite(value) else NO_VERDICT
+
+
+NO_VERDICT = "The judge says neither yes nor no: write something that can be true of an answer."
+
+
+def _question(sentence: str, messages: Sequence[Message], answer: str) -> Question:
+    return question(RewardModelSpec("added", source="judge", judge=sentence), messages, answer)
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
+    kept[key] = value
+    if len(kept) > most:
+        kept.popitem(last=False)
+
+
+def checked(sentence: Any) -> str:
+    """A clean sentence in one line. Raises ValueError if it is empty or too long."""
+    wanted = " ".join(text(sentence, "a sentence").split())
+    if not wanted:
+        raise ValueError("Write what should be true of a good answer.")
+    if len(wanted) > LONGEST_SENTENCE:
+        raise ValueError(
+            f"got a sentence of {len(wanted):,} characters, expected at most {LONGEST_SENTENCE}"
+        )
+    return wanted
+
+
+def name_of(sentence: str, taken: Sequence[str]) -> str:
+    """A short name for a sentence that no other objective has: "The answer is concise." is ``concise``."""
+    words = re.findall(r"[a-z0-9]+", sentence.lower())
+    while len(words) > 1 and words[0] in LEADING:
+        del words[0]
+    name = ""
+    for word in words:
+        if name and len(name) + len(word) > 20:
+            break
+        name = f"{name}_{word}" if name else word[:24]
+    if not name or not name[0].isalpha():
+        name = f"yours_{name}".rstrip("_")
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    return next(one for one in (name, *numbered) if one not in taken)
