@@ -27,7 +27,15 @@ from pro_core.weights import apply_floors, as_weights, weighted_sum
 from ui.board import SCRIPTS
 
 UI = Path(__file__).parent.parent / "ui"
-SOURCES = ("dom.js", "simplex.js", "state.js", "switches.js", "share.js", "export.js")
+SOURCES = (
+    "dom.js",
+    "simplex.js",
+    "objectives.js",
+    "state.js",
+    "switches.js",
+    "share.js",
+    "export.js",
+)
 CASES = 400
 
 
@@ -437,6 +445,25 @@ def test_write_again_leaves_pinned_answers_alone_until_a_new_question(js: Browse
     new = {**run, "id": "3", "messages": ["two"]}
     steps = [["take", run], ["togglePin", 1], ["take", {**run, "id": "2"}], ["take", new]]
     assert [s["unpinned"] for s in states(js, *steps)] == [None, [0, 2], [0, 2], None]
+
+
+def test_an_added_objective_moves_the_sliders_of_the_visitor_and_no_script_asks_for_it(
+    js: Browser,
+) -> None:
+    run = piece(1, [0.9, 0.1], messages=[{"role": "user", "content": "Why?"}])
+    three = {"objectives": ["helpful", "harmless", "short"], "floors": [0, 0, 0]}
+    grown = run | three | {"id": "2", "predicted": [0.6, 0.0667, 0.3333]}
+    grown["added"] = [{"name": "short", "sentence": "It is short."}]
+    back = {**run, "id": "3"}
+    moved = states(js, ["take", run], ["move", 0, 30], ["take", grown], ["take", back])
+    # 30 and 70 share what a third leaves, and get it back when it goes.
+    assert [one["values"] for one in moved[1:]] == [[30, 70], [20, 47, 33], [30, 70]]
+    assert all(one["touched"] for one in moved[1:])
+    untouched = states(js, ["take", run], ["take", grown])
+    assert untouched[1]["values"] == [60, 7, 33] and not untouched[1]["touched"]
+    asked = js.evaluate("Objectives.panelWeights(given, [0.2, 0.2, 0.6])", grown)
+    assert asked == {"helpful": 0.5, "harmless": 0.5}
+    assert js.evaluate("Objectives.panelWeights(given, [0, 0, 1])", grown) is None
 
 
 def test_answers_written_under_the_visitors_weights_are_shown_with_them(js: Browser) -> None:
