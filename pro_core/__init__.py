@@ -41,6 +41,7 @@ _HOMES = {
     "rewards.best_of_n": ("best_of_n",),
     "rewards.calibration": ("RewardStats", "text_lengths"),
     "rewards.classifier": ("RewardClassifier",),
+    "rewards.explanations": ("ScoreExplanation", "explain_scores"),
     "rewards.levels": ("map_levels",),
     "rewards.panel": ("RewardPanel",),
     "rewards.specs": ("RewardModelSpec",),

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from pro_core import PreferenceAdapter, load_examples, to_messages
-from pro_core.adapter.explanations import explain, words_of
+from pro_core.adapter.explanations import explain
 from pro_core.data.schema import content_spans, render_messages
 from pro_core.data.sources import default_data_dir
+from pro_core.data.words import words_of
 
 FILES = ("hh_pairs", "truthfulqa_responses", "xstest_responses")
 LENGTHS = ((0, 16), (16, 64), (64, 10**9))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny import byte_encoder, tiny_encoder, vivid_adapter
 
-from pro_core.adapter.explanations import READINGS, SPARE_TOKENS, Explanation, explain, words_of
+from pro_core.adapter.explanations import READINGS, SPARE_TOKENS, Explanation, explain
 from pro_core.adapter.model import PreferenceAdapter
+from pro_core.data.words import words_of
 from pro_core.system.bundled_models import MINILM
 
 ROOT = Path(__file__).parent.parent

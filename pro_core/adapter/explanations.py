@@ -9,7 +9,6 @@ words, by deletion, and the time with the adapter's own.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +19,11 @@ from pro_core.adapter.encoder import pooled
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.objectives import Prompt
 from pro_core.data.schema import content_spans, render_messages, to_messages
+from pro_core.data.words import without, words_of
 
 READINGS, SPARE_TOKENS = 6, 40
 """The texts without a word have at most `READINGS` * (n + `SPARE_TOKENS`) tokens together, for a prompt of n tokens:
 dozens of words of a short prompt, and at least six of any. This stays within ten times the adapter's own time."""
-JOINING = "'’-‐"  # between two letters they belong to the word
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,15 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
     whole = adapter.weigh(pooled(states, torch.ones(1, len(offsets))))
     room = int(READINGS * (len(offsets) + SPARE_TOKENS) / len(offsets))
     if len(words) > room:
-        without = torch.ones(len(words), len(offsets))
-        for row, (start, stop) in zip(without, spans, strict=True):
+        kept_states = torch.ones(len(words), len(offsets))
+        for row, (start, stop) in zip(kept_states, spans, strict=True):
             for t, (a, b) in enumerate(offsets):
                 row[t] = not (a < stop and b > start)
-        rough = whole.weights - adapter.weigh(pooled(states, without)).weights
+        rough = whole.weights - adapter.weigh(pooled(states, kept_states)).weights
         kept = sorted(np.argsort(-np.abs(rough).max(axis=1), kind="stable")[:room])
         words, spans = [words[i] for i in kept], [spans[i] for i in kept]
-    shorter = [_without(text, read_from, *span) for span in spans]
+    read_text = text[read_from:]
+    shorter = [without(read_text, start - read_from, stop - read_from) for start, stop in spans]
     without_each, _ = adapter.encoder.tokenize_texts(shorter)
     reduced = adapter.weigh(adapter.encoder.encode_tokens(without_each))
     return Explanation(
@@ -105,44 +105,3 @@ def explain(adapter: PreferenceAdapter, prompt: Prompt) -> Explanation:
         words,
         whole.weights - reduced.weights,
     )
-
-
-def words_of(text: str) -> list[tuple[int, int]]:
-    """The (start, end) of each word of a text, in any script.
-
-    A word is a run of letters, digits and their marks, with an apostrophe or hyphen between two letters; each Chinese
-    character and each run of emoji counts as one. Punctuation does not count.
-    """
-    spans: list[list[int]] = []
-    last = ""
-    for i, character in enumerate(text):
-        kind = _kind(character)
-        joins = character in JOINING and _kind(text[i + 1 : i + 2]) == last == "word"
-        if last and (joins or kind == "mark" or kind == last != "ideograph"):
-            spans[-1][1] = i + 1
-        elif kind not in ("", "mark"):
-            spans.append([i, i + 1])
-            last = kind
-        else:
-            last = ""
-    return [(start, end) for start, end in spans]
-
-
-def _kind(character: str) -> str:
-    if not character:
-        return ""
-    category = unicodedata.category(character)
-    if category[0] in "LN":
-        ideograph = unicodedata.name(character, "").startswith("CJK")
-        return "ideograph" if ideograph else "word"
-    if category[0] == "M" or character == "\u200d":  # accents; the joiner of emoji
-        return "mark"
-    if category == "So" or (category == "Sk" and ord(character) > 127):
-        return "symbol"
-    return "word" if character == "_" else ""
-
-
-def _without(text: str, read_from: int, start: int, end: int) -> str:
-    """The part of a text that is read, without one word and without the double space that it would leave."""
-    before, after = text[read_from:start], text[end:]
-    return before + (after if before and not before[-1].isspace() else after.lstrip(" "))
