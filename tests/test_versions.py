@@ -27,7 +27,9 @@ from pro_core.data.schema import to_messages
 from pro_core.evaluation.policy.text_quality import SURPRISE_VERSION, LanguageModel
 from pro_core.generation.base import GenerationSettings
 from pro_core.generation.chat import fit
+from pro_core.generation.mixing import Mixing
 from pro_core.generation.sampling import WRITING_VERSION, sampler
+from pro_core.generation.soup import MIXING_VERSION, fold
 from pro_core.policies import sft
 from pro_core.policies.conditional.trainer import ROUND_VERSION
 from pro_core.policies.goals import accept_ric, accept_weighted, ask, offline_mask
@@ -195,6 +197,15 @@ def test_answers_have_the_version_of_what_writes_them(tmp_path):
         sorted(drawn[0].isfinite().nonzero()[:, 0].tolist()),
     ]
     check(WRITING_VERSION, found, (1, "ce43ba7a5400"))
+
+
+def test_mixed_policies_have_the_version_of_what_mixes_them():
+    """Numbers that fp32 holds exactly, so that only the rounding to bf16 and its random numbers are left."""
+    W = torch.arange(64, dtype=torch.bfloat16).reshape(4, 16) / 8
+    B, A = torch.tensor([[1.0], [-2.0], [0.5], [0.0]]) / 64, torch.arange(16.0)[None] / 128
+    fold(W, B, A, out := torch.empty_like(W))
+    parts = [Mixing(method, 0.5).parts([0.25, 0.75]) for method in ("soup", "mod")]
+    check(MIXING_VERSION, [out.view(torch.int16).tolist(), parts], (2, "965ad6f47811"))
 
 
 # ---------------------------------------------------------------- training

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import get_args
 
 from pro_core.generation.base import (
     Finish,
@@ -13,6 +14,7 @@ from pro_core.generation.base import (
 )
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.generation.local import LocalGenerator
+from pro_core.generation.mixing import STRONGEST, Method, Mixing
 from pro_core.generation.request import STYLES, GenerationError, Request, RequestError, styled
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.system.bundled_models import SMOLLM2
@@ -25,6 +27,7 @@ __all__ = [
     "GenerationSettings",
     "Generator",
     "LocalGenerator",
+    "Mixing",
     "Piece",
     "Request",
     "RequestError",
@@ -42,6 +45,9 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     it, the model PRO_POLICY runs in this process, by default SmolLM2. With both, the endpoint serves that policy, whose
     folder says what it reads and, in the tgi dialect without PRO_ENDPOINT_MODEL, holds its tokenizer.
 
+    PRO_DECODING and PRO_STRENGTH say how weights mix a policy of one LoRA per objective
+    (:class:`~pro_core.generation.mixing.Mixing`), in this process only.
+
     Raises:
         ValueError: an endpoint setting without its URL, or one that makes no sense.
     """
@@ -49,7 +55,13 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     def value(name: str) -> str | None:
         return environ.get(name, "").strip() or None
 
+    mixing = _mixing(value("PRO_DECODING"), value("PRO_STRENGTH"))
     url = value("PRO_ENDPOINT_URL")
+    if url is not None and mixing:
+        raise ValueError(
+            "got PRO_DECODING or PRO_STRENGTH beside PRO_ENDPOINT_URL, but a server does not mix as it writes: set "
+            "either the one or the other"
+        )
     if url is not None:
         policy, dialect = value("PRO_POLICY"), value("PRO_ENDPOINT_DIALECT") or "openai"
         return EndpointGenerator(
@@ -62,4 +74,19 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     for name in ("PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_TOKEN", "PRO_ENDPOINT_DIALECT"):
         if value(name):
             raise ValueError(f"{name} is set but PRO_ENDPOINT_URL is not: set both or neither")
-    return LocalGenerator(value("PRO_POLICY") or SMOLLM2)
+    return LocalGenerator(value("PRO_POLICY") or SMOLLM2, mixing=mixing)
+
+
+def _mixing(method: str | None, strength: str | None) -> Mixing | None:
+    """What PRO_DECODING and PRO_STRENGTH ask for; None where neither is set. Raises ValueError, naming the variable."""
+    if method is None and strength is None:
+        return None
+    methods: dict[str, Method] = {name: name for name in get_args(Method)}
+    if method is not None and method not in methods:
+        raise ValueError(f"PRO_DECODING: got {method!r}, expected one of {list(methods)}")
+    try:
+        return Mixing(methods[method or "soup"], float(strength or 1))
+    except ValueError:
+        raise ValueError(
+            f"PRO_STRENGTH: got {strength!r}, expected a number from 0 to {STRONGEST:g}"
+        ) from None

@@ -43,7 +43,7 @@ class AnswerPieces:
         self._index, self._tokens = index, max_new_tokens
         self._splitter = ThoughtSplitter()
         self._joiner, self._reasoning_joiner = SurrogateJoiner(), SurrogateJoiner()
-        self._spoke = self._thought = self._answered = self.full = False
+        self._spoke = self._thought = self._answered = self.full = self._goes_on = False
         self._room = self._whole_room = LONGEST_TOKEN * max_new_tokens + SLACK
         self._thought_room = LONGEST_TOKEN * max_new_tokens + THOUGHT_SLACK
 
@@ -57,9 +57,17 @@ class AnswerPieces:
         (:func:`pro_core.data.turns.opened_thought`)."""
         self._splitter = ThoughtSplitter(tag)
 
+    def go_on(self) -> None:
+        """What comes continues an answer that has begun: blanks at its start belong to it, no thought comes before it,
+        and nothing more is an end like any other."""
+        self._goes_on = True
+
     def push(self, text: str) -> Iterator[Piece]:
         """More of what the model writes, thought or answer."""
         self._spoke = self._spoke or bool(text)
+        if self._goes_on:
+            yield from self._heard(Heard(text=self._joiner.push(text)))
+            return
         yield from self._heard(self._splitter.push(self._joiner.push(text)))
 
     def reason(self, text: str) -> Iterator[Piece]:
@@ -69,11 +77,11 @@ class AnswerPieces:
     def end(self, finish: Finish) -> Iterator[Piece]:
         """What was held back, and the last piece."""
         yield from self._heard(Heard(reasoning=self._reasoning_joiner.flush()))
-        yield from self._heard(self._splitter.push(self._joiner.flush()))
+        yield from self.push(self._joiner.flush())
         yield from self._heard(self._splitter.flush())
         if self.full:
             finish = "length"
-        if self._answered:
+        if self._answered or self._goes_on:
             yield Piece(self._index, done=True, finish=finish)
         elif failure := self._failure(finish):
             yield Piece(self._index, error=failure, done=True, finish=finish)
@@ -96,7 +104,7 @@ class AnswerPieces:
             self._thought, self._answered = self._thought or self._answered, False
         if not self._thought:
             reasoning = reasoning.lstrip()
-        if not self._answered:
+        if not self._answered and not self._goes_on:
             text = text.lstrip()
         reasoning, text = self._cut(reasoning, text, retract)
         self._thought = self._thought or bool(reasoning)

@@ -164,13 +164,16 @@ class IncrementalText:
     A character of several bytes may be spread over tokens; its text is held back until it is whole.
     Tokens are decoded together with those before them, since some tokenizers decode a token differently
     at the start of a text.
+
+    Args:
+        before: the tokens of the text that goes before, which is not handed out again.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = list(before)
         self._start = 0  # decode from here: the last tokens that were handed out
-        self._done = 0  # tokens before this one were handed out
+        self._done = len(self._ids)  # tokens before this one were handed out
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""

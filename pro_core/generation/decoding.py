@@ -8,14 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from pro_core.data.turns import THOUGHTS, opened_thought, special_marks
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import Finish, GenerationSettings, Piece
 from pro_core.generation.chat import PLAIN_STOP, IncrementalText, StopText, has_template
-from pro_core.generation.sampling import sampler
+from pro_core.generation.mixing import Part, Row, in_rows
+from pro_core.generation.sampling import MixedLogits, sampler
 from pro_core.generation.soup import Mixer
 
 Emit = Callable[[Sequence[Piece]], None]
@@ -29,27 +35,37 @@ def decode(
     emit: Emit,
     stop: threading.Event,
     mixer: Mixer | None = None,
-    weights: Sequence[Sequence[float]] = (),
+    parts: Sequence[Sequence[Part]] = (),
+    begun: Mapping[int, int] | None = None,
 ) -> None:
     """Write one answer to each prompt, in one batch, until all have ended or ``stop`` is set.
 
     Args:
         prompts: {candidate: its prompt's token ids}; the candidate's number indexes its pieces and its random numbers.
         emit: gets the pieces of each step.
-        mixer: for a soup that is mixed as it writes, with each candidate's ``weights`` (N, K).
+        mixer: for a policy that is mixed as it writes, with each candidate's ``parts``.
+        begun: {candidate: how many of its prompt's last tokens its answer begins with}; left out: none.
     """
     device = str(model.device)
-    candidates = list(prompts)
-    padded = tokenizer.pad({"input_ids": list(prompts.values())}, return_tensors="pt").to(device)
+    candidates, ids = list(prompts), list(prompts.values())
+    rows = in_rows(parts if mixer else [[Part()] for _ in candidates])
+    read = {"input_ids": [ids[row.owner] for row in rows]}
+    padded = tokenizer.pad(read, return_tensors="pt").to(device)
     ends = end_tokens(model, tokenizer)
     streamer = _BatchStreamer(candidates, tokenizer, ends, settings.max_new_tokens, emit)
-    read = [(ids, weights[row] if mixer else ()) for row, ids in enumerate(prompts.values())]
-    G = _repeats(read)
+    for n, (candidate, prompt) in enumerate(prompts.items()):
+        if begun and begun.get(candidate):
+            streamer.go_on(n, prompt[-begun[candidate] :])
+    processors = sampler(settings, candidates, device)
+    if len(rows) > len(candidates):
+        processors = LogitsProcessorList([MixedLogits(rows, processors, device)])
+    scales = [row.scales for row in rows]
+    G = _repeats([(ids[row.owner], row.scales) for row in rows])
     mixed = mixer.mixed if mixer else contextlib.nullcontext
     with torch.inference_mode():
-        with mixed(weights[::G]):
+        with mixed(scales[::G]):
             cache = _shared_prefix(model, padded, G)
-        with mixed(weights):
+        with mixed(scales):
             model.generate(
                 **padded,
                 past_key_values=cache,
@@ -59,14 +75,17 @@ def decode(
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=sorted(streamer.ends),
                 ),
-                logits_processor=sampler(settings, candidates, device),
-                stopping_criteria=StoppingCriteriaList([_Stop(stop, streamer)]),
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([_Stop(stop, streamer, rows)]),
                 streamer=streamer,
             )
 
 
 class _BatchStreamer(BaseStreamer):
-    """Turns each step's tokens (N,) into pieces of text, one stream per candidate."""
+    """Turns each step's tokens (M,) into pieces of text, one stream per candidate.
+
+    The first N rows are the candidates' own; further rows of a candidate write the same token.
+    """
 
     def __init__(
         self,
@@ -80,6 +99,7 @@ class _BatchStreamer(BaseStreamer):
         self.ends = ends
         self.done = [False] * len(candidates)
         self._emit = emit
+        self._tokenizer = tokenizer
         self._texts = [IncrementalText(tokenizer) for _ in candidates]
         stop = None if has_template(tokenizer) else PLAIN_STOP
         self._stops = [StopText(stop) for _ in candidates]
@@ -92,12 +112,17 @@ class _BatchStreamer(BaseStreamer):
         self._tags = {tokenizer.convert_tokens_to_ids(tag): tag for tag in tags}
         self._prompt_seen = False
 
+    def go_on(self, n: int, before: Sequence[int]) -> None:
+        """Candidate n's answer has begun with these tokens, whose text is known."""
+        self._texts[n] = IncrementalText(self._tokenizer, before)
+        self._answers[n].go_on()
+
     def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # transformers hands over the prompt (N, L) first
+        if not self._prompt_seen:  # transformers hands over the prompts (M, L) first
             self._prompt_seen = True
             return
         pieces: list[Piece] = []
-        for row, token in enumerate(value.tolist()):
+        for row, token in enumerate(value.tolist()[: len(self.candidates)]):
             if self.done[row]:
                 continue
             if token in self.ends:
@@ -124,14 +149,16 @@ class _BatchStreamer(BaseStreamer):
 class _Stop(StoppingCriteria):
     """Ends the whole batch when asked to, and a candidate whose text reached its stop."""
 
-    def __init__(self, stop: threading.Event, streamer: _BatchStreamer):
+    def __init__(self, stop: threading.Event, streamer: _BatchStreamer, rows: Sequence[Row]):
         self._stop = stop
         self._streamer = streamer
+        self._owners = [row.owner for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self._stop.is_set():
             return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        return torch.tensor(self._streamer.done, device=input_ids.device)
+        done = [self._streamer.done[owner] for owner in self._owners]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def _repeats(rows: Sequence[Any]) -> int:

@@ -18,6 +18,7 @@ from pro_core.data.objectives import Message
 from pro_core.data.turns import merged, plainest
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
+from pro_core.generation.continuing import Continuing, going_on
 from pro_core.generation.dialects import PROBE, Reader, Tell, seed, top_p, written
 from pro_core.generation.lattice import Served
 from pro_core.generation.listing import chat_model
@@ -57,6 +58,11 @@ class Form:
     dropped: frozenset[tuple[str, float | None]] = frozenset()
     plain: bool = False
 
+    @property
+    def limit(self) -> str:
+        """What the limit of tokens is called."""
+        return RENAMED if self.renamed else "max_tokens"
+
 
 def bases(path: str) -> list[str]:
     """Where the routes may start, for the path of the URL that people paste.
@@ -87,6 +93,7 @@ class OpenAI:
         self._bases = bases(client.address.path)
         self._form = Form()
         self._system_turns = True  # until the server refuses them
+        self._continuing = Continuing(client.host, client.explain)
 
     # ------------------------------------------------------------ what the server has
 
@@ -163,6 +170,7 @@ class OpenAI:
         settings: GenerationSettings,
         tell: Tell,
         mixture: str | None = None,
+        begun: str = "",
     ) -> Piece:
         plain, full = plainest(messages), merged(messages)
         system = any(m["role"] == "system" for m in full)
@@ -171,17 +179,22 @@ class OpenAI:
         form, refused = self._form, None
         while True:
             pieces = AnswerPieces(index, settings.max_new_tokens)
+            if begun:
+                pieces.go_on()
             turns = plain if form.plain else full
             if self._served and mixture:
                 model = await self._mixture(session, self._served, mixture)
             else:
                 model = await self._name(session)
             body = request(model, turns, settings, index, form)
+            if begun:
+                body = going_on(body, begun)
+            path = f"{self._bases[form.base]}/chat/completions"
             reader = Chunks(pieces, self._explain)
             try:
-                last = await written(
-                    session, f"{self._bases[form.base]}/chat/completions", body, reader, tell
-                )
+                if begun:
+                    await self._continuing.check(session, path, body, form.limit)
+                last = await written(session, path, body, reader, tell)
             except Failure as failure:
                 if failure.status not in NO_SUCH + REFUSED:
                     raise
@@ -260,9 +273,8 @@ def request(
     form: Form,
 ) -> dict[str, Any]:
     """The body of one request."""
-    limit = RENAMED if form.renamed else "max_tokens"
     parameters = {
-        limit: settings.max_new_tokens,
+        form.limit: settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": top_p(settings),
         "seed": seed(settings, index),

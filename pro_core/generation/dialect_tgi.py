@@ -15,9 +15,17 @@ from pro_core.data.objectives import Message
 from pro_core.data.turns import THOUGHTS, opened_thought, turn_end
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
-from pro_core.generation.chat import PLAIN_STOP, StopText, chat_prompt, has_template, plain_prompt
+from pro_core.generation.chat import (
+    PLAIN_STOP,
+    StopText,
+    chat_prompt,
+    has_template,
+    plain_prompt,
+    without_marks,
+)
 from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
 from pro_core.generation.lattice import Checks, Served
+from pro_core.generation.request import GenerationError
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Explainer
 from pro_core.prompting.policy_config import load_tokenizer
@@ -68,6 +76,7 @@ class TGI:
         settings: GenerationSettings,
         tell: Tell,
         mixture: str | None = None,
+        begun: str = "",
     ) -> Piece:
         if self._served and mixture:
             await self._checks.tgi(session, f"{self._root}/generate", self._served, mixture)
@@ -77,6 +86,14 @@ class TGI:
         prompt, stop, opened = rendered(tokenizer, messages)
         pieces = AnswerPieces(index, settings.max_new_tokens)
         pieces.open(opened)
+        if begun and opened:
+            raise GenerationError(
+                "The model's chat template opens each answer with a thought, so an answer cannot be begun for it."
+            )
+        if begun:
+            pieces.go_on()
+            plain = tokenizer is None or not has_template(tokenizer)
+            prompt += f" {begun}" if plain else without_marks(tokenizer, begun)
         body = request(prompt, stop, settings, index, mixture)
         reader = Tokens(pieces, self._explain, stop)
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)

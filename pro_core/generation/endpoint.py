@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
@@ -21,7 +22,7 @@ from pro_core.generation.dialect_tgi import TGI
 from pro_core.generation.dialects import PROBE, Dialect, Tell
 from pro_core.generation.lattice import Served
 from pro_core.generation.request import GenerationError, Request, checked
-from pro_core.http import Answer, Client, Patience, Session, persist
+from pro_core.http import Answer, Client, Patience, Session, Settings, persist
 from pro_core.http.failures import Failure
 from pro_core.prompting.policy_config import PolicyConfig
 
@@ -51,6 +52,7 @@ class EndpointGenerator(StreamingGenerator):
             Inference Endpoint that was scaled to zero. A note says so every 5 s.
         policy: what the served model was trained to read beside the prompt; None for a stock model.
         sleep: what waits between tries.
+        settings: the names of the settings, for messages.
 
     Raises:
         ValueError: not a URL, or one with a password or a query; an unknown dialect.
@@ -69,6 +71,7 @@ class EndpointGenerator(StreamingGenerator):
         patience: float = 600.0,
         policy: PolicyConfig | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        settings: Settings | None = None,
     ):
         if dialect not in DIALECTS:
             raise ValueError(f"got the dialect {dialect!r}, expected one of {list(DIALECTS)}")
@@ -79,13 +82,28 @@ class EndpointGenerator(StreamingGenerator):
                 "PRO_ENDPOINT_URL)"
             )
         self.dialect = dialect
-        self.client = Client(url, token, timeout)
+        self.client = Client(url, token, timeout, settings)
         served = Served(policy, self.client.host) if policy and policy.mixtures else None
         self._served = served
         self._dialect = DIALECTS[dialect](self.client, model, served)
         self._patience = Patience(retries, max_wait, patience)
         self._policy = policy
         self._sleep = sleep
+        self._again = partial(
+            EndpointGenerator, url, model, dialect=dialect, timeout=timeout, retries=retries,
+            max_wait=max_wait, patience=patience, policy=policy, sleep=sleep,
+        )  # fmt: skip
+
+    def with_token(self, token: str, settings: Settings | None = None) -> EndpointGenerator:
+        """The same model asked with another token, such as a visitor's own.
+
+        Args:
+            settings: the names of its settings, for messages.
+
+        Raises:
+            ValueError: a token that no header can hold.
+        """
+        return self._again(token=token, settings=settings)
 
     def __repr__(self) -> str:
         return f"EndpointGenerator({self.host!r}, model={self.model!r}, dialect={self.dialect!r})"
@@ -202,10 +220,17 @@ class EndpointGenerator(StreamingGenerator):
         async def ask() -> Piece:
             name = mixture.name if mixture else None
             turns = checked(read.messages)
-            return await self._dialect.answer(session, index, turns, settings, tell, name)
+            return await self._dialect.answer(
+                session, index, turns, settings, tell, name, read.begun
+            )
 
         try:
             read = request.read_by(self._policy)
+            if read.mixing:
+                raise GenerationError(
+                    "A server that holds fixed mixtures cannot mix them in another way or strength: run the policy in "
+                    "this process."
+                )
             mixture = self._served.nearest(read.weights) if self._served and read.weights else None
             last = await persist(ask, self._patience, self._sleep, waiting)
             if mixture:

@@ -9,14 +9,17 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pro_core.data.turns import opened_thought
 from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
-from pro_core.generation.chat import fit
+from pro_core.generation.chat import fit, has_template, without_marks
 from pro_core.generation.decoding import Emit, decode
+from pro_core.generation.mixing import Mixing, Part
 from pro_core.generation.request import GenerationError, Request, checked
 from pro_core.generation.soup import Mixer
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
@@ -42,6 +45,8 @@ class LocalGenerator(StreamingGenerator):
         max_context: prompt and answer together hold at most this many tokens, and at most what the
             model was made for. Older turns of a longer conversation are left out, and a piece's
             ``note`` says so.
+        mixing: how weights mix a policy of one LoRA per objective, where a request does not say it; None: a soup of
+            strength 1. Any other policy refuses to write under it.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class LocalGenerator(StreamingGenerator):
         *,
         device: str | None = None,
         max_context: int = MAX_CONTEXT,
+        mixing: Mixing | None = None,
     ):
         self.path_or_id = os.fspath(path_or_id)
         self.short_name = _short_name(self.path_or_id)
@@ -58,6 +64,7 @@ class LocalGenerator(StreamingGenerator):
         self._shown = self.short_name if os.path.isabs(self.path_or_id) else self.path_or_id
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.max_context = max_context
+        self.mixing = mixing
         self._loading = threading.Lock()
         self._loaded: tuple[Any, Any] | None = None
         self._failure: str | None = None
@@ -208,7 +215,8 @@ class LocalGenerator(StreamingGenerator):
         assert self._loaded is not None
         model, tokenizer = self._loaded
         prompts: dict[int, list[int]] = {}
-        weights: list[list[float]] = []
+        begun: dict[int, int] = {}
+        parts: list[list[Part]] = []
         room = self._context() - settings.max_new_tokens
         if room < 1:
             raise GenerationError(
@@ -217,18 +225,40 @@ class LocalGenerator(StreamingGenerator):
             )
         for index, request in enumerate(batch):
             try:
+                if request.mixing is None and self.mixing:
+                    request = replace(request, mixing=self.mixing)
                 read = request.read_by(self._policy)
-                prompts[index], dropped = fit(tokenizer, checked(read.messages), room)
+                start = self._begun(read.begun)
+                ids, dropped = fit(tokenizer, checked(read.messages), room - len(start))
             except GenerationError as error:
                 emit([Piece(index, error=error.message, done=True)])
                 continue
-            weights.append(list((read.weights or {}).values()))
+            prompts[index], begun[index] = ids + start, len(start)
+            mixing = read.mixing or Mixing()
+            parts.append(mixing.parts(list((read.weights or {}).values())))
             if dropped:
                 turns = "turn was" if dropped == 1 else f"{dropped} turns were"
                 emit([Piece(index, note=f"The oldest {turns} left out: the chat is too long.")])
         if not prompts:
             return
-        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer, weights)
+        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer, parts, begun)
+
+    def _begun(self, text: str) -> list[int]:
+        """The tokens of an answer's beginning. Raises GenerationError where a thought would have to come before it."""
+        assert self._loaded is not None
+        tokenizer = self._loaded[1]
+        if not text:
+            return []
+        if opened_thought(tokenizer):
+            raise GenerationError(
+                f"{self.short_name} opens each answer with a thought, so an answer cannot be begun for it."
+            )
+        if not has_template(tokenizer):
+            text = f" {text}"  # after "Assistant:"
+        ids: list[int] = tokenizer(without_marks(tokenizer, text), add_special_tokens=False)[
+            "input_ids"
+        ]
+        return ids
 
     def _context(self) -> int:
         assert self._loaded is not None

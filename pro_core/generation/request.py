@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pro_core.data.objectives import Message
 from pro_core.data.schema import clean_text
+from pro_core.generation.mixing import Mixing
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS
 from pro_core.weights import select_weights
@@ -56,6 +57,8 @@ class Request:
         weights: {objective: weight}, non-negative. They may be for more objectives than the policy's: it takes its own,
             scaled to a sum of 1 (:func:`pro_core.weights.select_weights`).
         levels: {objective: level} from 1, of the objectives that are asked for. Only MOSLIM's policies read levels.
+        mixing: how the weights mix a policy of one LoRA per objective; None: as its generator does.
+        begun: the answer's beginning. The generator writes on from there, and hands out only what it adds.
 
     Raises:
         ValueError: both weights and levels, or a weight below 0 or not finite.
@@ -64,6 +67,8 @@ class Request:
     messages: Sequence[Message]
     weights: Mapping[str, float] | None = None
     levels: Mapping[str, int] | None = None
+    mixing: Mixing | None = None
+    begun: str = ""
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.levels is not None:
@@ -86,16 +91,24 @@ class Request:
         own objectives. All others read the messages alone. Reading the result again changes nothing.
 
         Raises:
-            RequestError: a soup without weights, weights for other objectives, levels that the policy does not have.
+            RequestError: a soup without weights, weights for other objectives, levels that the policy does not have, a
+                way of mixing for a policy that is not mixed.
         """
-        if policy is None or not policy.reads:
-            return Request(self.messages)
+        reads = policy.reads if policy else None
+        if self.mixing and reads != "mixture":
+            raise RequestError(
+                "This policy is not mixed, so it has no strength and no way of mixing: that takes a policy with a LoRA "
+                "for each objective (train/soups.py)."
+            )
+        if policy is None or reads is None:
+            return Request(self.messages, begun=self.begun)
         try:
-            if policy.reads == "mixture":
-                return Request(self.messages, self._weights_for(policy))
+            if reads == "mixture":
+                return replace(self, weights=self._weights_for(policy), levels=None)
             if self.weights is None and self.levels is None:
                 return self
-            return Request(policy.condition.add(self.messages, self._text_for(policy)))
+            text = self._text_for(policy)
+            return Request(policy.condition.add(self.messages, text), begun=self.begun)
         except ValueError as error:
             raise RequestError(str(error)) from None
 

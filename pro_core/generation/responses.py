@@ -133,7 +133,11 @@ def by_length(conversations: Sequence[Sequence[Message]]) -> list[int]:
 def _content(request: Request) -> dict[str, Any]:
     """A request as JSON."""
     beside = {"weights": request.weights, "levels": request.levels}
-    given = {name: dict(values) for name, values in beside.items() if values is not None}
+    given: dict[str, Any] = {name: dict(v) for name, v in beside.items() if v is not None}
+    if request.mixing:
+        given["mixing"] = asdict(request.mixing)
+    if request.begun:
+        given["begun"] = request.begun
     return {"messages": list(request.messages)} | given
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import (
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from pro_core.generation.base import GenerationSettings
+from pro_core.generation.mixing import Row
 
 WRITING_VERSION = 1
 """Version of the path from a conversation to an answer (prompt, noise, ends). Every change that moves a text raises
@@ -32,6 +34,25 @@ def sampler(
         seed = secrets.randbits(31) if settings.seed is None else settings.seed
         processors.append(GumbelNoise(seed, candidates, device))
     return processors
+
+
+class MixedLogits(LogitsProcessor):
+    """Turns the logits (M, V) of rows into those of their N candidates, and draws from these.
+
+    A candidate's logits are the weighted sum of its rows'. All of its rows are then told to write the token that it
+    draws.
+    """
+
+    def __init__(self, rows: Sequence[Row], draw: LogitsProcessorList, device: str):
+        self._draw: Any = draw  # typed for a subclass of tensors only
+        self._owners = torch.tensor([row.owner for row in rows], device=device)
+        self._coefficients = torch.tensor([[row.coefficient] for row in rows], device=device)
+        self._N = max(row.owner for row in rows) + 1
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        mixed = scores.new_zeros(self._N, scores.shape[1])
+        mixed.index_add_(0, self._owners, scores * self._coefficients)
+        return self._draw(input_ids[: self._N], mixed)[self._owners]
 
 
 class TopP(TopPLogitsWarper):
