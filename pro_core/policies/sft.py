@@ -76,6 +76,9 @@ class PolicyTrainer(OrderedTrainer):
         assert self.model is not None
         cast_for_training(self.model)  # PEFT gives a LoRA that it loads back in fp32
 
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: TRL would write a card into every checkpoint, and a finished policy has one of ours."""
+
 
 class OrderedSFTTrainer(PolicyTrainer, SFTTrainer):
     """TRL's trainer, see :class:`PolicyTrainer`."""

@@ -1,0 +1,95 @@
+"""The choice among trials: each answers the same validation prompts, and a judge scores the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pro_core.data.objectives import Message
+from pro_core.generation import GenerationSettings, LocalGenerator
+from pro_core.generation.request import Request
+from pro_core.generation.responses import by_length, write_responses
+from pro_core.generation.sampling import WRITING_VERSION
+from pro_core.policies.preference.data import PairData
+from pro_core.policies.preference.recipe import PreferenceRecipe
+from pro_core.policies.stages import ROLLOUTS, stage
+from pro_core.rewards.panel import RewardPanel
+from pro_core.runs.recipes import ConfigError
+from pro_core.system.artefacts import WORK, Artefact
+from pro_core.system.processes import from_main, main_process, process_device
+from pro_core.system.storage import content_hash, write_jsonl
+
+
+def load_judge(recipe: PreferenceRecipe, data: PairData) -> RewardPanel | None:
+    """The judge, if one of a recipe's methods has several trials.
+
+    Raises:
+        ConfigError: a judge without statistics, or no validation prompts for it.
+    """
+    if all(len(method.trials) == 1 for method in recipe.methods().values()):
+        return None
+    assert recipe.judge is not None
+    judge = RewardPanel.from_pretrained(recipe.judge, process_device())
+    if judge.stats is None:
+        raise ConfigError(
+            f"judge {recipe.judge}: it has no statistics, without which its scores cannot be averaged",
+            ["judge"],
+        )
+    if not data.validation:
+        raise ConfigError(
+            "data: got no prompts of the validation split, on which trials are compared",
+            ["data", "trials"],
+        )
+    return judge
+
+
+def judged_answers(
+    recipe: PreferenceRecipe,
+    policy: Artefact,
+    prompts: Sequence[Sequence[Message]],
+    judge: RewardPanel,
+) -> Artefact:
+    """A trial's answers to the prompts, the likeliest token at each place, and their mean ``judge_score``: the judge's
+    standardized score, averaged over its objectives."""
+    how = [WRITING_VERSION, recipe.max_new_tokens, recipe.max_length, recipe.answers_batch]
+    key = content_hash(["judged", policy.key, prompts, how, judge.fingerprint()])
+
+    def make(folder: Path) -> dict[str, Any]:
+        order = by_length(prompts)
+        written = write_responses(
+            lambda: LocalGenerator(
+                policy.checkpoint, device=process_device(), max_context=recipe.max_length
+            ),
+            [Request(prompts[p]) for p in order],
+            1,
+            GenerationSettings(recipe.max_new_tokens, temperature=0),
+            lambda *_: 0,  # nothing is drawn
+            folder / WORK,
+            recipe.answers_batch,
+            key,
+        )
+        failed = [one.error for [one] in written if one.text is None]
+        if len(failed) == len(written):
+            raise ConfigError(f"not one of {len(prompts)} answers was written: {failed[0]}")
+        asked = [prompts[p] for p in order]
+        texts = [one.text or "" for [one] in written]  # no answer counts as an empty one
+        z_NK = from_main(judge.standardized(asked, texts) if main_process() else None)
+        scores = np.asarray(z_NK, dtype=np.float64).mean(axis=1)
+        if main_process():
+            lines = [
+                {"prompt": prompt, "answer": text, "judge_score": value}
+                for prompt, text, value in zip(asked, texts, scores.tolist(), strict=True)
+            ]
+            write_jsonl(folder / "answers.jsonl", lines)
+        return {
+            "judge_score": float(scores.mean()),
+            "answers": len(texts),
+            "failed": len(failed),
+            "characters": float(np.mean([len(text) for text in texts])),
+            "empty": sum(not text.strip() for text in texts),
+        }
+
+    return stage(Path(recipe.output) / "judged", key, ROLLOUTS, make)
