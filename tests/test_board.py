@@ -35,6 +35,7 @@ SOURCES = (
     "switches.js",
     "share.js",
     "export.js",
+    "choices.js",
 )
 CASES = 400
 

@@ -41,6 +41,7 @@ class Board {
     this.sliders.change.after(this.conversation.why);
     this.cards = new Cards(grid, this.state, actions);
     this.scatter = new Scatter(grid, this.state);
+    this.preferred = new Preferred(root, this.state);
     this.spoken = Dom.el("div", "unseen", root); // for those who do not see the page change
     this.spoken.setAttribute("aria-live", "polite");
     this.memory = new Memory(this);
@@ -98,6 +99,7 @@ class Board {
     this.sliders.draw();
     this.cards.draw(rankings);
     this.scatter.draw(rankings.yours.best);
+    this.preferred.draw();
     this.asking.draw();
     this.speak(rankings.yours);
     this.memory.soon();

@@ -32,6 +32,8 @@ SCRIPTS = (
     "scatter.js",
     "export.js",
     "code.js",
+    "choices.js",
+    "preferred.js",
     "verdict.js",
     "share.js",
     "asking.js",

@@ -58,10 +58,13 @@ const Export = (() => {
 
   function save(state, kind) {
     const text = kind === "csv" ? csv(state) : `${JSON.stringify(record(state), null, 1)}\n`;
-    const type = kind === "csv" ? "text/csv" : "application/json";
+    download(text, kind === "csv" ? "text/csv" : "application/json", `pro-answers.${kind}`);
+  }
+
+  function download(text, type, name) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type }));
-    link.download = `pro-answers.${kind}`;
+    link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
@@ -98,5 +101,5 @@ const Export = (() => {
     );
   }
 
-  return { record, csv, save, python, curl };
+  return { record, csv, save, download, python, curl };
 })();
