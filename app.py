@@ -28,6 +28,7 @@ import asyncio
 import json
 import logging
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -42,13 +43,14 @@ from ui.board import (
     load_recorded,
     note_line,
     save_recorded,
-    status_line,
 )
 from ui.door import with_door
 from ui.models import Models
 from ui.objectives import controls
 from ui.page import Page
+from ui.sign_in import can_sign_in, for_visitors, sign_in_row
 from ui.values import MAX_TOKENS, WARMEST
+from ui.where import watcher, where, where_section
 
 SETTINGS = {
     "PRO_POLICY": "the language model: a local folder or a hub id (default: checkpoints/demo/policy beside the "
@@ -60,6 +62,8 @@ SETTINGS = {
     "PRO_ENDPOINT_URL": "generate through this server (TGI, vLLM, any OpenAI-compatible one)",
     "PRO_ENDPOINT_MODEL": "the model's name at that server",
     "PRO_ENDPOINT_TOKEN": "its access token; sent only to that host, never logged",
+    "PRO_ENDPOINT_SIGN_IN": "1: answers are written with each visitor's own Hugging Face sign-in (on a Space), such as "
+    "by https://router.huggingface.co/v1",
     "PRO_ENDPOINT_DIALECT": "openai (default) or tgi",
     "PRO_JUDGE": "who judges by the sentences that visitors add as objectives: the address of an OpenAI-style server "
     "with log-probabilities, or a model for this process (default: nobody, so that none can be added)",
@@ -96,6 +100,7 @@ MOST_EVENTS = 1024
 def build(models: Models) -> gr.Blocks:
     """The page and the API over `models` (which may still be loading)."""
     page = Page(models)
+    writes = partial(for_visitors, page)
     recorded = load_recorded(models.floors_text, models.presets_text)
     if not models.demo:
         recorded.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
@@ -117,6 +122,8 @@ def build(models: Models) -> gr.Blocks:
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="ask")
             again = gr.Button("Write again", scale=1, min_width=84, elem_id="again")
             follow = gr.Button("Follow up", scale=1, min_width=84, elem_id="follow")
+        if models.sign_in and can_sign_in():
+            sign_in_row(models.generator.name)
         with gr.Row(elem_id="examples"):
             chips = [gr.Button(kind, size="sm", min_width=40) for kind, _ in EXAMPLES]
         with gr.Row(elem_id="pressed"):  # never seen: the board presses them
@@ -156,19 +163,19 @@ def build(models: Models) -> gr.Blocks:
                     label="Seed: the same one writes the same answers; empty: a new one each time",
                 )
                 system = gr.Textbox("", label="System prompt", lines=2, max_lines=6)
-        status = status_line(models.status_text())
+        status = where_section(where(models))
         sliders = gr.JSON(None, visible=False)
         which = gr.JSON(None, visible=False)
         pick = gr.Number(-1, precision=0, visible=False)
 
         common, sampling = [n, tokens, styles, view, sliders], [warmth, seed, system]
         asked = [prompt, *common, *sampling]
-        runs = [gr.on([ask.click, prompt.submit], page.ask, asked, view, js=ASK, **free)]
+        runs = [gr.on([ask.click, prompt.submit], writes("ask"), asked, view, js=ASK, **free)]
         same = [*common, which, *sampling]
-        runs.append(again.click(page.again, same, view, js=AGAIN, **free))
-        runs.append(go_on.click(page.go_on, same, view, js=AGAIN, **free))
+        runs.append(again.click(writes("again"), same, view, js=AGAIN, **free))
+        runs.append(go_on.click(writes("go_on"), same, view, js=AGAIN, **free))
         followed = [prompt, *common, pick, *sampling]
-        runs.append(follow.click(page.follow, followed, view, js=PICK, **free))
+        runs.append(follow.click(writes("follow"), followed, view, js=PICK, **free))
         for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
             filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
             runs.append(filled.then(page.ask, asked, view, js=ASK, **free))
@@ -187,7 +194,7 @@ def build(models: Models) -> gr.Blocks:
             run.failure(None, None, None, js=lost, **QUIET)
         for event in others:
             event.failure(None, None, None, js=f"() => {LOST}", **QUIET)
-        demo.load(page.watch_status, None, status, **free)
+        demo.load(watcher(models), None, status, **free)
         for name, function in Api(models).endpoints().items():
             gr.api(function, api_name=name, concurrency_limit=None)
     return demo.queue(max_size=MOST_EVENTS)

@@ -244,18 +244,3 @@ def note_line(elem_id: str) -> gr.HTML:
         apply_default_css=False,
         js_on_load=None,
     )
-
-
-def status_line(text: str) -> gr.HTML:
-    """One line of plain text, which is never read as HTML."""
-    return gr.HTML(
-        value=text,
-        elem_id="status",
-        html_template='<p class="status" role="status"></p>',
-        js_on_load="""
-const line = element.querySelector(".status");
-const show = () => { line.textContent = props.value || ""; };
-watch("value", show);
-show();""",
-        apply_default_css=False,
-    )

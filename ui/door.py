@@ -62,6 +62,12 @@ OPEN: dict[str, tuple[str, ...]] = {
     f"{GRADIO}/call(/v2)?/{NAME}/{ID}": ("GET",),  # its news
 }
 """The open routes: a regular expression of the whole path, and its methods."""
+SIGNING_IN = {
+    "/login/(huggingface|callback)": ("GET",),
+    "/logout/?": ("GET",),
+}
+"""Open, too, where visitors sign in (:mod:`ui.sign_in`). The cookie of a sign-in is Gradio's; it lets no script of
+another page in: a request with cookies from there needs a permission that no answer of ours gives."""
 ROUTES = [(re.compile(pattern), methods) for pattern, methods in OPEN.items()]
 STREAMS = re.compile(rf"{GRADIO}/(queue/data|call(/v2)?/{NAME}/{ID})")
 HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?")
@@ -76,6 +82,8 @@ class Door:
 
     def __init__(self, app: ASGIApp, blocks: gr.Blocks):
         self.app, self.blocks = app, blocks
+        signing_in = SIGNING_IN if blocks.expects_oauth else {}
+        self.routes = [*ROUTES, *((re.compile(path), how) for path, how in signing_in.items())]
         self.headers = {
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
@@ -125,7 +133,7 @@ class Door:
         root: str = scope.get("root_path", "")
         if root and path.startswith(root) and path[len(root) :][:1] in ("", "/"):
             path = path[len(root) :]
-        methods = next((m for pattern, m in ROUTES if pattern.fullmatch(path)), None)
+        methods = next((m for pattern, m in self.routes if pattern.fullmatch(path)), None)
         if methods is None or len(path) > LONGEST_PATH or not path.isprintable():
             raise Refusal("This app has nothing at this address.", 404)
         if scope["method"] not in methods:

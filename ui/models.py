@@ -16,6 +16,7 @@ from pro_core.adapter.explanations import Explanation, explain
 from pro_core.adapter.model import PreferenceAdapter, UncertainWeights
 from pro_core.data.objectives import Message
 from pro_core.generation import (
+    EndpointGenerator,
     GenerationError,
     GenerationSettings,
     LocalGenerator,
@@ -23,6 +24,7 @@ from pro_core.generation import (
     Written,
     generator_from_env,
 )
+from pro_core.http import Settings
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS
 from pro_core.rewards.calibration import text_lengths
@@ -33,6 +35,7 @@ from ui.batching import Batcher, Kind
 from ui.board import Added, presets
 from ui.places import Places
 from ui.sentences import Sentences
+from ui.sign_in import NOWHERE, WANTED, can_sign_in, wants_sign_in
 from ui.writing import Writing
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +46,7 @@ READS = {
     "levels": "conditioned on levels",
     "mixture": "mixed by the weights",
 }
+SIGNED_IN = Settings(token="your sign-in")
 OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
 """If any of these is set, the shipped policy is not used: it belongs to the shipped panel only."""
 BETTER = "A model that writes better: make app PRO_POLICY=Qwen/Qwen3-0.6B"
@@ -62,6 +66,10 @@ class Scores(NamedTuple):
     members: np.ndarray
 
 
+class SignInWanted(GenerationError):
+    """Answers are written for visitors who signed in only."""
+
+
 class Models:
     """Panel, adapter and generator that the environment names; :meth:`start` loads them in the background.
 
@@ -69,6 +77,8 @@ class Models:
         panel, adapter: None until loaded, and when they cannot be used; `problem` and `warning` say why.
         policy: what the generator was trained to read beside the prompt; None until loaded, and for a stock model.
         demo: whether the shipped policy writes the answers. own_panel: whether a panel of the owner's scores them.
+        sentences: what visitors may add as objectives. sign_in: whether each visitor's own sign-in pays for answers;
+            owner_pays: whether the owner's token does.
         floors: (K,), the owner's minimum weights. presets: weights to start from, by name.
         ready: panel and adapter have loaded or failed. finished: the generator has, too.
         places: limits how many visitors have answers written at once.
@@ -80,6 +90,8 @@ class Models:
             environ = {**environ, "PRO_POLICY": str(ROOT / "checkpoints/demo/policy")}
         self.generator = generator_from_env(environ)
         self.sentences = Sentences(environ)
+        self.sign_in = wants_sign_in(environ)
+        self.owner_pays = bool(environ.get("PRO_ENDPOINT_TOKEN", "").strip())
         self.local = isinstance(self.generator, LocalGenerator)
         self.generator_status = {"name": self.generator.name, "state": "loading"}
         own_panel = environ.get("PRO_PANEL", "")
@@ -128,7 +140,9 @@ class Models:
         self.policy = self.generator.policy
         if self.policy and self.panel:
             self._check_policy(self.policy, self.panel)
-        self.generator_status = self.generator.status()
+        self.generator_status = self._generator_state()
+        if self.sign_in and not can_sign_in():
+            self.warn(NOWHERE)
         self.finished = True
 
     def load_scorers(self) -> None:
@@ -199,9 +213,27 @@ class Models:
             policy.check_objectives(names)
         return [Request.weighted(messages, weights[: len(names)], names) for messages in batch]
 
-    def writing(self, batch: Sequence[Request], settings: GenerationSettings) -> Writing:
-        """Start to write the answers to a batch. The visitor must hold a place."""
-        return Writing(self.generator, batch, settings, lambda: self.places.held)
+    def writing(
+        self, batch: Sequence[Request], settings: GenerationSettings, token: str | None = None
+    ) -> Writing:
+        """Start to write the answers to a batch. The visitor must hold a place.
+
+        Args:
+            token: the visitor's own, where visitors sign in.
+
+        Raises:
+            SignInWanted: it is missing.
+        """
+        self.check_signed_in(token)
+        generator = self.generator
+        if token and isinstance(generator, EndpointGenerator):
+            generator = generator.with_token(token, SIGNED_IN)
+        return Writing(generator, batch, settings, lambda: self.places.held)
+
+    def check_signed_in(self, token: str | None) -> None:
+        """Raise SignInWanted where answers need a visitor's sign-in, and there is no token of it."""
+        if self.sign_in and not token:
+            raise SignInWanted(WANTED)
 
     def note_first_token(self, written: Sequence[Written], begun: float) -> None:
         """Log once when the first word of the first answer came."""
@@ -292,11 +324,20 @@ class Models:
     async def status(self) -> dict[str, Any]:
         """The status for the API. The generator may ask its server, which takes seconds; callers share one request."""
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(asyncio.to_thread(self.generator.status))
+            self._looking = asyncio.create_task(asyncio.to_thread(self._generator_state))
         self.generator_status = await asyncio.shield(self._looking)
-        return self._status()
+        return self.known()
 
-    def _status(self) -> dict[str, Any]:
+    def _generator_state(self) -> dict[str, Any]:
+        """The generator's status. Where visitors sign in, the app has no token to ask with."""
+        if not self.sign_in:
+            return self.generator.status()
+        detail = "asked with each visitor's own sign-in"
+        state = {"state": "ready", "reachable": True, "detail": detail}
+        return {"name": self.generator.name, "kind": "endpoint", **state}
+
+    def known(self) -> dict[str, Any]:
+        """:meth:`status` as last known."""
         generator = self.generator_status
         names = list(self.panel.objective_names) if self.panel else []
         missing = "none, uniform weights" if self.ready else "loading"
@@ -313,7 +354,7 @@ class Models:
 
     def status_text(self) -> str:
         """The page's status line: what is in use and what is loading, as last known."""
-        status = self._status()
+        status = self.known()
         generator, K = status["generator"], status["K"]
         state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
         reads = f", {READS[status['conditioned']]}" if status["conditioned"] else ""

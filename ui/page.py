@@ -25,7 +25,7 @@ from pro_core.generation import (
 )
 from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
-from ui.models import Models, sentence
+from ui.models import Models, SignInWanted, sentence
 from ui.places import Full
 from ui.runs import (
     Turn,
@@ -73,10 +73,14 @@ def _streamed(handler: Callable[..., AsyncGenerator[Run, None]]) -> Callable[...
 
 
 class Page:
-    """The page's handlers. Each takes a run and returns runs (see `ui.board.Run`)."""
+    """The page's handlers. Each takes a run and returns runs (see `ui.board.Run`).
 
-    def __init__(self, models: Models):
-        self.models = models
+    Args:
+        token: the visitor's own for the endpoint, where visitors sign in (:mod:`ui.sign_in`).
+    """
+
+    def __init__(self, models: Models, token: str | None = None):
+        self.models, self.token = models, token
 
     @_streamed
     def ask(
@@ -293,12 +297,13 @@ class Page:
         batch = [Request(messages) for messages in wanted.conversations]
         async with AsyncExitStack() as held:
             try:
+                models.check_signed_in(self.token)
                 place = await held.enter_async_context(models.places.ask())
                 if reads_weights:
                     run = await weighed
                     weights = np.array(run.get("used") or predicted_of(run))
                     batch = await models.requests(wanted.conversations, weights)
-            except (Full, ValueError):
+            except (Full, SignInWanted, ValueError):
                 if not wanted.same:
                     yield {**await weighed, "candidates": []}
                 raise
@@ -306,7 +311,9 @@ class Page:
                 run = {**await weighed, "phase": "writing", "busy": True}
                 yield {**run, "note": f"The weights are ready; {line(ahead)}"}
             begun = time.perf_counter()
-            writing = await held.enter_async_context(models.writing(batch, wanted.settings))
+            writing = await held.enter_async_context(
+                models.writing(batch, wanted.settings, self.token)
+            )
             writing.written[:] = wanted.begun
             run = {**await weighed, "phase": "writing", "busy": True}
             loading = "The weights are ready; the language model is still loading…"
@@ -403,15 +410,3 @@ class Page:
         except Exception:
             log.exception("scoring given answers failed")
             return failed(kept(old), SORRY)
-
-    async def watch_status(self) -> AsyncGenerator[str, None]:
-        """The status line, until everything is loaded."""
-        shown = ""
-        while True:
-            finished, line = self.models.finished, self.models.status_text()
-            if line != shown:
-                shown = line
-                yield line
-            if finished:
-                return
-            await asyncio.sleep(0.2)

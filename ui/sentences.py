@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Sentences:
 
     Attributes:
         offered: the sentences that may be added; (): any; None: none, as no judge is set or the owner wants none.
-        host: where the judge is; "" for a model in this process.
+        host: where the judge is; "" for a model in this process. judge_name: for people, without the owner's folders.
 
     Raises:
         ValueError: not an address, or a sentence that is too long.
@@ -89,6 +90,8 @@ class Sentences:
             self.offered = tuple(checked(one) for one in given.split(";") if one.strip())
         self.local = "://" not in self._where
         self.host = "" if self.local else address_of(self._where, "PRO_JUDGE").host
+        name = self._model or ("the judge" if self.host else self._where)
+        self.judge_name = "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
         self._judge: Judge | None = None
         self._making = threading.Lock()
         self._verdicts: OrderedDict[str, float] = OrderedDict()

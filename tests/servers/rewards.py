@@ -130,7 +130,7 @@ class JudgeServer:
 
 @contextlib.contextmanager
 def serving(server: Any) -> Iterator[Any]:
-    """The server in a thread of this process; sets its ``url``."""
+    """The server in a thread of this process; sets its ``url``, and ``bearer`` to the token of the latest request."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -153,6 +153,7 @@ def serving(server: Any) -> Iterator[Any]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
             self.send(*server.post(self.path, body))
 
     class Http(ThreadingHTTPServer):
