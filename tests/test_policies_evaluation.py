@@ -20,7 +20,7 @@ from pro_core.data.entries import PairSource
 from pro_core.evaluation.policy.grids import simplex_grid
 from pro_core.evaluation.policy.policies import NamedPolicies
 from pro_core.evaluation.policy.prompts import held_out_prompts
-from pro_core.evaluation.policy.recipe import LevelEvaluation, PolicyEvaluation
+from pro_core.evaluation.policy.recipe import LevelEvaluation, PolicyEntry, PolicyEvaluation
 from pro_core.evaluation.policy.text_quality import LanguageModel
 from pro_core.evaluation.policy.weight_rows import WeightStudy, policy_rows
 from pro_core.evaluation.results import read_rows, result_row, write_rows
@@ -39,6 +39,7 @@ from pro_core.reporting.policy_tables import (
     main_table,
     texts_table,
 )
+from pro_core.reporting.training_figures import training_figure
 from pro_core.reporting.weight_figures import front_figure
 from pro_core.rewards.panel import RewardPanel, saved_key
 from pro_core.rewards.specs import RewardModelSpec
@@ -581,3 +582,44 @@ def test_every_evaluation_recipe_is_read():
         said = yaml.safe_load(path.read_text())
         if {"experiment", "policies"} <= set(said):
             (LevelEvaluation if "classifier" in said else PolicyEvaluation).read(path)
+
+
+def test_each_step_of_a_training_is_a_policy_of_its_own(tmp_path):
+    """The last step's policy is the folder itself, and all of them stand on one curve."""
+    entry = {"name": "PRO-MORLHF", "model": "runs/seed{seed}", "steps": [80, 40, 120]}
+    recipe = PolicyEvaluation(
+        experiment="e",
+        output=str(tmp_path),
+        panel="p",
+        base="stock",
+        policies=[{"name": "stock", "model": "m"}, entry],
+        heldout_panel=None,
+    )
+    assert [(one.name, one.model) for one in recipe.policies] == [
+        ("stock", "m"),
+        ("PRO-MORLHF, step 40", "runs/seed{seed}/steps/40"),
+        ("PRO-MORLHF, step 80", "runs/seed{seed}/steps/80"),
+        ("PRO-MORLHF", "runs/seed{seed}"),
+    ]
+    settings = [one.setting for one in recipe.policies]
+    assert settings == [None, *({"curve": "PRO-MORLHF", "step": n} for n in (40, 80, 120))]
+    with pytest.raises(ValueError, match="an endpoint serves; expected them only of a folder"):
+        PolicyEntry(name="x", endpoint="http://127.0.0.1", steps=[1])
+
+
+def test_the_figure_of_training_has_a_line_per_method():
+    rows = []
+    for method, last in (("PRO-MORLHF", 100), ("PPO", 200)):
+        for step in (last // 2, last):
+            for seed in (0, 1):
+                score = step / last + seed / 10
+                metrics = {"judge_score_adapter": score, "judge_score": -9.0}
+                ci = {key: [value - 0.1, value + 0.1] for key, value in metrics.items()}
+                where = ("curves", f"{method}, step {step}", seed, "test", 9)
+                setting = {"curve": method, "step": step}
+                rows.append(result_row(*where, metrics, ci, setting=setting))
+    axes = training_figure(rows).axes[0]  # under the adapter's weights, where they were asked for
+    drawn = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    assert [line.get_ydata().round(2).tolist() for line in drawn] == [[0.55, 1.05]] * 2
+    assert [line.get_xdata().round(1).tolist() for line in drawn] == [[0.5, 1.0]] * 2
+    assert training_figure([r | {"setting": None} for r in rows]) is None

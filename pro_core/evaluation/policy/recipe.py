@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pro_core.data.entries import PairSource
+from pro_core.generation.mixing import STRONGEST, Method, Mixing
+from pro_core.policies.stages import KEPT
 from pro_core.runs.recipes import ConfigError, Recipe
 from pro_core.system.extras import needs
 from pro_core.system.settings import Count, Names, Seeds, Settings, TopP
 
 with needs("train"):
-    from pydantic import Field, model_validator
+    from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -28,6 +30,16 @@ class PolicyEntry(Settings):
     """the folder of the checkpoint that an endpoint serves, which says what it reads; without it: a stock model"""
     candidates: Count = 1
     """answers written per prompt; of several, the panel's weighted sum takes the best"""
+    block: Count | None = None
+    """the best of the candidates goes on every so many tokens; null: the best whole answer is taken"""
+    decoding: Method | None = None
+    """how weights mix a policy of one LoRA per objective: soup (its parameters) or mod (its logits); null for soup"""
+    strength: Annotated[float, Field(ge=0, le=STRONGEST)] | None = None
+    """of that mixing; null for 1"""
+    steps: list[Count] = []
+    """the training steps whose policies are graded, one curve in a figure: `model`/steps/N, where `keep_every` put
+    them; the last one is `model` itself"""
+    _on_curve: tuple[str, int] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:
@@ -35,7 +47,50 @@ class PolicyEntry(Settings):
             raise ConfigError(
                 f"got neither for {self.name!r}, expected a model or an endpoint", ["model"]
             )
+        if self.steps and self.endpoint:
+            raise ConfigError(
+                f"got steps of {self.name!r}, which an endpoint serves; expected them only of a folder",
+                ["steps"],
+            )
+        if self.block and self.candidates < 2:
+            raise ConfigError(
+                f"got blocks of {self.name!r} and {self.candidates} candidate, expected at least 2 to choose from",
+                ["candidates"],
+            )
+        if self.mixing and self.endpoint:
+            raise ConfigError(
+                f"got an endpoint for {self.name!r}, expected a model: a server does not mix as it writes",
+                ["endpoint"],
+            )
         return self
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the policy is mixed; None where the recipe does not say."""
+        if self.decoding is None and self.strength is None:
+            return None
+        return Mixing(self.decoding or "soup", 1.0 if self.strength is None else self.strength)
+
+    def at_each_step(self) -> list[PolicyEntry]:
+        """The policies of ``steps``, in order; this entry alone where there are none."""
+        entries = []
+        for step in sorted(set(self.steps)):
+            last = step == max(self.steps)
+            one = self.model_copy(
+                update={
+                    "name": self.name if last else f"{self.name}, step {step}",
+                    "model": self.model if last else f"{self.model}/{KEPT}/{step}",
+                    "steps": [],
+                }
+            )
+            one._on_curve = (self.name, step)
+            entries.append(one)
+        return entries or [self]
+
+    @property
+    def setting(self) -> dict[str, Any] | None:
+        """``{"curve": name, "step": N}`` for a policy of ``steps``, else None."""
+        return dict(zip(("curve", "step"), self._on_curve, strict=True)) if self._on_curve else None
 
 
 class EvaluationRecipe(Recipe):
@@ -70,6 +125,11 @@ class EvaluationRecipe(Recipe):
     max_new_tokens: Count = 128
     temperature: Annotated[float, Field(ge=0)] = 0.7
     top_p: TopP = 0.9
+
+    @field_validator("policies")
+    @classmethod
+    def _each_step(cls, policies: list[PolicyEntry]) -> list[PolicyEntry]:
+        return [one for entry in policies for one in entry.at_each_step()]
 
     @model_validator(mode="after")
     def _policies(self) -> Self:

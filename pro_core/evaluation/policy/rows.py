@@ -133,6 +133,7 @@ def _method_row(
         run.recipe.config,
         wall_s,
         kind="all_seeds" if seed is None else "method",
+        setting=run.recipe.entry(name).setting,
         objectives=list(run.objective_names),
         heldout_objectives=run.judges.heldout_names,
         scored_by=run.scored_by,
