@@ -2,7 +2,7 @@
 
     python app.py               # http://127.0.0.1:7860
     python app.py --help        # the settings, all of them environment variables
-    python app.py --record      # record the run that the page opens on again
+    python app.py --record      # record the six runs that the page shows without a model again
 
 The browser ranks (ui/simplex.js): moving a slider needs no server. Python predicts, generates and scores
 (ui/page.py, ui/api.py); the sliders, cards and scatter are one component (ui/board.py).
@@ -25,7 +25,6 @@ from ui import since_start  # isort: skip  (its clock starts here, before the sl
 
 import argparse
 import asyncio
-import json
 import logging
 from collections.abc import MutableMapping
 from functools import partial
@@ -35,19 +34,12 @@ import gradio as gr
 
 from pro_core.generation import GenerationSettings
 from ui.api import Api
-from ui.board import (
-    EXAMPLES,
-    PAGE_CSS,
-    board,
-    header,
-    load_recorded,
-    note_line,
-    save_recorded,
-)
+from ui.board import PAGE_CSS, board, header, note_line
 from ui.door import with_door
 from ui.models import Models
 from ui.objectives import controls
 from ui.page import Page
+from ui.recorded import SEED, label_of, load_recorded, record
 from ui.sign_in import can_sign_in, for_visitors, sign_in_row
 from ui.values import MAX_TOKENS, WARMEST
 from ui.where import watcher, where, where_section
@@ -87,11 +79,10 @@ AGAIN = (
     "(...v) => { const b = window.proBoard; b.begin('again'); "
     "v[4] = b.weights(true); v[5] = b.wanted(); return v; }"
 )
+WHY = "(...v) => { v[1] = window.proBoard.wanted(); return v; }"
 SAID_STOP = "() => { window.proBoard.stop(); }"
-LOST = (
-    "window.proBoard.fail('The server is too busy or cannot be reached. "
-    "Please try again in a minute.')"
-)
+UNREACHED = "The server is too busy or cannot be reached. Please try again in a minute."
+LOST = f"window.proBoard.fail({UNREACHED!r})"
 SHIPPED = "A recorded run of the shipped reward models, not of yours: ask, and yours answer."
 MOST_EVENTS = 1024
 """Most open events of all visitors together; one page has one or two. `ui/places.py` limits who waits for answers."""
@@ -102,15 +93,16 @@ def build(models: Models) -> gr.Blocks:
     page = Page(models)
     writes = partial(for_visitors, page)
     recorded = load_recorded(models.floors_text, models.presets_text)
-    if not models.demo:
-        recorded.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
-    if models.own_panel:
-        recorded["note"] = SHIPPED
+    for run in recorded:
+        if not models.demo:
+            run.pop("conditioned", None)  # this policy is not the one that wrote the recorded run
+        if models.own_panel:
+            run["note"] = SHIPPED
     with gr.Blocks(title="PRO · Preference Orchestrator", fill_width=True) as demo:
-        header(() if models.own_panel else recorded["objectives"])
+        header(() if models.own_panel else recorded[0]["objectives"])
         with gr.Row(elem_id="ask-row", equal_height=True):
             prompt = gr.Textbox(
-                recorded["messages"][-1]["content"],
+                recorded[0]["messages"][-1]["content"],
                 label="Prompt",
                 container=False,
                 placeholder="Ask anything…",
@@ -125,10 +117,11 @@ def build(models: Models) -> gr.Blocks:
         if models.sign_in and can_sign_in():
             sign_in_row(models.generator.name)
         with gr.Row(elem_id="examples"):
-            chips = [gr.Button(kind, size="sm", min_width=40) for kind, _ in EXAMPLES]
+            chips = [gr.Button(label_of(run), size="sm", min_width=40) for run in recorded]
         with gr.Row(elem_id="pressed"):  # never seen: the board presses them
-            stop, go_on, rescore = (
-                gr.Button(name, elem_id=name.lower()) for name in ("Stop", "Continue", "Rescore")
+            stop, go_on, rescore, why = (
+                gr.Button(name, elem_id=name.lower())
+                for name in ("Stop", "Continue", "Rescore", "Why")
             )
         view = board(recorded)
         begins = "(...v) => {{ window.proBoard.begin('{}'); return v; }}"
@@ -167,6 +160,7 @@ def build(models: Models) -> gr.Blocks:
         sliders = gr.JSON(None, visible=False)
         which = gr.JSON(None, visible=False)
         pick = gr.Number(-1, precision=0, visible=False)
+        reasons = gr.JSON(None, visible=False)
 
         common, sampling = [n, tokens, styles, view, sliders], [warmth, seed, system]
         asked = [prompt, *common, *sampling]
@@ -176,9 +170,8 @@ def build(models: Models) -> gr.Blocks:
         runs.append(go_on.click(writes("go_on"), same, view, js=AGAIN, **free))
         followed = [prompt, *common, pick, *sampling]
         runs.append(follow.click(writes("follow"), followed, view, js=PICK, **free))
-        for chip, (_, text) in zip(chips, EXAMPLES, strict=True):
-            filled = chip.click(None, None, prompt, js=f"() => {json.dumps(text)}", **QUIET)
-            runs.append(filled.then(page.ask, asked, view, js=ASK, **free))
+        for i, chip in enumerate(chips):
+            chip.click(None, None, None, js=f"() => {{ window.proBoard.example({i}); }}", **QUIET)
         # Gradio finishes one event of a click before it starts the next, so the cancelling comes first.
         stop.click(None, None, None, js=SAID_STOP, cancels=runs, **QUIET)
         others = [stop.click(page.stop, view, view, **free)]
@@ -189,6 +182,10 @@ def build(models: Models) -> gr.Blocks:
         again_here = begins.format("rescore")
         others.append(rescore.click(page.rescore, view, view, js=again_here, **free))
         others += own
+        asked_why = why.click(page.why, [view, which], reasons, js=WHY, **free)
+        asked_why.success(None, reasons, None, js="(r) => window.proBoard.explained(r)", **QUIET)
+        lost_why = f"() => {{ window.proBoard.explained({{ error: {UNREACHED!r} }}); }}"
+        asked_why.failure(None, None, None, js=lost_why, **QUIET)
         for run in runs:  # Gradio's page treats a cancelled event as a failed one
             lost = f"() => {{ if (!window.proBoard.stopped) {LOST}; }}"
             run.failure(None, None, None, js=lost, **QUIET)
@@ -234,16 +231,6 @@ def keep_loopback_direct(environ: MutableMapping[str, str]) -> None:
     environ["no_proxy"] = environ["NO_PROXY"] = ",".join(filter(None, [known, *local]))
 
 
-async def record(models: Models, kind: str, seed: int) -> None:
-    """Run one example with the real models and save it as the run that the page opens on."""
-    models.load()
-    prompt = dict(EXAMPLES).get(kind, kind)
-    runs = [run async for run in Page(models).ask(prompt, 4, 96, False, {}, None, None, seed)]
-    if (run := runs[-1]).get("tone") == "error":
-        raise SystemExit(f"nothing recorded: {run['note']}")
-    save_recorded(run, models.generator.name)
-
-
 def main(argv: list[str] | None = None) -> None:
     names = "\n".join(f"  {name:22}{text}" for name, text in SETTINGS.items())
     parser = argparse.ArgumentParser(
@@ -252,18 +239,20 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--record", action="store_true", help="record ui/recorded.json again, and exit"
+        "--record",
+        action="store_true",
+        help="make ui/recorded.json again with the models of the environment, and exit. Answers that the same model "
+        "wrote under the same seed are kept and only scored again; then the model is not loaded.",
     )
     parser.add_argument(
-        "--prompt", default=EXAMPLES[0][0], help="with --record: an example's label, or any text"
+        "--seed", type=int, default=SEED, help=f"with --record: the seed (default: {SEED})"
     )
-    parser.add_argument("--seed", type=int, default=6, help="with --record: the seed")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pro").setLevel(logging.INFO)
     models = Models(os.environ)
     if options.record:
-        asyncio.run(record(models, options.prompt, options.seed))
+        asyncio.run(record(models, options.seed))
     else:
         keep_loopback_direct(os.environ)
         page = build(models.start())

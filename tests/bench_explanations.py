@@ -1,28 +1,39 @@
 """Do the words that `/explain` names matter? Compares deleting them to deleting random words, and measures the cost.
 
     python tests/bench_explanations.py [--adapter checkpoints/demo/adapter] [--prompts 200] [--rounds 5]
+    python tests/bench_explanations.py --panel checkpoints/demo/panel   # the words of answers, behind their scores
 
 Uses held-out prompts of people. Prints by prompt length how far the largest weight falls when the words that are said
 to raise it most are deleted together, and when as many random words are (mean over prompts, 95% interval of the paired
 difference). Then prints the time of an explanation as a multiple of a prediction for the same prompt (medians of
-alternating runs).
+alternating runs). With --panel: the same for the scores of the answers in ui/recorded.json, in their standard
+deviations, without the three words that raised a score most and without three random ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from pro_core import PreferenceAdapter, load_examples, to_messages
+from pro_core import (
+    PreferenceAdapter,
+    RewardPanel,
+    explain_scores,
+    load_examples,
+    to_messages,
+)
 from pro_core.adapter.explanations import explain
 from pro_core.data.schema import content_spans, render_messages
 from pro_core.data.sources import default_data_dir
 from pro_core.data.words import words_of
 
+ROOT = Path(__file__).parent.parent
 FILES = ("hh_pairs", "truthfulqa_responses", "xstest_responses")
 LENGTHS = ((0, 16), (16, 64), (64, 10**9))
 
@@ -81,6 +92,34 @@ def falls(adapter, messages, top: int, rng) -> tuple[float, float] | None:
     return float(falls[0]), float(falls[1:].mean())
 
 
+def compare_scores(panel: RewardPanel) -> None:
+    """Print how far each score falls without the named words and without random ones, and the time it takes."""
+    runs = json.loads((ROOT / "ui" / "recorded.json").read_text(encoding="utf-8"))
+    named, drawn, seconds = [], [], []
+    for run in runs:
+        for card in run["candidates"]:
+            started = time.perf_counter()
+            why = explain_scores(panel, run["messages"], card["text"])
+            seconds.append(time.perf_counter() - started)
+            named.append(why.named)
+            drawn.append(why.random)
+    rng = np.random.default_rng(0)
+    print(
+        "score, standard deviations it falls    3 named words   3 random words   difference (95%)"
+    )
+    for name, a_N, b_N in zip(
+        panel.objective_names, np.transpose(named), np.transpose(drawn), strict=True
+    ):
+        kept = np.isfinite(a_N)
+        leads = (a_N - b_N)[kept]
+        lo, hi = np.percentile(rng.choice(leads, (2000, len(leads))).mean(axis=1), [2.5, 97.5])
+        print(
+            f"{name:20s} n={len(leads):<12d} {a_N[kept].mean():13.2f} {b_N[kept].mean():16.2f} "
+            f"{leads.mean():13.2f} ({lo:.2f} to {hi:.2f}); larger in {(leads > 0).mean():.0%}"
+        )
+    print(f"an explanation: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,7 +127,10 @@ def main() -> None:
     parser.add_argument("--adapter", default="checkpoints/demo/adapter")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--panel", help="explain the scores of this panel instead")
     arguments = parser.parse_args()
+    if arguments.panel:
+        return compare_scores(RewardPanel.from_pretrained(arguments.panel))
     adapter = PreferenceAdapter.from_pretrained(arguments.adapter)
     prompts = [to_messages(p) for p in held_out_prompts(arguments.prompts)]
     words = np.array([len(places(p)) for p in prompts])

@@ -18,7 +18,7 @@ from typing import Any
 
 RECORDED = json.loads(
     (Path(__file__).parent.parent / "ui/recorded.json").read_text(encoding="utf-8")
-)
+)[0]
 WAIT = 60.0
 """Seconds that a request may take before it counts as stuck."""
 Headers = dict[str, str]
@@ -88,7 +88,7 @@ class Answer:
 
 
 def _ordinary(component: dict[str, Any]) -> Any:
-    """The initial value of a component; for the board the recorded run."""
+    """The initial value of a component; for the board a recorded run."""
     if component["props"].get("elem_id") == "board":
         return RECORDED
     by_kind = {"textbox": "Hello there.", "checkbox": False, "number": 0}

@@ -27,7 +27,7 @@ from pro_core.weights import apply_floors, parse_floors
 from tests.servers.instant import WORDS, instant
 from tests.servers.scripted import says, scripted
 from ui.api import Api
-from ui.board import answer, load_recorded, presets
+from ui.board import answer, presets
 from ui.models import Models
 from ui.page import Page
 from ui.runs import Turn, failed, prepared
@@ -603,6 +603,26 @@ def test_a_seed_repeats_the_answers_and_a_system_prompt_leads_the_conversation(r
         assert end_of(Page(reader).ask("Hi", 1, 4, False, {}, None, *wrong))["tone"] == "error"
 
 
+def test_the_words_behind_a_score_are_those_of_the_panel_and_odd_requests_are_refused(
+    served,
+) -> None:
+    models = served[1]
+    page, texts = Page(models), ("Use cold water and a little salt.", "No.")
+    run = run_sync(page.paste(PROMPT, {}, *texts))
+    why = run_sync(page.why(run, [0]))
+    shorter = models.panel.standardized([PROMPT] * 2, [texts[0], "Use cold and a little salt."])
+    [water] = [w for w in why["words"] if texts[0][w["start"] : w["end"]] == "water"]
+    np.testing.assert_allclose(water["effects"], shorter[0] - shorter[1], atol=0.02)
+    assert len(why["named"]) == len(why["random"]) == len(models.panel.objective_names)
+    assert run_sync(page.why(run, [1])) == {"words": [], "named": None, "random": None}
+    other = {**run, "phase": "shared", "objectives": ["a", "b", "c", "d", "e"], "accuracy": {}}
+    empty = {**run, "candidates": [answer()]}
+    for old, which in (({}, [0]), (run, [9]), (run, "A"), (other, [0]), (empty, [0]), (5, [0])):
+        assert run_sync(page.why(old, which)).keys() == {"error"}
+    long = {**run, "candidates": [answer("word " * 5_000)]}
+    assert "20,000" in run_sync(page.why(long, [0]))["error"]
+
+
 def test_the_owners_presets_come_last_and_wrong_ones_are_named() -> None:
     names = ("helpful", "harmless", "humor")
     own = presets(names, "Family: harmless=0.7, humor=0.3; Comedian: humor=1")
@@ -610,14 +630,6 @@ def test_the_owners_presets_come_last_and_wrong_ones_are_named() -> None:
     for wrong in ("harmless=1", "X: harmless=0.5", "X: kind=1", "X: harmless=much", ": harmless=1"):
         with pytest.raises(ValueError, match=r"preset|sum to|unknown"):
             presets(names, wrong)
-
-
-def test_a_mistyped_preset_leaves_the_opening_page_its_floors() -> None:
-    names = load_recorded()["objectives"]
-    opening = load_recorded(f"{names[0]}=0.35", f"X: {names[0]}=much")
-    assert opening["floors"] == pytest.approx([0.35] + [0] * (len(names) - 1))
-    assert opening["presets"] == load_recorded()["presets"] != {}
-    assert load_recorded("x=1", f"Mine: {names[0]}=1")["presets"].keys() >= {"Mine"}
 
 
 def test_a_policy_that_a_classifier_trained_gets_no_warning_about_the_panel(tmp_path) -> None:

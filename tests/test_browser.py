@@ -19,6 +19,7 @@ import app
 import ui.values as values_module
 from pro_core.generation.base import run_sync
 from ui.models import Models
+from ui.recorded import EXAMPLES, load_recorded
 from ui.values import STALE
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -82,7 +83,14 @@ def values(page) -> list[int]:
 
 
 def recorded() -> dict:
-    return json.loads((ROOT / "ui" / "recorded.json").read_text(encoding="utf-8"))
+    """The run that the page opens on."""
+    return load_recorded()[0]
+
+
+def changing(page) -> int:
+    """The first slider on which the winner changes."""
+    counts = page.locator(".strip").evaluate_all("(all) => all.map((s) => s.childElementCount)")
+    return next(k for k, count in enumerate(counts) if count > 1)
 
 
 def box(locator) -> dict[str, float]:
@@ -141,16 +149,38 @@ def test_opens_on_the_recorded_run_and_sliders_rank_without_the_server(visit) ->
         assert order == "".join("ABCDEFGH"[i] for i in np.argsort(-scores_NK[:, k], kind="stable"))
         seen.add(best)
     assert len(seen) > 1  # the recorded run does show that weights matter
-    again = page.get_by_role("button", name="Write again")
-    expect(
-        again
-    ).to_be_visible()  # the policy reads weights, and would write other answers under these
     page.get_by_role("button", name="PRO’s guess").click()
-    expect(again).to_be_hidden()
+    expect(page.get_by_role("button", name="Write again")).to_be_hidden()
     np.testing.assert_allclose(np.array(values(page)) / 100, run["predicted"], atol=0.011)
     page.get_by_role("button", name="All equal").click()
     assert max(values(page)) - min(values(page)) <= 1
     assert requests == []
+
+
+def test_chips_switch_between_recorded_runs_at_once_and_without_the_server(visit, quick) -> None:
+    page, runs = visit(url=quick[0], loaded=False), load_recorded()
+    page.wait_for_load_state("networkidle")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    chips = page.locator("#examples button")
+    page.locator(".weight input").first.press("End")
+    for i in (4, 1, 0, 5):
+        chips.nth(i).click()
+        expect(page.locator(".board")).to_have_attribute("data-run", runs[i]["id"])
+        expect(chips.nth(i)).to_have_attribute("aria-pressed", "true")
+        expect(page.locator('#examples [aria-pressed="true"]')).to_have_count(1)
+        expect(page.locator("#prompt textarea")).to_have_value(EXAMPLES[i][1])
+        expect(page.locator(".note")).to_have_text(runs[i]["note"])
+        assert answers(page) == [one["text"] for one in runs[i]["candidates"]]
+        np.testing.assert_allclose(np.array(values(page)) / 100, runs[i]["predicted"], atol=0.011)
+    assert requests == []
+    page.go_back()
+    expect(page.locator(".board")).to_have_attribute("data-run", runs[0]["id"])
+    expect(page.locator("#prompt textarea")).to_have_value(EXAMPLES[0][1])
+    page.locator("#ask").click()  # runs it live
+    finished(page)
+    assert EXAMPLES[0][1][:30] in answers(page)[0]
+    expect(page.locator('#examples [aria-pressed="true"]')).to_have_count(0)
 
 
 def test_keyboard_keeps_the_sum(visit) -> None:
@@ -353,7 +383,7 @@ def test_asking_shows_weights_then_streams_answers_then_scores(visit, served) ->
     )
     ask(page, "Name three fruits.", tokens=24)
     finished(page)
-    seen = [s for s in page.evaluate("window.seen") if s[0] != "recorded"]
+    seen = [s for s in page.evaluate("window.seen") if not s[0].startswith("recorded")]
     assert sum(seen[0][2]) == 0  # the new run's weights were there before any text
     lengths = [sum(s[2]) for s in seen if s[1] == "writing"]
     assert len(set(lengths)) > 3 and lengths == sorted(lengths)  # it grew while it was written
@@ -488,6 +518,36 @@ def test_uncertain_scores_say_so_and_a_lead_within_them_is_no_win(visit, doubtfu
     best = int(scores.z[:, 1].argmax())
     expect(ranks.nth(best)).to_have_text("winner")
     expect(spoken).to_have_text(f"Answer {'AB'[best]} wins under your weights")
+
+
+def test_the_words_behind_a_score_are_shown_when_they_are_asked_for(visit, doubtful) -> None:
+    url, models = doubtful
+    page, prompt = visit(url=url, loaded=False), "How do I clean a wine stain?"
+    page.locator("#prompt textarea").fill(prompt)
+    page.get_by_role("button", name="Score answers of your own").click()
+    texts = ["Use cold <b>water</b>, salt 🙂 and a little patience.", "I do not know."]
+    for n, text in enumerate(texts):
+        page.locator("#paste textarea").nth(n).fill(text)
+    page.locator("#score-own").click()
+    expect(page.locator(".note")).to_contain_text("Your own answers")
+    expect(page.locator(".reasons .word")).to_have_count(0)
+    # Two at once: the second one is asked for after the first.
+    for summary in page.locator(".reasons summary").all():
+        summary.click()
+    first, second = page.locator(".reasons").all()
+    expect(first.locator("p")).to_contain_text("without three random words")
+    expect(second.locator("p")).to_contain_text("too few words")
+    assert first.locator(".reason-text").text_content() == texts[0]
+    why = run_sync(models.why([{"role": "user", "content": prompt}], texts[0]))
+    first.locator("select").select_option("0")
+    shown = first.locator(".word").all_text_contents()
+    effects = [abs(e) for e in why.effects[:, 0]]
+    moved = [texts[0][a:b] for (a, b), e in zip(why.words, effects, strict=True) if e > 0.031]
+    assert len(moved) > 2 and set(moved) <= set(shown)
+    expect(first.locator("p")).to_contain_text(f"by {abs(why.named[0]):.2f} without “")
+    expect(first.locator("p")).to_contain_text(f"by {abs(why.random[0]):.2f} without three random")
+    page.locator("#examples button").nth(1).click()  # scored by another panel
+    expect(first.locator("p")).to_have_text(re.compile("Another panel gave these scores"))
 
 
 def test_a_single_pasted_answer_is_refused_with_a_sentence(visit) -> None:
@@ -704,11 +764,13 @@ def test_a_run_is_announced_and_its_markdown_is_drawn_while_html_stays_text(visi
 
 def test_the_strip_says_who_wins_where_and_moving_there_agrees(visit) -> None:
     page = visit()
-    slider = page.locator(".weight input").nth(1)
+    k = changing(page)
+    slider = page.locator(".weight input").nth(k)
     slider.focus()
-    expect(page.locator(".change")).to_contain_text(re.compile(r"[A-D] wins if harmless"))
-    parts = page.locator(".weight").nth(1).locator(".strip i")
-    stretches = page.evaluate("window.proBoard.state.stretches(1)")
+    name = recorded()["objectives"][k]
+    expect(page.locator(".change")).to_contain_text(re.compile(f"[A-D] wins if {name}"))
+    parts = page.locator(".weight").nth(k).locator(".strip i")
+    stretches = page.evaluate(f"window.proBoard.state.stretches({k})")
     assert parts.count() == len(stretches) > 1
     for stretch in stretches:
         slider.evaluate(
@@ -778,7 +840,7 @@ def test_prompt_sliders_winner_and_scores_fit_1280_by_800(visit) -> None:
 
 def test_a_phone_always_shows_the_winner_and_moves_no_slider_under_the_finger(visit) -> None:
     page = visit(width=360, height=740)
-    slider, winner = page.locator(".weight input").nth(3), page.locator(".verdict")
+    slider, winner = page.locator(".weight input").nth(changing(page)), page.locator(".verdict")
     slider.scroll_into_view_if_needed()
     tops, said = set(), set()
     for value in range(0, 101, 10):
@@ -1122,7 +1184,7 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
         const look = () => { if (window.runs.at(-1) !== board.dataset.run) window.runs.push(board.dataset.run); };
         new MutationObserver(look).observe(board, { attributes: true, attributeFilter: ["data-run"] }); }"""
     )
-    page.locator("#examples button").first.click()
+    ask(page, "Name three fruits.")
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     page.locator("#prompt textarea").fill("Name three cats.")
     page.locator("#prompt textarea").press("Enter")
@@ -1130,7 +1192,7 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
     expect(page.locator(".board")).to_have_attribute("data-busy", "true")
     with page.expect_request("**/queue/join*") as sent:
         stop(page)
-    runs = [run for run in page.evaluate("window.runs") if run != "recorded"]
+    runs = [run for run in page.evaluate("window.runs") if not run.startswith("recorded")]
     assert len(runs) == 2  # the first one never came back
     [run] = [v for v in sent.value.post_data_json["data"] if isinstance(v, dict)]
     assert run["messages"][-1]["content"] == "Name three cats."
@@ -1144,7 +1206,7 @@ def test_back_leaves_a_run_that_is_being_written_and_the_page_asks_again(visit, 
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     first = shown.get_attribute("data-run")
     page.go_back()
-    expect(shown).to_have_attribute("data-run", "recorded")
+    expect(shown).to_have_attribute("data-run", recorded()["id"])
     expect(shown).to_have_attribute("data-busy", "false")
     # News of the run that was left changes nothing.
     left = f"({{ ...window.proBoard.state.run, id: '{first}', phase: 'done' }})"

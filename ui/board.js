@@ -4,16 +4,18 @@
 // that Python streams. Sliders, locks and the picked answer exist only in the page, in `State`.
 
 class Board {
-  // `publish`: makes a run the one that requests send.
-  constructor(root, publish) {
+  // `publish`: makes a run the one that requests send. `recorded`: the recorded runs, one for each chip.
+  constructor(root, publish, recorded) {
     this.root = root;
     this.publish = publish;
+    this.recorded = recorded;
     this.state = new State(() => this.draw());
     this.which = null; // the answers (indices) that the next request writes; null: all
     this.waiting = null; // the prompt of a request that the server has not answered yet
     this.asked = ""; // the prompt of the last request
     this.abandoned = new Set(); // the ids of runs that were being written when the visitor went back or forward
     this.opening = false; // whether a link is being read
+    this.explaining = ""; // the answer whose words were asked for, see `State.reasonKey`; "": none
     this.asking = new Asking(
       () => this.busy,
       () => this.asked,
@@ -25,6 +27,7 @@ class Board {
       code: () => this.code.toggle(),
       rewrite: (i) => this.press("#again", [i]),
       goOn: (i) => this.press("#continue", [i]),
+      explain: () => this.explain(),
     };
     this.note = Dom.el("div", "note", root);
     this.note.setAttribute("role", "status");
@@ -76,6 +79,16 @@ class Board {
     if (busy) this.press("#stop");
   }
 
+  // Switch to a recorded run, here in the browser.
+  example(i) {
+    if (this.busy) return;
+    const run = this.recorded[i];
+    this.memory.leave();
+    this.memory.fill(run.messages.at(-1).content);
+    this.receive(run);
+    this.publish(run);
+  }
+
   build() {
     for (const part of [this.sliders, this.scatter, this.cards]) part.build();
   }
@@ -101,8 +114,18 @@ class Board {
     this.scatter.draw(rankings.yours.best);
     this.preferred.draw();
     this.asking.draw();
+    this.drawExamples();
     this.speak(rankings.yours);
     this.memory.soon();
+    this.explain();
+  }
+
+  // Mark the chip whose run is shown.
+  drawExamples() {
+    const shown = this.recorded.findIndex(({ id }) => id === this.state.run.id);
+    for (const [i, chip] of document.querySelectorAll("#examples button").entries()) {
+      chip.setAttribute("aria-pressed", String(i === shown));
+    }
   }
 
   // Say that the weights are ready, and who wins; that the work has begun is the note's text.
@@ -188,6 +211,21 @@ class Board {
     return this.state.pick ?? this.state.rankings().yours.best ?? -1;
   }
 
+  // Ask for the words behind the scores of an answer whose details are open, one answer after the other.
+  explain() {
+    const i = this.cards.unexplained;
+    if (i < 0 || this.explaining || this.busy) return;
+    this.explaining = this.state.reasonKey(i);
+    this.press("#why", [i]);
+  }
+
+  // `found`: from `Page.why`; it may be of a run that is no longer shown.
+  explained(found) {
+    this.state.reasons.set(this.explaining, found);
+    this.explaining = "";
+    this.draw();
+  }
+
   fragment() {
     return Share.fragment(this.state);
   }
@@ -225,7 +263,8 @@ class Board {
   }
 }
 
-const board = new Board(element.querySelector(".board"), (run) => { props.value = run; });
+const publish = (run) => { props.value = run; };
+const board = new Board(element.querySelector(".board"), publish, [props.value, ...props.others]);
 window.proBoard = board;
 
 let opened = null; // the run that the page opened with
@@ -254,4 +293,7 @@ if (!board.memory.open(window.history.state)) {
   if (asked.get("prompt")) board.memory.fill(asked.get("prompt").slice(0, 10_000));
 }
 window.addEventListener("hashchange", () => board.openShared(first));
-Dom.when("#examples button", (chip) => new Toolbar(chip.parentElement, "Examples").refresh());
+Dom.when("#examples button", (chip) => {
+  new Toolbar(chip.parentElement, "Recorded examples").refresh();
+  board.drawExamples();
+});

@@ -28,6 +28,7 @@ SCRIPTS = (
     "switches.js",
     "sliders.js",
     "markdown.js",
+    "reasons.js",
     "cards.js",
     "scatter.js",
     "export.js",

@@ -7,7 +7,7 @@ class Cards {
   static NAMES = { predicted: "PRO’s guess", yours: "yours", uniform: "all equal" };
   static WIDEST = 2; // a bar of full length: two standard deviations from the average
 
-  // `actions`: what the server is asked for: `rewrite(i)` and `goOn(i)`.
+  // `actions`: what the server is asked for: `rewrite(i)`, `goOn(i)` and `explain()`.
   constructor(parent, state, actions) {
     this.state = state;
     this.actions = actions;
@@ -61,8 +61,9 @@ class Cards {
     pin.title = "“Write again” keeps this answer";
     const use = Dom.button("small use", null, () => state.togglePick(i));
     tools.fill([copy, rewrite, pin, use]);
+    const reasons = new Reasons(card, state, i, actions.explain);
     const parts = { card, rank, style, total, badges, text, more, cut, cutText, goOn, error };
-    const rest = { thought, reasoning, ...scores, sums, tools, copy, rewrite, pin, use };
+    const rest = { reasons, thought, reasoning, ...scores, sums, tools, copy, rewrite, pin, use };
     return { ...parts, ...rest, shown: null, open: false };
   }
 
@@ -99,6 +100,7 @@ class Cards {
       this.drawAnswer(card, i);
       this.drawScores(card, i);
       this.drawTools(card, i, rankings.yours.best);
+      card.reasons.draw();
     });
     this.arrange(places);
   }
@@ -178,6 +180,11 @@ class Cards {
     Dom.write(error, candidate.error ?? "");
     thought.hidden = !candidate.reasoning;
     Dom.write(reasoning, candidate.reasoning ?? "");
+  }
+
+  // The first card whose details are open without words, or -1.
+  get unexplained() {
+    return this.cards.findIndex(({ reasons }) => reasons.wanted);
   }
 
   unfold(i) {

@@ -44,7 +44,7 @@ class Conversation {
       Dom.el("b", "", line, role === "user" ? "You " : "Answer ");
       const text = Dom.el("span", "", line);
       text.dir = "auto";
-      Words.tint(text, run, turn, k);
+      Words.message(text, run, turn, k);
     });
     this.thread.hidden = !this.thread.hasChildNodes();
   }

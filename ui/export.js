@@ -13,6 +13,7 @@ const Export = (() => {
       messages: run.messages,
       model: run.model ?? null,
       date: run.date ?? null,
+      panel: run.panel ?? null,
       added: run.added ?? [],
       asked: run.asked ?? null,
       scored_here: run.phase !== "shared",

@@ -28,6 +28,7 @@ from pro_core.http import Settings
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS
 from pro_core.rewards.calibration import text_lengths
+from pro_core.rewards.explanations import ScoreExplanation, explanation_steps
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
@@ -52,6 +53,8 @@ OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
 BETTER = "A model that writes better: make app PRO_POLICY=Qwen/Qwen3-0.6B"
 PROMPTS, TEXTS = 32, 24
 """Prompts and answers per batch: a larger batch would take longer than a visitor should wait for weights."""
+EXPLAINED = 20_000
+"""Most characters of an answer whose scores are explained: each of its texts is tokenized as a whole."""
 log = logging.getLogger("pro.app")
 
 
@@ -119,6 +122,7 @@ class Models:
                 "predict": Kind(self._predict, PROMPTS),
                 "score": Kind(self._score, TEXTS, lambda request: len(request[1])),
                 "explain": Kind(self._explain, 1),
+                "why": Kind(self._score, TEXTS, lambda request: len(request[1])),
             }
         )
 
@@ -278,6 +282,24 @@ class Models:
         members[0] = z
         parts = zip(scores, (raw, z, members), strict=True)
         return Scores(*(np.concatenate(both, axis=-1) for both in parts)), why
+
+    async def why(self, messages: Sequence[Message], text: str) -> ScoreExplanation:
+        """The words that moved the scores of one answer; other visitors' requests go between its batches.
+
+        Raises:
+            ValueError: an empty answer, or one of over :data:`EXPLAINED` characters.
+        """
+        if len(text) > EXPLAINED:
+            raise ValueError(f"Only answers of up to {EXPLAINED:,} characters are explained.")
+        steps = explanation_steps(text)
+        texts = next(steps)
+        while True:
+            parts = [texts[i : i + TEXTS] for i in range(0, len(texts), TEXTS)]
+            scores = [await self._batcher.ask("why", (messages, part)) for part in parts]
+            try:
+                texts = steps.send(np.concatenate([one.z for one in scores]))
+            except StopIteration as done:
+                return done.value
 
     def _predict(self, prompts: list[Sequence[Message]]) -> list[UncertainWeights]:
         assert self.adapter is not None

@@ -25,7 +25,7 @@ from pro_core.generation import (
 )
 from pro_core.weights import apply_floors, as_weights
 from ui.board import Answer, Moved, Run, answer, follow_up, scored
-from ui.models import Models, SignInWanted, sentence
+from ui.models import Models, SignInWanted, sentence, short
 from ui.places import Full
 from ui.runs import (
     Turn,
@@ -185,7 +185,7 @@ class Page:
             if not self.models.ready:
                 yield {**run, "note": "Loading the reward models…", "tone": "", "busy": True}
             weighed = asyncio.create_task(self._weighed(wanted, sliders, run))
-            explaining = asyncio.create_task(self._words(wanted.messages))
+            explaining = asyncio.create_task(self.words(wanted.messages))
             tasks += [weighed, explaining]
             async with aclosing(self._written(weighed, wanted)) as runs:
                 async for written in runs:
@@ -238,12 +238,13 @@ class Page:
             "floors": self.models.floors.tolist(),
             "accuracy": panel.accuracy,
             "presets": self.models.presets,
+            "panel": short(self.models.panel_source),
             "candidates": candidates,
             **weights,
         }
         return extended(run, self.models.sentences.allowed(added))
 
-    async def _words(self, messages: list[Message]) -> list[Moved] | None:
+    async def words(self, messages: list[Message]) -> list[Moved] | None:
         """The words that moved the weights; None without an adapter, or if it could not be asked."""
         try:
             await self.models.when_ready()
@@ -398,7 +399,7 @@ class Page:
             parts = given()
             added = parts.get("added", kept(old).get("added"))
             run = await self._new_run(parts["messages"], parts["candidates"], added)  # type: ignore[arg-type]
-            explaining = asyncio.create_task(self._words(parts["messages"]))  # type: ignore[arg-type]
+            explaining = asyncio.create_task(self.words(parts["messages"]))  # type: ignore[arg-type]
             try:
                 run = await self._scored({**run, **parts})
                 await asyncio.wait([explaining], timeout=PATIENCE)
@@ -410,3 +411,29 @@ class Page:
         except Exception:
             log.exception("scoring given answers failed")
             return failed(kept(old), SORRY)
+
+    async def why(self, old: Run, which: Any) -> dict[str, Any]:
+        """The words that moved the panel's scores of an answer (`which`: a list of its number).
+
+        Returns `words`, `named` and `random` as in :class:`pro_core.rewards.explanations.ScoreExplanation`; or `error`,
+        a sentence.
+        """
+        try:
+            panel = await self.models.when_ready()
+            run, names = self.previous(old), list(panel.objective_names)
+            if not run:
+                raise ValueError("There are no answers to explain yet: ask something first.")
+            [place] = some_of(which, len(run["candidates"])) or [0]
+            if run["objectives"][: len(names)] != names:
+                raise ValueError("Another panel gave these scores: ask, and yours are explained.")
+            why = await self.models.why(run["messages"], run["candidates"][place]["text"])
+            words = [
+                {"start": start, "end": end, "effects": row.tolist()}
+                for (start, end), row in zip(why.words, why.effects.round(3), strict=True)
+            ]
+            return {"words": words, "named": numbers(why.named), "random": numbers(why.random)}
+        except (ValueError, GenerationError) as error:
+            return {"error": sentence(error)}
+        except Exception:
+            log.exception("explaining scores failed")
+            return {"error": SORRY}

@@ -17,7 +17,13 @@ class State {
     this.pointed = null; // the objective whose words are shown; null: the largest predicted weight
     this.moving = null; // the slider that is moving
     this.anchor = null; // all values before it moved
+    this.reasons = new Map(); // the words behind an answer's scores, by `reasonKey`; see `Page.why` in page.py
     this.shown = ""; // the run and the floors for which the sliders were last set
+  }
+
+  // A run's answers change only with its id, once they are written.
+  reasonKey(i) {
+    return `${this.run.id} ${i}`;
   }
 
   // Three weightings, each with K real weights.

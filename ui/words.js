@@ -14,24 +14,37 @@ const Words = (() => {
     return Boolean(run.predicted && run.words?.some(moved));
   }
 
-  // Fill `node` with message `turn`, its words tinted (none if k < 0). Returns its most effective word, or null.
-  function tint(node, run, turn, k) {
-    const characters = [...run.messages[turn].content];
-    const words = k < 0 ? [] : run.words;
-    const strongest = Math.max(0.05, ...words.map((w) => Math.abs(w.effects[k])));
+  // Fill `node` with a text, its words tinted by their effect on objective `k` where that is at least `least`. `say`:
+  // an effect in words. `strongest`: the effect with the full tint. Returns the most effective word, or null.
+  function tint(node, text, words, k, least, say, strongest = 0) {
+    const characters = [...text];
+    const full = strongest || Math.max(...words.map((w) => Math.abs(w.effects[k])));
     let [done, most, strongestWord] = [0, 0, null];
-    for (const { start, end, effects } of words.filter((w) => w.turn === turn && counts(w, k))) {
+    for (const { start, end, effects } of words) {
       const size = Math.abs(effects[k]);
-      const [tone, verb] = effects[k] > 0 ? ["high", "raised"] : ["low", "lowered"];
+      if (size < least) continue;
       node.append(cut(characters, done, start));
+      const tone = effects[k] > 0 ? "high" : "low";
       const word = Dom.el("span", `word ${tone}`, node, cut(characters, start, end));
-      word.style.setProperty("--strength", Math.max(0.1, size / strongest).toFixed(3));
-      word.title = `${verb} ${run.objectives[k]} by ${(100 * size).toFixed(1)} points`;
+      word.style.setProperty("--strength", Math.max(0.1, size / full).toFixed(3));
+      word.title = say(effects[k]);
       done = end;
       if (size > most) [most, strongestWord] = [size, word];
     }
     node.append(cut(characters, done));
     return strongestWord;
+  }
+
+  // Fill `node` with message `turn` of a run (no tint if k < 0).
+  function message(node, run, turn, k) {
+    const all = k < 0 ? [] : run.words;
+    const strongest = Math.max(0.05, ...all.map((w) => Math.abs(w.effects[k])));
+    const words = all.filter((w) => w.turn === turn);
+    const say = (effect) => {
+      const verb = effect > 0 ? "raised" : "lowered";
+      return `${verb} ${run.objectives[k]} by ${(100 * Math.abs(effect)).toFixed(1)} points`;
+    };
+    return tint(node, run.messages[turn].content, words, k, LEAST, say, strongest);
   }
 
   // "Harmless was raised or lowered by: ", and the prompt.
@@ -46,7 +59,7 @@ const Words = (() => {
     node.append(some ? " by: " : " by any one word: ");
     const quote = Dom.el("q", "", node);
     quote.dir = "auto";
-    const most = tint(quote, run, run.messages.length - 1, k);
+    const most = message(quote, run, run.messages.length - 1, k);
     node.scrollTop = most ? most.offsetTop - node.clientHeight / 2 : 0;
   }
 
@@ -62,5 +75,5 @@ const Words = (() => {
     return `${name} was raised by ${named(1)} and lowered by ${named(-1)}.`;
   }
 
-  return { any, tint, line, sentence };
+  return { any, tint, message, line, sentence };
 })();
