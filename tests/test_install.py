@@ -1,24 +1,24 @@
-"""`pip install .` in a clean environment with only the declared dependencies: the library scores, predicts and writes.
+"""The wheel in a clean environment with only its declared dependencies: the library scores, predicts and writes.
 
-Needs the package index from which the project was installed. If torch comes from another index, TORCH_INDEX names it,
-as for make.
+pip builds and installs the wheel. The dependencies are linked from this environment, which takes no index and no time:
+those that the wheel declares, with their own, and no others.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny import ROOT, tiny_classifier, tiny_encoder, vivid_adapter
 
 import pro_core
@@ -81,7 +81,7 @@ class Clean(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory) -> Iterator[Clean]:
+def clean(tmp_path_factory) -> Clean:
     # From a copy: setuptools keeps a build/ folder in the sources, so deleted files would stay in the next wheel.
     folder = tmp_path_factory.mktemp("install")
     source = folder / "source"
@@ -91,19 +91,39 @@ def clean(tmp_path_factory) -> Iterator[Clean]:
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("*.whl")
 
-    # With the versions of this environment, whose packages are in pip's cache, and whose scores can be compared.
-    constraints = folder / "constraints.txt"
-    found = {d.name: d.version for d in importlib.metadata.distributions()}
-    ours = found.pop("pro-core", None)
-    assert ours, "the project is not installed here; make venv"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in found.items()))
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    index = os.environ.get("TORCH_INDEX")
-    extra = ["--extra-index-url", index] if index else []
-    pip(python, "install", "--no-compile", "--constraint", constraints, *extra, wheel)
-    yield Clean(python.parent, wheel)
-    shutil.rmtree(folder / "venv")  # a GB, and pytest keeps the folders of three runs
+    pip(python, "install", "--no-compile", "--no-deps", wheel)
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    link_dependencies(packages)
+    return Clean(python.parent, wheel)
+
+
+def link_dependencies(packages: Path) -> None:
+    """Link what the installed project needs, and what that needs, into its ``packages`` from this environment."""
+    (project,) = importlib.metadata.distributions(name="pro-core", path=[str(packages)])
+    waiting, linked = needed_by(project, {""}), set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        found = importlib.metadata.distribution(name)
+        if (name, *sorted(requirement.extras)) in linked:
+            continue
+        linked.add((name, *sorted(requirement.extras)))
+        waiting += needed_by(found, {"", *requirement.extras})
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(found.locate_file(top)))
+
+
+def needed_by(distribution: importlib.metadata.Distribution, extras: set[str]) -> list[Requirement]:
+    """Its requirements on this machine, with some of its extras ("" for none)."""
+    requirements = map(Requirement, distribution.requires or ())
+    return [
+        r
+        for r in requirements
+        if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)
+    ]
 
 
 def pip(python: str | Path, *arguments: str | Path) -> None:
