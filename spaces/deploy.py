@@ -1,6 +1,7 @@
 """Check the Space, and deploy it to the Hugging Face hub.
 
-    python spaces/deploy.py --dry-run                       # everything that can be checked without the hub
+    python spaces/deploy.py --dry-run                       # everything that can be checked without the hub, also
+                                                            # what each set-up of the card would run where
     python spaces/deploy.py --dry-run --keep /tmp/space     # and keep the exact tree there, to look at or to run
     HF_TOKEN=... python spaces/deploy.py me/my-space        # the same checks, then create or update the Space
     python spaces/deploy.py me/my-space --token-file FILE --private
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,9 +40,44 @@ TOP = ("README.md", "requirements.txt", "space_app.py")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.py[cod]", "*.pyi", ".*")
 
 VARIABLES = (
-    "PRO_POLICY", "PRO_PANEL", "PRO_ADAPTER", "PRO_FLOORS", "PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_DIALECT",
+    "PRO_POLICY", "PRO_PANEL", "PRO_ADAPTER", "PRO_FLOORS", "PRO_PRESETS", "PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_DIALECT",
+    "PRO_ENDPOINT_SIGN_IN", "PRO_JUDGE_MODEL", "PRO_SENTENCES",
 )  # fmt: skip
-SECRETS = ("PRO_ENDPOINT_URL", "PRO_ENDPOINT_TOKEN")
+ADDRESSES = ("PRO_ENDPOINT_URL", "PRO_JUDGE")
+SECRETS = (*ADDRESSES, "PRO_ENDPOINT_TOKEN", "PRO_JUDGE_TOKEN")
+SCOPE = "inference-api"
+"""What visitors who sign in let the Space do: call inference with their account."""
+SETUPS = {
+    "CPU only": {},
+    "own endpoint, vLLM": {
+        "PRO_ENDPOINT_URL": "https://name.endpoints.huggingface.cloud",
+        "PRO_ENDPOINT_TOKEN": "token",
+    },
+    "own endpoint, TGI": {
+        "PRO_ENDPOINT_URL": "https://name.endpoints.huggingface.cloud",
+        "PRO_ENDPOINT_TOKEN": "token",
+        "PRO_ENDPOINT_DIALECT": "tgi",
+    },
+    "visitors' sign-in": {
+        "PRO_ENDPOINT_URL": "https://router.huggingface.co/v1",
+        "PRO_ENDPOINT_MODEL": "Qwen/Qwen3-8B",
+        "PRO_ENDPOINT_SIGN_IN": "1",
+    },
+}
+"""The set-ups of the card: the app's settings in each."""
+SET_UP = """
+import json, sys
+from ui.models import Models
+from ui.where import where
+for name, settings in json.load(sys.stdin).items():
+    try:
+        shown = where(Models(settings))
+        row = shown["parts"][0]
+        print(json.dumps([name, "", f"{row['name']}; {row['sent'] or shown['sent'].partition(': ')[2]}"]))
+    except ValueError as error:
+        print(json.dumps([name, str(error), ""]))
+"""
+"""Run in the tree: what each set-up would write its answers with. Nothing is loaded, and no server is asked."""
 OUTBOUND_PORTS = (80, 443, 8080)
 
 MB = 1_000_000
@@ -167,6 +205,9 @@ def check_card(tree: Path, root: Path = ROOT) -> Iterator[str]:
             yield f"card: got {field} {entries!r}, expected a list of texts"
         elif field != "tags" and not all(HUB_ID.fullmatch(entry.split()[0]) for entry in entries):
             yield f"card: {field} {entries!r}: expected hub ids, owner/name"
+    scopes = card.get("hf_oauth_scopes")
+    if card.get("hf_oauth") is not True or scopes != [SCOPE]:
+        yield f"card: got hf_oauth {card.get('hf_oauth')!r} with {scopes!r}, expected true with [{SCOPE}]"
     preloaded = {str(entry).split()[0] for entry in card.get("preload_from_hub") or []}
     if not preloaded <= set(card.get("models") or []):
         yield "card: preload_from_hub names a model that models does not"
@@ -236,7 +277,7 @@ def check_secrets(
     """No token, no key, no token of this environment, no path of this machine. The secret is not printed."""
     private = {
         f"the value of {k}": environ[k]
-        for k in ("HF_TOKEN", "PRO_ENDPOINT_TOKEN")
+        for k in ("HF_TOKEN", "PRO_ENDPOINT_TOKEN", "PRO_JUDGE_TOKEN")
         if environ.get(k)
     }
     private |= {"a path of this machine": f"{root}/"}
@@ -253,14 +294,38 @@ def check_settings(environ: Mapping[str, str]) -> Iterator[str]:
     for name in ("PRO_POLICY", "PRO_PANEL", "PRO_ADAPTER"):
         if environ.get(name) and Path(environ[name]).exists():
             yield f"{name}={environ[name]} is a folder here; a Space needs a hub id (upload it first)"
-    if url := environ.get("PRO_ENDPOINT_URL"):
+    for name in ADDRESSES:
+        url = environ.get(name, "")
+        if name == "PRO_JUDGE" and "://" not in url:
+            if url and Path(url).exists():
+                yield f"{name}={url} is a folder here; a Space needs a hub id or an address"
+            continue
+        if not url:
+            continue
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
         except ValueError:
             port = None
         if port not in OUTBOUND_PORTS:
-            yield f"PRO_ENDPOINT_URL: got port {port}, a Space reaches only {OUTBOUND_PORTS}"
+            yield f"{name}: got port {port}, a Space reaches only {OUTBOUND_PORTS}"
+
+
+def dry_run(tree: Path, environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(set-up, what is wrong with it, who writes the answers where) of :data:`SETUPS` and of this environment."""
+    own = {k: v for k, v in environ.items() if k in (*VARIABLES, *SECRETS) and v}
+    setups = SETUPS | ({"this environment": own} if own else {})
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", SET_UP],
+        input=json.dumps(setups),
+        capture_output=True,
+        text=True,
+        cwd=tree,
+        env={k: v for k, v in environ.items() if not k.startswith("PRO_")},
+    )
+    if done.returncode:
+        return [("the app", (done.stderr.strip().splitlines() or ["it does not start"])[-1], "")]
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def problems(tree: Path, root: Path = ROOT) -> list[str]:
@@ -321,6 +386,12 @@ def main(arguments: list[str] | None = None) -> None:
         except FileNotFoundError as error:
             sys.exit(f"error: {error}")
         wrong = [*problems(tree), *check_settings(os.environ)]
+        if options.dry_run and not wrong:
+            for name, problem, answers in dry_run(tree, os.environ):
+                if problem:
+                    wrong.append(f"set-up {name}: {problem}")
+                else:
+                    print(f"set-up {name}: {answers}")
         for problem in wrong:
             print(f"problem: {problem}", file=sys.stderr)
         if wrong:

@@ -63,6 +63,14 @@ def test_dry_run_passes_on_the_real_tree(tmp_path):
     done = run("--dry-run", "--keep", kept)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].endswith("all checks passed")
+    setups = dict(re.findall(r"^set-up (.*?): (.*)$", done.stdout, re.MULTILINE))
+    assert list(setups) == list(deploy.SETUPS)
+    assert setups["CPU only"].endswith("your text stays on this app's machine")
+    for name in ("own endpoint, vLLM", "own endpoint, TGI"):
+        assert "name.endpoints.huggingface.cloud" in setups[name]
+        assert "the owner's quota" in setups[name]
+    assert "router.huggingface.co" in setups["visitors' sign-in"]
+    assert "your account's quota" in setups["visitors' sign-in"]
     for name in ("app.py", "space_app.py", "ui", "pro_core", "checkpoints/demo/panel", "README.md"):
         assert (kept / name).exists(), name
     assert not list(kept.rglob("spaces")), "Gradio imports a package called spaces on a Space"
@@ -167,6 +175,9 @@ def test_settings_that_a_space_cannot_use_are_reported(tmp_path):
     assert "is a folder here" in "".join(deploy.check_settings({"PRO_PANEL": str(tmp_path)}))
     for url in ("https://a.example/v1", "http://a.example:8080", "http://a.example"):
         assert list(deploy.check_settings({"PRO_ENDPOINT_URL": url})) == []
+    assert list(deploy.check_settings({"PRO_JUDGE": "owner/judge"})) == []
+    assert "PRO_JUDGE: got port" in "".join(deploy.check_settings({"PRO_JUDGE": "http://a:8002"}))
+    assert "is a folder here" in "".join(deploy.check_settings({"PRO_JUDGE": str(tmp_path)}))
     for url in ("http://a.example:8000", "http://a.example:x", "a.example"):
         assert "a Space reaches only" in "".join(deploy.check_settings({"PRO_ENDPOINT_URL": url}))
 
