@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import Script, reciting_llama, tiny_llama
-from transformers import AutoModelForCausalLM
+from tiny import Script, lora_policies, reciting_llama, tiny_llama
 
 from pro_core.data.schema import clean_text
 from pro_core.generation import (
@@ -47,19 +45,7 @@ def folders(tmp_path_factory):
     """A base model, two LoRAs of it that change its texts, and the soup of them."""
     folder = tmp_path_factory.mktemp("mixing")
     base = tiny_llama(folder / "base")
-    for seed, name in enumerate(NAMES):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model = get_peft_model(
-            model, LoraConfig(task_type="CAUSAL_LM", r=2 + 2 * seed, target_modules="all-linear")
-        )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(parameter.normal_(0, 0.3).bfloat16())
-        model.save_pretrained(folder / name)
-        PolicyConfig(Condition("none", NAMES), base, "panel").save(folder / name)
-    sources = {name: str(folder / name) for name in NAMES}
+    sources = lora_policies(folder, base, NAMES)
     interpolate_policies(sources, folder / "soup")
     return {"base": base, "soup": str(folder / "soup"), **sources}
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import Script, conditioned_qwen, tiny_classifier
+from tiny import Script, conditioned_qwen, lora_policies, tiny_classifier
 
 from pro_core.data.entries import PairSource
 from pro_core.evaluation.policy.grids import simplex_grid
@@ -28,6 +28,7 @@ from pro_core.generation import LocalGenerator
 from pro_core.generation.chat import chat_prompt
 from pro_core.policies.conditional.recipe import WicRecipe
 from pro_core.policies.rl.recipe import MorlhfRecipe, MoslimRecipe
+from pro_core.policies.soups import interpolate_policies
 from pro_core.prompting.policy_config import load_language_model
 from pro_core.prompting.templates import Condition
 from pro_core.reporting.paper_tables import PAPER_TABLES, paper_table_for
@@ -37,6 +38,7 @@ from pro_core.reporting.policy_tables import (
     equal_weights_tables,
     leads_table,
     main_table,
+    quality_table,
     texts_table,
 )
 from pro_core.reporting.training_figures import training_figure
@@ -254,6 +256,44 @@ def test_other_judges_grade_all_rows_again_on_the_same_responses(recipe, parts, 
     assert was["mean_weighted_score"] == now["mean_weighted_score"]
     assert was["judge_score"] != now["judge_score"]
     assert was["heldout_score"] != now["heldout_score"]
+
+
+def test_decoders_are_graded_like_other_policies(recipe, qwen, tmp_path, monkeypatch):
+    """Soups and MOD at a strength, and blockwise best-of-N, on one grid; a second run loads no model."""
+    interpolate_policies(lora_policies(tmp_path, qwen, NAMES), tmp_path / "soup")
+    soup = str(tmp_path / "soup")
+    policies = [
+        {"name": "base", "model": qwen},
+        {"name": "none of it", "model": soup, "strength": 0},
+        {"name": "soup", "model": soup},
+        {"name": "MOD", "model": soup, "decoding": "mod", "strength": 1},
+        {"name": "blocks", "model": qwen, "candidates": 2, "block": 3},
+    ]
+    changes = {"judge": None, "heldout_panel": None, "perplexity": False, "prompts": 2}
+    given = PolicyEvaluation.read(recipe(policies=policies, **changes))
+
+    def texts():
+        study = WeightStudy(given)
+        requests = study.grid.requests(study.run.prompts)
+        return {n: study.run.answers(n, 0, requests, "weights").texts for n in given.names}
+
+    written = texts()
+    assert written["none of it"] == written["base"]
+    assert written["MOD"] != written["soup"] != written["base"] != written["blocks"]
+    assert written["MOD"][0] == written["soup"][0]  # all weight on one objective
+    monkeypatch.setattr(LocalGenerator, "load", lambda _: pytest.fail("a model was loaded again"))
+    assert texts() == written
+    for wrong, setting in (
+        ({"name": "x", "model": qwen, "block": 3}, "candidates"),
+        ({"name": "x", "endpoint": "http://a", "decoding": "mod"}, "endpoint"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            PolicyEvaluation.read(recipe(policies=[*policies, wrong], **changes))
+        assert refused.value.fields == (f"policies.{len(policies)}.{setting}",)
+    mixed = PolicyEntry(name="x", model=qwen, strength=0.5)
+    with pytest.raises(ConfigError, match="no policy of one LoRA per objective"):
+        NamedPolicies.under_weights([mixed], NAMES)("x", 0)
+    assert "| MOD |" in quality_table([scored_row("MOD", 0.6, panel="p1")], only="e")
 
 
 def scored_row(method: str, accuracy: float, **scored_by: str):

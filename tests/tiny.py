@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
@@ -377,6 +378,27 @@ def peft_adapter(folder: Path, base: str, tokenizer: bool = False) -> str:
     if tokenizer:
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return str(folder)
+
+
+def lora_policies(folder: Path, base: str, names: Sequence[str]) -> dict[str, str]:
+    """A LoRA of the base for each objective, each in a folder of its name; large enough to change most texts.
+
+    Ranks and scales are powers of 2, so that a soup in bf16 holds them exactly.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        kind = LoraConfig(task_type="CAUSAL_LM", r=2 << seed, target_modules="all-linear")
+        model = get_peft_model(model, kind)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(parameter.normal_(0, 0.3).bfloat16())
+        model.save_pretrained(folder / name)
+        PolicyConfig(Condition("none", tuple(names)), base, "panel").save(folder / name)
+    return {name: str(folder / name) for name in names}
 
 
 def without_ends(folder: Path) -> str:

@@ -96,6 +96,27 @@ def control_table(rows: Rows, only: str | None = None) -> str:
     return _judged(_only(rows, only), table)
 
 
+def quality_table(rows: Rows, only: str) -> str:
+    """Control beside what it costs in text, of one experiment: who moves what a weight asks for, and at what price."""
+
+    def table(mine: Rows) -> str:
+        heads = {key: SHOWN[key] for key in ("mean_weighted_score", "judge_score", "heldout_score")}
+        heads |= {key: TEXTS[key] for key in ("perplexity", "distinct_2", "length")}
+        shown = {key: head for key, head in heads.items() if _any(mine, key)}
+        body = [[r["method"], _control(r), *(cell(r, key) for key in shown)] for r in mine]
+        note = "Control: Spearman's correlation of weight and score within prompts, its mean over the objectives."
+        return markdown_table(["", "control", *shown.values()], body) + f"\n\n{note} {UNITS}"
+
+    return _judged(_only(rows, only), table)
+
+
+def _control(row: Row) -> str:
+    """The mean over the objectives of Spearman's correlations, those that are there."""
+    of = [row["metrics"].get(f"spearman_{name}") for name in row["objectives"]]
+    known = [value for value in of if value is not None]
+    return f"{sum(known) / len(known):.2f}" if known else ""
+
+
 def levels_table(rows: Rows) -> str:
     """Whether the level given follows the level asked for, see :mod:`pro_core.evaluation.policy.levels`."""
 

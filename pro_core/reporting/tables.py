@@ -36,6 +36,10 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:wic": ("policies.jsonl", partial(policy_tables.main_table, only="wic")),
     "table:morlhf": ("policies.jsonl", partial(policy_tables.main_table, only="morlhf")),
     "table:demo_soup": ("policies.jsonl", partial(policy_tables.control_table, only="demo_soup")),
+    "table:control_quality": (
+        "policies.jsonl",
+        partial(policy_tables.quality_table, only="control_quality"),
+    ),
     "table:policies": ("policies.jsonl", policy_tables.main_table),
     "table:policies_leads": ("policies.jsonl", policy_tables.leads_table),
     "table:policies_control": ("policies.jsonl", policy_tables.control_table),

@@ -6,15 +6,19 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pro_core.evaluation.policy.recipe import PolicyEntry
 from pro_core.evaluation.policy.responses import GeneratorPolicy
-from pro_core.generation import EndpointGenerator, Generator, LocalGenerator
+from pro_core.generation import EndpointGenerator, Generator, LocalGenerator, Mixing
+from pro_core.generation.soup import MIXING_VERSION
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
+from pro_core.rewards.blockwise import BlockwiseGenerator
 from pro_core.runs.clock import device_hours
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.fingerprints import fingerprint
+from pro_core.system.storage import content_hash
 
 Check = Callable[[PolicyConfig], None]
 """Raises a ValueError where a policy reads something else than what the evaluation asks for."""
@@ -26,22 +30,27 @@ class NamedPolicies:
     Args:
         check: applied to what each checkpoint reads.
         asked_by: how all policies are asked, stock models too; None: each as it was trained.
+        panel: the RewardPanel that chooses block by block, where an entry asks for that.
     """
 
     def __init__(
-        self, entries: Sequence[PolicyEntry], check: Check, asked_by: PolicyConfig | None = None
+        self,
+        entries: Sequence[PolicyEntry],
+        check: Check,
+        asked_by: PolicyConfig | None = None,
+        panel: Any = None,
     ):
         self.entries = {entry.name: entry for entry in entries}
-        self.check, self.asked_by = check, asked_by
-        self._writer: tuple[str, Generator] | None = None
+        self.check, self.asked_by, self.panel = check, asked_by, panel
+        self._writer: tuple[Any, Generator] | None = None
         self._fingerprints: dict[str, str] = {}
 
     @classmethod
     def under_weights(
-        cls, entries: Sequence[PolicyEntry], objective_names: Sequence[str]
+        cls, entries: Sequence[PolicyEntry], objective_names: Sequence[str], panel: Any = None
     ) -> NamedPolicies:
         """Policies that read weights of these objectives, each in the form of its training, or the prompt alone."""
-        return cls(entries, lambda reads: reads.check_objectives(objective_names))
+        return cls(entries, lambda reads: reads.check_objectives(objective_names), panel=panel)
 
     @classmethod
     def under_levels(cls, entries: Sequence[PolicyEntry], condition: Condition) -> NamedPolicies:
@@ -76,7 +85,8 @@ class NamedPolicies:
         """One policy under one seed; its model loads when it must write. ``candidates`` replaces the recipe's number.
 
         Raises:
-            ConfigError: a checkpoint cannot be loaded, or reads something else than what is asked for.
+            ConfigError: a checkpoint cannot be loaded, reads something else than what is asked for, or is not mixed
+                where the entry says how; blocks without a panel.
         """
         entry = self.entries[name]
         model, folder = entry.model.format(seed=seed), entry.policy.format(seed=seed)
@@ -84,23 +94,41 @@ class NamedPolicies:
         source = self._fingerprint(folder or model) if folder or not endpoint else ""
         if endpoint:
             source = f"{endpoint} {model} {source}"
+        if entry.block and self.panel is None:
+            raise ConfigError(f"{name}: got blocks, but no panel chooses here", ["policies"])
 
         def load() -> Generator:
-            if self._writer is None or self._writer[0] != source:
+            key = source, entry.mixing, entry.block, entry.candidates
+            if self._writer is None or self._writer[0] != key:
                 self._writer = None
                 gc.collect()
-                writer = _endpoint(endpoint, model, folder) if endpoint else LocalGenerator(model)
-                self._writer = source, writer
+                writer: Generator = (
+                    _endpoint(endpoint, model, folder)
+                    if endpoint
+                    else LocalGenerator(model, mixing=entry.mixing)
+                )
+                if entry.block:
+                    writer = BlockwiseGenerator(writer, self.panel, entry.candidates, entry.block)
+                self._writer = key, writer
             return self._writer[1]
 
         try:
             reads = load().policy
             if reads is not None:
                 self.check(reads)
+            mixes = reads is not None and bool(reads.ranks)
+            if entry.mixing and not mixes:
+                raise ValueError("got how to mix it, but it is no policy of one LoRA per objective")
         except ValueError as error:
             raise ConfigError(f"{name}: {error}", ["policies"]) from None
-        n = entry.candidates if candidates is None else candidates
-        return GeneratorPolicy(name, load, source, n, self.asked_by)
+        identity = source
+        if mixes:
+            identity += f" mixing {MIXING_VERSION} {entry.mixing or Mixing()}"
+        if entry.block:
+            chooser = content_hash([self.panel.fingerprint(), self.panel.stats.to_dict()])
+            identity += f" best of {entry.candidates} every {entry.block} tokens by {chooser}"
+        n = candidates or (1 if entry.block else entry.candidates)
+        return GeneratorPolicy(name, load, identity, n, self.asked_by, bool(entry.block))
 
     def _fingerprint(self, model: str) -> str:
         if model not in self._fingerprints:

@@ -61,6 +61,7 @@ class GeneratorPolicy:
         load: makes the generator, which knows what its model reads.
         source: its identity, such as a hash of the model's files.
         asked_by: replaces what the checkpoint says of how it is asked: a stock model is then asked like a trained one.
+        chooses: the generator itself chooses by the weights, whatever its model reads.
     """
 
     name: str
@@ -68,6 +69,7 @@ class GeneratorPolicy:
     source: str
     candidates: int = 1
     asked_by: PolicyConfig | None = None
+    chooses: bool = False
 
     def identity(self, request: Request) -> str:
         return self.source
@@ -76,6 +78,8 @@ class GeneratorPolicy:
         return self.load()
 
     def reads(self, request: Request) -> Request:
+        if self.chooses:
+            return request
         return request.read_by(self.asked_by or self.load().policy)
 
 

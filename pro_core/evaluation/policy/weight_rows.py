@@ -77,7 +77,7 @@ class WeightStudy:
             self.grid = Grid("weights", names, simplex_grid(len(names), recipe.weights))
         except ValueError as error:
             raise ConfigError(str(error), ["weights"]) from None
-        policies = NamedPolicies.under_weights(recipe.policies, names)
+        policies = NamedPolicies.under_weights(recipe.policies, names, panel)
         self.recipe = recipe
         self.run = PolicyRun(recipe, split, self.scores, policies, _likelihood(recipe))
         self.adapter_weights_PK = self._adapter_weights()
