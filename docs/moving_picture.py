@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 WIDTH, HEIGHT = 1120, 780
 FRAME = 100  # ms
 SECONDS = 8.0
-COLOURS = 96
+COLOURS = 256
 LARGEST = 2 * 2**20  # bytes
 FAR, BEYOND = 25, 8  # hundredths that the slider moves to the change, and past it
 POINTER = """() => {
@@ -74,7 +74,7 @@ def steps(page: Any) -> Iterator[None]:
             yield
 
     frames = round(SECONDS * 1000 / FRAME)
-    away = (x(start) + 230, y + 90)
+    away = (area["x"] + area["width"] + 260, y)  # over an answer, which takes no notice
     page.mouse.move(*away)
     for _ in range(10):
         yield
@@ -104,13 +104,14 @@ def film(url: str, chromium: str) -> list[Image.Image]:
         page.locator("#examples button").first.wait_for()
         page.locator(".strip i").first.wait_for()
         page.evaluate(POINTER)
-        frames = []
+        frames, winners = [], ""
         for _ in steps(page):
             page.evaluate("() => new Promise(requestAnimationFrame)")
             frames.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
-        winners = page.evaluate("document.querySelector('.board').dataset.winners")
-        print(f"{len(frames)} frames; winners at the end: {winners}")
+            winner = page.evaluate("document.querySelector('.board').dataset.winners[1]")
+            winners += winner if not winners.endswith(winner) else ""
         browser.close()
+    print(f"{len(frames)} frames; who wins: {' then '.join(winners)}")
     return frames
 
 
