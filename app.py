@@ -33,6 +33,7 @@ from typing import Any
 import gradio as gr
 
 from pro_core.generation import GenerationSettings
+from pro_core.generation.mixing import STRONGEST
 from ui.api import Api
 from ui.board import PAGE_CSS, board, header, note_line
 from ui.door import with_door
@@ -51,6 +52,9 @@ SETTINGS = {
     "PRO_PANEL": "the reward models: a local folder or a hub id (default: checkpoints/demo/panel)",
     "PRO_ADAPTER": "the preference adapter (default: checkpoints/demo/adapter beside the default panel, "
     "no adapter beside another); none means uniform weights",
+    "PRO_DECODING": "how a policy of train/soups.py is mixed in this process: soup (in its parameters; default) or mod "
+    "(in its logits)",
+    "PRO_STRENGTH": "how strongly, from 0 (the plain model) to 2 (default: 1)",
     "PRO_ENDPOINT_URL": "generate through this server (TGI, vLLM, any OpenAI-compatible one)",
     "PRO_ENDPOINT_MODEL": "the model's name at that server",
     "PRO_ENDPOINT_TOKEN": "its access token; sent only to that host, never logged",
@@ -62,6 +66,7 @@ SETTINGS = {
     "PRO_JUDGE_MODEL": "the judge's name at that server",
     "PRO_JUDGE_TOKEN": "its access token; sent only to that host, never logged",
     "PRO_SENTENCES": "the only sentences that visitors may add, separated by ';'; none: no sentence",
+    "PRO_LORA_FOLDER": "a folder that a vLLM server there reads too: it loads the LoRA of each weighting from it",
     "PRO_FLOORS": "the owner's minimum weights, such as harmless=0.1",
     "PRO_PRESETS": "weights to start from, such as 'Family: harmless=0.7, humor=0.3; Strict: harmless=1'",
     "GRADIO_SERVER_NAME": "the address to listen on (default: 127.0.0.1)",
@@ -156,6 +161,11 @@ def build(models: Models) -> gr.Blocks:
                     label="Seed: the same one writes the same answers; empty: a new one each time",
                 )
                 system = gr.Textbox("", label="System prompt", lines=2, max_lines=6)
+                strength = gr.Slider(
+                    0, STRONGEST, models.strength, step=0.05, buttons=[],
+                    visible=models.strength is not None,
+                    label="Strength of the weights while it writes: 0 is the plain model, 1 as trained",
+                )  # fmt: skip
         status = where_section(where(models))
         sliders = gr.JSON(None, visible=False)
         which = gr.JSON(None, visible=False)
@@ -163,6 +173,8 @@ def build(models: Models) -> gr.Blocks:
         reasons = gr.JSON(None, visible=False)
 
         common, sampling = [n, tokens, styles, view, sliders], [warmth, seed, system]
+        if models.strength is not None:
+            sampling = [*sampling, strength]
         asked = [prompt, *common, *sampling]
         runs = [gr.on([ask.click, prompt.submit], writes("ask"), asked, view, js=ASK, **free)]
         same = [*common, which, *sampling]

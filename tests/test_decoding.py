@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny import Script, lora_policies, reciting_llama, tiny_llama
@@ -16,6 +17,7 @@ from pro_core.generation import (
     collect,
     generator_from_env,
 )
+from pro_core.generation.base import run_sync
 from pro_core.generation.mixing import Part, in_rows
 from pro_core.generation.responses import write_responses
 from pro_core.generation.soup import fold
@@ -23,6 +25,10 @@ from pro_core.policies.soups import interpolate_policies
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
 from pro_core.system.storage import StorageError
+from ui.models import Models
+from ui.runs import Turn, prepared
+
+pytestmark = pytest.mark.slow
 
 NAMES = ("helpful", "humor")
 HI = [{"role": "user", "content": "tell me a joke"}]
@@ -275,3 +281,34 @@ def test_how_it_is_mixed_and_where_it_begins_decide_which_responses_are_kept(tmp
     kinds = [asked(0.3, 0.7), asked(0.3, 0.7, strength=0.5), asked(0.3, 0.7, begun="Yes")]
     assert [written(request) for [request] in kinds] == [1, 1, 1]
     assert [written(request) for [request] in kinds] == [0, 0, 0]
+
+
+# ---------------------------------------------------------------- the page
+
+
+class Names:
+    """A panel of the shipped objectives."""
+
+    objective_names = ("helpful", "harmless", "truthful", "informative", "humor")
+
+
+def test_a_strength_is_checked_and_is_part_of_how_a_run_was_asked_for():
+    wanted = prepared(Turn([], "Hi"), 2, 8, False, (None, 7, "", 0.5))
+    assert wanted.strength == wanted.asked["strength"] == 0.5
+    assert prepared(Turn([], "Hi"), 2, 8, False, (None, 7)).strength is None
+    for wrong in (2.5, -0.1, "1", True, None, float("nan")):
+        with pytest.raises(ValueError, match="strength"):
+            prepared(Turn([], "Hi"), 2, 8, False, (None, 7, "", wrong))
+
+
+def test_the_page_offers_a_strength_only_for_a_policy_that_is_mixed():
+    assert Models({}).strength == 1  # the shipped policy
+    soup = Models({"PRO_STRENGTH": "0.5", "PRO_DECODING": "mod"})
+    assert soup.strength == 0.5
+    assert Models({"PRO_POLICY": "some/model"}).strength is None
+    assert Models({"PRO_ENDPOINT_URL": "http://127.0.0.1:9"}).strength is None
+    soup.panel = Names()
+    talk, even = [[{"role": "user", "content": "Hi"}]] * 2, np.full(5, 0.2)
+    mixed = run_sync(soup.requests(talk, even, 1.5))
+    assert [request.mixing for request in mixed] == [Mixing("mod", 1.5)] * 2
+    assert run_sync(soup.requests(talk, even))[0].mixing is None

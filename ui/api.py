@@ -21,6 +21,7 @@ from pro_core.rewards.best_of_n import Candidate, candidate_of, ranked
 from pro_core.rewards.calibration import member_spread
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, as_weights, weighted_sum
+from ui import values
 from ui.models import Models, sentence
 from ui.runs import sampled
 from ui.values import (
@@ -97,6 +98,7 @@ class Api:
         max_new_tokens: int = 192,
         temperature: float | None = None,
         seed: int | None = None,
+        strength: float | None = None,
     ) -> AsyncGenerator[dict, None]:
         """N answers with scores and totals, best first under `weights` (null: the predicted weights).
 
@@ -107,7 +109,8 @@ class Api:
         null if no objective has several). An answer with `by` within `spread` is too close to call.
 
         `temperature` (0 to 2) and `seed` (the same one gives the same texts in process; an endpoint may ignore it) are
-        null for the defaults.
+        null for the defaults. `strength` (0 to 2) says how strongly the weights mix a policy of one LoRA per objective;
+        null: as the owner says.
 
         A caller who iterates over the job sees the answers while they are written, unranked and with null scores. When
         the caller leaves, the work ends.
@@ -125,7 +128,9 @@ class Api:
         schemes = {"predicted": fallback, "used": used, "uniform": np.full(K, 1 / K)}
         source = source if given is None else "user"
         head = {"weights": self._named(panel, used), "source": source}
-        batch = await models.requests([messages] * n, used)
+        if strength is not None:
+            strength = values.strength(strength)
+        batch = await models.requests([messages] * n, used, strength)
 
         def so_far(candidates: Iterable[Candidate]) -> dict:
             return {**head, "candidates": [self._candidate(panel, c, schemes) for c in candidates]}

@@ -92,6 +92,7 @@ class Asked(TypedDict):
     tokens: int
     temperature: float
     seed: int | None
+    strength: float | None  # None: the policy is not mixed, or as its owner says
 
 
 class Added(TypedDict):

@@ -74,11 +74,12 @@ const Export = (() => {
   // show the run's own weights, those go out as they are, because a policy that reads weights read these.
   function request({ run, yours, told, differs }) {
     const [only] = run.messages;
-    const { n = run.candidates.length, tokens = 192, temperature, seed } = run.asked ?? {};
+    const { n = run.candidates.length, tokens = 192, temperature, seed, strength } = run.asked ?? {};
     const prompt = run.messages.length === 1 ? only.content : run.messages;
     const asked = { prompt, weights: Objectives.panelWeights(run, differs ? yours : told), n, max_new_tokens: tokens };
     if (typeof temperature === "number") asked.temperature = temperature;
     if (typeof seed === "number") asked.seed = seed;
+    if (typeof strength === "number") asked.strength = strength;
     return asked;
   }
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from pro_core.generation import (
     GenerationError,
     GenerationSettings,
     LocalGenerator,
+    Mixing,
     Request,
     Written,
     generator_from_env,
@@ -73,6 +75,14 @@ class SignInWanted(GenerationError):
     """Answers are written for visitors who signed in only."""
 
 
+def strength_of(generator: Any) -> float | None:
+    """The strength of a policy that is mixed in this process; None for any other. Loads nothing."""
+    if not isinstance(generator, LocalGenerator) or not Path(generator.path_or_id).is_dir():
+        return None
+    policy = generator.policy
+    return (generator.mixing or Mixing()).strength if policy and policy.ranks else None
+
+
 class Models:
     """Panel, adapter and generator that the environment names; :meth:`start` loads them in the background.
 
@@ -82,6 +92,7 @@ class Models:
         demo: whether the shipped policy writes the answers. own_panel: whether a panel of the owner's scores them.
         sentences: what visitors may add as objectives. sign_in: whether each visitor's own sign-in pays for answers;
             owner_pays: whether the owner's token does.
+        strength: how strongly the policy is mixed where a visitor does not say; None for a policy that is not mixed.
         floors: (K,), the owner's minimum weights. presets: weights to start from, by name.
         ready: panel and adapter have loaded or failed. finished: the generator has, too.
         places: limits how many visitors have answers written at once.
@@ -96,6 +107,7 @@ class Models:
         self.sign_in = wants_sign_in(environ)
         self.owner_pays = bool(environ.get("PRO_ENDPOINT_TOKEN", "").strip())
         self.local = isinstance(self.generator, LocalGenerator)
+        self.strength = strength_of(self.generator)
         self.generator_status = {"name": self.generator.name, "state": "loading"}
         own_panel = environ.get("PRO_PANEL", "")
         demo_adapter = "" if own_panel else str(ROOT / "checkpoints/demo/adapter")
@@ -202,10 +214,13 @@ class Models:
         return self.generator.policy
 
     async def requests(
-        self, batch: Sequence[Sequence[Message]], weights: np.ndarray
+        self,
+        batch: Sequence[Sequence[Message]],
+        weights: np.ndarray,
+        strength: float | None = None,
     ) -> list[Request]:
         """One request per conversation, under weights (K,) or those of a run with added objectives, of which no policy
-        reads.
+        reads. ``strength`` mixes a policy; None: as the owner says.
 
         Raises:
             ValueError: the policy has other objectives.
@@ -215,7 +230,12 @@ class Models:
         policy = await self.policy_in_use()
         if policy is not None:
             policy.check_objectives(names)
-        return [Request.weighted(messages, weights[: len(names)], names) for messages in batch]
+        requests = [Request.weighted(one, weights[: len(names)], names) for one in batch]
+        if strength is None:
+            return requests
+        own = self.generator.mixing if isinstance(self.generator, LocalGenerator) else None
+        mixing = replace(own or Mixing(), strength=strength)
+        return [replace(request, mixing=mixing) for request in requests]
 
     def writing(
         self, batch: Sequence[Request], settings: GenerationSettings, token: str | None = None

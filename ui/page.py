@@ -303,7 +303,7 @@ class Page:
                 if reads_weights:
                     run = await weighed
                     weights = np.array(run.get("used") or predicted_of(run))
-                    batch = await models.requests(wanted.conversations, weights)
+                    batch = await models.requests(wanted.conversations, weights, wanted.strength)
             except (Full, SignInWanted, ValueError):
                 if not wanted.same:
                     yield {**await weighed, "candidates": []}

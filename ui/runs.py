@@ -21,6 +21,7 @@ from ui.values import (
     MAX_TOKENS,
     flag,
     previous_run,
+    strength,
     temperature,
     text,
     whole,
@@ -49,7 +50,8 @@ class Wanted(NamedTuple):
     """The answers to write.
 
     `messages` and `cards`: of the whole run. `conversations` (one per answer to write), `places` (its card) and `begun`
-    (what it holds already). `same`: the turn was answered before, so that the page has answers to keep.
+    (what it holds already). `same`: the turn was answered before, so that the page has answers to keep. `strength`: of
+    the policy's mixing; None: as its owner says.
     """
 
     messages: list[Message]
@@ -60,6 +62,7 @@ class Wanted(NamedTuple):
     places: list[int]
     begun: list[Written]
     same: bool
+    strength: float | None
 
 
 def prepared(turn: Turn, n: Any, tokens: Any, styles: Any, sampling: Sequence[Any]) -> Wanted:
@@ -67,13 +70,14 @@ def prepared(turn: Turn, n: Any, tokens: Any, styles: Any, sampling: Sequence[An
 
     Args:
         n, tokens: how many new answers, and tokens per answer. styles: whether new answers get different styles.
-        sampling: see `sampled`.
+        sampling: see `sampled`; a fourth value is the strength of a policy that is mixed.
 
     Raises:
         ValueError: a value is not what it should be; one sentence.
     """
     n, tokens = whole(n, 1, MAX_ANSWERS, "answers"), whole(tokens, 1, MAX_TOKENS, "tokens")
-    settings, system = sampled(tokens, *sampling)
+    settings, system = sampled(tokens, *sampling[:3])
+    strong = strength(sampling[3]) if len(sampling) > 3 else None
     earlier = turn.earlier
     if system is not None:
         earlier = [system, *(m for m in earlier if m["role"] != "system")]
@@ -98,11 +102,12 @@ def prepared(turn: Turn, n: Any, tokens: Any, styles: Any, sampling: Sequence[An
         "tokens": tokens,
         "temperature": settings.temperature,
         "seed": settings.seed,
+        "strength": strong,
     }
     if turn.places and settings.seed is not None:
         settings = replace(settings, seed=_shifted(settings.seed, places[0], turn.kept or []))
     held = [Written(text=written) for written in begun]
-    return Wanted(messages, cards, asked, settings, conversations, places, held, turn.same)
+    return Wanted(messages, cards, asked, settings, conversations, places, held, turn.same, strong)
 
 
 def _shifted(seed: int, place: int, cards: Sequence[Answer]) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from pro_core.data.objectives import Message, check_objective_names
 from pro_core.data.schema import MAX_PROMPT_CHARS, clean_text, to_messages
 from pro_core.generation import STYLES, Finish
+from pro_core.generation.mixing import STRONGEST
 from pro_core.weights import as_weights
 from ui.board import Added, Answer, Asked, Moved, Run
 
@@ -110,6 +111,13 @@ def temperature(value: Any) -> float:
     """A sampling temperature from 0 to 2. Raises ValueError for anything else."""
     if not is_number(value) or not 0 <= value <= WARMEST:
         raise ValueError(f"got {reprlib.repr(value)} as the temperature, expected 0 to {WARMEST:g}")
+    return float(value)
+
+
+def strength(value: Any) -> float:
+    """How strongly weights mix a policy, from 0 to 2. Raises ValueError for anything else."""
+    if not is_number(value) or not 0 <= value <= STRONGEST:
+        raise ValueError(f"got {reprlib.repr(value)} as the strength, expected 0 to {STRONGEST:g}")
     return float(value)
 
 
@@ -214,12 +222,13 @@ def _added(value: Any, names: Sequence[str]) -> list[Added]:
 
 def _asked(value: Any) -> Asked:
     asked = _object(value)
-    seed = asked.get("seed")
+    seed, strong = asked.get("seed"), asked.get("strength")
     return {
         "n": whole(asked.get("n"), 1, MAX_ANSWERS, "answers"),
         "tokens": whole(asked.get("tokens"), 1, MAX_TOKENS, "tokens"),
         "temperature": temperature(asked.get("temperature")),
         "seed": None if seed is None else whole(seed, 0, 2**31 - 1, "seeds"),
+        "strength": None if strong is None else strength(strong),
     }
 
 
