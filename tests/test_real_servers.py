@@ -31,7 +31,7 @@ from pro_core.generation import (
     collect,
     generator_from_env,
 )
-from pro_core.generation.vllm_lora import LoraEndpoint
+from pro_core.generation.vllm_lora import LoraEndpoint, SoupEndpoint
 from pro_core.judges.judge import EndpointJudge, LocalJudge
 from pro_core.policies.soups import greatest_rank, interpolate_lattice
 from pro_core.prompting.policy_config import PolicyConfig
@@ -362,6 +362,22 @@ def test_a_lora_of_a_run_is_loaded_found_again_and_refused(vllm, lattice, tmp_pa
             assert policy.model == LATE
     finally:
         vllm.post("/v1/unload_lora_adapter", lora_name=LATE)
+
+
+def test_a_soup_is_loaded_under_the_weights_in_force(vllm, tmp_path):
+    """It writes as the soup in this process does, and the server holds two LoRAs of it at most."""
+    policy = ROOT / "checkpoints/demo/policy"
+    soup, here = SoupEndpoint(vllm.url, policy, tmp_path, most=2), LocalGenerator(policy)
+
+    def held() -> list[str]:
+        names = [model["id"] for model in vllm.get("/v1/models").json()["data"]]
+        return [name for name in names if "strength-" in name]
+
+    for w in (weights(helpful=0.45, truthful=0.55), weights(humor=1), weights(harmless=1)):
+        request = Request.weighted(HI, w, NAMES)
+        [answer] = collect(soup, [request], GREEDY)
+        assert not answer.error and alike(answer.text, here.generate([request], GREEDY)[0])
+    assert len(held()) == 2 and not any("truthful" in name for name in held())
 
 
 def test_one_mixture_is_a_model_like_any_other(vllm, lattice):

@@ -46,7 +46,8 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
     folder says what it reads and, in the tgi dialect without PRO_ENDPOINT_MODEL, holds its tokenizer.
 
     PRO_DECODING and PRO_STRENGTH say how weights mix a policy of one LoRA per objective
-    (:class:`~pro_core.generation.mixing.Mixing`), in this process only.
+    (:class:`~pro_core.generation.mixing.Mixing`). With PRO_LORA_FOLDER, a vLLM server at PRO_ENDPOINT_URL mixes the
+    soup PRO_POLICY, too (:class:`~pro_core.generation.vllm_lora.SoupEndpoint`).
 
     Raises:
         ValueError: an endpoint setting without its URL, or one that makes no sense.
@@ -57,6 +58,18 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
 
     mixing = _mixing(value("PRO_DECODING"), value("PRO_STRENGTH"))
     url = value("PRO_ENDPOINT_URL")
+    folder = value("PRO_LORA_FOLDER")
+    if folder is not None:
+        soup, dialect = value("PRO_POLICY"), value("PRO_ENDPOINT_DIALECT") or "openai"
+        if url is None or soup is None or dialect != "openai":
+            raise ValueError(
+                "PRO_LORA_FOLDER is for a soup at a vLLM server: set PRO_ENDPOINT_URL and PRO_POLICY, too, and leave "
+                "PRO_ENDPOINT_DIALECT"
+            )
+        from pro_core.generation.vllm_lora import SoupEndpoint
+
+        model, token = value("PRO_ENDPOINT_MODEL"), value("PRO_ENDPOINT_TOKEN")
+        return SoupEndpoint(url, soup, folder, mixing=mixing, model=model, token=token)
     if url is not None and mixing:
         raise ValueError(
             "got PRO_DECODING or PRO_STRENGTH beside PRO_ENDPOINT_URL, but a server does not mix as it writes: set "

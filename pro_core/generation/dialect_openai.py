@@ -184,6 +184,8 @@ class OpenAI:
             turns = plain if form.plain else full
             if self._served and mixture:
                 model = await self._mixture(session, self._served, mixture)
+            elif mixture:
+                model = mixture
             else:
                 model = await self._name(session)
             body = request(model, turns, settings, index, form)

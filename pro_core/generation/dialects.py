@@ -71,7 +71,7 @@ class Dialect(Protocol):
     ) -> Piece:
         """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure.
 
-        ``mixture``: which of the served ones writes (:mod:`pro_core.generation.lattice`). Raises GenerationError where
+        ``mixture``: which of the server's writes (:mod:`pro_core.generation.lattice`). Raises GenerationError where
         the server does not hold it.
         ``begun``: what the answer begins with (:attr:`pro_core.generation.request.Request.begun`). Raises
         GenerationError where the server would begin anew.

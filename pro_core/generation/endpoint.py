@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerat
 from pro_core.generation.dialect_openai import OpenAI
 from pro_core.generation.dialect_tgi import TGI
 from pro_core.generation.dialects import PROBE, Dialect, Tell
-from pro_core.generation.lattice import Served
+from pro_core.generation.lattice import Mixture, Served
 from pro_core.generation.request import GenerationError, Request, checked
 from pro_core.http import Answer, Client, Patience, Session, Settings, persist
 from pro_core.http.failures import Failure
@@ -226,19 +227,28 @@ class EndpointGenerator(StreamingGenerator):
 
         try:
             read = request.read_by(self._policy)
-            if read.mixing:
-                raise GenerationError(
-                    "A server that holds fixed mixtures cannot mix them in another way or strength: run the policy in "
-                    "this process."
-                )
-            mixture = self._served.nearest(read.weights) if self._served and read.weights else None
-            last = await persist(ask, self._patience, self._sleep, waiting)
-            if mixture:
+            async with self._mixture(read) as mixture:
+                last = await persist(ask, self._patience, self._sleep, waiting)
+            if mixture and mixture.note:
                 tell(Piece(index, note=mixture.note))
         except Exception as error:
             last = Piece(index, error=self._sentence(error), done=True)
             logger.warning("candidate %d: %s", index, last.error)
         tell(last)
+
+    @asynccontextmanager
+    async def _mixture(self, read: Request) -> AsyncGenerator[Mixture | None, None]:
+        """Which of the server's mixtures writes; it stays there as long as the block lasts. None: not a policy of such.
+
+        Raises:
+            GenerationError: the server has none that is mixed in this way.
+        """
+        if read.mixing:
+            raise GenerationError(
+                "A server that holds fixed mixtures cannot mix them in another way or strength: run the policy in this "
+                "process."
+            )
+        yield self._served.nearest(read.weights) if self._served and read.weights else None
 
     def _sentence(self, error: Exception) -> str:
         """What to tell a visitor. For a fault of ours, the log says where to look; the other candidates go on."""
