@@ -83,6 +83,8 @@ _HOMES = {
     "evaluation.policy.weight_rows": ("policy_rows",),
     "policies.conditional.recipe": ("WicRecipe",),
     "policies.conditional.trainer": ("train_wic",),
+    "policies.preference.recipe": ("PreferenceRecipe",),
+    "policies.preference.run": ("train_preference",),
     "policies.rl.methods": ("train_morlhf", "train_moslim"),
     "policies.rl.recipe": ("MorlhfRecipe", "MoslimRecipe"),
     "policies.soup_runs": ("SoupRecipe", "make_soups"),

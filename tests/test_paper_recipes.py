@@ -20,6 +20,7 @@ from pro_core import (
     PanelRecipe,
     PolicyEvaluation,
     PreferenceAdapter,
+    PreferenceRecipe,
     ScoreRecipe,
     SoupRecipe,
     WicRecipe,
@@ -32,6 +33,7 @@ from pro_core import (
     train_morlhf,
     train_moslim,
     train_panel,
+    train_preference,
     train_wic,
 )
 from pro_core.data.sources import is_public
@@ -56,6 +58,7 @@ KINDS: dict[str, Any] = {
     "ppo": (MorlhfRecipe, train_morlhf),
     "grpo": (MorlhfRecipe, train_morlhf),
     "policies": (MoslimRecipe, train_moslim),
+    "paper": (PreferenceRecipe, train_preference),
     "soups": (SoupRecipe, make_soups),
     "evaluation": (PolicyEvaluation, policy_rows),
 }

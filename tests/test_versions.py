@@ -33,6 +33,11 @@ from pro_core.generation.soup import MIXING_VERSION, fold
 from pro_core.policies import sft
 from pro_core.policies.conditional.trainer import ROUND_VERSION
 from pro_core.policies.goals import accept_ric, accept_weighted, ask, offline_mask
+from pro_core.policies.preference import trainers
+from pro_core.policies.preference.data import PairData
+from pro_core.policies.preference.recipe import PreferenceRecipe
+from pro_core.policies.preference.run import TRAINING_VERSION as PREFERENCE_VERSION
+from pro_core.policies.preference.run import PreferenceRun
 from pro_core.policies.rl import grpo, ppo
 from pro_core.policies.rl.methods import train_morlhf
 from pro_core.policies.rl.online_dpo import best_and_worst
@@ -316,6 +321,23 @@ def test_conditioned_policies_have_the_version_of_what_trains_them(training, tmp
     config = PolicyConfig(condition, model)
     found = training(sft, lambda: fine_tune(rows, tmp_path / "p", config, **settings))
     check(sft.TRAINING_VERSION, found, (1, "4dd7e9c98d1d"))
+
+
+def test_policies_of_pairs_have_the_version_of_what_trains_them(training, tmp_path):
+    pairs = [
+        {"prompt": f"question {i}", "chosen": f"answer {i}", "rejected": "no", "objective": "own"}
+        for i in range(5)
+    ]
+    lines = "".join(json.dumps(pair | {"split": "train"}) + "\n" for pair in pairs)
+    (tmp_path / "own.jsonl").write_text(lines)
+    model = tiny_llama(tmp_path / "llama")
+    settings = {"model": model, "start": model, "data": [{"path": "own.jsonl"}], "lora": {"r": 4}}
+    settings |= {"data_dir": str(tmp_path), "output": str(tmp_path / "out"), "max_length": 64}
+    recipe = PreferenceRecipe(**settings, max_new_tokens=16, batch_size=2, steps=3)
+    found = training(trainers, PreferenceRun(recipe, 0, PairData.load(recipe)).run)
+    for row in found["rows"]:  # its log-probabilities depend on the processor
+        assert row.pop("ref_chosen_logps") < 0 and row.pop("ref_rejected_logps") < 0
+    check(PREFERENCE_VERSION, found, (1, "73bc3d875506"))
 
 
 def test_online_rounds_have_the_version_of_what_accepts_their_answers():

@@ -46,6 +46,18 @@ def load_judge(recipe: PreferenceRecipe, data: PairData) -> RewardPanel | None:
     return judge
 
 
+def choose(judged: Sequence[Artefact]) -> int:
+    """The trial whose answers the judge likes best, the first of equals.
+
+    Raises:
+        ConfigError: none of the trials could answer anything.
+    """
+    records = [one.record for one in judged]
+    if all(record["failed"] == record["answers"] for record in records):
+        raise ConfigError(f"no trial could answer one validation prompt: {records[0]['error']}")
+    return int(np.argmax([record["judge_score"] for record in records]))
+
+
 def judged_answers(
     recipe: PreferenceRecipe,
     policy: Artefact,
@@ -72,8 +84,6 @@ def judged_answers(
             key,
         )
         failed = [one.error for [one] in written if one.text is None]
-        if len(failed) == len(written):
-            raise ConfigError(f"not one of {len(prompts)} answers was written: {failed[0]}")
         asked = [prompts[p] for p in order]
         texts = [one.text or "" for [one] in written]  # no answer counts as an empty one
         z_NK = from_main(judge.standardized(asked, texts) if main_process() else None)
@@ -88,6 +98,7 @@ def judged_answers(
             "judge_score": float(scores.mean()),
             "answers": len(texts),
             "failed": len(failed),
+            "error": failed[0] if failed else None,
             "characters": float(np.mean([len(text) for text in texts])),
             "empty": sum(not text.strip() for text in texts),
         }

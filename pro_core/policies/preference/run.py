@@ -8,6 +8,7 @@ and runs that come to the same pairs in the same order under the same loss are o
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pro_core.policies.preference.choice import judged_answers, load_judge
+from pro_core.policies.preference.choice import choose, judged_answers, load_judge
 from pro_core.policies.preference.data import PairData, pair_rows, single_rows
 from pro_core.policies.preference.labels import PanelScores, margins, relabel
 from pro_core.policies.preference.log_probs import Tokens, read_log_probs, write_log_probs
@@ -56,6 +57,13 @@ def train_preference(recipe: PreferenceRecipe) -> list[Path]:
             of a policy is taken.
     """
     methods = recipe.methods().values()
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(name) == "true":
+            raise ConfigError(
+                f"got {name}=true, expected every process to hold the whole model: train a LoRA, or start with "
+                "`accelerate launch --multi_gpu`",
+                ["lora"],
+            )
     if recipe.start:
         check_start(recipe)
     data = PairData.load(recipe)
@@ -141,11 +149,11 @@ class PreferenceRun:
             assert self.judge is not None
             prompts = self.data.validation_prompts(recipe.validation_prompts)
             judged = [judged_answers(recipe, one, prompts, self.judge) for one in trained]
-        best = int(np.argmax([one.record["judge_score"] for one in judged])) if judged else 0
+        best = choose(judged) if judged else 0
         choice = {
             "chosen": best,
             "trials": [
-                trial.model_dump() | (judged[n].record if judged else {})
+                trial.model_dump() | trained[n].record | (judged[n].record if judged else {})
                 for n, trial in enumerate(recipe.trials)
             ],
         }
@@ -340,9 +348,8 @@ class PreferenceRun:
             names, panel = self.scores.objective_names, self.scores.fingerprint
         config = PolicyConfig(Condition("none", names), self.recipe.base, panel)
         used = self.recipe.used() | more
-        folder, spent = publish(
-            stages, config, self.recipe, self.seed, used, ("steps", "tokens", "unasked")
-        )
+        counts = ("steps", "tokens")
+        folder, spent = publish(stages, config, self.recipe, self.seed, used, counts)
         self._say(f"finished, {spent['tokens']:,} tokens in {spent['steps']} steps: {folder}")
         return folder
 
