@@ -139,6 +139,18 @@ def scripts(folder: Path, output: Path) -> dict[str, Callable[[], Script]]:
     wic |= {"offline_steps": 4, "online_steps": 4, "prompts": 4, "samples": 2, "rollout_batch": 4}
     wic |= {"offline_learning_rate": 0.01, "online_learning_rate": 0.01, "quantile": 0.3}
 
+    pairs = {
+        "data": [{"path": "own.jsonl", "kind": "labels", "objectives": ["helpful"]}],
+        "lora": {"r": 4},
+        "max_new_tokens": 12,
+        "batch_size": 4,
+        "checkpoint_every": 1,
+        "sft_steps": 2,
+        "steps": 12,
+        "trials": [{"learning_rate": 0.01, "beta": 0.5}],
+        "arms": {name: {"algorithm": name} for name in ("kto", "adpo", "pro_dpo")},
+    }
+
     def trained_pairs() -> Path:
         """The panel and the scores that the adapter is fitted on, made once."""
         made = folder / "panel_run"
@@ -248,6 +260,7 @@ def scripts(folder: Path, output: Path) -> dict[str, Callable[[], Script]]:
         "moslim": lambda: python(
             "moslim.py", "moslim", policy | TINY_RUN | {"classifier": str(folder / "classifier")}
         ),
+        "preference": lambda: python("preference.py", "preference", rewarded | pairs),
         "soups": lambda: soups(folder, output, rewarded | TINY_RUN),
         "theorem": lambda: python("theorem.py", "theorem", theorem),
         "convergence": convergence,

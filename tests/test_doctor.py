@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,11 @@ from tiny import tiny_classifier, tiny_encoder
 from pro_core.adapter.targets import pairwise_loss
 from pro_core.data.schema import DataError, PreferencePair
 from pro_core.doctor import __main__ as command
-from pro_core.doctor import inputs
+from pro_core.doctor import inputs, next_labels
 from pro_core.doctor.gain import RIVALS, head_weights, measure_gain, solve_head
 from pro_core.doctor.inputs import StoredPanel, load_pairs, sample_pairs, seen_in_training
 from pro_core.doctor.measure import measure_conflict, measure_saturation, prompt_share
+from pro_core.doctor.next_labels import rank_pairs, simulate_saving
 from pro_core.doctor.page import render_html
 from pro_core.doctor.text import WIDTH, render_text
 from pro_core.doctor.verdict import ENOUGH_PROMPTS, examine
@@ -591,3 +594,69 @@ def test_a_missing_panel_and_a_nan_score_end_the_command(tmp_path, panel, monkey
     monkeypatch.setattr(sys.modules["pro_core.rewards.panel"], "forward_in_batches", forward)
     with pytest.raises(SystemExit, match="not finite.*'helpful': 6"):
         command.main(["--panel", str(panel), "--data", data])
+
+
+# ---------------------------------------------------------------- what to label next
+
+
+def test_heads_disagree_about_prompts_that_they_have_not_seen():
+    """Labelled prompts are of one kind, so nothing is known of the other: its pairs come first, in either order."""
+    margin, features, objectives, prompts, weights = planted("helps", 300, seed=1)
+    second = weights[:, 1] == 1
+    known = np.flatnonzero(~second)[:100]
+    labelled = (margin[known], features[known], objectives[known], prompts[known])
+    rest = np.setdiff1d(np.arange(300), known)
+    order, found = rank_pairs(labelled, features[rest], margin[rest])
+    assert (np.diff(found[order]) <= 0).all()
+    assert second[rest][order[:40]].mean() > second[rest].mean() + 0.1
+    assert found == pytest.approx(rank_pairs(labelled, features[rest], -margin[rest])[1])
+
+
+def test_a_saving_is_simulated_from_one_start_on_the_same_held_out_prompts():
+    margin, features, objectives, prompts, _ = planted("helps", 160, seed=2)
+    saving = simulate_saving(margin, features, objectives, prompts, repeats=3)
+    assert saving.labels[-1] == 112 and saving.labels == sorted(saving.labels)
+    # At the first number no choice was made, and at the last there is none.
+    for first_or_last in (0, -1):
+        assert saving.ranked[first_or_last] == pytest.approx(saving.random[first_or_last])
+    assert any(lead.value != 0 for lead in saving.lead[1:-1])
+    with pytest.raises(ValueError, match="expected at least"):
+        simulate_saving(margin[:30], features[:30], objectives[:30], prompts[:30])
+
+
+def test_unlabelled_pairs_are_all_pairs_of_a_prompts_responses(tmp_path):
+    rows = [
+        {"prompt": "Why?", "responses": ["a", "b", "a "]},
+        {"prompt": "Why?", "response": "c", "labels": {}},
+        {"prompt": "How?", "response": "d", "labels": {}},
+    ]
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {frozenset((p.chosen, p.rejected)) for p in inputs.load_unlabelled([str(path)])}
+    assert {frozenset(map(str.strip, pair)) for pair in found} == {
+        frozenset("ab"),
+        frozenset("ac"),
+        frozenset("bc"),
+    }
+    path.write_text(json.dumps(rows[2]) + "\n")
+    with pytest.raises(DataError):
+        inputs.load_unlabelled([str(path)])
+
+
+def test_the_command_ranks_what_to_label_next(tmp_path, panel, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    once = partial(simulate_saving, repeats=2)
+    monkeypatch.setattr(next_labels, "simulate_saving", once)
+    data = write(tmp_path / "d.jsonl", [pair(i, NAMES[i % 2]) for i in range(45)])
+    rows = [{"prompt": f"What of {i}?", "responses": [f"it is {i}", "no"]} for i in range(3)]
+    new = write(tmp_path / "new.jsonl", rows)
+    options = command.parse(["--panel", str(panel), "--data", data, "--label-next", new])
+    found = command.scored(options)
+    names = found["objective_names"]
+    saving, lines = command.label_next(options, found["table"], found["features_ND"], names)
+    assert {line["prompt"][0]["content"] for line in lines} == {row["prompt"] for row in rows}
+    values = [line["disagreement"] for line in lines]
+    assert values == sorted(values, reverse=True) and values[0] > 0
+    few = found["table"][:30]  # too few to cross-validate, which takes long
+    e = replace(examine(few, found["features_ND"][:30], names), saving=saving)
+    assert "LABEL NEXT" in render_text(e) and "Label next" in render_html(e)

@@ -16,10 +16,12 @@ The exit code is 0 whatever the verdict; 1 for input that cannot be used, with o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="the frozen encoder that reads the prompts (default: MiniLM, for English)",
     )
     parser.add_argument(
+        "--label-next",
+        nargs="+",
+        default=[],
+        metavar="D",
+        help="files with responses and no preference: rank their pairs by what a label is worth, into label_next.jsonl "
+        "beside the report",
+    )
+    parser.add_argument(
         "--html",
         type=Path,
         default=Path("outputs/doctor.html"),
@@ -155,6 +165,55 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def label_next(
+    arguments: argparse.Namespace, table: Any, features_ND: Any, names: Sequence[str]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The saving that labelled pairs let expect, and the pairs of ``--label-next``, the most useful first.
+
+    Raises:
+        DataError, StorageError, ValueError, OSError: input that cannot be used.
+    """
+    from pro_core.doctor.inputs import (
+        StoredPanel,
+        load_unlabelled,
+        prompt_features,
+        scored_table,
+    )
+    from pro_core.doctor.next_labels import rank_pairs, simulate_saving
+    from pro_core.rewards.scores import margins
+    from pro_core.system.cache import Cache
+
+    panel, cache = StoredPanel(arguments.panel), Cache()
+    if panel.stats is None:
+        raise ValueError(
+            f"{arguments.panel}: it has no statistics, without which scores of two files are not comparable: "
+            "run train/score_rewards.py with save_panel"
+        )
+    pairs = load_unlabelled(arguments.label_next)
+    others = scored_table(panel, pairs, cache, progress("texts to label scored"))
+    features = prompt_features(others, arguments.encoder, cache, progress("prompts read"))
+    labelled = (
+        margins(table, names).astype(float),
+        features_ND.astype(float),
+        table["objective"].to_numpy(str),
+        table["text"].to_numpy(str),
+    )
+    say("simulating what a ranking saves")
+    saving = simulate_saving(*labelled, seed=arguments.seed)
+    unlabelled = margins(others, names).astype(float)
+    order, found = rank_pairs(labelled, features.astype(float), unlabelled, arguments.seed)
+    lines = [
+        {
+            "id": str(others["id"].iloc[i]),
+            "disagreement": float(found[i]),
+            "prompt": json.loads(others["prompt"].iloc[i]),
+            "responses": [others["chosen"].iloc[i], others["rejected"].iloc[i]],
+        }
+        for i in order
+    ]
+    return saving, lines
+
+
 def judged(arguments: argparse.Namespace) -> str:
     """The page about sentences.
 
@@ -213,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from pro_core.doctor.page import render_html
         from pro_core.doctor.text import render_text
         from pro_core.doctor.verdict import examine
+        from pro_core.system.storage import write_jsonl
     except MissingExtra as error:
         sys.exit(f"doctor: {error}")
 
@@ -222,6 +282,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"doctor: {' '.join(str(error).split())}")
     say("cross-validating an adapter")
     examination = examine(**inputs)
+    lines: list[dict[str, Any]] = []
+    if options.label_next:
+        parts = (inputs["table"], inputs["features_ND"], inputs["objective_names"])
+        try:
+            saving, lines = label_next(options, *parts)
+        except (ValueError, OSError) as error:
+            sys.exit(f"doctor: {' '.join(str(error).split())}")
+        examination = replace(examination, saving=saving)
     say("drawing the report")
     html = render_html(examination)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -229,9 +297,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.html.parent.mkdir(parents=True, exist_ok=True)
         options.html.write_text(html, encoding="utf-8")
+        if lines:
+            write_jsonl(options.html.with_name("label_next.jsonl"), lines)
     except OSError as error:
         sys.exit(f"doctor: the report cannot be written ({error}); name another place with --html")
     print(f"The same with plots: {options.html}")
+    if lines:
+        print(f"{len(lines):,} pairs to label: {options.html.with_name('label_next.jsonl')}")
     say("done")
 
 

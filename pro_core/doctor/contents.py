@@ -9,6 +9,7 @@ import numpy as np
 
 from pro_core.doctor.gain import RIVALS, Gain
 from pro_core.doctor.measure import EQUAL_LENGTH, ONE_HOT, TEMPERATURES
+from pro_core.doctor.next_labels import MEMBERS, REPEATS, Saving
 from pro_core.doctor.verdict import Examination, percent, points
 
 NAME = 17
@@ -91,6 +92,8 @@ def sections(e: Examination) -> list[Section]:
     parts = [_accuracy(e), _models(e)]
     if e.gain:
         parts.insert(0, _gain(e, e.gain))
+    if e.saving:
+        parts.append(_saving(e.saving))
     if len(e.objective_names) > 1:
         parts += [_correlation(e), _conflict(e), _saturation(e)]
     return parts
@@ -129,6 +132,32 @@ def movement(gain: Gain) -> list[str]:
         f"From that, its lead over them should be {points(p.expected)} points; the one counted is "
         f"{points(gain.lead['fitted global'])}.",
     ]
+
+
+def _saving(saving: Saving) -> Section:
+    rows = [
+        [f"{n:,}", f"{ranked:.1f}%", f"{random:.1f}%", points(lead)]
+        for n, ranked, random, lead in zip(
+            saving.labels, saving.ranked, saving.random, saving.lead, strict=True
+        )
+    ]
+    reached = (
+        f"Ranked, {saving.needed:,} labels reach what all {saving.labels[-1]:,} reach."
+        if saving.needed
+        else f"Ranked, no smaller number of labels reaches what all {saving.labels[-1]:,} reach."
+    )
+    return Section(
+        "saving",
+        "Label next",
+        "simulated on the pairs above: which to label first",
+        ["pairs labelled", "ranked", "at random", "lead, points (95%)"],
+        rows,
+        [
+            f"Ranked: first the pairs on whose winner {MEMBERS} small adapters disagree most. Both ways start from the "
+            f"same {saving.labels[0]:,} pairs and are graded on held-out prompts; intervals over {REPEATS} repeats.",
+            reached,
+        ],
+    )
 
 
 def _accuracy(e: Examination) -> Section:

@@ -112,7 +112,7 @@ def payoff_of(
     if np.abs(e).max(initial=0) < 1e-9:
         return None
     index, counts = prompt_counts(list(text_N), RESAMPLES, seed)
-    counts_RN = np.concatenate([np.ones((1, len(f))), counts[:, index]]) * _balance(objective_N)
+    counts_RN = np.concatenate([np.ones((1, len(f))), counts[:, index]]) * balanced(objective_N)
     a, b = fit_resampled(np.stack([f, e], axis=1), np.ones(len(f)), counts_RN).T
     if a[0] <= 0:
         return None
@@ -189,8 +189,8 @@ def cross_validated_weights(
     kept = []
     for fold in range(FOLDS):
         train, test = fold_N != fold, fold_N == fold
-        x_train, x_test = _components(features_ND[train], features_ND[test], text_N[train])
-        balance = _balance(objective_N[train])
+        x_train, x_test = prompt_components(features_ND[train], features_ND[test], text_N[train])
+        balance = balanced(objective_N[train])
         inner = _folds(text_N[train], INNER_FOLDS, rng)
         strength = _choose_strength(x_train, margin_NK[train], objective_N[train], inner)
         constant = solve_head(x_train, margin_NK[train], balance, np.inf)
@@ -211,13 +211,13 @@ def _folds(text_N: NDArray, folds: int, rng) -> NDArray[np.int64]:
     return (rng.permutation(len(prompts)) % folds)[index]
 
 
-def _balance(objective_N: NDArray) -> Floats:
+def balanced(objective_N: NDArray) -> Floats:
     """Row weights, mean 1, that give every objective the same total: the accuracy is averaged likewise."""
     _, index, sizes = np.unique(objective_N, return_inverse=True, return_counts=True)
     return len(objective_N) / len(sizes) / sizes[index]
 
 
-def _components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Floats, Floats]:
+def prompt_components(train_ND: Floats, test_MD: Floats, text_N: NDArray) -> tuple[Floats, Floats]:
     """Principal components of the training prompts, scaled to a mean squared length of 1; test rows likewise."""
     _, first = np.unique(text_N, return_index=True)
     mean = train_ND[first].mean(axis=0)
@@ -238,11 +238,11 @@ def _choose_strength(
     mixed = np.zeros((len(STRENGTHS), len(margin_NK)))
     for fold in np.unique(fold_N):
         train, test = fold_N != fold, fold_N == fold
-        balance, head = _balance(objective_N[train]), None
+        balance, head = balanced(objective_N[train]), None
         for i, strength in enumerate(STRENGTHS):
             head = solve_head(x_ND[train], margin_NK[train], balance, strength, head)
             mixed[i, test] = (head_weights(head, x_ND[test]) * margin_NK[test]).sum(axis=1)
-    balance = _balance(objective_N)
+    balance = balanced(objective_N)
     losses = [(np.logaddexp(0, -scale * mixed) * balance).mean(axis=1) for scale in SCALES]
     return STRENGTHS[int(np.min(losses, axis=0).argmin())]
 

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from pro_core.data.schema import (
     PreferencePair,
     first_user_turn,
     load_examples,
+    load_responses,
     one_spelling,
+    render_messages,
 )
 from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainedOn
@@ -141,6 +144,39 @@ def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, 
         notes.append(
             f"{source}: no two of its {len(responses) - alone:,} responses answer the same prompt and differ in a "
             "label: ties give no pairs."
+        )
+    return pairs
+
+
+def load_unlabelled(sources: Sequence[str]) -> list[PreferencePair]:
+    """Pairs of responses to one prompt, without a preference: every two of a prompt's responses in the files, whatever
+    their labels. A pair has no objective, and which response is ``chosen`` means nothing.
+
+    Raises:
+        DataError: a file is missing or broken, or no prompt has two different responses.
+    """
+    by_prompt: dict[str, list[LabelledResponse]] = defaultdict(list)
+    for source in sources:
+        paths = (Path(source), default_data_dir() / source)
+        path = next((p for p in paths if p.is_file()), None)
+        if path is None:
+            raise DataError(f"{source}: no such file")
+        for response in load_responses(path):
+            if response.prompt:
+                by_prompt[render_messages(response.prompt)].append(response)
+    pairs: list[PreferencePair] = []
+    for responses in by_prompt.values():
+        distinct = list({one_spelling(r.response): r for r in responses}.values())
+        pairs += [
+            PreferencePair(
+                a.prompt or [], a.response, b.response, "", a.source, f"{a.id} {b.id}", a.split
+            )
+            for a, b in list(combinations(distinct, 2))[:MAX_PER_PROMPT]
+        ]
+    if not pairs:
+        raise DataError(
+            f"{', '.join(sources)}: no prompt has two different responses: expected rows with a `prompt` and "
+            "`responses`, or several rows with the same `prompt`"
         )
     return pairs
 

@@ -25,6 +25,7 @@ from pro_core.doctor.measure import (
     measure_saturation,
     responses,
 )
+from pro_core.doctor.next_labels import Saving
 from pro_core.metrics import accuracy_with_interval
 from pro_core.rewards.calibration import check_finite
 from pro_core.rewards.scores import columns, margins, own_margin
@@ -53,7 +54,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that a page shows. ``available``: pairs in all, of which ``pairs`` were examined."""
+    """Everything that a page shows. ``available``: pairs in all, of which ``pairs`` were examined. ``saving``: what
+    choosing pairs to label saves, where it was asked for."""
 
     objective_names: tuple[str, ...]
     pairs: int
@@ -72,6 +74,7 @@ class Examination:
     verdict: Verdict
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    saving: Saving | None = None
 
 
 def examine(
