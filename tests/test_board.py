@@ -596,7 +596,7 @@ def test_a_csv_file_is_read_back_and_holds_no_formula(js: Browser) -> None:
 
 def test_code_for_a_run_holds_its_prompt_and_weights_whatever_they_are(js: Browser) -> None:
     prompt = "It's \"x\" \\ $(rm) `y` 🙂\n'''"
-    asked = {"n": 3, "tokens": 32, "temperature": 0.5, "seed": 7}
+    asked = {"n": 3, "tokens": 32, "temperature": 0.5, "seed": 7, "strength": 1.5}
     run = finished(messages=[{"role": "user", "content": prompt}], asked=asked)
     both = f"((s) => [Export.python(s, 'http://x/'), Export.curl(s, 'http://x/')])({TAKEN})"
     python, curl = js.evaluate(both, run)
@@ -604,7 +604,7 @@ def test_code_for_a_run_holds_its_prompt_and_weights_whatever_they_are(js: Brows
     (call,) = (c for c in calls if getattr(c.func, "attr", "") == "predict")
     sent = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     expected = {"prompt": prompt, "weights": {"helpful": 0.7, "harmless": 0.3}, "n": 3}
-    expected |= {"max_new_tokens": 32, "temperature": 0.5, "seed": 7}
+    expected |= {"max_new_tokens": 32, "temperature": 0.5, "seed": 7, "strength": 1.5}
     assert sent == expected | {"api_name": "/generate"}
     words = shlex.split(curl.splitlines()[0].removeprefix("id=$(").rpartition(" | ")[0])
     assert words[2] == "http://x/gradio_api/call/v2/generate"
