@@ -416,15 +416,41 @@ def test_ppo_killed_goes_on_to_the_same_parameters(recipe, tmp_path, monkeypatch
 # ---------------------------------------------------------------- two processes, kills, and a full disk
 
 
-def test_two_processes_share_each_step(recipe, tmp_path):
-    """Each with its own prompts: every algorithm trains all of the LoRA, and logs the weights of both halves."""
+SEVERAL = """
+import runpy, sys
+for line in open(sys.argv[1]):
+    sys.argv = line.split()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""One launch for several scripts: it takes longer to start two processes than to train here."""
+
+
+def test_two_processes_share_each_step(recipe, parts, tmp_path):
+    """Each with its own prompts: every algorithm trains all of the LoRA, and logs the weights of both halves. Also
+    those on pairs (`train/preference.py`)."""
     arms = {
         "PRO-MORLHF": {},
         "RLOO": {"algorithm": "rloo", "aggregation": "normalize_then_sum"},
         "PPO": {"algorithm": "ppo"},
         "DPO": {"algorithm": "online_dpo", "round_steps": 2},
     }
-    done = in_two_processes("train/morlhf.py", recipe("two", arms=arms))
+    on_pairs = {"KTO": {"algorithm": "kto"}, "ADPO": {"algorithm": "adpo"}}
+    settings = {key: parts[key] for key in ("model", "lora", "max_length", "max_new_tokens")}
+    settings |= {"data": parts["data"][1:], "output": str(tmp_path / "pairs"), "arms": on_pairs}
+    settings |= {"batch_size": 4, "steps": 2, "sft_steps": 1}
+    settings |= {"trials": [{"learning_rate": 0.01, "beta": 0.1}]}
+    (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "several.py").write_text(SEVERAL)
+    (tmp_path / "commands").write_text(
+        f"train/morlhf.py {recipe('two', arms=arms)}\ntrain/preference.py {tmp_path / 'pairs.yaml'}\n"
+    )
+    done = in_two_processes(str(tmp_path / "several.py"), str(tmp_path / "commands"))
+    for name in on_pairs:
+        lora, log, record = trained(tmp_path / "pairs", folder_name(name))
+        assert all(lora[key].abs().sum() > 0 for key in lora if "lora_B" in key)
+        assert [entry["step"] for entry in log] == [1, 2] and record["spent"]["steps"] == 3
+        # Before the first step the policy is its reference, in both processes.
+        assert abs(log[0]["rewards/margins"]) < 0.05 < abs(log[0]["logps/chosen"])
     assert done.stdout.count("finished, 12 completions") == len(arms)
     for name in arms:
         lora, log, record = trained(tmp_path / "two", folder_name(name))
