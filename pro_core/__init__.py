@@ -24,6 +24,7 @@ _HOMES = {
     "data.texts": ("TextSource",),
     "weights": (
         "AdapterWeights",
+        "AddedWeights",
         "BlendWeights",
         "DirichletWeights",
         "FixedWeights",

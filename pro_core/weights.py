@@ -7,7 +7,7 @@ accepts any source.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -284,6 +284,43 @@ class SelectedWeights:
         return select_weights(
             self.source(prompts), self.source.objective_names, self.objective_names
         )
+
+
+class AddedWeights:
+    """Another source's weights beside those of objectives that it does not know, such as one without pairs.
+
+    Args:
+        shares: objective -> its share of the weights: a number, or a rule that gives one number per prompt (B,). What
+            the shares leave is the source's, in its proportions.
+
+    Raises:
+        ValueError: an objective twice, or (when called) shares below 0, not finite, or with a sum above 1.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        shares: Mapping[str, float | Callable[[Sequence[Prompt]], ArrayLike]],
+    ):
+        self.source, self.shares = source, dict(shares)
+        self.objective_names = check_objective_names([*source.objective_names, *shares])
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Array:
+        B = len(prompts)
+        columns = [share(prompts) if callable(share) else share for share in self.shares.values()]
+        shares_BA = np.empty((B, len(columns)))
+        for a, column in enumerate(columns):
+            shares_BA[:, a] = column
+        taken = shares_BA.sum(axis=1, keepdims=True)
+        if not (
+            np.isfinite(shares_BA).all() and (shares_BA >= 0).all() and (taken <= 1 + 1e-6).all()
+        ):
+            raise ValueError(
+                f"got shares of {list(self.shares)} from {shares_BA.min(initial=0):g}, in sum up to "
+                f"{taken.max(initial=0):g}, expected none below 0 and a sum of at most 1"
+            )
+        rest = np.maximum(1 - taken, 0) * self.source(prompts)
+        return np.concatenate([rest, shares_BA], axis=1).astype(np.float32)
 
 
 class FlooredWeights:

@@ -35,9 +35,12 @@ from pro_core.policies.rl.run import Run
 from pro_core.policies.rl.task import PromptReader, load_kinds
 from pro_core.policies.rl.weighted import PanelPrompts, weighted_task
 from pro_core.prompting.policy_config import PolicyConfig
+from pro_core.rewards.calibration import RewardStats
+from pro_core.rewards.functions import reading_ease
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError, folder_name
 from pro_core.system.storage import StorageError
+from tests.servers.rewards import RewardServer, serving
 
 pytestmark = pytest.mark.slow
 
@@ -180,6 +183,26 @@ def test_an_adapter_that_answers_uniform_gives_the_run_of_morlhf(recipe, parts, 
     # The stages have one name: in one output folder the second run would find itself done.
     stages = [[p.name for p in (tmp_path / n / "policies").glob("[!.]*")] for n in ("pro", "fixed")]
     assert stages[0] == stages[1]
+
+
+def test_a_hosted_reward_model_gives_the_run_of_the_same_one_here(recipe, parts, tmp_path):
+    config = json.loads((Path(parts["panel"]) / "panel.json").read_text())
+    fixed = {"adapter": None, "weights": "uniform", "method": "MORLHF uniform"}
+    with serving(RewardServer("openrlhf", lambda text: [reading_ease(text)])) as server:
+        here = {"name": "long", "function": "length"}
+        there = {"name": "plain", "endpoint": server.url, "dialect": "openrlhf"}
+        models = [here, there | {"input_format": "{completion}"}]
+        (tmp_path / "hosted.yaml").write_text(yaml.safe_dump({"models": models}))
+        panel = RewardPanel.from_pretrained(tmp_path / "hosted.yaml")
+        panel.stats = RewardStats.from_dict(config["stats"])
+        panel.save_pretrained(tmp_path / "hosted_panel")
+        asked = len(server.asked)
+        train(recipe("hosted", panel=str(tmp_path / "hosted_panel"), **fixed))
+        assert len(server.asked) > asked
+    train(recipe("here", **fixed))
+    runs = [trained(tmp_path / name, "morlhf-uniform") for name in ("hosted", "here")]
+    assert runs[0][1] == runs[1][1]
+    assert same(runs[0][0], runs[1][0])
 
 
 def test_one_objective_gives_plain_rlhf(recipe, tmp_path):

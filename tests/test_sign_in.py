@@ -21,6 +21,7 @@ from gradio.helpers import special_args
 from gradio.route_utils import Request
 
 from pro_core.generation.base import run_sync
+from pro_core.rewards.panel import RewardPanel
 from tests.servers.rewards import RewardServer, serving
 from ui.door import Door
 from ui.models import Models, SignInWanted
@@ -166,21 +167,25 @@ def test_texts_that_go_nowhere_and_texts_that_go_to_a_judge() -> None:
     assert local["name"] == "models/judge" and not local["sent"]
 
 
-def test_a_panels_servers_are_named_with_what_they_score(tmp_path: Path) -> None:
-    from pro_core.rewards.panel import RewardPanel
-
+def test_a_hosted_panel_scores_on_the_page_which_names_its_servers(tmp_path: Path) -> None:
     def outputs(text: str) -> list[float]:
         return [len(text) / 30 - 2.0, 3.0 - len(text) % 7]
 
     with serving(RewardServer("vllm", outputs)) as server:
         hosted = {"endpoint": server.url, "dialect": "vllm", "input_format": "chat"}
-        panel = tmp_path / "panel.yaml"
         entries = [{"name": name, "logit": k, **hosted} for k, name in enumerate(("kind", "dry"))]
-        panel.write_text(
-            json.dumps({"models": [*entries, {"name": "short", "function": "length"}]})
-        )
-        models = Models({"PRO_PANEL": str(panel), "PRO_ADAPTER": "none"})
-        models.panel = RewardPanel.from_pretrained(panel)
+        entries += [{"name": "short", "function": "length", "direction": -1}]
+        (tmp_path / "panel.yaml").write_text(json.dumps({"models": entries}))
+        panel = RewardPanel.from_pretrained(tmp_path / "panel.yaml")
+        panel.fit_stats(["Hi"] * 3, ["Yes.", "No, never.", "Well, perhaps."], "three texts")
+        panel.save_pretrained(tmp_path / "panel")
+        models = Models({"PRO_PANEL": str(tmp_path / "panel"), "PRO_ADAPTER": "none"})
+        models.load_scorers()
+        server.longest = 100
+        run = run_sync(Page(models).paste("Why?", {}, "Because it rains.", "Ask me later. " * 9))
         rows = {part["does"]: part for part in where(models)["parts"]}
-    assert rows["Scores: kind, dry"]["where"] == models.panel.specs[0].endpoint.partition("//")[2]
+    first, second = (card["raw"] for card in run["candidates"])
+    assert first == pytest.approx([*outputs("Because it rains."), -17])
+    assert second[:2] == [None, None] and second[2] == -126  # the server refuses long texts
+    assert rows["Scores: kind, dry"]["where"] == server.url.partition("//")[2]
     assert rows["Scores: kind, dry"]["sent"] and not rows["Scores: short"]["sent"]

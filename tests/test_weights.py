@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pro_core.weights import (
+    AddedWeights,
     BlendWeights,
     DirichletWeights,
     FixedWeights,
@@ -175,6 +176,24 @@ def test_shuffled_weights_are_the_same_rows_dealt_to_other_prompts():
 def test_floored_weights_hold_for_every_prompt():
     floored = FlooredWeights(OneEach(), [0, 0.1, 0])(["0", "1"])
     np.testing.assert_allclose(floored, [[0.9, 0.1, 0], [0, 1, 0]], atol=1e-6)
+
+
+def test_an_added_objective_takes_its_share_and_leaves_the_rest_in_proportion():
+    def rule(prompts):
+        return [0.5 if prompt == "1" else 0.0 for prompt in prompts]
+
+    source = BlendWeights(OneEach(), FixedWeights(NAMES))
+    added = AddedWeights(source, {"short": 0.2, "rhymes": rule})
+    assert added.objective_names == (*NAMES, "short", "rhymes")
+    rows = added(["0", "1"])
+    np.testing.assert_allclose(rows[:, 3:], [[0.2, 0.0], [0.2, 0.5]])
+    np.testing.assert_allclose(rows[:, :3], source(["0", "1"]) * [[0.8], [0.3]], rtol=1e-6)
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
+    for share in (0.6, -0.1, np.nan):
+        with pytest.raises(ValueError):
+            AddedWeights(source, {"short": share, "rhymes": rule})(["1"])
+    with pytest.raises(ValueError):
+        AddedWeights(source, {"humor": 0.2})
 
 
 def test_sources_of_other_objectives_do_not_mix():

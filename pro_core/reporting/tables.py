@@ -53,6 +53,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table:payoff": ("payoff.jsonl", theory_tables.payoff_table),
     "table:convergence": ("convergence.jsonl", theory_tables.convergence_table),
     "table:planted": ("theorem.jsonl", theory_tables.planted_table),
+    "table:withheld": ("withheld.jsonl", theory_tables.withheld_table),
 }
 
 

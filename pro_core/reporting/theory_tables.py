@@ -59,7 +59,16 @@ def theorem_table(rows: Rows) -> str:
 
 def planted_table(rows: Rows) -> str:
     """Adapters against a planted truth: accuracy on held-out pairs and correlation with w*, over seeds."""
-    rows = [r for r in rows if r["experiment"] == "theorem_planted"]
+    return _recovery_table(rows, "theorem_planted")
+
+
+def withheld_table(rows: Rows) -> str:
+    """What weighs an objective without pairs, against a planted truth: means over the four objectives, over seeds."""
+    return _recovery_table(rows, "withheld")
+
+
+def _recovery_table(rows: Rows, experiment: str) -> str:
+    rows = [r for r in rows if r["experiment"] == experiment]
     if not rows:
         return ""
     table = []

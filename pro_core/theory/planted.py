@@ -3,6 +3,9 @@
 Everything but the prompts' texts is drawn: K reward models with a scale and per-prompt offsets of their own, as real
 Bradley-Terry models have (Eq 2 fixes neither), and preferences that follow Bradley-Terry under w*(x). An adapter is
 right when it finds w* on prompts that it never saw, from labelled pairs alone.
+
+One objective's pairs may be withheld: people then compared by the others alone, and something else must say what it
+weighs (:func:`compare_shares`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pro_core.adapter.training import fit_adapter
 from pro_core.metrics import correct
 from pro_core.rewards.calibration import RewardStats
 from pro_core.rewards.scores import margins
+from pro_core.theory.linear_adapters import Examples, fit_adapters
 
 Array = NDArray[np.float64]
 NAMES = ("helpful", "harmless", "truthful", "humor")
@@ -64,6 +68,7 @@ TARGETS = {"paper": 0.1, "paper_z": 0.1, "margin": 0.1, "pairwise": None}
 """The targets that :func:`compare_targets` fits, with tau; None: the temperature of the preferences."""
 EPOCHS = 5
 PLANTED_METHODS = ("oracle", "uniform", *TARGETS)
+WITHHELD_METHODS = ("oracle", "its pairs", "rule", "Eq 7", "mean share", "equal share", "no share")
 
 
 # ---------------------------------------------------------------- preferences
@@ -206,6 +211,87 @@ def compare_targets(seed: int, encoder: str) -> dict[str, dict[str, float]]:
         )
         report[target] = recovery(planted, predicted(adapter, planted))
     return report
+
+
+def compare_shares(seed: int) -> dict[str, dict[str, float]]:
+    """What weighs an objective that has a reward model and no pairs: :func:`recovery`, means over the four objectives.
+
+    The adapter of the other objectives learns from pairs that people compared by those alone. Its features say the
+    prompt's kind and topic, so what is lost is lost by the share of the withheld objective, which scales the adapter's
+    weights by what it leaves (:class:`pro_core.weights.AddedWeights`):
+
+    * ``no share``: 0. ``equal share``: 1 / K. ``mean share``: the objective's mean true weight, as from a user who
+      knows it.
+    * ``rule``: one condition on the prompt. Its mean true weight on the kind of prompt that needs it most, and that on
+      all others.
+    * ``Eq 7``: what an adapter fitted to Eq 7 on standardized scores of all K gives it.
+    * ``its pairs``: an adapter of all K whose pairs were compared by all. ``oracle``: w*.
+    """
+    planted = planted_truth(seed)
+    rng = np.random.default_rng((seed, 7))
+    truth = planted.weights
+    features = dict(zip(truth, _known_features(), strict=True))
+    prompts = list(planted.test["prompt"].unique())
+    K = len(planted.objective_names)
+
+    def fitted(train: pd.DataFrame, chosen: NDArray, rejected: NDArray, target: str, tau: float):
+        rows = np.stack([features[p] for p in train["prompt"]])
+        true = np.zeros_like(chosen)
+        pairs = Examples(rows, chosen, rejected, true)
+        predict = fit_adapters(
+            [pairs], target, tau, [seed], epochs=EPOCHS, batch_size=256, learning_rate=1e-2
+        )
+        return predict(np.stack([features[p] for p in prompts]))[0].astype(np.float64)
+
+    z_chosen, z_rejected = (
+        planted.train[[f"z_{side}_{name}" for name in planted.objective_names]].to_numpy(float)
+        for side in ("chosen", "rejected")
+    )
+    whole = fitted(planted.train, z_chosen, z_rejected, "pairwise", planted.temperature)
+    by_eq7 = fitted(planted.train, z_chosen, z_rejected, "paper_z", TARGETS["paper_z"] or 1.0)
+    true_train = np.stack([truth[p] for p in planted.train["prompt"]])
+    true_test = np.stack([truth[p] for p in prompts])
+    kinds = np.array([features[p][: len(KINDS)].argmax() for p in prompts])
+    reports: dict[str, list[dict[str, float]]] = {name: [] for name in WITHHELD_METHODS}
+    for k in range(K):
+        others = [j for j in range(K) if j != k]
+        theirs = true_train[:, others] / true_train[:, others].sum(axis=1, keepdims=True)
+        wins = prefer_first(
+            theirs, z_chosen[:, others], z_rejected[:, others], planted.temperature, rng
+        )[:, None]
+        first, second = z_chosen[:, others], z_rejected[:, others]
+        rest = fitted(
+            planted.train, np.where(wins, first, second), np.where(wins, second, first), "pairwise",
+            planted.temperature,
+        )  # fmt: skip
+        means = np.array([true_test[kinds == kind, k].mean() for kind in range(len(KINDS))])
+        most = kinds == means.argmax()
+        shares = {
+            "no share": np.zeros(len(prompts)),
+            "equal share": np.full(len(prompts), 1 / K),
+            "mean share": np.full(len(prompts), true_test[:, k].mean()),
+            "rule": np.where(most, true_test[most, k].mean(), true_test[~most, k].mean()),
+            "Eq 7": by_eq7[:, k],
+        }
+        for name, share in shares.items():
+            weights = np.insert(rest * (1 - share)[:, None], k, share, axis=1)
+            reports[name].append(recovery(planted, dict(zip(prompts, weights, strict=True))))
+        reports["its pairs"].append(recovery(planted, dict(zip(prompts, whole, strict=True))))
+        reports["oracle"].append(recovery(planted, truth))
+    return {
+        name: {key: float(np.mean([one[key] for one in all_four])) for key in all_four[0]}
+        for name, all_four in reports.items()
+    }
+
+
+def _known_features() -> Array:
+    """One row per prompt of the planted truth, in its order: one-hot kind, then one-hot topic."""
+    rows = []
+    for kind, wordings in enumerate(KINDS):
+        for topic, names in enumerate(TOPICS):
+            row = np.eye(len(KINDS))[kind].tolist() + np.eye(len(TOPICS))[topic].tolist()
+            rows += [row] * (len(names) * len(wordings))
+    return np.array(rows)
 
 
 @cache
