@@ -35,7 +35,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NEEDS = ("gpu", "server", "hub", "own pairs")
 SERVERS = ("vllm", "docker", "hf")
 """Programs of other projects, which only blocks that need a server or the hub may call."""
-SETTINGS = {"KEY", "POLICY", "HF_TOKEN", "PRO_DATA_DIR"}
+SETTINGS = {"KEY", "POLICY", "HF_TOKEN", "PRO_DATA_DIR", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"}
 """Environment variables in commands, besides those that `app.py --help` lists."""
 
 
