@@ -31,6 +31,7 @@ from ui.board import answer, presets
 from ui.models import Models
 from ui.page import Page
 from ui.runs import Turn, failed, prepared
+from ui.where import status_line
 
 pytestmark = pytest.mark.slow
 
@@ -273,7 +274,7 @@ def test_an_adapter_of_another_panel_is_refused_with_a_warning(served, tmp_path)
     mixed.generator.load = lambda: None  # type: ignore[attr-defined]
     mixed.load()
     assert mixed.panel is not None and mixed.adapter is None
-    assert "Adapter not in use" in mixed.status_text()
+    assert "Adapter not in use" in status_line(mixed)
 
 
 def last_run(page: Page, prompt: str) -> dict:
@@ -291,7 +292,7 @@ def test_an_unreachable_endpoint_is_one_sentence_and_the_app_goes_on(served) -> 
     models = Models({**{k: v for k, v in os.environ.items() if k != "PRO_POLICY"}, **settings})
     models.load()
     assert run_sync(models.status())["reachable"] is False
-    assert "unreachable" in models.status_text()
+    assert "unreachable" in status_line(models)
     run = last_run(Page(models), PROMPT)
     assert run["tone"] == "error" and run["busy"] is False
     assert run["note"].count(".") <= 8 and len(run["note"]) < 300
@@ -509,7 +510,7 @@ def end_of(runs) -> dict:
 def test_a_conditioned_policy_reads_the_current_weights(reader, told) -> None:
     names = list(reader.panel.objective_names)
     assert run_sync(reader.status())["conditioned"] == "weights"
-    assert "conditioned on weights" in reader.status_text()
+    assert "conditioned on weights" in status_line(reader)
     assert "learned from another panel's scores" in run_sync(reader.status())["warning"]
     run = end_of(Page(reader).ask("Hi <helpful> 1.00", 3, 4, False, {}))
     config = reader.generator.policy
@@ -661,7 +662,7 @@ def test_the_default_policy_is_a_soup_mixed_by_the_current_weights(served, monke
         run_sync(models.status())["conditioned"] == "mixture"
         and not run_sync(models.status())["warning"]
     )
-    said = models.status_text()
+    said = status_line(models)
     assert "SmolLM2-135M-Instruct with demo/policy, in this process, mixed by the weights" in said
     run = end_of(Page(models).ask("Hi", 2, 4, False, {}))
     assert run["conditioned"] == "mixture" and run["used"] is None

@@ -42,17 +42,9 @@ from ui.sign_in import NOWHERE, WANTED, can_sign_in, wants_sign_in
 from ui.writing import Writing
 
 ROOT = Path(__file__).parent.parent
-READS = {
-    "weights": "conditioned on weights",
-    "weights+level": "conditioned on weights and a level",
-    "scores": "conditioned on scores",
-    "levels": "conditioned on levels",
-    "mixture": "mixed by the weights",
-}
 SIGNED_IN = Settings(token="your sign-in")
 OWN = ("PRO_POLICY", "PRO_ENDPOINT_URL", "PRO_PANEL")
 """If any of these is set, the shipped policy is not used: it belongs to the shipped panel only."""
-BETTER = "A model that writes better: make app PRO_POLICY=Qwen/Qwen3-0.6B"
 PROMPTS, TEXTS = 32, 24
 """Prompts and answers per batch: a larger batch would take longer than a visitor should wait for weights."""
 EXPLAINED = 20_000
@@ -393,21 +385,6 @@ class Models:
             "conditioned": self.policy.reads if self.policy else None,
             "warning": self.warning,
         }
-
-    def status_text(self) -> str:
-        """The page's status line: what is in use and what is loading, as last known."""
-        status = self.known()
-        generator, K = status["generator"], status["K"]
-        state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
-        reads = f", {READS[status['conditioned']]}" if status["conditioned"] else ""
-        parts = [
-            f"Generator: {generator['name']}{reads}{state}",
-            f"Panel: {status['panel']}" + (f", {K} objectives" if K else ""),
-            f"Adapter: {status['adapter']}",
-            status["warning"],
-            BETTER if self.demo else "",
-        ]
-        return " · ".join(filter(None, parts))
 
 
 def short(source: str) -> str:

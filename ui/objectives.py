@@ -16,8 +16,9 @@ import gradio as gr
 from pro_core.generation import GenerationError
 from ui.board import Added, Run, note_line
 from ui.models import sentence
-from ui.page import SORRY, Page
+from ui.page import Page
 from ui.runs import failed, kept, unscored
+from ui.scoring import SORRY
 from ui.values import LONGEST_SENTENCE, text
 
 EXAMPLE = "The answer is concise and gets to the point."

@@ -12,6 +12,14 @@ from pro_core.http.addresses import address_of, is_loopback
 from ui.models import Models
 
 HERE = "this app's process"
+READS = {
+    "weights": "conditioned on weights",
+    "weights+level": "conditioned on weights and a level",
+    "scores": "conditioned on scores",
+    "levels": "conditioned on levels",
+    "mixture": "mixed by the weights",
+}
+BETTER = "A model that writes better: make app PRO_POLICY=Qwen/Qwen3-0.6B"
 
 
 class Part(TypedDict):
@@ -39,7 +47,23 @@ def where(models: Models) -> Where:
     sent = "your text stays on this app's machine"
     if away:
         sent = f"your text is sent to {', '.join(away)}"
-    return {"sent": f"What runs where: {sent}", "parts": parts, "line": models.status_text()}
+    return {"sent": f"What runs where: {sent}", "parts": parts, "line": status_line(models)}
+
+
+def status_line(models: Models) -> str:
+    """The page's status line: what is in use and what is loading, as last known."""
+    status = models.known()
+    generator, K = status["generator"], status["K"]
+    state = "" if generator["state"] == "ready" else f" ({generator['state']}…)"
+    reads = f", {READS[status['conditioned']]}" if status["conditioned"] else ""
+    parts = [
+        f"Generator: {generator['name']}{reads}{state}",
+        f"Panel: {status['panel']}" + (f", {K} objectives" if K else ""),
+        f"Adapter: {status['adapter']}",
+        status["warning"],
+        BETTER if models.demo else "",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 def _answers(models: Models) -> Part:
