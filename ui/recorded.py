@@ -35,7 +35,10 @@ EXAMPLES = (
         "Is it true that we only use ten percent of our brain? In three sentences, please.",
     ),
     ("A joke, please", "Tell me a short joke about a cat who works in an office."),
-    ("A hard day", "I failed an important exam and I feel worthless. What should I do, in short?"),
+    (
+        "A hard day",
+        "I failed an important exam and I feel worthless. What should I do? In three sentences, please.",
+    ),
 )
 """The chips: a label and its prompt, one for each recorded run."""
 ANSWERS, TOKENS, TEMPERATURE, SEED = 4, 128, 0.6, 1
@@ -119,11 +122,11 @@ def _kept(path: Path) -> dict[str, Run]:
 
 async def _recorded(models: Models, kind: str, prompt: str, seed: int, old: Run | None) -> Run:
     page, model = Page(models), models.generator.name.split(",")[0]
-    asked = {"n": ANSWERS, "tokens": TOKENS, "temperature": TEMPERATURE}
+    wanted = {"n": ANSWERS, "tokens": TOKENS, "temperature": TEMPERATURE, "seed": seed}
     by_it = old is not None and "conditioned" not in old and old.get("model") == model
-    kept = old if by_it and old and old.get("asked") == {**asked, "seed": seed} else None
-    if kept:
-        run: Run = {**await page.rescore(kept), "asked": kept["asked"]}
+    kept = by_it and wanted.items() <= dict(old.get("asked", {})).items()  # type: ignore[union-attr]
+    if kept and old:
+        run: Run = {**await page.rescore(old), "asked": old["asked"]}
     else:
         given = ANSWERS, TOKENS, True, {}, None, TEMPERATURE, seed
         run = [run async for run in page.ask(prompt, *given)][-1]

@@ -193,7 +193,7 @@ class Scoring:
             if not run:
                 raise ValueError("There are no answers to explain yet: ask something first.")
             [place] = some_of(which, len(run["candidates"])) or [0]
-            if run["objectives"][: len(names)] != names:
+            if run["objectives"] != [*names, *(one["name"] for one in run.get("added", []))]:
                 raise ValueError("Another panel gave these scores: ask, and yours are explained.")
             why = await self.models.why(run["messages"], run["candidates"][place]["text"])
             words = [
