@@ -47,7 +47,8 @@ class Sliders {
     const label = Dom.el("label", "", head, Dom.title(name));
     const trust = Dom.el("span", "trust", head);
     if (Objectives.named(state.run, name)) {
-      const drop = Dom.button("small drop", head, () => this.drop(name), "Remove");
+      const drop = Dom.button("small drop", head, () => this.drop(name), "×");
+      drop.title = "Remove";
       drop.setAttribute("aria-label", `Remove ${Dom.title(name)}`);
     }
     const value = Dom.el("output", "", head);
