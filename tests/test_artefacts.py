@@ -32,7 +32,7 @@ from pro_core.system.storage import (
     write_tensors,
 )
 from train import adapter as train_adapter
-from train import reward_models
+from train import evaluate, reward_models
 
 pytestmark = pytest.mark.slow
 
@@ -381,7 +381,7 @@ def changed(before, after) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_a_change_remakes_what_depends_on_it_and_nothing_else(tmp_path, capsys):
+def test_a_change_remakes_what_depends_on_it_and_nothing_else(tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
     panel, adapter = recipe_of(tmp_path, output), adapter_of(tmp_path, output)
 
@@ -439,13 +439,15 @@ def test_a_change_remakes_what_depends_on_it_and_nothing_else(tmp_path, capsys):
     assert "made again: objectives was ['helpful', 'harmless'], is ['harmless', 'helpful']" in said
     # A grader says so when the recipe is no longer the one that was trained.
     recipe_of(tmp_path, output, learning_rate=1e-3)
-    graded = [sys.executable, "train/evaluate.py", "reward_models", panel, "--results", tmp_path]
-    done = subprocess.run(graded, cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 1 and "other inputs made it (" in done.stderr
-    assert "run python train/reward_models.py" in done.stderr and "Traceback" not in done.stderr
+    graded = ["train/evaluate.py", "reward_models", panel, "--results", tmp_path]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in graded])
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main()
+    assert "other inputs made it (" in exit.value.code
+    assert "run python train/reward_models.py" in exit.value.code
 
 
-def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
+def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path, capsys):
     """A run that was cut off leaves checkpoints; another recipe does not go on from them."""
     output, changed_rate = tmp_path / "out", 1e-3
     path = recipe_of(tmp_path, output, folds=0)
@@ -459,10 +461,10 @@ def test_a_deleted_panel_is_not_resumed_from_an_older_ones_checkpoint(tmp_path):
     cut.kill()
     cut.wait()
     recipe_of(tmp_path, output, folds=0, learning_rate=changed_rate)
-    said = run("train/reward_models.py", path).stdout
-    assert "resuming" not in said
+    reward_models.main(PanelRecipe.read(path))
+    assert "resuming" not in capsys.readouterr().out
     straight = recipe_of(tmp_path, tmp_path / "straight", folds=0, learning_rate=changed_rate)
-    run("train/reward_models.py", straight)
+    reward_models.main(PanelRecipe.read(straight))
     one, two = (
         load_file(folder / "panel/trunk/model.safetensors")
         for folder in (output, tmp_path / "straight")
