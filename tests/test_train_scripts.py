@@ -62,30 +62,46 @@ def write_rows(path: Path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A folder with own pairs and a tiny random encoder."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_rows(folder / "pairs.jsonl", own_pairs())
+    tiny_encoder(folder / "base")
+    return folder
+
+
+def write_recipe(parts: Path, folder: Path, name: str, **changes) -> Path:
+    """A recipe over ``parts``, written and trained in ``folder``."""
+    settings = {
+        "objectives": ["helpful", "harmless"],
+        "model": str(parts / "base"),
+        "output": str(folder / name),
+        "data_dir": str(parts),
+        "data": [{"path": "pairs.jsonl", "epochs": 8}],
+        "learning_rate": 3e-3,
+        "batch_size": 16,
+        "max_length": 48,
+        "folds": 0,
+        "checkpoint_every": 4,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings | changes))
+    return path
+
+
 @pytest.fixture
-def recipe(tmp_path):
-    """A recipe over own pairs and a tiny random encoder; call it with changes to get its path."""
-    write_rows(tmp_path / "pairs.jsonl", own_pairs())
-    base = tiny_encoder(tmp_path / "base")
+def recipe(parts, tmp_path):
+    """Call it with a name and changes to get a recipe's path."""
+    return lambda name, **changes: write_recipe(parts, tmp_path, name, **changes)
 
-    def make(name: str, **changes) -> Path:
-        settings = {
-            "objectives": ["helpful", "harmless"],
-            "model": base,
-            "output": str(tmp_path / name),
-            "data_dir": str(tmp_path),
-            "data": [{"path": "pairs.jsonl", "epochs": 8}],
-            "learning_rate": 3e-3,
-            "batch_size": 16,
-            "max_length": 48,
-            "folds": 0,
-            "checkpoint_every": 4,
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(settings | changes))
-        return path
 
-    return make
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory) -> Path:
+    """The panel of a run that one process made without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    run("train/reward_models.py", write_recipe(parts, folder, "whole"))
+    return folder / "whole" / "panel"
 
 
 def attempt(command, **settings) -> subprocess.CompletedProcess:
@@ -106,8 +122,7 @@ def run(*command, **env) -> subprocess.CompletedProcess:
     return done
 
 
-def test_a_run_killed_in_the_middle_ends_in_the_same_panel(recipe, tmp_path):
-    run("train/reward_models.py", recipe("whole"))
+def test_a_run_killed_in_the_middle_ends_in_the_same_panel(recipe, whole, tmp_path):
     path = recipe("cut")
     process = subprocess.Popen(
         [sys.executable, "train/reward_models.py", path],
@@ -122,9 +137,9 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_panel(recipe, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "cut" / "panel").exists()
     assert "resuming from" in run("train/reward_models.py", path).stdout
-    whole = load_file(tmp_path / "whole/panel/trunk/model.safetensors")
+    one = load_file(whole / "trunk/model.safetensors")
     resumed = load_file(tmp_path / "cut/panel/trunk/model.safetensors")
-    assert all((whole[name] == resumed[name]).all() for name in whole)
+    assert all((one[name] == resumed[name]).all() for name in one)
     panel = RewardPanel.from_pretrained(tmp_path / "cut" / "panel")
     assert panel.accuracy["helpful"]["accuracy"] > 0.9  # it learned, on test pairs
     card = (tmp_path / "cut" / "panel" / "README.md").read_text()
@@ -168,14 +183,13 @@ def test_a_lora_stopped_in_the_middle_ends_in_the_same_panel(
     assert all(tensor.any() for name, tensor in whole.items() if "lora_B" in name)  # it moved
 
 
-def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):
-    run("train/reward_models.py", recipe("one"))
+def test_two_processes_take_the_same_steps_as_one(recipe, whole, tmp_path):
     said = in_two_processes("train/reward_models.py", recipe("two")).stdout
     assert "two/folds/all: trunk: 96 pairs, 768 rows, 2 processes" in said
     prompts, texts = [r["prompt"] for r in own_pairs()], [r["chosen"] for r in own_pairs()]
     one, two = (
-        RewardPanel.from_pretrained(tmp_path / n / "panel").score(prompts, texts)
-        for n in ("one", "two")
+        RewardPanel.from_pretrained(folder).score(prompts, texts)
+        for folder in (whole, tmp_path / "two" / "panel")
     )
     assert np.corrcoef(one[:, 0], two[:, 0])[0, 1] > 0.98
     assert (
@@ -185,7 +199,7 @@ def test_two_processes_take_the_same_steps_as_one(recipe, tmp_path):
 
 
 def test_separate_models_and_one_trunk_give_the_same_result_shape(recipe, tmp_path):
-    run("train/reward_models.py", recipe("separate", shared_trunk=False, folds=2))
+    train_panel(PanelRecipe.read(recipe("separate", shared_trunk=False, folds=2)))
     panel = RewardPanel.from_pretrained(tmp_path / "separate" / "panel")
     assert {spec.source for spec in panel.specs} == {"helpful", "harmless"}
     assert panel.score(["Hi"], ["Hello"]).shape == (1, 2)
@@ -218,7 +232,7 @@ def test_a_misspelt_setting_of_an_entry_is_told_its_nearest(recipe):
     assert "data.0" in done.stderr and "'objectives'" in done.stderr
 
 
-def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
+def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path, monkeypatch):
     """The README's own block, run as it stands, in a folder with the user's pairs."""
     readme = (ROOT / "README.md").read_text()
     block = readme.split("<!-- own pairs -->\n```bash\n")[1].split("```")[0]
@@ -227,7 +241,7 @@ def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
     assert len(commands) == 4
     for name in ("train", "recipes", "pro_core", "ui", "app.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    rows = [{k: v for k, v in row.items() if k not in ("id", "split")} for row in own_pairs(400)]
+    rows = [{k: v for k, v in row.items() if k not in ("id", "split")} for row in own_pairs()]
     write_rows(tmp_path / "pairs.jsonl", rows)
     environment = ENV | {"PATH": f"{Path(sys.executable).parent}:{ENV['PATH']}"}
     for command in commands[:3]:
@@ -249,10 +263,13 @@ def test_the_readmes_four_commands_lead_from_own_pairs_to_the_app(tmp_path):
         text=True,
     )
     assert shown.returncode == 0 and "PRO_PANEL" in shown.stdout
+    from train import evaluate
+
+    monkeypatch.chdir(tmp_path)
     for what, recipe in (("reward_models", "own_panel"), ("adapter", "own_adapter")):
-        graded = f"python train/evaluate.py {what} recipes/{recipe}.yaml --results results"
-        done = attempt(graded, shell=True, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        graded = f"train/evaluate.py {what} recipes/{recipe}.yaml --results results"
+        monkeypatch.setattr(sys, "argv", graded.split())
+        evaluate.main()
         rows = [json.loads(line) for line in (tmp_path / f"results/{what}.jsonl").open()]
         methods = {row["method"] for row in rows}
         assert methods >= ({"bag of words"} if what == "reward_models" else {"uniform", "shuffled"})
