@@ -547,6 +547,7 @@ def test_the_words_behind_a_score_are_shown_when_they_are_asked_for(visit, doubt
     expect(first.locator("p")).to_contain_text(f"by {abs(why.named[0]):.2f} without “")
     expect(first.locator("p")).to_contain_text(f"by {abs(why.random[0]):.2f} without three random")
     page.locator("#examples button").nth(1).click()  # scored by another panel
+    first.locator("summary").click()
     expect(first.locator("p")).to_have_text(re.compile("Another panel gave these scores"))
 
 
@@ -1184,7 +1185,7 @@ def test_of_two_runs_at_once_the_later_one_is_shown_and_sent(visit, crowded) -> 
         const look = () => { if (window.runs.at(-1) !== board.dataset.run) window.runs.push(board.dataset.run); };
         new MutationObserver(look).observe(board, { attributes: true, attributeFilter: ["data-run"] }); }"""
     )
-    ask(page, "Name three fruits.")
+    page.locator(".rewrite").first.click()
     expect(page.locator('.board[data-phase="writing"]')).to_be_visible()
     page.locator("#prompt textarea").fill("Name three cats.")
     page.locator("#prompt textarea").press("Enter")
