@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import gradio as gr
@@ -57,8 +57,14 @@ def wants_sign_in(environ: Mapping[str, str]) -> bool:
 def can_sign_in(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this is a Space where visitors can sign in: the hub sets these variables for ``hf_oauth: true``, and its
     Gradio has the packages that sign-in needs."""
-    on_space = environ.get("SPACE_ID") and environ.get("OAUTH_CLIENT_ID")
-    return bool(on_space) and all(map(find_spec, ("authlib", "itsdangerous")))
+    if not (environ.get("SPACE_ID") and environ.get("OAUTH_CLIENT_ID")):
+        return False
+    try:
+        import_module("authlib.integrations.starlette_client")
+        import_module("itsdangerous")
+    except ImportError:
+        return False
+    return True
 
 
 def sign_in_row(model: str) -> None:
