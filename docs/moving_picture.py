@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-WIDTH, HEIGHT = 1120, 780
+WIDTH, HEIGHT = 1280, 800
 FRAME = 100  # ms
 SECONDS = 8.0
 COLOURS = 256
