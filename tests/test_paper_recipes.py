@@ -206,6 +206,10 @@ def test_table_5_runs_at_tiny_size(run, tmp_path):
     llama = tiny_llama(tmp_path / "llama")
     run("ultrafeedback_ppo", model=llama)
     run("ultrafeedback_grpo", model=llama, trainer={})
+    on_pairs = ["DPO", "PRO-DPO"]
+    run("table5_paper", model=llama, only=on_pairs, sft_steps=1)
+    for arm in on_pairs:
+        assert (tmp_path / "out" / "table5" / arm.lower() / "seed0" / "run.json").is_file()
     for name, arms in (("ppo", 3), ("grpo", 4)):
         done = list((tmp_path / "out" / f"ultrafeedback_{name}").glob("*/seed0/run.json"))
         assert len(done) == arms
