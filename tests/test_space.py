@@ -197,6 +197,12 @@ def test_settings_that_a_space_cannot_use_are_reported(tmp_path):
         assert "a Space reaches only" in "".join(deploy.check_settings({"PRO_ENDPOINT_URL": url}))
 
 
+def test_every_setting_of_the_app_goes_to_the_space():
+    settings = set(re.findall(r'"(PRO_\w+)"', (ROOT / "app.py").read_text("utf-8")))
+    away = settings - {*deploy.VARIABLES, *deploy.SECRETS}
+    assert away == {"PRO_LORA_FOLDER"}  # a folder that the app shares with a server beside it
+
+
 def test_nothing_is_uploaded_without_a_token_or_name():
     assert "no token" in (done := run("me/space")).stderr
     assert done.returncode == 1

@@ -2,7 +2,8 @@
 
 N candidates are written, scored by the K reward models, and ranked by the weighted sum of their
 standardized scores z: total = sum_k w_k z_k. A policy that was trained to read weights reads them, too. A score that is
-missing (a judge gave no verdict) neither helps nor hurts its candidate: see :func:`filled`.
+missing (a judge gave no verdict) neither helps nor hurts its candidate: see :func:`filled`. A candidate without any
+score comes after those that have one.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Candidate:
     Attributes:
         text: the answer as written, also when generation failed half-way; without its reasoning.
         style: the style of STYLES it was written under; None where styles were not asked for.
-        raw: (K,) reward model outputs, higher is better; None when it failed: no score, not 0. NaN: this one is
-            missing.
+        raw: (K,) reward model outputs, higher is better; None when it failed or all of them are missing: no score,
+            not 0. NaN: this one is missing.
         z: (K,) the same, standardized by the panel's statistics.
         counted: (K,) what the totals count: z, with :func:`filled` in place of what is missing.
         members: (M, K) the standardized scores of each objective's members, whose mean is z; NaN where there are fewer.
-        totals: weighted sums of z, under "used" and "uniform" weights; empty when it failed.
+        totals: weighted sums of z, under "used" and "uniform" weights; empty where there are no scores.
         error: what went wrong, in one sentence.
         notes: what else to know, such as that old turns were left out.
         reasoning: the thought before the answer; it is never scored.
@@ -59,7 +60,8 @@ class Candidate:
 
 @dataclass
 class BestOfN:
-    """Candidates, best first; failed ones last. ``source`` says where the weights (K,) came from."""
+    """Candidates: best first, then those without scores, failed ones last. ``source`` says where the weights (K,) came
+    from."""
 
     candidates: list[Candidate]
     weights: Array
@@ -191,18 +193,28 @@ def ranked(
     objective_names: Sequence[str],
     source: str,
 ) -> BestOfN:
-    """The candidates, best total first, failed ones last; the scores belong to the N that did not fail."""
-    scorable = [candidate for candidate in candidates if candidate.error is None]
+    """The candidates, best total first, then those without any score, failed ones last.
+
+    The scores belong to the N that did not fail.
+    """
+    unfailed = [candidate for candidate in candidates if candidate.error is None]
     uniform = np.full(len(weights), 1 / len(weights), dtype=np.float32)
     counted_NK = filled(z_NK)
     scores = zip(raw_NK, z_NK, np.swapaxes(members_MNK, 0, 1), counted_NK, strict=True)
     totals = zip(weighted_sum(counted_NK, weights), weighted_sum(counted_NK, uniform), strict=True)
-    for candidate, one, (used, even) in zip(scorable, scores, totals, strict=True):
+    scored: list[Candidate] = []
+    for candidate, one, (used, even) in zip(unfailed, scores, totals, strict=True):
+        if not np.isfinite(
+            one[1]
+        ).any():  # the others' means would rank it above answers that were read
+            continue
         candidate.raw, candidate.z, candidate.members, candidate.counted = one
         candidate.totals = {"used": float(used), "uniform": float(even)}
-    best_first = sorted(scorable, key=lambda candidate: -candidate.totals["used"])
+        scored.append(candidate)
+    scored.sort(key=lambda candidate: -candidate.totals["used"])
+    unscored = [candidate for candidate in unfailed if not candidate.totals]
     failed = [candidate for candidate in candidates if candidate.error is not None]
-    return BestOfN([*best_first, *failed], weights, tuple(objective_names), source)
+    return BestOfN([*scored, *unscored, *failed], weights, tuple(objective_names), source)
 
 
 def _weights(weights: Any, names: Sequence[str], prompt: Sequence[Message]) -> tuple[Array, str]:
