@@ -620,6 +620,10 @@ def test_a_saving_is_simulated_from_one_start_on_the_same_held_out_prompts():
     for first_or_last in (0, -1):
         assert saving.ranked[first_or_last] == pytest.approx(saving.random[first_or_last])
     assert any(lead.value != 0 for lead in saving.lead[1:-1])
+    for needed, accuracies in zip(saving.needed, (saving.ranked, saving.random), strict=True):
+        there = saving.labels.index(needed)
+        end = accuracies[-1] - 1e-9
+        assert accuracies[there] >= end and all(a < end for a in accuracies[:there])
     with pytest.raises(ValueError, match="expected at least"):
         simulate_saving(margin[:30], features[:30], objectives[:30], prompts[:30])
 

@@ -136,15 +136,15 @@ def movement(gain: Gain) -> list[str]:
 
 def _saving(saving: Saving) -> Section:
     rows = [
-        [f"{n:,}", f"{ranked:.1f}%", f"{random:.1f}%", points(lead)]
-        for n, ranked, random, lead in zip(
+        [f"{n:,}", f"{by_rank:.1f}%", f"{by_chance:.1f}%", points(lead)]
+        for n, by_rank, by_chance, lead in zip(
             saving.labels, saving.ranked, saving.random, saving.lead, strict=True
         )
     ]
+    ranked, random = saving.needed
     reached = (
-        f"Ranked, {saving.needed:,} labels reach what all {saving.labels[-1]:,} reach."
-        if saving.needed
-        else f"Ranked, no smaller number of labels reaches what all {saving.labels[-1]:,} reach."
+        f"What all {saving.labels[-1]:,} labels reach, ranked order first has with {ranked:,}, random order with "
+        f"{random:,}. Where more labels raise nothing, neither number means much."
     )
     return Section(
         "saving",

@@ -47,15 +47,14 @@ class Saving:
         labels: numbers of labelled pairs, rising, averaged over repeats.
         ranked, random: held-out accuracy at each, in percent, averaged over objectives.
         lead: ranked minus random at each, in points; the interval is over repeats, which share their pairs.
-        needed: the labels that ranking needs for the accuracy that random order has with all of `labels`; None if it
-            never gets there before the last.
+        needed: the labels at which ranked and random order first have the accuracy of all labels.
     """
 
     labels: list[int]
     ranked: list[float]
     random: list[float]
     lead: list[Measured]
-    needed: int | None
+    needed: tuple[int, int]
 
 
 def fit_heads(
@@ -153,11 +152,8 @@ def simulate_saving(
         Measured(float(m), float(m - h), float(m + h))
         for m, h in zip(lead.mean(axis=0), half, strict=True)
     ]
-    there = [n for n, value in zip(labels, ranked, strict=True) if value >= random[-1]]
-    return Saving(
-        labels,
-        ranked.tolist(),
-        random.tolist(),
-        leads,
-        there[0] if there and there[0] < labels[-1] else None,
-    )
+    needed = [
+        next(n for n, value in zip(labels, way, strict=True) if value >= min(way[-1], random[-1]))
+        for way in (ranked, random)
+    ]
+    return Saving(labels, ranked.tolist(), random.tolist(), leads, (needed[0], needed[1]))
