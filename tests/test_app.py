@@ -387,6 +387,18 @@ def test_given_answers_are_exported_as_those_of_their_writer(served) -> None:
     again = asyncio.run(page.rescore(shared))
     assert (again["model"], again["date"], again["phase"]) == ("another", "2020-01-01", "done")
     assert not {"model", "date"} & asyncio.run(page.rescore(run)).keys()
+    # Scores that a link claims are gone, also those of an answer that gets none, and of objectives of elsewhere.
+    shared["objectives"] = [*run["objectives"], "mine"]
+    shared |= {"accuracy": {}, "elsewhere": ["mine"]}
+    for key in ("predicted", "lower", "upper", "words", "presets"):
+        shared.pop(key, None)
+    shared["floors"] = [0.0] * len(shared["objectives"])
+    claimed = {"z": [9.0] * len(shared["objectives"]), "raw": None, "members": None}
+    shared["candidates"] = [{**answer(text), **claimed} for text in ("Use salt.", "")]
+    again = asyncio.run(page.rescore(shared))
+    assert again["candidates"][0]["z"] == pytest.approx(run["candidates"][0]["z"], abs=0.02)
+    assert again["candidates"][1]["z"] is None and again["objectives"] == run["objectives"]
+    assert again["note"].endswith("This page does not score mine.")
 
 
 def test_a_failed_run_is_news_and_its_answers_can_be_scored() -> None:
@@ -615,7 +627,8 @@ def test_the_words_behind_a_score_are_those_of_the_panel_and_odd_requests_are_re
     [water] = [w for w in why["words"] if texts[0][w["start"] : w["end"]] == "water"]
     np.testing.assert_allclose(water["effects"], shorter[0] - shorter[1], atol=0.02)
     assert len(why["named"]) == len(why["random"]) == len(models.panel.objective_names)
-    assert run_sync(page.why(run, [1])) == {"words": [], "named": None, "random": None}
+    none = [None] * len(models.panel.objective_names)
+    assert run_sync(page.why(run, [1])) == {"words": [], "named": none, "random": none}
     other = {**run, "phase": "shared", "objectives": ["a", "b", "c", "d", "e"], "accuracy": {}}
     empty = {**run, "candidates": [answer()]}
     for old, which in (({}, [0]), (run, [9]), (run, "A"), (other, [0]), (empty, [0]), (5, [0])):

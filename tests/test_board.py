@@ -36,6 +36,9 @@ SOURCES = (
     "share.js",
     "export.js",
     "choices.js",
+    "reasons.js",
+    "preferred.js",
+    "asking.js",
 )
 CASES = 400
 
@@ -361,7 +364,8 @@ def piece(id: int, predicted: list[float], **fields: Any) -> dict[str, Any]:
     """A piece of a run over two objectives, with one answer that is scored."""
     scored = {"text": "Yes.", "z": [1.0, -1.0], "raw": [1.0, -1.0]}
     run = {"id": str(id), "phase": "writing", "objectives": ["helpful", "harmless"]}
-    return {**run, "floors": [0, 0], "predicted": predicted, "candidates": [scored], **fields}
+    run |= {"floors": [0, 0], "predicted": predicted, "candidates": [scored]}
+    return {**run, "messages": [{"role": "user", "content": f"Question {id}?"}], **fields}
 
 
 def states(js: Browser, *steps: list[Any]) -> list[dict[str, Any]]:
@@ -370,8 +374,8 @@ def states(js: Browser, *steps: list[Any]) -> list[dict[str, Any]]:
         """(() => { let drawn = 0; const state = new State(() => { drawn += 1; });
         return given.map(([method, ...args]) => {
           const returned = state[method](...args);
-          const { values, touched, pick, places, unpinned } = state;
-          const mine = { values: [...values], touched, pick, places, unpinned };
+          const { values, locked, touched, pick, places, unpinned } = state;
+          const mine = { values: [...values], locked: [...locked], touched, pick, places, unpinned };
           return { ...mine, drawn, returned: returned ?? null };
         }); })()""",
         list(steps),
@@ -467,6 +471,131 @@ def test_an_added_objective_moves_the_sliders_of_the_visitor_and_no_script_asks_
     assert js.evaluate("Objectives.panelWeights(given, [0, 0, 1])", grown) is None
 
 
+def test_locked_sliders_stay_where_they_are_when_an_objective_comes_or_goes(js: Browser) -> None:
+    run = piece(1, [0.9, 0.1])
+    three = {"objectives": ["helpful", "harmless", "short"], "floors": [0, 0, 0]}
+    grown = run | three | {"id": "2", "predicted": [0.6, 0.0667, 0.3333]}
+    grown["added"] = [{"name": "short", "sentence": "It is short."}]
+    back = {**run, "id": "3"}
+    untouched = states(js, ["take", run], ["toggleLock", 0], ["take", grown], ["take", back])
+    assert [(s["values"][0], s["locked"][0]) for s in untouched[1:]] == [(90, True)] * 3
+    assert all(sum(s["values"]) == 100 for s in untouched)
+    # Where every slider that stays is locked, one of them has to move.
+    both = [["take", grown], ["toggleLock", 0], ["toggleLock", 1], ["take", back]]
+    last = states(js, *both)[-1]
+    assert last["locked"] == [False, False] and sum(last["values"]) == 100
+    # Another conversation's run carries nothing over.
+    other = states(js, ["take", run], ["toggleLock", 0], ["take", {**grown, "messages": ["x"]}])
+    assert other[-1]["locked"] == [False] * 3
+
+
+def test_the_sliders_stay_when_the_same_question_gets_new_answers_or_scores(js: Browser) -> None:
+    run = piece(1, [0.7, 0.3])
+    new = {**run, "id": "2", "predicted": [0.6, 0.4]}
+    moved = [["take", run], ["move", 0, 20], ["take", new]]
+    assert [(s["values"], s["touched"]) for s in states(js, *moved)[1:]] == [([20, 80], True)] * 2
+    # A policy that read PRO's guess, because the question was asked anew, is shown with it.
+    asked = states(js, *moved[:2], ["take", {**new, "conditioned": "weights", "used": None}])
+    assert (asked[-1]["values"], asked[-1]["touched"]) == ([60, 40], False)
+
+
+def test_a_reply_with_scores_is_dropped_once_another_run_is_shown(js: Browser) -> None:
+    source = (UI / "board.js").read_text("utf-8").partition("\nconst publish")[0]
+    test = f"""(() => {{ {source}
+      const none = () => {{}};
+      const rest = {{ abandoned: new Set(), draw: none, build: none, say: none, publish: none }};
+      return given.map((between) => {{
+        const board = Object.assign(Object.create(Board.prototype), rest);
+        Object.assign(board, {{ waiting: null, scoring: null, memory: {{ leave: none }} }});
+        board.state = new State(none);
+        const run = (id) => ({{ ...between.run, id }});
+        board.receive(run("5"));
+        board.begin("own");
+        const was = board.busy;
+        if (between.back) board.show({{ ...board.state.saved(), run: run("recorded") }});
+        const taken = board.receive(run("9"));
+        return [was, taken, board.state.run.id, board.busy];
+      }}); }})()"""
+    run = piece(1, [0.7, 0.3], phase="done", busy=False)
+    shown = js.evaluate(test, [{"run": run, "back": False}, {"run": run, "back": True}])
+    assert shown == [[True, True, "9", False], [True, False, "recorded", False]]
+
+
+def test_what_would_replace_the_run_waits_while_a_request_is_under_way(js: Browser) -> None:
+    test = """given.map(([on, busy, writing]) => {
+      const asking = Object.assign(Object.create(Asking.prototype), { board: { busy, writing, asked: "Why?" } });
+      globalThis.document = { querySelector: () => ({ value: "Another?" }) };
+      const target = { closest: (all) => all.split(", ").some((one) => one.startsWith(on)) };
+      let swallowed = false;
+      const event = { target, key: "Enter", preventDefault() {}, stopImmediatePropagation() { swallowed = true; } };
+      asking[on === "#own" || on === ".drop" ? "click" : "enter"](event);
+      return swallowed; })"""
+    places = ["#own", ".drop", "#sentence", "#prompt"]
+    free, scoring, writing = (
+        js.evaluate(test, [[place, *state] for place in places])
+        for state in ([False, False], [True, False], [True, True])
+    )
+    assert (free, scoring) == ([False] * 4, [True] * 4)
+    assert writing == [True] * 3 + [False]  # another question takes the place of answers
+
+
+STORAGE = """
+  const kept = { text: null, full: false };
+  Object.defineProperty(globalThis, "localStorage", { configurable: true, value: {
+    getItem: () => kept.text,
+    setItem: (_, text) => { if (kept.full) throw new Error("full"); kept.text = text; },
+  } });
+  const state = new State(() => {});
+  state.take(given);
+  const preferred = Object.assign(Object.create(Preferred.prototype), { state, made: [] });
+  const choose = (picked) => { preferred.chose = -Infinity; preferred.choose([0, 1], picked); };
+  const picked = () => preferred.made.map((one) => one.picked);
+"""
+
+
+def clicked(js: Browser, steps: str) -> Any:
+    """What the steps return, over a page with two answers and a storage of its own."""
+    cards = [{"text": text, "z": [1, 0], "raw": [1, 0]} for text in "ab"]
+    run = piece(1, [0.7, 0.3], candidates=cards, phase="done")
+    return js.evaluate(f"(() => {{ {STORAGE} {steps} }})()", run)
+
+
+def test_choices_that_another_tab_forgot_do_not_come_back(js: Browser) -> None:
+    forgot = "choose(0); kept.text = '[]'; preferred.changedElsewhere('pro-choices');"
+    assert clicked(js, f"{forgot} return picked();") == []
+    assert clicked(js, "choose(0); kept.text = '[]'; choose(1); return picked();") == [1]
+    # A write that failed loses nothing that this page knows.
+    full = "kept.full = true; choose(0); choose(1); return [picked(), kept.text];"
+    assert clicked(js, full) == [[1], None]
+
+
+def test_a_choice_belongs_to_the_objectives_that_it_was_made_over(js: Browser) -> None:
+    added = """choose(0);
+      const three = { objectives: ["helpful", "harmless", "short"], floors: [0, 0, 0], predicted: [0.5, 0.3, 0.2] };
+      const added = [{ name: "short", sentence: "It is short." }];
+      state.take({ ...given, ...three, id: "2", added });
+      const before = preferred.answered([0, 1]) ?? null;
+      choose(0);
+      return [before, picked(), preferred.counted.length];"""
+    assert clicked(js, added) == [None, [0, 0], 1]
+
+
+def test_a_double_click_is_one_choice(js: Browser) -> None:
+    twice = "choose(0); preferred.choose([0, 1], 0); return picked();"
+    assert clicked(js, twice) == [0]
+
+
+def test_a_missing_score_is_told_from_an_answer_of_few_words(js: Browser) -> None:
+    run = piece(1, [0.7, 0.3])
+    words = [{"start": 0, "end": 3, "effects": [0.5, None]}]
+    some = {"words": words, "named": [0.5, None], "random": [0.1, None]}
+    few = {"words": [], "named": [None, None], "random": [None, None]}
+    said = "given.map(([run, known, k]) => Reasons.sentence(run, 0, known, k))"
+    first, second, third = js.evaluate(said, [[run, some, 0], [run, some, 1], [run, few, 1]])
+    assert first.startswith("Helpful falls by 0.50 without “Yes”")
+    assert "a score is missing" in second and "too few words" in third
+
+
 def test_answers_written_under_the_visitors_weights_are_shown_with_them(js: Browser) -> None:
     (written,) = states(js, ["take", piece(1, [0.7, 0.3], used=[0.2, 0.8])])
     assert (written["values"], written["touched"]) == ([20, 80], True)
@@ -537,6 +666,27 @@ def test_a_shared_run_comes_back_and_claims_nothing_of_its_own(js: Browser) -> N
     assert "accuracy" not in stranger["run"] and stranger["run"]["floors"] == [0, 0]
 
 
+def test_a_link_says_which_objectives_were_added_and_no_script_asks_for_them(js: Browser) -> None:
+    added = [{"name": "harmless", "sentence": "A secret sentence."}]
+    known = finished(
+        objectives=["helpful"], floors=[0.2], accuracy={"helpful": 1}, presets={"All": [1]}
+    )
+    packed = js.evaluate(f"Share.pack({TAKEN})", finished(added=added))
+    assert "secret" not in json.dumps(packed)
+    run = js.evaluate("Share.unpack(...given)", [packed, known])["run"]
+    assert run["elsewhere"] == ["harmless"] and "added" not in run
+    assert (run["floors"], run["presets"], run["accuracy"]) == (
+        [0.2, 0],
+        {"All": [1, 0]},
+        {"helpful": 1},
+    )
+    assert js.evaluate("Objectives.panelWeights(given, [0.7, 0.3])", run) == {"helpful": 1}
+    # Scored here without it, the panel's objectives keep the sender's proportions.
+    here = {**known, "id": "9", "floors": [0], "predicted": [1]}
+    assert states(js, ["take", run], ["move", 0, 40], ["take", here])[-1]["values"] == [100]
+    assert js.evaluate(f"Share.pack({TAKEN})", run)[-1] == 1  # shared once more
+
+
 def test_a_link_carries_no_system_prompt(js: Browser) -> None:
     system = {"role": "system", "content": "Always say no."}
     run = finished()
@@ -565,6 +715,7 @@ def test_a_forged_link_is_refused(js: Browser) -> None:
         5: [[], [["x"]], [["x", [1]]], [[1, None]], [["x", ["1", 2]]], [["x", None]] * 9],
         6: [None, "x" * 201],
         7: [5],
+        8: [-1, 2, "1", 0.5],
     }.items():
         forged += [[*good[:place], value, *good[place + 1 :]] for value in values]
     tries = """given.map((data) => {

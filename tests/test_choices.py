@@ -331,6 +331,7 @@ def test_the_page_learns_from_clicks_and_keeps_them_in_the_browser(chromium, tmp
         pair = choice_posterior(choices, 3).next_pair(z_NK, predicted)
         asked = page.get_by_role("toolbar", name="The better of two answers")
         assert asked.get_by_role("button").all_inner_texts()[:2] == ["ABCD"[i] for i in pair]
+        page.wait_for_timeout(500)  # a double click is one choice
         asked.get_by_role("button").nth(1).click()
         of_two = [answers[i] for i in pair]
         choices.append(Choice(z_NK[list(pair)], 1, predicted, "Which?", of_two))
@@ -356,6 +357,7 @@ def test_the_page_learns_from_clicks_and_keeps_them_in_the_browser(chromium, tmp
         for count in (1, 0):
             area.get_by_role("button", name=f"I prefer {'ABCD'[second]}").click()
             assert page.evaluate("JSON.parse(localStorage.getItem('pro-choices')).length") == count
+            page.wait_for_timeout(500)
         chrome.close()
     assert problems == []
 

@@ -21,7 +21,7 @@ def by_words(text: str) -> list[float]:
     return np.sum(rows, axis=0).tolist() if rows else [0.0, 0.0]
 
 
-def explained(response: str):
+def explained(response: str, by_words=by_words):
     """(the explanation by `by_words`, the texts that were scored)"""
     steps, asked = explanation_steps(response), []
     texts = next(steps)
@@ -59,6 +59,13 @@ def test_a_long_answer_takes_few_texts_and_its_words_are_still_found() -> None:
     assert why.named.tolist() == [2, 3]
     _, asked = explained("so " * 5_000)
     assert len(asked) <= 1 + MOST + 2 + DRAWS
+
+
+def test_an_objective_without_scores_hides_no_word_of_the_others() -> None:
+    response = " ".join(["so"] * 70 + ["great"] + ["and"] * 30)
+    why, _ = explained(response, lambda text: [by_words(text)[0], np.nan])
+    assert "great" in [response[start:end] for start, end in why.words]
+    assert why.named[0] == 2 and np.isnan(why.named[1])
 
 
 @pytest.mark.parametrize("response", ["Yes", "...", "🙂", "Yes, I do."])

@@ -4,10 +4,13 @@
 class Asking {
   static PAUSE = 800; // ms
 
-  // `isBusy`: whether answers are being written. `running`: the prompt that was asked last.
-  constructor(isBusy, running) {
-    this.isBusy = isBusy;
-    this.running = running;
+  // What waits until the request that is under way is answered.
+  static WAITS = "#examples, #own button:not(.label-wrap), .drop, #score-own";
+
+  // `board`: knows whether answers are written (`writing`) or anything is asked for (`busy`), and the prompt that was
+  // asked last (`asked`).
+  constructor(board) {
+    this.board = board;
     this.began = -Infinity;
     document.addEventListener("click", (event) => this.click(event), { capture: true });
     document.addEventListener("keypress", (event) => this.enter(event), { capture: true });
@@ -35,7 +38,7 @@ class Asking {
     return performance.now() - this.began < Asking.PAUSE;
   }
   get stops() {
-    return this.isBusy() && !this.paused;
+    return this.board.writing && !this.paused;
   }
 
   draw() {
@@ -47,21 +50,25 @@ class Asking {
 
   // Whether the prompt is the one that was just asked.
   get same() {
-    return document.querySelector("#prompt textarea")?.value.trim() === this.running().trim();
+    return document.querySelector("#prompt textarea")?.value.trim() === this.board.asked.trim();
   }
 
   click(event) {
-    const chip = event.target.closest("#examples, #score-own");
-    if (!chip && !event.target.closest("#ask")) return;
-    if (!this.isBusy() && !(this.paused && this.same)) return;
+    const waits = event.target.closest(Asking.WAITS);
+    if (!waits && !event.target.closest("#ask")) return;
+    if (!this.board.busy && !(this.paused && this.same)) return;
     this.swallow(event);
-    if (!chip && this.stops) document.querySelector("#stop").click();
+    if (!waits && this.stops) document.querySelector("#stop").click();
   }
 
-  // Enter on the prompt that is being answered asks nothing new.
+  // Enter on the prompt that is being answered asks nothing new. Another prompt takes the place of answers that are
+  // written, but scores are waited for.
   enter(event) {
-    if (event.key !== "Enter" || !event.target.closest?.("#prompt") || !this.same) return;
-    if (this.paused || this.isBusy()) this.swallow(event);
+    if (event.key !== "Enter") return;
+    const { busy, writing } = this.board;
+    const asks = event.target.closest?.("#prompt");
+    const waits = asks ? (busy && !writing) || (this.same && (busy || this.paused)) : busy;
+    if (waits && (asks || event.target.closest?.("#sentence"))) this.swallow(event);
   }
 
   swallow(event) {

@@ -12,14 +12,12 @@ class Board {
     this.state = new State(() => this.draw());
     this.which = null; // the answers (indices) that the next request writes; null: all
     this.waiting = null; // the prompt of a request that the server has not answered yet
+    this.scoring = null; // the id of the run that was shown when scores were asked for (Add, pasted answers, and so on)
     this.asked = ""; // the prompt of the last request
     this.abandoned = new Set(); // the ids of runs that were being written when the visitor went back or forward
     this.opening = false; // whether a link is being read
     this.explaining = ""; // the answer whose words were asked for, see `State.reasonKey`; "": none
-    this.asking = new Asking(
-      () => this.busy,
-      () => this.asked,
-    );
+    this.asking = new Asking(this);
     const actions = {
       show: () => this.cards.show(this.state.rankings().yours.best),
       rescore: () => this.press("#rescore"),
@@ -50,13 +48,22 @@ class Board {
     this.memory = new Memory(this);
   }
 
-  get busy() {
+  // Whether answers are being written, and whether any request is under way: there is one at a time, because each
+  // begins with the run that is shown, and its reply takes that run's place.
+  get writing() {
     return this.waiting !== null || Boolean(this.state.run?.busy);
+  }
+  get busy() {
+    return this.writing || this.scoring !== null;
   }
 
   // Show the next piece of a run, or a new run. Returns false if it came too late.
   receive(run) {
-    if (this.abandoned.has(run.id) || this.state.isLate(run)) return false;
+    if (this.abandoned.has(run.id)) return false;
+    const left = this.scoring !== null && this.scoring !== this.state.run.id; // the visitor went back or forward
+    if (!run.busy) this.scoring = null;
+    if (left) this.draw();
+    if (left || this.state.isLate(run)) return false;
     this.waiting = null;
     if (this.state.take(run)) this.build();
     this.say(run.note ?? "", run.tone ?? "");
@@ -66,7 +73,7 @@ class Board {
 
   // Show what the memory or a link holds, see `State.saved`.
   show(saved) {
-    const { busy } = this;
+    const { writing } = this;
     if (this.state.run?.busy) this.abandoned.add(this.state.run.id);
     this.abandoned.delete(saved.run.id);
     this.waiting = null;
@@ -76,7 +83,7 @@ class Board {
     this.say(saved.run.note ?? "");
     this.draw();
     // Gradio's page asks nothing new while the same button's answers are written.
-    if (busy) this.press("#stop");
+    if (writing) document.querySelector("#stop").click();
   }
 
   // Switch to a recorded run, here in the browser.
@@ -90,7 +97,9 @@ class Board {
   }
 
   build() {
+    const focused = this.sliders.focused; // such as the button that took an objective away
     for (const part of [this.sliders, this.scatter, this.cards]) part.build();
+    this.sliders.focus(focused);
   }
 
   draw() {
@@ -149,10 +158,11 @@ class Board {
     if (tone === "error") this.asking.failed();
     const beside = { paste: "#paste-note p", own: "#own-note p" };
     const [place] = tone === "error" ? document.querySelectorAll(beside[this.from] ?? "none") : [];
+    const seen = place?.checkVisibility() ? place : null; // not in a section that is closed
     for (const node of document.querySelectorAll(Object.values(beside).join())) {
-      Dom.write(node, node === place ? text : "");
+      Dom.write(node, node === seen ? text : "");
     }
-    Dom.write(this.note, place ? "" : text);
+    Dom.write(this.note, seen ? "" : text);
     this.note.className = `note ${tone}`;
     this.note.style.visibility = this.note.textContent ? "" : "hidden";
   }
@@ -169,7 +179,11 @@ class Board {
       this.asking.begin();
       this.draw();
       this.say("Asking…");
-    } else this.say("Scoring…");
+      return;
+    }
+    this.scoring = this.state.run.id;
+    this.draw();
+    this.say("Scoring…");
   }
 
   // The visitor pressed Stop. Before the first piece there is nothing to score.
@@ -184,7 +198,7 @@ class Board {
   // After a request that failed, or an answer that broke off: what is on the page stays usable.
   fail(text) {
     const { run } = this.state;
-    this.waiting = null;
+    this.waiting = this.scoring = null;
     const phase = run.phase === "writing" ? "stopped" : run.phase; // what there is can be scored
     if (run.busy) this.receive({ ...run, busy: false, phase });
     this.draw();
@@ -193,6 +207,7 @@ class Board {
 
   // Press one of the page's own buttons, for some of the answers.
   press(button, which = null) {
+    if (this.busy) return;
     this.which = which;
     document.querySelector(button).click();
   }

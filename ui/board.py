@@ -113,6 +113,7 @@ class Run(TypedDict, total=False):
     messages: list[dict[str, str]]  # ends with the user turn that is being answered
     objectives: list[str]  # the panel's, then the added ones
     added: list[Added]  # absent where there are none
+    elsewhere: list[str]  # a shared run's last objectives, if added there: a link holds no sentences
     about: dict[str, str]  # a plain phrase for each objective, or ""
     floors: list[float]
     accuracy: dict[str, dict[str, Any]]
@@ -158,7 +159,7 @@ def answer(text: str = "", reasoning: str = "", style: str | None = None) -> Ans
 def scored(
     answers: Sequence[Answer], raw_NK: np.ndarray, z_NK: np.ndarray, members_MNK: np.ndarray
 ) -> list[Answer]:
-    """The same answers with their scores; NaN rows (not scored) stay None, and so does each missing score."""
+    """The same answers with these scores: None in place of NaN, and of rows that are all NaN (not scored)."""
 
     def row(values_K: np.ndarray) -> list[float | None]:
         return [float(v) if np.isfinite(v) else None for v in values_K]
@@ -168,10 +169,11 @@ def scored(
             return None
         return [one[np.isfinite(one)].tolist() for one in members_MNK[:, n].T]
 
+    none = dict.fromkeys(("raw", "z", "members"))
     return [
         {**a, "raw": row(raw), "z": row(z), "members": members_of(n)}
         if np.isfinite(raw).any()
-        else {**a}
+        else {**a, **none}
         for n, (a, raw, z) in enumerate(zip(answers, raw_NK, z_NK, strict=True))
     ]
 

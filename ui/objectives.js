@@ -2,7 +2,9 @@
 
 const Objectives = (() => {
   const named = (run, name) => run.added?.find((one) => one.name === name);
-  const ofPanel = (run) => run.objectives.filter((name) => !named(run, name));
+  // Added on the page that shared the run; a link holds their names alone (`elsewhere`).
+  const isForeign = (run, name) => Boolean(run.elsewhere?.includes(name));
+  const ofPanel = (run) => run.objectives.filter((name) => !named(run, name) && !isForeign(run, name));
   const sum = (xs) => xs.reduce((a, b) => a + b, 0);
 
   // The weights `yours` (K) of one run for another run of the same conversation and panel, after an objective came or
@@ -18,6 +20,14 @@ const Objectives = (() => {
     return run.objectives.map((name) => (before.has(name) ? (before.get(name) / mass) * rest : share));
   }
 
+  // The locked sliders (hundredths by name) that stay locked in the other run: none if they would leave no slider free to
+  // bring the sum to 100.
+  function held(old, run, values, locked) {
+    const all = new Map(old.objectives.map((name, k) => [name, k]).filter(([, k]) => locked[k]));
+    const stay = run.objectives.filter((name) => all.has(name));
+    return new Map(stay.length < run.objectives.length ? stay.map((name) => [name, values[all.get(name)]]) : []);
+  }
+
   // {objective: weight} of the panel's objectives alone, which is what scripts may ask for; null if they have none.
   function panelWeights(run, weights) {
     const kept = ofPanel(run);
@@ -26,5 +36,5 @@ const Objectives = (() => {
     return mass > 0 ? Object.fromEntries(kept.map((name, k) => [name, parts[k] / mass])) : null;
   }
 
-  return { named, carried, panelWeights };
+  return { named, isForeign, ofPanel, carried, held, panelWeights };
 })();

@@ -4,17 +4,21 @@
 class Preferred {
   static KEY = "pro-choices";
   static MOST = { choices: 100, characters: 2_000_000 };
+  static PAUSE = 500; // ms after a choice; then the buttons may be others, and a double click meant the first
 
   constructor(parent, state) {
     this.state = state;
-    this.made = this.load();
+    this.made = this.load() ?? [];
+    this.unkept = false; // whether the last write failed, so that `made` is newer than what is stored
+    this.chose = -Infinity; // when the last choice was made
     this.learned = null; // [what it was learned from, the posterior]
     this.box = Dom.el("section", "prefer", parent);
     this.box.setAttribute("aria-label", "Which do you prefer?");
     Dom.el("h2", "", this.box, "Which do you prefer?");
     this.first = new Toolbar(Dom.el("div", "ask-row", this.box), "The answer you prefer");
     this.second = Dom.el("div", "ask-row", this.box);
-    Dom.el("span", "", this.second, "And of these two? This would tell PRO most.");
+    this.asks = Dom.el("span", "", this.second);
+    this.asks.setAttribute("role", "status");
     this.pair = new Toolbar(Dom.el("div", "ask-row", this.second), "The better of two answers");
     this.summary = Dom.el("p", "", this.box);
     this.summary.setAttribute("role", "status");
@@ -29,16 +33,26 @@ class Preferred {
     const small = "Your choices stay in this browser. You see the ranks while you choose, so this is no blind test.";
     Dom.el("p", "soft", this.box, small);
     this.drawn = "";
+    window.addEventListener("storage", ({ key }) => this.changedElsewhere(key));
   }
 
   // ---- the choices
+  // Those that are stored; null if there is no storage here, or what it holds is not ours.
   load() {
     try {
       const made = JSON.parse(localStorage.getItem(Preferred.KEY) ?? "[]");
       return Array.isArray(made) ? made.filter(Preferred.isChoice) : [];
     } catch {
-      return []; // no storage here, or not ours
+      return null;
     }
+  }
+
+  // Another tab changed what is stored; it sets the key to null when it clears all.
+  changedElsewhere(key) {
+    if (key !== null && key !== Preferred.KEY) return;
+    this.made = this.load() ?? this.made;
+    this.unkept = false;
+    if (this.state.run) this.state.changed();
   }
 
   static isChoice(one) {
@@ -57,8 +71,9 @@ class Preferred {
     while (this.made.length > 1 && JSON.stringify(this.made).length > characters) this.made.shift();
     try {
       localStorage.setItem(Preferred.KEY, JSON.stringify(this.made));
+      this.unkept = false;
     } catch {
-      // Without storage, they last as long as the page.
+      this.unkept = true; // without storage, they last as long as the page
     }
   }
 
@@ -85,7 +100,7 @@ class Preferred {
     };
   }
 
-  static key = ({ messages, answers }) => JSON.stringify([messages, answers]);
+  static key = ({ objectives, messages, answers }) => JSON.stringify([objectives, messages, answers]);
 
   // What was chosen among these answers; undefined if nothing was.
   answered(among) {
@@ -95,9 +110,12 @@ class Preferred {
 
   // `picked`: a place in `among`, or null. The same choice once more takes it back.
   choose(among, picked) {
+    const now = performance.now();
+    if (now - this.chose < Preferred.PAUSE) return;
+    this.chose = now;
     const asked = this.question(among);
     const old = this.answered(among);
-    this.made = this.load().length ? this.load() : this.made; // another tab may have added some
+    this.made = (this.unkept ? null : this.load()) ?? this.made; // another tab may have added some
     this.made = this.made.filter((choice) => Preferred.key(choice) !== Preferred.key(asked));
     if (!old || old.picked !== picked) this.made.push({ ...asked, picked });
     this.keep();
@@ -146,10 +164,12 @@ class Preferred {
     const drawn = JSON.stringify([run.id, run.objectives, predicted, offered, offered.map((i) => run.candidates[i].text)]);
     if (this.drawn === drawn && this.shown === this.made) return;
     [this.drawn, this.shown] = [drawn, this.made];
-    this.box.hidden = offered.length < 2 && this.counted.length === 0;
+    this.box.hidden = offered.length < 2 && this.made.length === 0;
     this.fill(this.first, offered.length < 2 ? [] : offered, "None of them");
     const { next } = this;
     this.second.hidden = !next;
+    const letters = (next ?? []).map((i) => Dom.LETTERS[i]).join(" or ");
+    Dom.write(this.asks, next ? `And of these two, ${letters}? This would tell PRO most.` : "");
     this.fill(this.pair, next ?? [], "No difference");
     this.drawLearned();
   }
@@ -178,7 +198,7 @@ class Preferred {
     Dom.write(this.summary, made ? said : "");
     const learned = made ? this.yours.map((w, k) => `${run.objectives[k]} ${Dom.percent(w)}%`) : [];
     Dom.write(this.weights, made ? `Your choices fit these weights best here: ${learned.join(", ")}.` : "");
-    this.tools.box.hidden = counted.length === 0;
+    this.tools.box.hidden = this.made.length === 0;
     this.use.disabled = made === 0;
     this.tools.refresh();
   }

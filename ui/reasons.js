@@ -28,6 +28,7 @@ class Reasons {
     this.text.setAttribute("role", "group");
     this.text.setAttribute("aria-label", `Words of answer ${letter}`);
     this.box.addEventListener("toggle", () => {
+      if (this.box.open && this.known?.error) this.state.reasons.delete(this.state.reasonKey(this.i)); // try once more
       this.draw();
       if (this.box.open) ask();
     });
@@ -62,7 +63,7 @@ class Reasons {
     });
     this.select.replaceChildren(...options);
     this.select.value = k;
-    Dom.write(this.says, known ? (known.error ?? Reasons.sentence(run, text, known, k)) : "Looking…");
+    Dom.write(this.says, known ? (known.error ?? Reasons.sentence(run, this.i, known, k)) : "Looking…");
     this.text.hidden = this.select.hidden = !found;
     this.text.replaceChildren();
     if (found) {
@@ -72,9 +73,12 @@ class Reasons {
   }
 
   // "Humor falls by 0.62 without Tell, joke, cat, which raised it most; by 0.08 without three random words."
-  static sentence(run, text, { words, named, random }, k) {
+  static sentence(run, i, { words, named, random }, k) {
+    const { text, z } = run.candidates[i];
     const name = Dom.title(run.objectives[k]);
-    if (!words.length || !named) return `${name}: this answer has too few words to compare.`;
+    const known = (v) => typeof v === "number";
+    if (known(z[k]) && !named.some(known)) return `${name}: this answer has too few words to compare.`;
+    if (!known(named[k]) || !known(random[k])) return `${name}: a score is missing, so there is nothing to compare.`;
     const best = words.toSorted((a, b) => b.effects[k] - a.effects[k]).slice(0, Reasons.NAMED);
     const characters = [...text];
     const said = best.map(({ start, end }) => `“${characters.slice(start, end).join("")}”`).join(", ");

@@ -17,7 +17,7 @@ from pro_core.data.turns import split_reasoning
 from pro_core.generation import GenerationError
 from ui.board import Answer, Moved, Run, answer, scored
 from ui.models import Models, sentence, short
-from ui.runs import explained, extended, failed, kept
+from ui.runs import explained, extended, failed, kept, unscored
 from ui.values import LONGEST, STALE, number, numbers, previous_run, some_of, text
 
 PATIENCE = 3.0
@@ -152,12 +152,16 @@ class Scoring:
             run = self.previous(old)
             if not run.get("candidates"):
                 raise ValueError("There are no answers to score yet: ask something first.")
-            cards = [{**c, "error": None} for c in run["candidates"]]
+            cards = unscored([{**c, "error": None} for c in run["candidates"]])
             writer: Run = {name: run[name] for name in ("model", "date") if name in run}  # type: ignore[assignment,literal-required]
             note = "Scored here, by this page's reward models."
             return {**writer, "messages": run["messages"], "candidates": cards, "note": note}
 
-        return await self.compare(shown, old)
+        run = await self.compare(shown, old)
+        names = kept(old).get("objectives", [])
+        if lost := [name for name in names if name not in run.get("objectives", names)]:
+            run["note"] += f" This page does not score {', '.join(lost)}."
+        return run
 
     async def compare(self, given: Callable[[], Run], old: Run) -> Run:
         """A new run from answers that are there already.
@@ -184,8 +188,8 @@ class Scoring:
     async def why(self, old: Run, which: Any) -> dict[str, Any]:
         """The words that moved the panel's scores of an answer (`which`: a list of its number).
 
-        Returns `words`, `named` and `random` as in :class:`pro_core.rewards.explanations.ScoreExplanation`; or `error`,
-        a sentence.
+        Returns `words`, `named` and `random` as in :class:`pro_core.rewards.explanations.ScoreExplanation`, with None
+        for NaN; or `error`, a sentence.
         """
         try:
             panel = await self.models.when_ready()
@@ -197,10 +201,11 @@ class Scoring:
                 raise ValueError("Another panel gave these scores: ask, and yours are explained.")
             why = await self.models.why(run["messages"], run["candidates"][place]["text"])
             words = [
-                {"start": start, "end": end, "effects": row.tolist()}
+                {"start": start, "end": end, "effects": [number(v) for v in row]}
                 for (start, end), row in zip(why.words, why.effects.round(3), strict=True)
             ]
-            return {"words": words, "named": numbers(why.named), "random": numbers(why.random)}
+            named, random = ([number(v) for v in row] for row in (why.named, why.random))
+            return {"words": words, "named": named, "random": random}
         except (ValueError, GenerationError) as error:
             return {"error": sentence(error)}
         except Exception:

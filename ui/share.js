@@ -14,7 +14,9 @@ const Share = (() => {
     const answers = run.candidates.map(({ text, z }) => [text, z ? z.map((v) => (v === null ? null : round(v))) : null]);
     const weights = run.predicted ? run.predicted.map(round) : null;
     const { messages, objectives, model = "", date = "" } = run;
-    return [1, seen(messages).map(({ role, content }) => [role, content]), objectives, values, weights, answers, model, date];
+    const turns = seen(messages).map(({ role, content }) => [role, content]);
+    const added = objectives.length - Objectives.ofPanel(run).length; // the last ones; their sentences stay here
+    return [1, turns, objectives, values, weights, answers, model, date, added];
   }
 
   async function through(bytes, stream) {
@@ -55,7 +57,7 @@ const Share = (() => {
   // objectives count: `about`, `accuracy` and the owner's floors are never taken from a link.
   function unpack(data, known) {
     expect(Array.isArray(data) && data[0] === 1, "version that this page knows");
-    const [, turns, objectives, values, weights, answers, model, date] = data;
+    const [, turns, objectives, values, weights, answers, model, date, added = 0] = data;
     expect(isList(turns, MOST.turns) && turns.every((t) => Array.isArray(t) && isText(t[0], 20) && isText(t[1])), "messages");
     const messages = seen(turns.map(([role, content]) => ({ role, content })));
     expect(messages.every(({ role }) => ["user", "assistant"].includes(role)), "roles");
@@ -74,12 +76,16 @@ const Share = (() => {
       return { text, reasoning: "", finish: null, style: null, z, raw: z, members: null, error: null };
     });
     expect(isText(model, 200) && isText(date, 20), "model");
-    const same = known?.objectives.join("\n") === objectives.join("\n");
-    const floors = same ? known.floors : objectives.map(() => 0);
-    const own = same ? { about: known.about, accuracy: known.accuracy, presets: known.presets } : {};
+    expect(Number.isInteger(added) && added >= 0 && added < K, "added objectives");
+    const elsewhere = added ? { elsewhere: objectives.slice(K - added) } : {};
+    const same = known?.objectives.join("\n") === objectives.slice(0, K - added).join("\n");
+    const longer = (row) => objectives.map((_, k) => row[k] ?? 0);
+    const floors = longer(same ? known.floors : []);
+    const presets = Object.fromEntries(Object.entries(known?.presets ?? {}).map(([name, row]) => [name, longer(row)]));
+    const own = same ? { about: known.about, accuracy: known.accuracy, presets } : {};
     const run = { id: `shared-${Date.now()}`, phase: "shared", busy: false, tone: "", messages, objectives };
     const note = "Somebody shared these answers and scores: unverified until you score them again here.";
-    return { run: { ...run, note, floors, predicted: weights, candidates, model, date, ...own }, values };
+    return { run: { ...run, note, floors, predicted: weights, candidates, model, date, ...elsewhere, ...own }, values };
   }
 
   // The shared run of an address, null without one. Throws an Error if it is not one.

@@ -40,6 +40,16 @@ class Sliders {
     ]);
   }
 
+  // The row (its number) that has the focus, -1 for none; and the focus for a row, or for the last one if it is gone.
+  get focused() {
+    return this.rows.findIndex(({ row }) => row.contains(document.activeElement));
+  }
+  focus(k) {
+    if (k < 0) return;
+    const { slider, lock } = this.rows[Math.min(k, this.rows.length - 1)];
+    (slider.disabled ? lock : slider).focus({ preventScroll: true });
+  }
+
   buildRow(name, k) {
     const { state } = this;
     const row = Dom.el("div", "weight", this.box);
@@ -142,6 +152,11 @@ class Sliders {
     if (added) {
       Dom.write(trust, "not measured");
       trust.title = `A chat model judges by: “${added.sentence}” Nobody measured how often it agrees with people.`;
+      return;
+    }
+    if (Objectives.isForeign(run, run.objectives[k])) {
+      Dom.write(trust, "not measured");
+      trust.title = "A sentence that somebody added where this run was shared. The link holds its name alone.";
       return;
     }
     const tested = run.accuracy?.[run.objectives[k]];

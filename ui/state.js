@@ -89,10 +89,13 @@ class State {
     const old = this.run;
     this.run = run;
     const renamed = !old || old.objectives.join("\n") !== run.objectives.join("\n");
-    const carried = renamed && this.touched ? Objectives.carried(old, run, this.yours) : null;
+    const sameMessages = JSON.stringify(old?.messages) === JSON.stringify(run.messages);
+    const mine = this.touched || this.locked.some(Boolean);
+    const carried = renamed && mine ? Objectives.carried(old, run, this.yours) : null;
     if (renamed) {
-      this.locked = run.objectives.map(() => false);
-      this.values = run.objectives.map(() => 0);
+      const held = carried ? Objectives.held(old, run, this.values, this.locked) : new Map();
+      this.locked = run.objectives.map((name) => held.has(name));
+      this.values = run.objectives.map((name) => held.get(name) ?? 0);
       this.shown = "";
     }
     // New weights for a new prompt move the unlocked sliders; afterwards only the visitor moves them.
@@ -102,12 +105,14 @@ class State {
       this.shown = shown;
       this.floors = floors;
       if (old?.id !== run.id) [this.pick, this.pointed] = [null, null];
-      if (JSON.stringify(old?.messages) !== JSON.stringify(run.messages)) {
+      if (!sameMessages) {
         this.pins = [];
         this.places = [];
       }
-      // Answers that a policy wrote under the visitor's weights are shown with those weights.
-      const kept = this.keep && this.touched && !renamed ? this.yours : null;
+      // Answers that a policy wrote under the visitor's weights are shown with those weights. `used` is null where a
+      // policy read PRO's guess, because the same question was asked anew.
+      const again = sameMessages && run.used !== null;
+      const kept = this.touched && !renamed && (this.keep || again) ? this.yours : null;
       const given = carried ?? run.used ?? kept;
       this.setAll(given ?? this.predicted, Boolean(given));
     }

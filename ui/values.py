@@ -182,6 +182,7 @@ def _run(value: dict[str, Any]) -> Run:
         "messages": lambda _: messages,
         "objectives": lambda _: names,
         "added": lambda v: _added(v, names),
+        "elsewhere": lambda v: _list_of(_short, v, MAX_OBJECTIVES),
         "about": lambda v: _named(v, names, _short),
         "floors": row,
         "accuracy": lambda v: _named(v, names, _plain),

@@ -29,7 +29,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoreExplanation:
-    """The standardized scores of one answer and the effects of its words.
+    """The standardized scores of one answer and the effects of its words; NaN where a score is missing.
 
     Attributes:
         scores: (K,).
@@ -86,7 +86,7 @@ def explanation_steps(response: str) -> Steps:
     if len(spans) > MOST:
         parts = np.array_split(np.arange(len(spans)), MOST // 2)
         rough = yield from leave_out([[spans[i] for i in part] for part in parts])
-        most = np.argsort(-np.abs(rough).max(axis=1), kind="stable")
+        most = np.argsort(-np.abs(np.nan_to_num(rough)).max(axis=1), kind="stable")
         kept = np.concatenate([parts[i] for i in most])[: MOST // 2]
         words = [spans[i] for i in sorted(kept)]
     effects = yield from leave_out([[word] for word in words])
