@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.context import LocalContext
 
+from pro_core.generation import GenerationError
 from pro_core.generation.base import run_sync
+from pro_core.rewards.specs import RewardModelSpec
 from tests.servers.instant import instant
 from tests.servers.rewards import JudgeServer, serving
 from ui.board import answer
 from ui.models import Models
 from ui.objectives import Adding, carried, controls
 from ui.page import Page
+from ui.panel_scores import scores_of
 from ui.sentences import NO_VERDICT, Sentences, checked, name_of
 from ui.values import LONGEST_SENTENCE, STALE, previous_run
 
@@ -205,6 +213,121 @@ def test_a_judge_that_goes_away_costs_only_its_own_scores(
     finally:
         judge.dies_after = math.inf
     assert "pro-secret" not in json.dumps([again, refused])
+
+
+class SlowJudge(JudgeServer):
+    """Takes its time for whatever it is asked."""
+
+    def get(self, path: str) -> tuple[int, Any]:
+        time.sleep(0.3)
+        return super().get(path)
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        answer = super().post(path, body)
+        time.sleep(0.3)
+        return answer
+
+
+def test_nobody_waits_for_a_judge_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ui.sentences.PATIENCE", 0.1)
+    with serving(SlowJudge(judged)) as server:
+        sentences = Sentences({"PRO_JUDGE": server.url})
+        with pytest.raises(GenerationError, match="in time"):  # it does not even list its model
+            run_sync(sentences.check(SHORT))
+        assert not server.asked
+        sentences.load()
+        with pytest.raises(GenerationError, match="in time"):
+            run_sync(sentences.check(SHORT))
+        assert server.asked
+
+
+def test_one_visitor_cannot_fill_the_judges_line(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentences = models.sentences
+    run_sync(sentences.check(SHORT))
+    monkeypatch.setattr("ui.sentences.OF_ONE", 2)
+    monkeypatch.setattr("ui.sentences.MAX_ADDED", 1)
+    question = [{"role": "user", "content": PROMPT}]
+
+    async def score(visitor: str, *texts: str) -> int:
+        LocalContext.request.set(SimpleNamespace(session_hash=visitor))  # type: ignore[arg-type]
+        return np.isfinite((await sentences.score(ADDED, question, texts))[0]).sum()
+
+    async def check(visitor: str, sentence: str) -> bool:
+        LocalContext.request.set(SimpleNamespace(session_hash=visitor))  # type: ignore[arg-type]
+        try:
+            await sentences.check(sentence)
+        except GenerationError:
+            return False
+        return True
+
+    async def together(*work: Any) -> list[Any]:
+        return list(await asyncio.gather(*work))
+
+    scores = score("anna", "Milk.", "Soap."), score("anna", "Wine."), score("ben", "Sand.", "Ice.")
+    assert run_sync(together(*scores)) == [2, 0, 2]
+    assert run_sync(together(score("anna", "Wine."))) == [1]  # the line is empty again
+    monkeypatch.setattr("ui.sentences.OF_ONE", 64)
+    new = check("anna", "It is old."), check("anna", "It is new."), check("ben", "It is blue.")
+    assert run_sync(together(*new)) == [True, False, True]
+
+
+def test_no_sentence_outweighs_the_panel_by_the_size_of_its_scores(models: Models) -> None:
+    question = [{"role": "user", "content": PROMPT}]
+    texts = ["Salt.", "No idea. " * 400]
+    raw, z, _ = run_sync(models.sentences.score(ADDED, question, texts))
+    assert raw[1, 0] < -50 and z[1, 0] == -3 < z[0, 0] < 3
+
+
+def test_adding_while_answers_are_written_leaves_them_as_they_are(
+    models: Models, pasted: dict[str, Any]
+) -> None:
+    going = {**pasted, "busy": True, "phase": "writing"}
+    for run in (
+        run_sync(Adding(Page(models)).add(SHORT, going)),
+        run_sync(Adding(Page(models)).drop("x", going)),
+    ):
+        assert run["tone"] == "error" and "Wait" in run["note"]
+        assert {**run, "note": "", "tone": "", "at": ""} == {
+            **going,
+            "note": "",
+            "tone": "",
+            "at": "",
+        }
+
+
+def test_a_name_of_the_panels_is_not_taken_on_a_recorded_run_of_another_panel(
+    models: Models, pasted: dict[str, Any]
+) -> None:
+    first = models.panel.objective_names[0]
+    others = [f"other_{name}" for name in pasted["objectives"]]
+    recorded = {**pasted, "objectives": others, "about": {}, "accuracy": {}, "phase": "recorded"}
+    run = sent(run_sync(Adding(Page(models)).add(f"The answer is {first}.", recorded)))
+    assert run["objectives"] == [*models.panel.objective_names, f"{first}_2"]
+
+
+def test_which_words_moved_a_score_is_not_asked_of_a_judge(models: Models) -> None:
+    panel = models.panel
+    stats = panel.require_stats()
+    slope = None if stats.length_slope is None else np.append(stats.length_slope, 0)
+    grown = replace(
+        panel,
+        specs=[*panel.specs, RewardModelSpec("brief", source="nowhere", judge=SHORT)],
+        stats=replace(
+            stats,
+            objective_names=(*stats.objective_names, "brief"),
+            mean=np.append(stats.mean, 0),
+            std=np.append(stats.std, 1),
+            length_slope=slope,
+        ),
+    )  # it has no scorer for the judge, so asking it would fail
+    requests = [([{"role": "user", "content": PROMPT}], ["Salt.", ""])]
+    (all_but_one,) = scores_of(grown, requests, judged=False)
+    (expected,) = scores_of(panel, requests, judged=True)
+    for got, known in zip(all_but_one, expected, strict=True):
+        np.testing.assert_array_equal(got[..., :-1], known)
+        assert np.isnan(got[..., -1]).all()
 
 
 def test_names_are_short_and_different() -> None:

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,13 @@ from pro_core.generation import (
 from pro_core.http import Settings
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import LEVELS
-from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.explanations import ScoreExplanation, explanation_steps
 from pro_core.rewards.panel import RewardPanel
 from pro_core.weights import apply_floors, parse_floors
 from ui import since_start
 from ui.batching import Batcher, Kind
 from ui.board import Added, presets
+from ui.panel_scores import Scores, scores_of, unjudged
 from ui.places import Places
 from ui.sentences import Sentences
 from ui.sign_in import NOWHERE, WANTED, can_sign_in, wants_sign_in
@@ -50,17 +51,6 @@ PROMPTS, TEXTS = 32, 24
 EXPLAINED = 20_000
 """Most characters of an answer whose scores are explained: each of its texts is tokenized as a whole."""
 log = logging.getLogger("pro.app")
-
-
-class Scores(NamedTuple):
-    """Raw and standardized scores (N, K), and the standardized ones of the panel's members (M, N, K).
-
-    The row of an empty text is NaN, and so are a missing score and the last members of an objective that has fewer.
-    """
-
-    raw: np.ndarray
-    z: np.ndarray
-    members: np.ndarray
 
 
 class SignInWanted(GenerationError):
@@ -126,7 +116,9 @@ class Models:
                 "predict": Kind(self._predict, PROMPTS),
                 "score": Kind(self._score, TEXTS, lambda request: len(request[1])),
                 "explain": Kind(self._explain, 1),
-                "why": Kind(self._score, TEXTS, lambda request: len(request[1])),
+                "why": Kind(
+                    partial(self._score, judged=False), TEXTS, lambda request: len(request[1])
+                ),
             }
         )
 
@@ -152,6 +144,10 @@ class Models:
         if self.sign_in and not can_sign_in():
             self.warn(NOWHERE)
         self.finished = True
+        try:
+            self.sentences.load()
+        except Exception as error:  # whoever adds an objective tries again, and reads why
+            log.warning("the judge cannot be asked: %s", sentence(error))
 
     def load_scorers(self) -> None:
         """Load the panel and the adapter. A generator in this process is loaded by :meth:`load`, or when it writes."""
@@ -290,17 +286,18 @@ class Models:
         scores, (raw, z, why) = await asyncio.gather(
             self.score(messages, texts), self.sentences.score(added, messages, texts)
         )
-        members = np.full((len(scores.members), *z.shape), np.nan, dtype=np.float32)
-        members[0] = z
-        parts = zip(scores, (raw, z, members), strict=True)
-        return Scores(*(np.concatenate(both, axis=-1) for both in parts)), why
+        return scores.beside(raw, z), why
 
     async def why(self, messages: Sequence[Message], text: str) -> ScoreExplanation:
         """The words that moved the scores of one answer; other visitors' requests go between its batches.
 
+        Objectives that a judge scores have NaN: it would be asked about dozens of texts that nobody wrote.
+
         Raises:
-            ValueError: an empty answer, or one of over :data:`EXPLAINED` characters.
+            ValueError: an empty answer, one of over :data:`EXPLAINED` characters, or a panel of judges alone.
         """
+        if self.panel and not unjudged(self.panel):
+            raise ValueError("A judge gives these scores: it is not asked which words moved them.")
         if len(text) > EXPLAINED:
             raise ValueError(f"Only answers of up to {EXPLAINED:,} characters are explained.")
         steps = explanation_steps(text)
@@ -325,25 +322,11 @@ class Models:
         explanations = [explain(self.adapter, messages) for messages in prompts]
         return [(self._floored(e.weights, e.lower, e.upper, e.known), e) for e in explanations]
 
-    def _score(self, requests: list[tuple[Sequence[Message], Sequence[str]]]) -> list[Scores]:
-        """Score the answers of several visitors in one call of the panel; empty answers are left out."""
+    def _score(
+        self, requests: list[tuple[Sequence[Message], Sequence[str]]], judged: bool = True
+    ) -> list[Scores]:
         assert self.panel is not None
-        kept = [(m, text) for m, texts in requests for text in texts if text.strip()]
-        written = [text for _, text in kept]
-        raw_NK, members_MNK = self.panel.score_with_members(
-            [m for m, _ in kept], written, allow_missing=True
-        )
-        stats, lengths = self.panel.require_stats(), text_lengths(written)
-        standardized = stats.normalize(np.stack([raw_NK, *members_MNK]), lengths)
-        known = np.concatenate([raw_NK[None], standardized])  # raw, z, and each member's z
-        scores, done = [], 0
-        for _, texts in requests:
-            rows = np.full((len(known), len(texts), known.shape[2]), np.nan, dtype=np.float32)
-            places = [n for n, text in enumerate(texts) if text.strip()]
-            rows[:, places] = known[:, done : done + len(places)]
-            done += len(places)
-            scores.append(Scores(rows[0], rows[1], rows[2:]))
-        return scores
+        return scores_of(self.panel, requests, judged)
 
     def _floored(self, weights, lower, upper, known) -> UncertainWeights:
         """Weights and interval under the floors. The interval never reaches below a floor and contains its weight."""

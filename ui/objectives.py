@@ -37,13 +37,15 @@ class Adding:
         """The run with one more objective, by which its answers are scored at once."""
         try:
             run = await self._open(old)
-            added = self.sentences.with_one(run.get("added", []), wanted, run["objectives"])
+            panel = await self.page.models.when_ready()
+            taken = [*panel.objective_names, *run["objectives"]]  # a recorded run has other ones
+            added = self.sentences.with_one(run.get("added", []), wanted, taken)
             await self.sentences.check(added[-1]["sentence"])
         except (ValueError, GenerationError) as error:
-            return failed(kept(old), sentence(error))
+            return refused(old, sentence(error))
         except Exception:
             log.exception("adding an objective failed")
-            return failed(kept(old), SORRY)
+            return refused(old, SORRY)
         note = f"Added: “{added[-1]['sentence']}” Nobody measured how often its scores agree with people."
         return await self._with(run, added, note)
 
@@ -53,7 +55,7 @@ class Adding:
             run = await self._open(old)
             gone = text(name, "an objective")
         except (ValueError, GenerationError) as error:
-            return failed(kept(old), sentence(error))
+            return refused(old, sentence(error))
         rest = [one for one in run.get("added", []) if one["name"] != gone]
         return await self._with(run, rest, "")
 
@@ -75,6 +77,13 @@ class Adding:
         if used := run.get("used"):
             parts["used"] = carried(run["objectives"], used, names)
         return await self.page.compare(lambda: parts, run)  # type: ignore[arg-type,return-value]
+
+
+def refused(old: Any, note: str) -> Run:
+    """The run with one sentence that says why nothing was added. Its answers are written on, if they are."""
+    run = kept(old)
+    going: Any = {name: run[name] for name in ("busy", "phase") if name in run}  # type: ignore[literal-required]
+    return {**failed(run, note), **going}
 
 
 def carried(old: Sequence[str], weights: Sequence[float], names: Sequence[str]) -> list[float]:

@@ -2,8 +2,9 @@
 
 A visitor's sentence is fenced as an answer is (:mod:`pro_core.rewards.judge`). Its score, log p(yes) - log p(no), is
 standardized by the scores of a few known texts (:data:`~pro_core.rewards.scorers.PROBES`), so that the same answer
-always has the same score. That puts it roughly in the unit of the panel's scores; how often it agrees with people is
-not measured.
+always has the same score. That puts it roughly in the unit of the panel's scores, and it is kept within
+:data:`FARTHEST` of them, so that no sentence outweighs the panel whatever its weight; how often it agrees with people
+is not measured.
 
 Verdicts stay in memory, and only the last :data:`KEPT`: the app writes no visitor's text to a file.
 """
@@ -12,18 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gradio.context import LocalContext
 
 from pro_core.data.objectives import Message
 from pro_core.generation import GenerationError
+from pro_core.generation.base import run_sync
 from pro_core.http import Failure, Patience
 from pro_core.http.addresses import address_of
 from pro_core.http.failures import Settings
@@ -34,19 +37,26 @@ from pro_core.rewards.scorers import PROBES
 from pro_core.rewards.specs import JUDGE_TOKEN, RewardModelSpec
 from pro_core.system.storage import content_hash
 from ui.board import Added
+from ui.places import Places
 from ui.values import LONGEST_SENTENCE, MAX_ADDED, text
 
 LONGEST_JUDGED = 20_000
 """Characters of a conversation and an answer that are judged; a longer one has no verdict."""
-AT_ONCE, WAITING = 16, 512
-"""Questions of all visitors that an endpoint is asked at once, and that may wait; a model in this process answers one
-at a time."""
+AT_ONCE, WAITING, OF_ONE = 16, 512, 64
+"""Questions of all visitors that an endpoint is asked at once, and that may wait, and all those of one visitor's
+page (Gradio's session); a model in this process answers one at a time."""
+NEW_AT_ONCE, NEW_WAITING = 2, 32
+"""Sentences of all visitors that the known texts are judged by at once, and that may wait for this: new sentences never
+fill the line of the answers' verdicts."""
 PATIENCE = 45.0
-"""Seconds that an answer's verdicts may take; those that have not come by then are missing."""
+"""Seconds that a new sentence or the verdicts on answers may take; those that have not come by then are missing."""
 KEPT = 4096
 UNITS = 256
-LEAST, ENOUGH = 0.5, 3
-"""The least deviation of the known texts' scores, and how many of them need a verdict."""
+LEAST, ENOUGH = 3.0, 3
+"""The least deviation of the known texts' scores, in nats, and how many of them need a verdict. A sentence that is
+false of all of them has hardly any deviation of its own."""
+FARTHEST = 3.0
+"""Standardized scores stay within this of the known texts' mean, as nearly all scores of a panel do."""
 LEADING = (
     "the",
     "a",
@@ -93,11 +103,32 @@ class Sentences:
         name = self._model or ("the judge" if self.host else self._where)
         self.judge_name = "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
         self._judge: Judge | None = None
-        self._making = threading.Lock()
+        # A server that hangs while it is asked for its model holds this thread alone.
+        self._maker = ThreadPoolExecutor(1, "pro-judge")
         self._verdicts: OrderedDict[str, float] = OrderedDict()
         self._units: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._turns = asyncio.Semaphore(1 if self.local else AT_ONCE)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # each visitor's questions
+        self._new: Counter[str] = Counter()  # each visitor's sentences that are not met yet
+        self._places = Places(NEW_AT_ONCE, NEW_WAITING)  # for these
+
+    def load(self) -> None:
+        """Meet the judge before the first visitor does: what a server lists, or the model in this process.
+
+        Raises:
+            Failure, OSError, ValueError: it cannot be used (yet). It is tried again when a visitor needs it.
+        """
+        if self.offered is None:
+            return
+        judge = self._maker.submit(self._made).result()
+
+        async def warm() -> None:
+            async with judge.session() as ask:
+                prompt, answer = PROBES[0]
+                await ask(_question("It is short.", [{"role": "user", "content": prompt}], answer))
+
+        if self.local:
+            run_sync(warm())
 
     def allowed(self, added: Any) -> list[Added]:
         """Those of some added objectives that the owner allows (now)."""
@@ -129,10 +160,11 @@ class Sentences:
         """Ask the judge about the known texts.
 
         Raises:
-            GenerationError: the judge cannot be asked, or has no verdict by this sentence.
+            GenerationError: the judge cannot be asked, takes longer than :data:`PATIENCE`, or has no verdict by this
+                sentence.
         """
-        async with AsyncExitStack() as held:
-            await self._unit(await self._session(held), sentence)
+        async with self._session() as ask:
+            await self._unit(ask, sentence)
 
     async def score(
         self, added: Sequence[Added], messages: Sequence[Message], texts: Sequence[str]
@@ -145,8 +177,7 @@ class Sentences:
         z, why = raw.copy(), dict[str, None]()
         wanted = [(n, a) for a in range(len(added)) for n, one in enumerate(texts) if one.strip()]
         try:
-            async with asyncio.timeout(PATIENCE), AsyncExitStack() as held:
-                ask = await self._session(held)
+            async with self._session() as ask:
 
                 async def column(a: int) -> None:
                     sentence = added[a]["sentence"]
@@ -159,31 +190,44 @@ class Sentences:
 
                     async def one(n: int, answer: str) -> None:
                         value, problem = await self._verdict(ask, sentence, messages, answer)
-                        raw[n, a], z[n, a] = value, (value - mean) / deviation
+                        far = (value - mean) / deviation
+                        raw[n, a], z[n, a] = value, np.clip(far, -FARTHEST, FARTHEST)
                         why.update({problem: None} if problem else {})
 
                     await asyncio.gather(*(one(n, answer) for n, answer in answers))
 
                 await asyncio.gather(*(column(a) for a in range(len(added))))
-        except TimeoutError:
-            why["The judge did not answer in time."] = None
         except GenerationError as error:
             why[error.message] = None
         missing = any(np.isnan(raw[n, a]) for n, a in wanted)
         return raw, z, next(iter(why), "") if missing else ""
 
-    async def _session(self, held: AsyncExitStack) -> Ask:
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Ask]:
+        """The judge, for :data:`PATIENCE` seconds. Raises GenerationError."""
         try:
-            judge = await asyncio.to_thread(self._made)
-            return await held.enter_async_context(judge.session())
-        except (Failure, OSError, ValueError) as error:
+            async with asyncio.timeout(PATIENCE):
+                judge = await self._met()
+                async with judge.session() as ask:
+                    yield ask
+        except TimeoutError:
+            raise GenerationError("The judge did not answer in time.") from None
+        except Failure as failure:
+            raise GenerationError(f"The judge cannot be asked: {failure}") from None
+
+    async def _met(self) -> Judge:
+        try:
+            return self._judge or await asyncio.get_running_loop().run_in_executor(
+                self._maker, self._made
+            )
+        except (OSError, ValueError) as error:
             raise GenerationError(f"The judge cannot be asked: {error}") from None
 
     def _made(self) -> Judge:
-        with self._making:
-            if self._judge is None:
-                self._judge = LocalJudge(self._where) if self.local else self._endpoint()
-            return self._judge
+        """The judge; only :attr:`_maker`'s thread calls this."""
+        if self._judge is None:
+            self._judge = LocalJudge(self._where) if self.local else self._endpoint()
+        return self._judge
 
     def _endpoint(self) -> EndpointJudge:
         patience = Patience(retries=1, max_wait=3.0, waking=20.0)
@@ -196,6 +240,13 @@ class Sentences:
         if sentence in self._units:
             self._units.move_to_end(sentence)
             return self._units[sentence]
+        with _counted(self._new, MAX_ADDED):
+            async with self._places.ask() as place:
+                async for _ in place.turns():
+                    pass
+                return await self._new_unit(ask, sentence)
+
+    async def _new_unit(self, ask: Ask, sentence: str) -> tuple[float, float]:
         asked: list[tuple[list[Message], str]] = [
             ([{"role": "user", "content": prompt}], answer) for prompt, answer in PROBES
         ]
@@ -220,20 +271,18 @@ class Sentences:
             self._verdicts.move_to_end(key)
             value = self._verdicts[key]
             return value, "" if isfinite(value) else NO_VERDICT
-        if self._waiting >= WAITING:
+        if self._waiting.total() >= WAITING:
             return nan, "Too many visitors at once; please try again in a minute."
-        self._waiting += 1
         try:
-            async with self._turns:
-                reply = await ask(asked)
+            with _counted(self._waiting, OF_ONE):
+                async with self._turns:
+                    reply = await ask(asked)
         except Failure as failure:
             if failure.status in REFUSED:
                 return nan, "The judge does not read one of these answers."
             return nan, failure.message
         except GenerationError as error:
             return nan, error.message
-        finally:
-            self._waiting -= 1
         if reply.logprobs is None:
             return nan, "The judge gives no log-probabilities, from which a score is read."
         value = read_score(reply.logprobs, asked.labels or ())
@@ -242,6 +291,21 @@ class Sentences:
 
 
 NO_VERDICT = "The judge says neither yes nor no: write something that can be true of an answer."
+
+
+@contextmanager
+def _counted(counts: Counter[str], most: int) -> Iterator[None]:
+    """Count one more for the visitor whose handler runs. Raises GenerationError if there are `most` already."""
+    visitor = getattr(LocalContext.request.get(None), "session_hash", None) or ""
+    if counts[visitor] >= most:
+        raise GenerationError("You ask the judge for too much at once: wait for its verdicts.")
+    counts[visitor] += 1
+    try:
+        yield
+    finally:
+        counts[visitor] -= 1
+        if not counts[visitor]:
+            del counts[visitor]
 
 
 def _question(sentence: str, messages: Sequence[Message], answer: str) -> Question:
