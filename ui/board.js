@@ -208,8 +208,14 @@ class Board {
   // Press one of the page's own buttons, for some of the answers.
   press(button, which = null) {
     if (this.busy) return;
+    const there = document.querySelector(button);
+    if (!there) {
+      // A restored run may have an objective that a visitor added before its owner turned that off.
+      this.say("Nothing can be added or removed here any more: ask a new question.", "error");
+      return;
+    }
     this.which = which;
-    document.querySelector(button).click();
+    there.click();
   }
 
   // What the page's buttons send: the visitor's weights, the answers to write, and for a follow-up the answer that
