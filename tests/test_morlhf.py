@@ -173,21 +173,32 @@ def uniform_adapter(path: str, folder: Path) -> str:
     return str(folder)
 
 
-def test_an_adapter_that_answers_uniform_gives_the_run_of_morlhf(recipe, parts, tmp_path):
+FIXED = {"adapter": None, "weights": "uniform", "method": "MORLHF uniform"}
+
+
+@pytest.fixture(scope="module")
+def fixed(parts, tmp_path_factory) -> Path:
+    """The output of MORLHF under uniform weights."""
+    output = tmp_path_factory.mktemp("fixed")
+    (output / "recipe.yaml").write_text(yaml.safe_dump(parts | FIXED | {"output": str(output)}))
+    train(str(output / "recipe.yaml"))
+    return output
+
+
+def test_an_adapter_that_answers_uniform_gives_the_run_of_morlhf(recipe, parts, fixed, tmp_path):
     blank = uniform_adapter(parts["adapter"], tmp_path / "blank")
     train(recipe("pro", adapter=blank))
-    train(recipe("fixed", adapter=None, weights="uniform", method="MORLHF uniform"))
     lora, log, _ = trained(tmp_path / "pro")
-    other, other_log, _ = trained(tmp_path / "fixed", "morlhf-uniform")
+    other, other_log, _ = trained(fixed, "morlhf-uniform")
     assert same(lora, other) and log == other_log
     # The stages have one name: in one output folder the second run would find itself done.
-    stages = [[p.name for p in (tmp_path / n / "policies").glob("[!.]*")] for n in ("pro", "fixed")]
+    outputs = tmp_path / "pro", fixed
+    stages = [[p.name for p in (output / "policies").glob("[!.]*")] for output in outputs]
     assert stages[0] == stages[1]
 
 
-def test_a_hosted_reward_model_gives_the_run_of_the_same_one_here(recipe, parts, tmp_path):
+def test_a_hosted_reward_model_gives_the_run_of_the_same_one_here(recipe, parts, fixed, tmp_path):
     config = json.loads((Path(parts["panel"]) / "panel.json").read_text())
-    fixed = {"adapter": None, "weights": "uniform", "method": "MORLHF uniform"}
     with serving(RewardServer("openrlhf", lambda text: [reading_ease(text)])) as server:
         here = {"name": "long", "function": "length"}
         there = {"name": "plain", "endpoint": server.url, "dialect": "openrlhf"}
@@ -197,10 +208,9 @@ def test_a_hosted_reward_model_gives_the_run_of_the_same_one_here(recipe, parts,
         panel.stats = RewardStats.from_dict(config["stats"])
         panel.save_pretrained(tmp_path / "hosted_panel")
         asked = len(server.asked)
-        train(recipe("hosted", panel=str(tmp_path / "hosted_panel"), **fixed))
+        train(recipe("hosted", panel=str(tmp_path / "hosted_panel"), **FIXED))
         assert len(server.asked) > asked
-    train(recipe("here", **fixed))
-    runs = [trained(tmp_path / name, "morlhf-uniform") for name in ("hosted", "here")]
+    runs = [trained(output, "morlhf-uniform") for output in (tmp_path / "hosted", fixed)]
     assert runs[0][1] == runs[1][1]
     assert same(runs[0][0], runs[1][0])
 

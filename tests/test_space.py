@@ -87,7 +87,6 @@ def test_dry_run_passes_on_the_real_tree(tmp_path):
         assert (kept / name).exists(), name
     assert not list(kept.rglob("spaces")), "Gradio imports a package called spaces on a Space"
     assert (kept / "README.md").read_text().startswith("---\ntitle:")
-    assert deploy.problems(kept) == []
 
 
 def edit(name: str, pattern: str, replacement: str) -> Callable[[Path], None]:
