@@ -19,15 +19,19 @@ from tiny import tiny_encoder, tiny_llama, tiny_qwen, vivid_adapter
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.schema import DataError, read_jsonl
 from pro_core.policies.preference import run as runs
-from pro_core.policies.preference.data import PairData, pair_rows, single_rows
+from pro_core.policies.preference.choice import choose, judged_answers
+from pro_core.policies.preference.data import PairData, TokenPair, pair_rows, single_rows
 from pro_core.policies.preference.labels import PanelScores, margins, relabel
+from pro_core.policies.preference.log_probs import write_log_probs
 from pro_core.policies.preference.recipe import PreferenceRecipe
 from pro_core.policies.preference.run import PreferenceRun, train_preference
 from pro_core.policies.preference.trainers import ActiveTrainer, change_sides, make_trainer
+from pro_core.policies.sft import load_to_train
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError, folder_name
+from pro_core.system.artefacts import Artefact
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +122,8 @@ def test_each_loss_is_that_of_its_paper(recipe, tmp_path, algorithm):
     beta, gamma = 0.7, 1.1
     weights = {"long": 0.25, "plain": 0.75}
     changes = {"weights": weights, "pairs_of": "plain"} if algorithm == "modpo" else {}
-    one = recipe(algorithm, algorithm=algorithm, gamma=gamma, lora=None, start="a", **changes)
+    changes |= {"gamma": gamma, "gamma_beta_ratio": gamma / beta}
+    one = recipe(algorithm, algorithm=algorithm, lora=None, start="a", **changes)
     data = PairData.load(one)
     scores = PanelScores.load(one, data) if algorithm == "modpo" else None
     run = PreferenceRun(one, 0, data, scores)
@@ -148,11 +153,6 @@ def test_each_loss_is_that_of_its_paper(recipe, tmp_path, algorithm):
         for logp, row in zip(logps, rows, strict=True):
             side = 1 if row["label"] else -1
             losses.append(1 - sigmoid(beta * side * (logp - row["ref_logps"] - kl)))
-        # Never a prompt with one of its own completions.
-        pairs = {tuple(tokens[i].prompt): tokens[i] for i in order}
-        for row in rows:
-            pair = pairs[tuple(row["prompt_ids"])]
-            assert row["KL_completion_ids"] is not pair.chosen and row["label"] in (True, False)
     for i in order if algorithm != "kto" else ():
         pair = tokens[i]
         (won, won_mean), (lost, lost_mean) = (
@@ -191,6 +191,70 @@ def test_what_changes_sides_takes_its_reference_along():
     assert moved["input_ids"].tolist() == [[1], [4], [3], [2]]
     assert moved["ref_chosen_logps"].tolist() == [-1.0, -4.0]
     assert moved["ref_rejected_logps"].tolist() == [-3.0, -2.0]
+
+
+def test_kto_reads_a_prompt_with_completions_of_other_prompts():
+    """Also where a pair comes twice in a row, as between two passes."""
+    tokens = [TokenPair([1, i], [2, i], [3, i]) for i in range(3)]
+    for order in ([0, 1], [0, 0, 1], [2, 0, 1, 1], [0, 1, 1, 0]):
+        rows = single_rows(tokens, np.zeros((3, 2)), order, 4, 64)
+        assert [row["label"] for row in rows] == [True] * len(order) + [False] * len(order)
+        assert all(row["KL_completion_ids"][1] != row["prompt_ids"][1] for row in rows)
+    rows = single_rows(tokens, np.zeros((3, 2)), [0, 0], 4, 64)  # there is no other prompt
+    assert len(rows) == 4
+
+
+def test_log_probabilities_that_are_not_numbers_are_refused(parts, tmp_path):
+    model, tokenizer = load_to_train(parts["model"], None, None, 64)
+    with torch.no_grad():
+        next(model.parameters())[7] = math.nan  # of one token, which one completion has
+    sequences = [([5, 6], [8, 9]), ([5, 6], [8, 7, 9])]
+    with pytest.raises(ConfigError) as refused:
+        write_log_probs(lambda: (model, tokenizer), sequences, tmp_path, 1, "the policy")
+    assert "model" in refused.value.fields and not (tmp_path / "log_probs.npy").exists()
+
+
+# ---------------------------------------------------------------- the choice among trials
+
+
+def test_an_answer_that_could_not_be_written_counts_as_the_worst():
+    def trial(*scores: float | None) -> Artefact:
+        told = [score for score in scores if score is not None]
+        record = {"answers": len(scores), "failed": len(scores) - len(told), "error": "?"}
+        record |= {
+            "judge_score": np.mean(told) if told else None,
+            "lowest": min(told, default=None),
+        }
+        return Artefact(Path("judged"), "", "", record)
+
+    assert choose([trial(3, None, None), trial(1, -1, 3)]) == 1  # 3, -1, -1 against 1, -1, 3
+    assert choose([trial(8, None, 7), trial(1, -1, 3)]) == 0
+    assert choose([trial(None, None), trial(-1, -1)]) == 1
+    with pytest.raises(ConfigError):
+        choose([trial(None, None), trial(None, None)])
+
+
+def test_an_answer_that_could_not_be_written_is_not_judged(recipe, parts, tmp_path):
+    """Not even by a judge that likes an empty text best."""
+    (tmp_path / "checkpoint").symlink_to(parts["model"])
+    policy = Artefact(tmp_path, "a policy", "a", {})
+    judge = RewardPanel.from_pretrained(Path(parts["panel"]).with_name("judge"))
+    judge.stats.std[:] *= -1  # shorter is better
+    prompts = [[{"role": "user", "content": text}] for text in ("tell me", "x" * 999)]
+    record = judged_answers(recipe("fails"), policy, prompts, judge).record
+    assert record["answers"] == 2 and record["failed"] == 1 and record["error"]
+    assert record["judge_score"] == record["lowest"]  # of the other answer
+
+
+def test_a_judge_with_other_statistics_judges_again(recipe, parts, tmp_path):
+    (tmp_path / "checkpoint").symlink_to(parts["model"])
+    policy = Artefact(tmp_path, "a policy", "a", {})
+    judge = RewardPanel.from_pretrained(Path(parts["panel"]).with_name("judge"))
+    one, prompts = recipe("judged", max_new_tokens=4), [[{"role": "user", "content": "tell me"}]]
+    before = judged_answers(one, policy, prompts, judge)
+    judge.stats.mean[:] += 1
+    after = judged_answers(one, policy, prompts, judge)
+    assert after.record["judge_score"] != before.record["judge_score"]
 
 
 # ---------------------------------------------------------------- from a recipe to policies
@@ -321,6 +385,18 @@ def test_the_easiest_half_is_learned_in_order_and_a_lost_run_is_repeated_alone(
     assert capsys.readouterr().out.count("step 1/") == 1
 
 
+def test_of_more_kept_pairs_than_steps_learn_those_learned_are_easy_and_hard(recipe, parts):
+    one = recipe("few", algorithm="selective_dpo", start=parts["model"], steps=5)
+    run, kept = PreferenceRun(one, 0, PairData.load(one)), list(range(100, 0, -1))
+    run.easiest = lambda stages: kept
+    plan = run.plan(one.trials[0], [])
+    assert len(set(plan.order)) == 20 and plan.record == {"kept": 100}
+    assert plan.order == sorted(plan.order, reverse=True)  # easy to hard
+    assert len(set(plan.order) & set(kept[50:])) > 4
+    kept[:] = range(7)
+    assert len(run.plan(one.trials[0], []).order) == 4  # whole batches
+
+
 # ---------------------------------------------------------------- kills
 
 
@@ -371,6 +447,10 @@ REFUSED = {
     "several trials and no judge": ({"trials": TWO}, "judge"),
     "a judge that is the panel": ({"judge": "p", "panel": "p"}, "judge"),
     "more trials in one arm": ({"arms": {"a": {"trials": TWO}, "b": {}}, "judge": "j"}, "trials"),
+    "more trials in an arm that is not trained now": (
+        {"arms": {"a": {"trials": TWO}, "b": {}}, "judge": "j", "only": ["b"]},
+        "trials",
+    ),
     "SFT from a start": ({"algorithm": "sft", "start": "s"}, "start"),
 }
 

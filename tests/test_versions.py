@@ -337,7 +337,7 @@ def test_policies_of_pairs_have_the_version_of_what_trains_them(training, tmp_pa
     found = training(trainers, PreferenceRun(recipe, 0, PairData.load(recipe)).run)
     for row in found["rows"]:  # its log-probabilities depend on the processor
         assert row.pop("ref_chosen_logps") < 0 and row.pop("ref_rejected_logps") < 0
-    check(PREFERENCE_VERSION, found, (1, "73bc3d875506"))
+    check(PREFERENCE_VERSION, found, (2, "73bc3d875506"))
 
 
 def test_online_rounds_have_the_version_of_what_accepts_their_answers():

@@ -49,13 +49,24 @@ def load_judge(recipe: PreferenceRecipe, data: PairData) -> RewardPanel | None:
 def choose(judged: Sequence[Artefact]) -> int:
     """The trial whose answers the judge likes best, the first of equals.
 
+    An answer that could not be written counts as the worst of all answers: what a judge says of an empty text says
+    nothing of it.
+
     Raises:
         ConfigError: none of the trials could answer anything.
     """
     records = [one.record for one in judged]
     if all(record["failed"] == record["answers"] for record in records):
         raise ConfigError(f"no trial could answer one validation prompt: {records[0]['error']}")
-    return int(np.argmax([record["judge_score"] for record in records]))
+    worst = min(record["lowest"] for record in records if record["lowest"] is not None)
+
+    def score(record: dict[str, Any]) -> float:
+        failed, answers = record["failed"], record["answers"]
+        if failed == answers:
+            return -np.inf
+        return ((answers - failed) * record["judge_score"] + failed * worst) / answers
+
+    return int(np.argmax([score(record) for record in records]))
 
 
 def judged_answers(
@@ -65,9 +76,9 @@ def judged_answers(
     judge: RewardPanel,
 ) -> Artefact:
     """A trial's answers to the prompts, the likeliest token at each place, and their mean ``judge_score``: the judge's
-    standardized score, averaged over its objectives."""
+    standardized score, averaged over its objectives; None where no answer could be written, ``lowest`` likewise."""
     how = [WRITING_VERSION, recipe.max_new_tokens, recipe.max_length, recipe.answers_batch]
-    key = content_hash(["judged", policy.key, prompts, how, judge.fingerprint()])
+    key = content_hash(["judged", policy.key, prompts, how, judge.key()])
 
     def make(folder: Path) -> dict[str, Any]:
         order = by_length(prompts)
@@ -84,23 +95,30 @@ def judged_answers(
             key,
         )
         failed = [one.error for [one] in written if one.text is None]
-        asked = [prompts[p] for p in order]
-        texts = [one.text or "" for [one] in written]  # no answer counts as an empty one
-        z_NK = from_main(judge.standardized(asked, texts) if main_process() else None)
-        scores = np.asarray(z_NK, dtype=np.float64).mean(axis=1)
+        answered = [
+            (prompts[p], one.text)
+            for p, [one] in zip(order, written, strict=True)
+            if one.text is not None
+        ]
+        scores: list[float] = []
+        if answered:
+            asked, texts = zip(*answered, strict=True)
+            z_NK = from_main(judge.standardized(asked, texts) if main_process() else None)
+            scores = np.asarray(z_NK, dtype=np.float64).mean(axis=1).tolist()
         if main_process():
             lines = [
                 {"prompt": prompt, "answer": text, "judge_score": value}
-                for prompt, text, value in zip(asked, texts, scores.tolist(), strict=True)
+                for (prompt, text), value in zip(answered, scores, strict=True)
             ]
             write_jsonl(folder / "answers.jsonl", lines)
         return {
-            "judge_score": float(scores.mean()),
-            "answers": len(texts),
+            "judge_score": float(np.mean(scores)) if scores else None,
+            "lowest": min(scores, default=None),
+            "answers": len(written),
             "failed": len(failed),
             "error": failed[0] if failed else None,
-            "characters": float(np.mean([len(text) for text in texts])),
-            "empty": sum(not text.strip() for text in texts),
+            "characters": float(np.mean([len(text) for _, text in answered])) if answered else 0.0,
+            "empty": sum(not text.strip() for _, text in answered),
         }
 
     return stage(Path(recipe.output) / "judged", key, ROLLOUTS, make)

@@ -192,8 +192,8 @@ def single_rows(
     """Rows for TRL's KTOTrainer, all but ``ref_KL_logps``.
 
     Of each ``pairs_at_once`` pairs the chosen completions come first, then the rejected ones. ``KL_completion_ids`` is
-    the completion of the row before, in a circle: with this order always one to another prompt, if two pairs or more
-    are read at once.
+    the completion of the last row before, in a circle, that has another prompt; of the row before where all pairs that
+    are read at once have the same prompt.
     """
     reference = np.asarray(reference_N2, dtype=np.float64)
     rows = []
@@ -202,11 +202,13 @@ def single_rows(
         block = [(tokens[i].prompt, tokens[i].chosen, reference[i, 0], True) for i in part]
         block += [(tokens[i].prompt, tokens[i].rejected, reference[i, 1], False) for i in part]
         for n, (prompt, completion, logp, label) in enumerate(block):
+            before = [block[n - k] for k in range(1, len(block))]
+            other = next((row for row in before if row[0] != prompt), before[0])
             rows.append(
                 {
                     "prompt_ids": prompt,
                     "completion_ids": completion,
-                    "KL_completion_ids": block[n - 1][1][: max_length - len(prompt)],
+                    "KL_completion_ids": other[1][: max_length - len(prompt)],
                     "label": label,
                     "ref_logps": float(logp),
                 }

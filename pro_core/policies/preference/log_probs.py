@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from pro_core.rewards.scores import progress
+from pro_core.runs.recipes import ConfigError
 from pro_core.runs.training import cast_for_training
 from pro_core.system.artefacts import WORK
 from pro_core.system.extras import needs
@@ -32,7 +33,11 @@ Tokens = tuple[list[int], list[int]]
 
 
 def write_log_probs(
-    load: Callable[[], tuple[Any, Any]], sequences: Sequence[Tokens], folder: Path, batch_size: int
+    load: Callable[[], tuple[Any, Any]],
+    sequences: Sequence[Tokens],
+    folder: Path,
+    batch_size: int,
+    name: str,
 ) -> dict[str, Any]:
     """Write sum_t log pi(y_t given x, y_<t) of each sequence to ``folder/log_probs.npy``, (N,) float64.
 
@@ -41,9 +46,13 @@ def write_log_probs(
 
     Args:
         load: gives the policy as it is trained (:func:`pro_core.policies.sft.load_to_train`), and its tokenizer.
+        name: the policy's, for the error.
 
     Returns:
         ``{"sequences"}``: how many were scored.
+
+    Raises:
+        ConfigError: log-probabilities that are not finite.
     """
     rank, world = processes().process_index, processes().num_processes
     cuda = torch.cuda.is_available()
@@ -69,8 +78,17 @@ def write_log_probs(
     wait_for_all()
     np.save(parts / f"{rank}.npy", own)
     wait_for_all()
+    every = np.stack([np.load(parts / f"{r}.npy") for r in range(world)])
+    broken = int(
+        (~np.isfinite(every)).all(axis=0).sum()
+    )  # one process has each: the others' rows are NaN
+    if broken:
+        raise ConfigError(
+            f"{name}: got {broken} of {len(sequences)} log-probabilities that are not finite: the policy diverged, or "
+            "its numbers overflow: train it with a lower learning rate, or start from another model",
+            ["model", "start"],
+        )
     if main_process():
-        every = np.stack([np.load(parts / f"{r}.npy") for r in range(world)])
         np.save(folder / FILE, np.nansum(every, axis=0))
     wait_for_all()
     del model

@@ -40,7 +40,9 @@ class PreferenceMethod(Trained):
     steps: Count = 100
     """updates of the optimizer, in each trial; selective_dpo: at most, since it makes one pass"""
     gamma: Positive = 1.3
-    """simpo: the margin that a pair should have; adpo: a pair whose margin is larger needs no label"""
+    """adpo: a pair whose margin is larger needs no label"""
+    gamma_beta_ratio: Positive = 0.5
+    """simpo: the margin that a pair should have, gamma, in units of each trial's beta"""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """selective_dpo: the share of pairs that stays, the easiest ones"""
     weights: Literal["uniform", "adapter", "shuffled", "mean"] | dict[str, float] = "adapter"
@@ -79,10 +81,13 @@ class PreferenceRecipe(PreferenceMethod, PanelPolicyRecipe):
         """One recipe per method, see :meth:`PolicyRecipe.methods`.
 
         Raises:
-            ConfigError: also, methods with different numbers of trials: the one with more would be chosen better.
+            ConfigError: also, arms with different numbers of trials, in `only` or not: the one with more would be
+                chosen better.
         """
         methods = super().methods()
-        counts = {n: len(one.trials) for n, one in methods.items() if one.algorithm != "sft"}
+        whole = self.model_copy(update={"only": None, "policy": None})
+        every = super(PreferenceRecipe, whole).methods()
+        counts = {n: len(one.trials) for n, one in every.items() if one.algorithm != "sft"}
         if len(set(counts.values())) > 1:
             raise ConfigError(
                 f"{self._path or type(self).__name__}: got trials {counts}, expected the same number in every arm",

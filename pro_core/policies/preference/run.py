@@ -37,7 +37,7 @@ from pro_core.system.fingerprints import fingerprint
 from pro_core.system.processes import main_process
 from pro_core.system.storage import content_hash
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Version of the path from pairs to parameters. Every change that moves a parameter raises it."""
 LOG_PROBS = "pro-log-probs"
 SPLITS = 3
@@ -214,7 +214,7 @@ class PreferenceRun:
             def load() -> tuple[Any, Any]:
                 return load_to_train(recipe.model, policy, recipe.lora, recipe.max_length)
 
-            return write_log_probs(load, sequences, folder, size)
+            return write_log_probs(load, sequences, folder, size, str(policy or recipe.model))
 
         return read_log_probs(stage(self.output / "log_probs", named, LOG_PROBS, make).folder)
 
@@ -250,18 +250,20 @@ class PreferenceRun:
             order = data.order(count, self.seed, kept)
             return Plan(order, beta / weight, shift=margin / beta)
         if recipe.algorithm == "selective_dpo":
-            order = self.easiest(stages)[:count]
-            order = order[: len(order) // recipe.batch_size * recipe.batch_size]
-            if not order:
+            kept = self.easiest(stages)
+            learned = min(count, len(kept) // recipe.batch_size * recipe.batch_size)
+            if not learned:
                 raise ConfigError(
                     f"got {len(data.pairs)} pairs and keep {recipe.keep}, expected at least a batch of "
                     f"{recipe.batch_size} pairs to stay",
                     ["keep", "batch_size"],
                 )
-            return Plan(order, beta, record={"kept": len(order)})
+            # Where steps do not reach for all, the hard ones of the share must not be those that are missing.
+            drawn = sorted(random.Random(f"{self.seed} kept").sample(range(len(kept)), learned))
+            return Plan([kept[i] for i in drawn], beta, record={"kept": len(kept)})
         order = data.order(count, self.seed)
         if recipe.algorithm == "simpo":
-            lengths = [[len(pair.chosen) * recipe.gamma / beta, 0.0] for pair in data.tokens]
+            lengths = [[len(p.chosen) * recipe.gamma_beta_ratio, 0.0] for p in data.tokens]
             return Plan(order, beta, shift=np.array(lengths))
         return Plan(order, beta)
 
