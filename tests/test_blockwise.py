@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import tiny_llama
+from tiny import reciting_llama, tiny_llama
+from transformers import AutoTokenizer
 
 from pro_core.generation import (
     EndpointGenerator,
@@ -18,8 +20,10 @@ from pro_core.generation import (
     collect,
 )
 from pro_core.generation.base import StreamingGenerator
+from pro_core.generation.chat import StopText
 from pro_core.rewards.best_of_n import best_of_n
 from pro_core.rewards.blockwise import BlockwiseGenerator
+from pro_core.rewards.scorers import EndpointError
 from tests.servers.scripted import refuses, says, scripted, token
 
 HI = [{"role": "user", "content": "Name three colours."}]
@@ -51,10 +55,12 @@ class Letters(StreamingGenerator):
     def __init__(self, alphabet: str, end: int = 99, fails: str = ""):
         self.alphabet, self.end, self.fails = alphabet, end, fails
         self.asked: list[tuple[list[str], int, int | None]] = []
+        self.candidates: list[list[int | None]] = []
 
     async def stream_batch(self, batch, settings):
         begun = [request.begun for request in batch]
         self.asked.append((begun, settings.max_new_tokens, settings.seed))
+        self.candidates.append([request.candidate for request in batch])
         for i, before in enumerate(begun):
             letter = self.alphabet[i % len(self.alphabet)]
             count = min(settings.max_new_tokens, self.end - len(before))
@@ -109,6 +115,51 @@ def test_failed_continuations_are_not_chosen():
     assert collect(blocks, [asked(1, 0)], GenerationSettings(8))[0].failed
 
 
+def test_what_an_answer_draws_does_not_depend_on_when_others_end():
+    writer = Letters("xa", end=8)
+    blocks = BlockwiseGenerator(writer, Counting(), n=2, block=3)
+    early = replace(asked(1, 0), begun="a" * 6)
+    collect(blocks, [early, asked(0, 1)], GenerationSettings(20))
+    assert writer.candidates == [[0, 1, 2, 3], [2, 3], [2, 3]]
+
+
+def test_a_panel_that_fails_fails_the_answer():
+    class Gone(Counting):
+        def score_with_members(self, prompts, completions, **_):
+            if len(completions[0]) > 4:
+                raise EndpointError("the server went away")
+            return super().score_with_members(prompts, completions)
+
+    blocks = BlockwiseGenerator(Letters("xa"), Gone(), n=2, block=4)
+    [answer] = collect(blocks, [asked(1, 0)], GenerationSettings(12))
+    assert answer.failed and answer.text == "aaaa"
+
+
+def test_a_model_that_ends_a_block_within_its_thought_is_told_what_to_do():
+    class Thinks(Letters):
+        async def stream_batch(self, batch, settings):
+            for i in range(len(batch)):
+                yield Piece(i, reasoning="Hm")
+                yield Piece(i, error="no tokens left", done=True, finish="length")
+
+    blocks = BlockwiseGenerator(Thinks("x"), Counting(), n=2, block=4)
+    [answer] = collect(blocks, [asked(1, 0)], GenerationSettings(12))
+    assert answer.failed and answer.error != "no tokens left"
+
+
+@pytest.mark.slow
+def test_the_prompt_leaves_room_for_the_whole_answer(tmp_path):
+    """A prompt that is too long for it is refused at once, not when the room is used up."""
+    folder = reciting_llama(tmp_path, ["Paris", " rained", " joke"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = len(tokenizer.apply_chat_template(HI, add_generation_prompt=True, return_dict=False))
+    for room, text in ((4, "Paris rained joke"), (3, "")):
+        generator = LocalGenerator(folder, device="cpu", max_context=prompt + room)
+        blocks = BlockwiseGenerator(generator, Counting(), n=2, block=1)
+        [answer] = collect(blocks, [asked(1, 0)], GenerationSettings(4, temperature=0))
+        assert (answer.text, answer.failed) == (text, not text)
+
+
 def test_what_makes_no_sense_is_refused():
     for wrong in ({"n": 1}, {"block": 0}):
         with pytest.raises(ValueError, match=rf"{next(iter(wrong))}=.*expected"):
@@ -122,6 +173,9 @@ def test_what_makes_no_sense_is_refused():
 @pytest.mark.slow
 def test_a_block_of_the_answers_length_is_best_of_n_and_shorter_ones_are_not(tmp_path):
     generator = LocalGenerator(tiny_llama(tmp_path), device="cpu")
+    both = [Request(HI, candidate=i) for i in (1, 0)]
+    drawn = [one.text for one in collect(generator, both, SEEDED)]
+    assert drawn == [one.text for one in collect(generator, [Request(HI)] * 2, SEEDED)][::-1]
     best = best_of_n(generator, Counting(), [1, 0], HI, 3, SEEDED).best
     for block in (12, 50):
         blocks = BlockwiseGenerator(generator, Counting(), n=3, block=block)
@@ -177,6 +231,27 @@ def test_tgi_continues_the_prompt_that_is_rendered_here():
     events = [token(" two", whole=" two", reason="eos_token")]
     with scripted(lambda body: (200, events)) as (url, seen):
         generator = EndpointGenerator(url, dialect="tgi")
-        [answer] = collect(generator, [Request(HI, begun="One,")], GenerationSettings(8))
+        asked_for = [Request(HI, begun="One,", candidate=2)]
+        [answer] = collect(generator, asked_for, GenerationSettings(8, seed=3))
     assert (answer.text, answer.error) == (" two", None)
     assert seen[0]["inputs"] == "Human: Name three colours.\n\nAssistant: One,"
+    assert seen[0]["parameters"]["seed"] == 3 + 2 * 7919
+
+
+def test_a_stop_that_begins_in_the_block_before_ends_the_answer(tmp_path):
+    events = [token("an:"), token(" Hi", whole="an: Hi", reason="length")]
+    with scripted(lambda body: (200, events)) as (url, _):
+        generator = EndpointGenerator(url, dialect="tgi")
+        [answer] = collect(generator, [Request(HI, begun="One.\nHum")], GenerationSettings(2))
+    assert (answer.text, answer.finish) == ("", "stop")
+    generator = LocalGenerator(reciting_llama(tmp_path, ["Hum", "an:", "!"]), device="cpu")
+    generator.load()
+    generator._loaded[1].chat_template = None
+    for begun in ("\n", "\nHum"):
+        [answer] = collect(
+            generator, [Request(HI, begun=begun)], GenerationSettings(9, temperature=0)
+        )
+        assert (answer.text, answer.finish) == ("", "stop")
+    stop = StopText("\nHuman:")
+    stop.go_on("One.\nHum")
+    assert [stop.push("ble"), stop.push("."), stop.flush(), stop.reached] == ["ble", ".", "", False]

@@ -182,6 +182,28 @@ def test_one_weighting_is_folded_and_the_model_stays_as_it_was(folders, soup):
     assert [module for _, module in model.named_modules()] == places
 
 
+def test_without_memory_for_the_fold_rows_are_scaled_one_by_one(soup, monkeypatch):
+    def no_room(*_):
+        raise torch.OutOfMemoryError
+
+    mixer = soup._mixer
+    batch = asked(0.3, 0.7, n=2)
+    expected = texts(soup, batch)
+    monkeypatch.setattr(mixer, "_folds", True)
+    monkeypatch.setattr(mixer, "_held", None)
+    monkeypatch.setattr("pro_core.generation.soup.fold", no_room)
+    assert texts(soup, batch) == expected and not mixer._copies
+    assert texts(soup, batch) == expected
+    monkeypatch.undo()
+    # Copies that leave no room for the batch itself are dropped, too.
+    monkeypatch.setattr(mixer, "_folds", True)
+    with pytest.raises(torch.OutOfMemoryError), mixer.mixed([(0.3, 0.7)]):
+        assert mixer._copies
+        raise torch.OutOfMemoryError
+    assert not mixer._copies and not mixer._folds
+    assert texts(soup, batch) == expected
+
+
 def test_a_fold_in_bf16_keeps_small_steps_in_the_mean():
     """Steps of a tenth of a unit in the last place: rounding to the nearest would lose every one of them."""
     torch.manual_seed(0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from pro_core.generation import (
     generator_from_env,
 )
 from pro_core.generation.soup import Mixer
-from pro_core.generation.vllm_lora import SoupEndpoint, write_soup
+from pro_core.generation.vllm_lora import SoupEndpoint, hundredths, write_soup
 from pro_core.policies.soups import interpolate_policies
 from pro_core.prompting.policy_config import load_language_model
 from tests.servers.scripted import says, scripted
@@ -89,8 +92,9 @@ def test_a_lora_for_each_weighting_is_held_while_it_is_used(soup, tmp_path):
         lost, again = (collect(generator, [asked(0.3, 0.7, strength=0.5)], SHORT) for _ in "ab")
         assert lost[0].failed and again[0].text == weak.text
         assert collect(generator, [asked(0.3, 0.7, method="mod")], SHORT)[0].failed
-    with pytest.raises(ValueError):
-        SoupEndpoint(url, soup.parent / "helpful", tmp_path)
+    for wrong in ({"soup": soup.parent / "helpful"}, {"mixing": Mixing("mod")}):
+        with pytest.raises(ValueError, match="expected"):
+            SoupEndpoint(url, **{"soup": soup, "folder": tmp_path} | wrong)
     environ = {"PRO_ENDPOINT_URL": url, "PRO_POLICY": str(soup), "PRO_STRENGTH": "0.5"}
     environ |= {"PRO_LORA_FOLDER": str(tmp_path)}
     generator = generator_from_env(environ)
@@ -131,3 +135,56 @@ def test_a_lora_that_writes_is_not_unloaded(soup, tmp_path):
         answers = collect(generator, [asked(1, 0), asked(0, 1)], SHORT)
         assert not any(one.error for one in answers)
         assert not any("unload" in word for word in server.told)
+
+
+def test_a_visitor_who_leaves_while_a_lora_loads_does_not_pin_it(soup, tmp_path):
+    server, loading, go_on = Vllm(), threading.Event(), threading.Event()
+
+    def answer(body):
+        if "lora_path" in body and not loading.is_set():
+            loading.set()
+            go_on.wait(20)
+        return server(body)
+
+    async def leave(generator):
+        async with aclosing(generator.stream_batch([asked(1, 0)], SHORT)) as pieces:
+            first = asyncio.ensure_future(anext(pieces))
+            await asyncio.to_thread(loading.wait, 20)
+            first.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await first
+
+    with scripted(answer) as (url, _):
+        generator = SoupEndpoint(url, soup, tmp_path / "loras", most=1, model="m")
+        asyncio.run(leave(generator))
+        go_on.set()
+        [other] = collect(generator, [asked(0, 1)], SHORT)
+        assert not other.error and list(server.loras) == [other.text]
+        assert [word.split()[0] for word in server.told] == ["load", "load", "unload"]
+
+
+def test_what_earlier_runs_and_failed_loads_left_does_not_stay(soup, tmp_path):
+    server, folder = Vllm(), tmp_path / "loras"
+    with scripted(server, server.loras) as (url, _):
+
+        def started() -> SoupEndpoint:
+            return SoupEndpoint(url, soup, folder, most=1, model="m")
+
+        [first] = collect(started(), [asked(1, 0)], SHORT)
+        [same] = collect(started(), [asked(1, 0)], SHORT)
+        assert first.text == same.text and len(server.told) == 1  # taken over
+        made_of = first.text.rsplit("_", 1)[1]
+        (folder / f"humor-050_{made_of}").mkdir()  # of no LoRA that the server holds
+        server.loras[f"humor-060_{made_of}"] = folder / "gone"
+        [other] = collect(started(), [asked(0, 1)], SHORT)
+        assert list(server.loras) == [one.name for one in folder.iterdir()] == [other.text]
+    with scripted(lambda body: (400, [{"error": {"message": "no"}}])) as (url, _):
+        assert collect(started(), [asked(0.5, 0.5)], SHORT)[0].failed
+        assert not list(folder.glob("helpful-050*"))
+
+
+def test_hundredths_sum_to_one():
+    assert hundredths([1 / 3] * 3) == [34, 33, 33]
+    assert hundredths([0.145, 0.145, 0.71]) == [15, 14, 71]
+    assert hundredths([0.29, 0.71]) == [29, 71]
+    assert sum(hundredths([1 / 7] * 7)) == 100

@@ -205,7 +205,14 @@ class StopText:
     def __init__(self, stop: str | None):
         self._stop = stop
         self._held = ""
+        self._known = 0  # characters of what is held back that were handed out before
         self.reached = False
+
+    def go_on(self, before: str) -> None:
+        """What comes follows this text, which was handed out already: the stop may begin within it."""
+        if self._stop is not None:
+            self._known = self._beginning(before)
+            self._held = before[len(before) - self._known :]
 
     def push(self, text: str) -> str:
         """The text that is safe to show."""
@@ -217,14 +224,23 @@ class StopText:
         before, stop, _ = self._held.partition(self._stop)
         if stop:
             self.reached, self._held = True, ""
-            return before
-        keep = next(
-            n for n in range(len(self._stop) - 1, -1, -1) if self._held.endswith(self._stop[:n])
-        )
+            return self._new(before)
+        keep = self._beginning(self._held)
         shown = self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]
-        return shown
+        return self._new(shown)
 
     def flush(self) -> str:
         held, self._held = self._held, ""
-        return held
+        return self._new(held)
+
+    def _beginning(self, text: str) -> int:
+        """How many of the text's last characters could begin the stop."""
+        assert self._stop is not None
+        return next(n for n in range(len(self._stop) - 1, -1, -1) if text.endswith(self._stop[:n]))
+
+    def _new(self, text: str) -> str:
+        """The text without what was handed out before."""
+        known = min(self._known, len(text))
+        self._known -= known
+        return text[known:]

@@ -37,14 +37,16 @@ def decode(
     mixer: Mixer | None = None,
     parts: Sequence[Sequence[Part]] = (),
     begun: Mapping[int, int] | None = None,
+    numbers: Mapping[int, int] | None = None,
 ) -> None:
     """Write one answer to each prompt, in one batch, until all have ended or ``stop`` is set.
 
     Args:
-        prompts: {candidate: its prompt's token ids}; the candidate's number indexes its pieces and its random numbers.
+        prompts: {candidate: its prompt's token ids}; the candidate's number indexes its pieces.
         emit: gets the pieces of each step.
         mixer: for a policy that is mixed as it writes, with each candidate's ``parts``.
         begun: {candidate: how many of its prompt's last tokens its answer begins with}; left out: none.
+        numbers: {candidate: the number that its random numbers belong to}; left out: its own.
     """
     device = str(model.device)
     candidates, ids = list(prompts), list(prompts.values())
@@ -56,7 +58,7 @@ def decode(
     for n, (candidate, prompt) in enumerate(prompts.items()):
         if begun and begun.get(candidate):
             streamer.go_on(n, prompt[-begun[candidate] :])
-    processors = sampler(settings, candidates, device)
+    processors = sampler(settings, [(numbers or {}).get(c, c) for c in candidates], device)
     if len(rows) > len(candidates):
         processors = LogitsProcessorList([MixedLogits(rows, processors, device)])
     scales = [row.scales for row in rows]
@@ -115,6 +117,7 @@ class _BatchStreamer(BaseStreamer):
     def go_on(self, n: int, before: Sequence[int]) -> None:
         """Candidate n's answer has begun with these tokens, whose text is known."""
         self._texts[n] = IncrementalText(self._tokenizer, before)
+        self._stops[n].go_on(self._tokenizer.decode(before, skip_special_tokens=True))
         self._answers[n].go_on()
 
     def put(self, value: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from pro_core.data.turns import merged, plainest
 from pro_core.generation.answers import AnswerPieces
 from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.continuing import Continuing, going_on
-from pro_core.generation.dialects import PROBE, Reader, Tell, seed, top_p, written
+from pro_core.generation.dialects import PROBE, Reader, Tell, top_p, written
 from pro_core.generation.lattice import Served
 from pro_core.generation.listing import chat_model
 from pro_core.http import Answer, Client, Session
@@ -188,7 +188,7 @@ class OpenAI:
                 model = mixture
             else:
                 model = await self._name(session)
-            body = request(model, turns, settings, index, form)
+            body = request(model, turns, settings, form)
             if begun:
                 body = going_on(body, begun)
             path = f"{self._bases[form.base]}/chat/completions"
@@ -271,7 +271,6 @@ def request(
     model: str,
     messages: Sequence[Message],
     settings: GenerationSettings,
-    index: int,
     form: Form,
 ) -> dict[str, Any]:
     """The body of one request."""
@@ -279,7 +278,7 @@ def request(
         form.limit: settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": top_p(settings),
-        "seed": seed(settings, index),
+        "seed": settings.seed,
     }
     asked = {
         k: v

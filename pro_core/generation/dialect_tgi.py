@@ -23,7 +23,7 @@ from pro_core.generation.chat import (
     plain_prompt,
     without_marks,
 )
-from pro_core.generation.dialects import Reader, Tell, seed, top_p, written
+from pro_core.generation.dialects import Reader, Tell, top_p, written
 from pro_core.generation.lattice import Checks, Served
 from pro_core.generation.request import GenerationError
 from pro_core.http import Answer, Client, Session
@@ -94,8 +94,8 @@ class TGI:
             pieces.go_on()
             plain = tokenizer is None or not has_template(tokenizer)
             prompt += f" {begun}" if plain else without_marks(tokenizer, begun)
-        body = request(prompt, stop, settings, index, mixture)
-        reader = Tokens(pieces, self._explain, stop)
+        body = request(prompt, stop, settings, mixture)
+        reader = Tokens(pieces, self._explain, stop, begun)
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)
 
     async def _tokenizer_in_time(self) -> Any:
@@ -135,7 +135,6 @@ def request(
     prompt: str,
     stop: str | None,
     settings: GenerationSettings,
-    index: int,
     adapter: str | None = None,
 ) -> dict[str, Any]:
     """The body of one request."""
@@ -146,7 +145,7 @@ def request(
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature if sampled else None,
         "top_p": top_p(settings),
-        "seed": seed(settings, index) if sampled else None,
+        "seed": settings.seed if sampled else None,
         "stop": [stop] if stop else None,
         "adapter_id": adapter,
     }
@@ -159,10 +158,11 @@ class Tokens(Reader):
 
     fields = ("token", "generated_text")
 
-    def __init__(self, pieces: AnswerPieces, explain: Explainer, stop: str | None):
+    def __init__(self, pieces: AnswerPieces, explain: Explainer, stop: str | None, begun: str = ""):
         super().__init__(pieces, explain)
         self._stop = stop
         self._cut = StopText(stop)
+        self._cut.go_on(begun)
         self._streamed = False
 
     def _news(self, data: dict[str, Any]) -> Iterator[Piece]:

@@ -71,6 +71,7 @@ class Dialect(Protocol):
     ) -> Piece:
         """One answer: its pieces to ``tell`` as they come, and its last one. Raises Failure.
 
+        ``settings``: with this candidate's own seed.
         ``mixture``: which of the server's writes (:mod:`pro_core.generation.lattice`). Raises GenerationError where
         the server does not hold it.
         ``begun``: what the answer begins with (:attr:`pro_core.generation.request.Request.begun`). Raises
@@ -202,6 +203,6 @@ def top_p(settings: GenerationSettings) -> float | None:
     return settings.top_p if settings.top_p < 1 and settings.temperature > 0 else None
 
 
-def seed(settings: GenerationSettings, index: int) -> int | None:
+def candidate_seed(seed: int | None, candidate: int) -> int | None:
     """Each candidate's own seed: with one seed, all N candidates would be the same text."""
-    return None if settings.seed is None else (settings.seed + 7919 * index) % 2**31
+    return None if seed is None else (seed + 7919 * candidate) % 2**31

@@ -14,13 +14,14 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
 from pro_core.generation.dialect_openai import OpenAI
 from pro_core.generation.dialect_tgi import TGI
-from pro_core.generation.dialects import PROBE, Dialect, Tell
+from pro_core.generation.dialects import PROBE, Dialect, Tell, candidate_seed
 from pro_core.generation.lattice import Mixture, Served
 from pro_core.generation.request import GenerationError, Request, checked
 from pro_core.http import Answer, Client, Patience, Session, Settings, persist
@@ -221,10 +222,10 @@ class EndpointGenerator(StreamingGenerator):
         async def ask() -> Piece:
             name = mixture.name if mixture else None
             turns = checked(read.messages)
-            return await self._dialect.answer(
-                session, index, turns, settings, tell, name, read.begun
-            )
+            return await self._dialect.answer(session, index, turns, drawn, tell, name, read.begun)
 
+        candidate = index if request.candidate is None else request.candidate
+        drawn = replace(settings, seed=candidate_seed(settings.seed, candidate))
         try:
             read = request.read_by(self._policy)
             async with self._mixture(read) as mixture:

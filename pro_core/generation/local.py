@@ -217,23 +217,26 @@ class LocalGenerator(StreamingGenerator):
         prompts: dict[int, list[int]] = {}
         begun: dict[int, int] = {}
         parts: list[list[Part]] = []
-        room = self._context() - settings.max_new_tokens
-        if room < 1:
-            raise GenerationError(
-                f"An answer of {settings.max_new_tokens:,} tokens does not fit: {self.short_name} "
-                f"holds {self._context():,} here, prompt and answer together. Ask for a shorter one."
-            )
+        numbers: dict[int, int] = {}
+        context = self._context()
         for index, request in enumerate(batch):
             try:
                 if request.mixing is None and self.mixing:
                     request = replace(request, mixing=self.mixing)
                 read = request.read_by(self._policy)
                 start = self._begun(read.begun)
-                ids, dropped = fit(tokenizer, checked(read.messages), room - len(start))
+                tokens = max(request.answer_tokens, len(start) + settings.max_new_tokens)
+                if tokens >= context:
+                    raise GenerationError(
+                        f"An answer of {tokens:,} tokens does not fit: {self.short_name} holds {context:,} here, "
+                        "prompt and answer together. Ask for a shorter one."
+                    )
+                ids, dropped = fit(tokenizer, checked(read.messages), context - tokens)
             except GenerationError as error:
                 emit([Piece(index, error=error.message, done=True)])
                 continue
             prompts[index], begun[index] = ids + start, len(start)
+            numbers[index] = index if request.candidate is None else request.candidate
             mixing = read.mixing or Mixing()
             parts.append(mixing.parts(list((read.weights or {}).values())))
             if dropped:
@@ -241,7 +244,7 @@ class LocalGenerator(StreamingGenerator):
                 emit([Piece(index, note=f"The oldest {turns} left out: the chat is too long.")])
         if not prompts:
             return
-        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer, parts, begun)
+        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer, parts, begun, numbers)
 
     def _begun(self, text: str) -> list[int]:
         """The tokens of an answer's beginning. Raises GenerationError where a thought would have to come before it."""

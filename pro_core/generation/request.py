@@ -59,6 +59,9 @@ class Request:
         levels: {objective: level} from 1, of the objectives that are asked for. Only MOSLIM's policies read levels.
         mixing: how the weights mix a policy of one LoRA per objective; None: as its generator does.
         begun: the answer's beginning. The generator writes on from there, and hands out only what it adds.
+        answer_tokens: an answer that is written part by part has so many tokens in the end: the prompt leaves room for
+            them from the first part on. 0: no more than this part. A server does not read it.
+        candidate: whose random numbers are drawn under a seed; None: those of its place in the batch.
 
     Raises:
         ValueError: both weights and levels, or a weight below 0 or not finite.
@@ -69,6 +72,8 @@ class Request:
     levels: Mapping[str, int] | None = None
     mixing: Mixing | None = None
     begun: str = ""
+    answer_tokens: int = 0
+    candidate: int | None = None
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.levels is not None:

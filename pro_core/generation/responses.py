@@ -138,6 +138,10 @@ def _content(request: Request) -> dict[str, Any]:
         given["mixing"] = asdict(request.mixing)
     if request.begun:
         given["begun"] = request.begun
+    if request.answer_tokens:
+        given["answer_tokens"] = request.answer_tokens
+    if request.candidate is not None:
+        given["candidate"] = request.candidate
     return {"messages": list(request.messages)} | given
 
 

@@ -6,7 +6,8 @@ the other and R the sum of their ranks. Scaling each policy's part of B's column
 - Rows of one batch under *different* scales: each policy's part of the R values of A x is scaled, row by row.
 - All rows under the *same* scales, the common case: the sum is folded into the parameters, W + sum_k c_k B_k A_k, and
   the LoRA costs nothing per token. The model's own parameters are never written to: folded copies take their place
-  while the batch runs, so nothing can drift. The copies of the last scales stay, as much memory as what they copy.
+  while the batch runs, so nothing can drift. The copies of the last scales stay, as much memory as what they copy. Once
+  they have not fitted into a GPU's memory, such rows are scaled row by row, too.
 
 A LoRA's step is often smaller than half a unit in a bf16 parameter's last place. Rounding to the nearest would lose all
 of it: of SmolLM2's demo policy under even weights, 14% of the change of the logits. So bf16 copies are rounded up or
@@ -16,6 +17,7 @@ down at random with the probabilities that keep the mean, by the same random num
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pro_core.system.storage import StorageError
+
+logger = logging.getLogger(__name__)
 
 MIXING_VERSION = 2
 """Version of the path from scales to the parameters in force. Every change that moves a policy's text raises it."""
@@ -59,6 +63,7 @@ class Mixer:
         self._layers: list[_Layer] = []
         self._copies: list[Any] = []  # the folded layers, made when first needed
         self._held: tuple[float, ...] | None = None  # the scales that the copies hold
+        self._folds = True  # until the copies have not fitted into the memory
         for path, module in list(model.named_modules()):
             if not (hasattr(module, "lora_A") and "default" in module.lora_A):
                 continue
@@ -79,9 +84,18 @@ class Mixer:
         """
         different = {tuple(row) for row in scales_MK}
         if len(different) == 1:
-            with self._in_place(self._folded(different.pop())):
-                yield
-            return
+            [one] = different
+            layers = self._folded(one)
+            if layers is not None:
+                try:
+                    with self._in_place(layers):
+                        yield
+                except torch.OutOfMemoryError:
+                    if self._copies:
+                        self._stop_folding()
+                    raise
+                return
+            scales_MK = [one]
         scales = torch.tensor(scales_MK, dtype=torch.float32)
         self._scale = scales.repeat_interleave(self._repeats, dim=1)[:, None]
         try:
@@ -90,7 +104,7 @@ class Mixer:
             self._scale = None
 
     def _scaled(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if self._scale is None or len(self._scale) != len(output):
+        if self._scale is None or len(self._scale) not in (1, len(output)):
             raise RuntimeError(
                 "this policy mixes its LoRAs by weights: run it inside mixed(weights)"
             )
@@ -108,10 +122,26 @@ class Mixer:
                 setattr(place.parent, place.name, place.lora)
 
     @torch.inference_mode()
-    def _folded(self, scales: tuple[float, ...]) -> list[Any]:
-        """The layers without a LoRA, with its update under these scales in their parameters."""
+    def _folded(self, scales: tuple[float, ...]) -> list[Any] | None:
+        """The layers without a LoRA, with its update under these scales in their parameters; None if they do not fit
+        into the memory."""
         if not any(scales):
             return [place.base for place in self._layers]
+        if not self._folds:
+            return None
+        try:
+            return self._filled(scales)
+        except torch.OutOfMemoryError:
+            self._stop_folding()
+            return None
+
+    def _stop_folding(self) -> None:
+        """Give the copies' memory back, and mix row by row from now on."""
+        logger.warning("no memory for folded LoRAs: they are mixed row by row from now on")
+        self._copies, self._held, self._folds = [], None, False
+
+    def _filled(self, scales: tuple[float, ...]) -> list[Any]:
+        """The copies, filled for these scales. Raises OutOfMemoryError."""
         if not self._copies:
             self._copies = [_with_own_weight(place.base) for place in self._layers]
         if scales != self._held:

@@ -11,6 +11,7 @@ It works with a model in this process and at every server that continues an answ
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,9 @@ from pro_core.generation.base import (
 from pro_core.generation.request import Request, RequestError
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.rewards.best_of_n import Array, candidate_of, rank
+from pro_core.system.storage import first_line
+
+logger = logging.getLogger(__name__)
 
 SHIFT = 104_729
 """Between the seeds of two blocks: a prime, so that none meets the seed of another candidate."""
@@ -35,7 +39,7 @@ SHIFT = 104_729
 
 @dataclass
 class _Answer:
-    """An answer on its way: what it is for, and its text so far."""
+    """An answer on its way: what it is for, and its text so far. ``index``: its place among all that were asked."""
 
     index: int
     request: Request
@@ -104,11 +108,16 @@ class BlockwiseGenerator(StreamingGenerator):
                 seed=None if seed is None else (seed + SHIFT * number) % 2**31,
             )
             last = (number + 1) * self.block >= settings.max_new_tokens
-            written = await self._continued(going, step)
+            written = await self._continued(going, step, settings.max_new_tokens)
             still: list[_Answer] = []
             for place, answer in enumerate(going):
                 its = written[place * self.n : (place + 1) * self.n]
-                piece = await asyncio.to_thread(self._chosen, answer, its, last)
+                try:
+                    piece = await asyncio.to_thread(self._chosen, answer, its, last)
+                except Exception as error:  # such as a reward model's server that went away
+                    logger.exception("scoring continuations failed")
+                    message = f"The answer could not be scored ({first_line(error)})."
+                    piece = Piece(answer.index, error=message, done=True)
                 for note in its[0].notes:
                     if note not in answer.notes:
                         answer.notes.append(note)
@@ -134,11 +143,21 @@ class BlockwiseGenerator(StreamingGenerator):
         return np.array([request.weights.get(name, 0.0) for name in names], dtype=np.float32)
 
     async def _continued(
-        self, going: Sequence[_Answer], settings: GenerationSettings
+        self, going: Sequence[_Answer], settings: GenerationSettings, tokens: int
     ) -> list[Written]:
-        """N continuations of each answer, one answer after the other."""
+        """N continuations of each answer, one answer after the other.
+
+        ``tokens``: of the whole answer. What an answer draws does not depend on which others have ended.
+        """
         asked = [
-            replace(answer.request, begun=answer.text) for answer in going for _ in range(self.n)
+            replace(
+                answer.request,
+                begun=answer.text,
+                answer_tokens=tokens,
+                candidate=answer.index * self.n + i,
+            )
+            for answer in going
+            for i in range(self.n)
         ]
         written = [Written() for _ in asked]
         async with aclosing(self.generator.stream_batch(asked, settings)) as pieces:
@@ -151,7 +170,7 @@ class BlockwiseGenerator(StreamingGenerator):
         candidates = [candidate_of(one) for one in written]
         for candidate in candidates:
             candidate.text = answer.text + candidate.text
-            if candidate.reasoning and candidate.error is None:
+            if candidate.reasoning:  # its tokens may have ended within the thought
                 candidate.error = "A model that thinks first is not steered block by block."
         best = rank(
             self.panel, answer.request.messages, candidates, answer.weights, "the request"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,8 +30,11 @@ def refuses(message: str, status: int = 400) -> Answer:
 
 
 @contextlib.contextmanager
-def scripted(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict]]]:
-    """(address, the bodies that it got); ``answer`` turns a body into a reply."""
+def scripted(
+    answer: Callable[[dict[str, Any]], Answer], loras: Iterable[str] = ()
+) -> Iterator[tuple[str, list[dict]]]:
+    """(address, the bodies that it got); ``answer`` turns a body into a reply. The server lists the model m and
+    ``loras`` of it."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,7 +49,8 @@ def scripted(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str, 
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            self.reply(200, "application/json", b'{"data": [{"id": "m"}]}')
+            models = [{"id": "m"}, *({"id": name, "parent": "m"} for name in loras)]
+            self.reply(200, "application/json", json.dumps({"data": models}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
