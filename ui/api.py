@@ -104,9 +104,10 @@ class Api:
 
         `reasoning` is the model's reasoning before an answer; it is not scored. `finish` says how the answer ended:
         "stop", or cut by "length" (`max_new_tokens`) or by the server's "filter". It is null where the answer broke
-        off; `error` then says why. `behind` compares an answer to the best one: `by` is how much lower its "used" total
-        is, and `spread` how uncertain that is (the standard deviation between the leads that the panel's members give;
-        null if no objective has several). An answer with `by` within `spread` is too close to call.
+        off; `error` then says why. An answer without any score, such as an empty one, comes after those that have one;
+        its scores and totals are null. `behind` compares an answer to the best one: `by` is how much lower its "used"
+        total is, and `spread` how uncertain that is (the standard deviation between the leads that the panel's members
+        give; null if no objective has several). An answer with `by` within `spread` is too close to call.
 
         `temperature` (0 to 2) and `seed` (the same one gives the same texts in process; an endpoint may ignore it) are
         null for the defaults. `strength` (0 to 2) says how strongly the weights mix a policy of one LoRA per objective;
