@@ -23,10 +23,14 @@ from pro_core import (
     MorlhfRecipe,
     MoslimRecipe,
     PanelRecipe,
+    PreferenceRecipe,
+    RewardModelSpec,
+    RewardPanel,
     WicRecipe,
     train_morlhf,
     train_moslim,
     train_panel,
+    train_preference,
     train_wic,
 )
 from pro_core.runs import queue as queues
@@ -193,6 +197,7 @@ KINDS: dict[str, Any] = {
     "train/morlhf.py": (MorlhfRecipe, train_morlhf),
     "train/wic.py": (WicRecipe, train_wic),
     "train/moslim.py": (MoslimRecipe, train_moslim),
+    "train/preference.py": (PreferenceRecipe, train_preference),
     "train/reward_models.py": (PanelRecipe, train_panel),
 }
 
@@ -211,10 +216,14 @@ def test_every_command_of_the_queue_reads_its_recipe(monkeypatch):
             continue
         recipe = KINDS[script][0].read(arguments[0], arguments[1:])
         if isinstance(recipe, RecipeOfArms):
-            trained |= {(name, seed) for name in recipe.methods() for seed in recipe.seeds}
-    whole = MorlhfRecipe.read("recipes/gpu/morlhf.yaml")
-    # No arm is forgotten, under any seed.
-    assert trained >= {(name, seed) for name in whole.methods() for seed in whole.seeds}
+            trained |= {(script, name, seed) for name in recipe.methods() for seed in recipe.seeds}
+    for script, path in (
+        ("train/morlhf.py", "recipes/gpu/morlhf.yaml"),
+        ("train/preference.py", "recipes/gpu/table5.yaml"),
+    ):
+        whole = KINDS[script][0].read(path)
+        # No arm is forgotten, under any seed.
+        assert trained >= {(script, n, seed) for n in whole.methods() for seed in whole.seeds}
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +249,9 @@ def test_the_whole_queue_at_tiny_size(few_rows, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = tmp_path / "outputs"
     write_classifier(out / "small_classifier" / "per_head-seed0")
+    judge = RewardPanel([RewardModelSpec("long", function="length")], {})
+    judge.fit_stats(["a", "b"], ["no", "it rained"], "two texts")
+    judge.save_pretrained(out / "heldout_panel" / "panel")
     small = {
         **{"model": tiny_llama(tmp_path / "llama"), "max_length": 160, "max_new_tokens": 4},
         **{"steps": 4, "checkpoint_every": 2, "keep_every": 2, "prompts_per_step": 2},
@@ -260,7 +272,11 @@ def test_the_whole_queue_at_tiny_size(few_rows, tmp_path, monkeypatch):
             changes |= {"model": small["model"] if of_causal else str(encoder)}
             changes |= {"objectives": settings["objectives"]}
             changes |= {"data": [entry | {"max_pairs": 8} for entry in settings["data"]]}
-        if len(settings.get("arms", ())) > 2 and not any("only=" in a for a in arguments):
+        if kind is PreferenceRecipe:  # one arm, with its three trials
+            arguments = [a for a in arguments if not a.startswith("only=")]
+            changes |= {"only": ["DPO"], "objectives": settings["objectives"], "steps": 1}
+            changes |= {"sft_steps": 1, "validation_prompts": 2}
+        elif len(settings.get("arms", ())) > 2 and not any("only=" in a for a in arguments):
             changes["only"] = ["PRO-WIC online, shuffled", "RiC online"]
         path = tmp_path / Path(arguments[0]).name
         path.write_text(yaml.safe_dump(settings | changes | {"data_dir": str(few_rows)}))
@@ -269,6 +285,7 @@ def test_the_whole_queue_at_tiny_size(few_rows, tmp_path, monkeypatch):
     for folder in ("gpu/morlhf/morlhf-uniform", "gpu/morlhf/ppo-one-reward", "gpu/moslim/moslim"):
         assert f"{folder}/seed0/manifest.json" in made
     assert "gpu/wic/pro-wic-online-shuffled/seed0/manifest.json" in made
+    assert "gpu/table5/dpo/seed0/manifest.json" in made
     kept = out / "gpu" / "morlhf" / "morlhf-uniform" / "seed0" / "steps"
     assert [p.name for p in kept.iterdir()] == ["2"]
 
