@@ -269,6 +269,23 @@ def test_a_panel_of_another_recipe_and_a_recipe_without_sets_are_not_graded(trai
 
 
 @pytest.mark.slow
+def test_what_a_recipe_ships_is_graded_though_nothing_was_trained(trained, tmp_path):
+    folder, _ = trained
+    shipped = str(folder / "out/panel")
+    rows = graded(trained, [pair(30)], shipped=shipped, output=str(tmp_path / "nothing"))
+    assert rows[0]["metrics"] == graded(trained, [pair(30)])[0]["metrics"]
+    own = PanelRecipe.read(folder / "panel.yaml")
+    metrics = [
+        panel_rows(recipe, "test")[0]["metrics"]
+        for recipe in (own, own.model_copy(update={"shipped": shipped}))
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
+    with pytest.raises(ConfigError) as refused:
+        graded(trained, [pair(30)], shipped=shipped, objectives=["harmless", "helpful"])
+    assert refused.value.fields == ("shipped",)
+
+
+@pytest.mark.slow
 def test_the_setting_makes_no_finished_folder_again(trained):
     folder, _ = trained
 

@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from pro_core.data.schema import DataError
 from pro_core.data.sources import default_data_dir
 from pro_core.data.training_pairs import TrainingPairs, graded_pairs, mark_ungraded
@@ -86,14 +88,20 @@ def panel_row(
 
 
 def panel_rows(recipe: PanelRecipe, split: str, experiment: str = "reward_models") -> list[Row]:
-    """A recipe's finished panel, and the two baselines on the same pairs.
+    """A recipe's finished panel, and the two baselines on the same pairs. Where the recipe names what it ``shipped``,
+    that is graded.
 
     Raises:
         ConfigError: no pairs of that split. StorageError: the panel is missing, or belongs to another recipe.
     """
     started, run = time.monotonic(), PanelRun(recipe)
-    scores = run.table()
-    measured = beside_baselines(PANEL, scores, _pairs(run), split, run.objective_names)
+    data = _pairs(run)
+    if recipe.shipped is None:
+        scores = run.table()
+    else:
+        data = replace(data, held_out=[p for p in data.held_out if p.split == split])
+        scores = _scores(_graded_panel(run), data, recipe.shipped)
+    measured = beside_baselines(PANEL, scores, data, split, run.objective_names)
     if not measured:
         raise _nothing_to_grade(run, split, run.data)
     return _rows(run, experiment, split, measured, time.monotonic() - started)
@@ -106,7 +114,7 @@ def judge_rows(recipe: PanelRecipe, split: str) -> list[Row]:
 
 def out_of_distribution_rows(recipe: PanelRecipe, split: str) -> list[Row]:
     """A recipe's finished panel, and the two baselines, on one split of the sets of ``out_of_distribution``: rows for
-    each set, whose name is ``setting["data"]``.
+    each set, whose name is ``setting["data"]``. Where the recipe names what it ``shipped``, that is graded.
 
     The bag of words learns from the panel's training pairs. Prompts that were trained on are not graded.
 
@@ -116,15 +124,12 @@ def out_of_distribution_rows(recipe: PanelRecipe, split: str) -> list[Row]:
     """
     run = PanelRun(recipe)
     data = _pairs_of_other_sets(run, split)
-    run.table()  # raises where the panel is another recipe's
-    panel = RewardPanel.from_pretrained(run.final)
+    panel = _graded_panel(run)
     rows = []
     for source in sorted({p.source for p in data.held_out}):
         started = time.monotonic()
         of_set = replace(data, held_out=[p for p in data.held_out if p.source == source])
-        prompts, completions, where = distinct_texts(of_set.held_out)
-        raw_MK = panel.score(prompts, completions, progress(source))
-        scores = pair_table(of_set.held_out, completions, where, raw_MK, panel.require_stats())
+        scores = _scores(panel, of_set, source)
         measured = beside_baselines(
             PANEL, scores, of_set, split, run.objective_names, other_sets=True
         )
@@ -184,6 +189,26 @@ def _pairs(run: PanelRun) -> TrainingPairs:
     """The run's pairs; prints which of them are not graded."""
     _print_notes(run.data)
     return run.data
+
+
+def _graded_panel(run: PanelRun) -> RewardPanel:
+    """What the recipe shipped, or else its finished panel."""
+    if run.recipe.shipped is None:
+        run.table()  # raises where the panel is another recipe's
+    panel = RewardPanel.from_pretrained(run.recipe.shipped or run.final)
+    if panel.objective_names != run.objective_names:
+        raise ConfigError(
+            f"got a panel of {', '.join(panel.objective_names)}, expected {', '.join(run.objective_names)}",
+            ["shipped"],
+        )
+    return panel
+
+
+def _scores(panel: RewardPanel, data: TrainingPairs, about: str) -> pd.DataFrame:
+    """The panel's scores of the held-out pairs, as in ``scores.parquet``."""
+    prompts, completions, where = distinct_texts(data.held_out)
+    raw_MK = panel.score(prompts, completions, progress(about))
+    return pair_table(data.held_out, completions, where, raw_MK, panel.require_stats())
 
 
 def _pairs_of_other_sets(run: PanelRun, split: str) -> TrainingPairs:

@@ -96,6 +96,8 @@ class PanelRecipe(PanelSettings):
     out_of_distribution: list[PairSource] = []
     """pairs of other sets, on which `train/evaluate.py out_of_distribution` grades the finished panel; they train
     nothing"""
+    shipped: str | None = None
+    """a copy of the finished panel, which train/evaluate.py grades in its place, so that nothing need be trained"""
     panel: str | None = None
     """where the finished panel goes; null for <output>/panel"""
     seed: int = 0
