@@ -1100,15 +1100,17 @@ def test_reasoning_can_be_unfolded_and_a_cut_answer_says_so(visit) -> None:
         _, url, _ = demo.launch(prevent_thread_lock=True, **app.launch_settings() | {"quiet": True})
         page = visit(url=url)
         card = page.locator(".card").first
-        expect(card.locator(".thought")).to_be_hidden()  # the recorded run has none
+        expect(card.locator(".thought:not(.reasons)")).to_be_hidden()  # the recorded run has none
         expect(card.locator(".cut")).to_be_hidden()
         ask(page, "Name three colours.")
         finished(page)
         expect(card.locator(".text")).to_have_text("Red, green and")
         expect(card.locator(".cut span")).to_have_text("Cut at the token limit.")
-        expect(card.locator(".thought summary")).to_have_text("Reasoning (not scored)")
+        expect(card.locator(".thought:not(.reasons) summary")).to_have_text(
+            "Reasoning (not scored)"
+        )
         expect(card.locator(".reasoning")).to_be_hidden()
-        card.locator(".thought summary").click()
+        card.locator(".thought:not(.reasons) summary").click()
         expect(card.locator(".reasoning")).to_have_text(thought)
         if folder := os.environ.get("PRO_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/thinking.png")

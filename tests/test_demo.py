@@ -86,7 +86,8 @@ def test_the_numbers_to_expect_stand_in_the_results():
 
     def metrics(file: str, experiment: str, method: str) -> dict[str, float]:
         rows = read_rows(ROOT / "results" / file)
-        mine = [r for r in rows if (r["experiment"], r["method"]) == (experiment, method)]
+        named = (experiment, method, "test")
+        mine = [r for r in rows if (r["experiment"], r["method"], r["split"]) == named]
         return next(r["metrics"] for r in mine if r["kind"] in ("method", "all_seeds"))
 
     panel = metrics("reward_models.jsonl", "reward_models", "panel")

@@ -28,7 +28,7 @@ $python train/evaluate.py adapter "$recipes/demo_adapter.yaml" --results outputs
 adapter=outputs/demo_adapter/adapter
 
 # 4. The policy: five LoRAs trained with GRPO, each on one reward alone, then mixed as the soup writes. 45 minutes.
-#    Rank correlation of a weight and its score on held-out prompts: helpful .51, harmless .24, truthful .54,
+#    Rank correlation of a weight and its score on held-out prompts: helpful .51, harmless .25, truthful .54,
 #    informative .28, humor .49.
 $python train/morlhf.py "$recipes/demo_morlhf.yaml" panel=$panel
 $python train/soups.py "$recipes/demo_soup.yaml"

@@ -5,10 +5,12 @@ their whole trainings cost the same."""
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
-
 from pro_core.evaluation.results import Rows
 from pro_core.reporting.drawing import curve, panels
+from pro_core.system.extras import needs
+
+with needs("train"):
+    from matplotlib.figure import Figure
 
 SCORES = {
     "judge_score": "overall judge",
