@@ -66,20 +66,14 @@ def small_parts(folder: Path) -> dict[str, Path]:
     """Models, data and what is trained beforehand, for all scripts."""
     from test_moslim import write_classifier
     from test_train_scripts import own_pairs, write_rows
-    from tiny import tiny_encoder, tiny_llama, vivid_adapter
-
-    from pro_core.rewards.panel import RewardPanel
+    from tiny import panel_of_functions, tiny_encoder, tiny_llama, vivid_adapter
 
     names = ("long", "plain")
     write_rows(folder / "pairs.jsonl", own_pairs())
     tiny_encoder(folder / "encoder")
     tiny_llama(folder / "llama")
     vivid_adapter(str(folder / "encoder"), names).save_pretrained(folder / "adapter")
-    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
-    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
-    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
-    panel.fit_stats(["a"] * 3, ["hello there.", "it rained on Sunday", "why"], "three texts")
-    panel.save_pretrained(folder / "panel")
+    panel_of_functions(folder, ["hello there.", "it rained on Sunday", "why"])
     write_classifier(folder / "classifier")
     answers = ("it rained.", "Paris. We stayed in, why not?", "hello there, tell me a joke.")
     rows = [

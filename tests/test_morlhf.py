@@ -17,7 +17,14 @@ import requests
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import TINY_RUN, in_two_processes, tiny_encoder, tiny_llama, vivid_adapter
+from tiny import (
+    TINY_RUN,
+    in_two_processes,
+    panel_of_functions,
+    tiny_encoder,
+    tiny_llama,
+    vivid_adapter,
+)
 
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.schema import read_jsonl
@@ -53,12 +60,8 @@ ASKED = ("the capital", "rain on Sunday", "a joke", "France", "why not", "Paris"
 def parts(tmp_path_factory):
     """A tiny Llama, a panel of two functions, an adapter, and eight prompts of three kinds: a recipe's settings."""
     folder = tmp_path_factory.mktemp("parts")
-    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
-    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
-    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
     texts = ["hello there.", "it rained on Sunday and we stayed in", "why", "Paris is it, no?"]
-    panel.fit_stats(["a"] * 4, texts, "four texts")
-    panel.save_pretrained(folder / "panel")
+    panel_of_functions(folder, texts)
     vivid_adapter(tiny_encoder(folder / "encoder"), NAMES).save_pretrained(folder / "adapter")
     rows = [
         {"prompt": f"tell me {what}", "response": "no", "labels": {}, "prompt_unsafe": i % 2}

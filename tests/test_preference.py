@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_encoder, tiny_llama, tiny_qwen, vivid_adapter
+from tiny import panel_of_functions, tiny_encoder, tiny_llama, tiny_qwen, vivid_adapter
 
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.schema import DataError, read_jsonl
@@ -43,11 +43,7 @@ SAID = ("no", "it rained on Sunday and we stayed in", "Paris.", "why not, hello 
 def parts(tmp_path_factory):
     """A tiny Llama, a panel of two functions, an adapter, and 12 pairs of two objectives: a recipe's settings."""
     folder = tmp_path_factory.mktemp("parts")
-    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
-    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
-    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
-    panel.fit_stats(["a"] * 4, list(SAID), "four texts")
-    panel.save_pretrained(folder / "panel")
+    panel = panel_of_functions(folder, SAID)
     panel.stats.mean[:] += 1  # another panel than the one that labels
     panel.save_pretrained(folder / "judge")
     vivid_adapter(tiny_encoder(folder / "encoder"), NAMES).save_pretrained(folder / "adapter")

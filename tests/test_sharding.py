@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import TINY_RUN, in_two_processes, tiny_llama
+from tiny import TINY_RUN, in_two_processes, panel_of_functions, tiny_llama
 from transformers import AutoModelForCausalLM
 
 from pro_core.data.schema import read_jsonl
@@ -97,8 +97,6 @@ def test_shared_parameters_write_and_learn_as_whole_ones(tmp_path, llama):
 
 
 def test_a_shared_run_ends_in_a_whole_policy_and_goes_on_after_a_kill(tmp_path, llama):
-    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
-    (tmp_path / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
     rows = [{"prompt": f"tell me of {i}", "response": "no", "split": "train"} for i in range(8)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -113,11 +111,7 @@ def test_a_shared_run_ends_in_a_whole_policy_and_goes_on_after_a_kill(tmp_path, 
         path.write_text(yaml.safe_dump(settings))
         return str(path)
 
-    from pro_core.rewards.panel import RewardPanel
-
-    panel = RewardPanel.from_pretrained(tmp_path / "panel.yaml")
-    panel.fit_stats(["a"] * 3, ["hello there.", "it rained", "why, and when?"], "three texts")
-    panel.save_pretrained(tmp_path / "panel")
+    panel_of_functions(tmp_path, ["hello there.", "it rained", "why, and when?"])
 
     in_two_processes("train/morlhf.py", recipe("whole"))
     policy = tmp_path / "whole" / "ppo" / "seed0"

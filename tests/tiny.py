@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -137,6 +138,17 @@ def byte_encoder(folder: Path) -> str:
     BertModel(tiny_config(vocab_size=400)).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="!").save_pretrained(folder)
     return str(folder)
+
+
+def panel_of_functions(folder: Path, texts: Sequence[str]) -> RewardPanel:
+    """A panel of two functions, ``long`` and ``plain``, with the statistics of these texts, saved in ``folder``/panel;
+    ``panel.yaml`` beside it is the same without statistics."""
+    models = [{"name": "long", "function": "length"}, {"name": "plain", "function": "readability"}]
+    (folder / "panel.yaml").write_text(yaml.safe_dump({"models": models}))
+    panel = RewardPanel.from_pretrained(folder / "panel.yaml")
+    panel.fit_stats(["a"] * len(texts), list(texts), f"{len(texts)} texts")
+    panel.save_pretrained(folder / "panel")
+    return panel
 
 
 def vivid_adapter(encoder: str, names: Sequence[str], members: int = 1) -> PreferenceAdapter:

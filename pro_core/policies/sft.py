@@ -22,6 +22,7 @@ from pro_core.data.objectives import Message
 from pro_core.data.schema import clean_text
 from pro_core.generation.chat import PromptTooLong, fit, has_template, without_marks
 from pro_core.generation.request import checked
+from pro_core.policies.recipe import PolicyRecipe
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
 from pro_core.rewards.bradley_terry import grouped_by_length
 from pro_core.runs.recipes import ConfigError
@@ -250,6 +251,23 @@ def fine_tune(
     unset_hf_deepspeed_config()  # else the next model that is loaded would be shared out, too
     record = {"rows": len(rows), "left_out": data.left_out, "cut": data.cut, "steps": steps}
     return record | data.tokens()
+
+
+TUNING = (
+    "model",
+    "lora",
+    "batch_size",
+    "max_length",
+    "max_prompt",
+    "rows_per_device",
+    "gradient_checkpointing",
+    "checkpoint_every",
+)
+
+
+def tuning_settings(recipe: PolicyRecipe) -> dict[str, Any]:
+    """The arguments of :func:`fine_tune` that a recipe has under the same names."""
+    return {name: getattr(recipe, name) for name in TUNING}
 
 
 def new_lora(settings: dict[str, Any]) -> LoraConfig:

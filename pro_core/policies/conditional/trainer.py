@@ -27,7 +27,7 @@ from pro_core.policies.conditional.recipe import WicRecipe
 from pro_core.policies.conditional.rounds import accept, plan_round
 from pro_core.policies.goals import offline_mask
 from pro_core.policies.rollouts import cut_share, failures, sample
-from pro_core.policies.sft import TRAINING_VERSION, Row, fine_tune
+from pro_core.policies.sft import TRAINING_VERSION, Row, fine_tune, tuning_settings
 from pro_core.policies.stages import POLICY, ROLLOUTS, check_place, publish, stage
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import TEMPLATE_VERSION, Condition
@@ -248,25 +248,17 @@ class WicRun:
         return [recipe.model, fingerprint(recipe.model), recipe.lora, read, sizes]
 
     def _train(self, folder, rows, start, steps, rate, constant) -> dict[str, Any]:
-        recipe = self.recipe
         return fine_tune(
             rows,
             folder / "checkpoint",
             self.config,
-            model=recipe.model,
             start=start,
-            lora=recipe.lora,
             steps=steps,
-            batch_size=recipe.batch_size,
             learning_rate=rate,
             constant=constant,
-            max_length=recipe.max_length,
-            max_prompt=recipe.max_prompt,
             seed=self.seed,
             work=folder / "work",
-            rows_per_device=recipe.rows_per_device,
-            gradient_checkpointing=recipe.gradient_checkpointing,
-            checkpoint_every=recipe.checkpoint_every,
+            **tuning_settings(self.recipe),
         )
 
     def _offline_rows(self, indices: Sequence[int]) -> list[Row]:

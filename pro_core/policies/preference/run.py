@@ -26,7 +26,7 @@ from pro_core.policies.preference.recipe import WEIGHED, PreferenceRecipe, Trial
 from pro_core.policies.preference.start import Start, check_start
 from pro_core.policies.preference.trainers import LOSSES, pairs_at_once, train_pairs
 from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
-from pro_core.policies.sft import fine_tune, load_to_train
+from pro_core.policies.sft import fine_tune, load_to_train, tuning_settings
 from pro_core.policies.stages import POLICY, check_place, publish, stage
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.prompting.templates import Condition
@@ -179,20 +179,13 @@ class PreferenceRun:
                 [(self.data.pairs[i].prompt, self.data.pairs[i].chosen) for i in self.data.pool],
                 folder / "checkpoint",
                 self.config,
-                model=recipe.model,
                 start=None,
-                lora=recipe.lora,
                 steps=steps,
-                batch_size=recipe.batch_size,
                 learning_rate=rate,
                 constant=False,
-                max_length=recipe.max_length,
-                max_prompt=recipe.max_prompt,
                 seed=self.seed,
                 work=folder / WORK,
-                rows_per_device=recipe.rows_per_device,
-                gradient_checkpointing=recipe.gradient_checkpointing,
-                checkpoint_every=recipe.checkpoint_every,
+                **tuning_settings(recipe),
             )
 
         made = stage(self.output / "policies", key, POLICY, make)
