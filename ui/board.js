@@ -17,6 +17,7 @@ class Board {
     this.abandoned = new Set(); // the ids of runs that were being written when the visitor went back or forward
     this.opening = false; // whether a link is being read
     this.explaining = ""; // the answer whose words were asked for, see `State.reasonKey`; "": none
+    this.dropped = ""; // the objective that `#drop` takes away; its handler reads it, see objectives.py
     this.asking = new Asking(this);
     const actions = {
       show: () => this.cards.show(this.state.rankings().yours.best),
@@ -25,7 +26,7 @@ class Board {
       code: () => this.code.toggle(),
       rewrite: (i) => this.press("#again", [i]),
       goOn: (i) => this.press("#continue", [i]),
-      explain: () => this.explain(),
+      drop: (name) => this.drop(name),
     };
     this.note = Dom.el("div", "note", root);
     this.note.setAttribute("role", "status");
@@ -34,11 +35,7 @@ class Board {
     this.code = new Code(root, this.state);
     const grid = Dom.el("div", "grid", root);
     const side = Dom.el("div", "side", grid);
-    const drop = (name) => {
-      this.dropped = name;
-      this.press("#drop");
-    };
-    this.sliders = new Sliders(side, this.state, this.conversation.summary, drop);
+    this.sliders = new Sliders(side, this.state, this.conversation.summary, actions.drop);
     this.sliders.change.after(this.conversation.why);
     this.cards = new Cards(grid, this.state, actions);
     this.scatter = new Scatter(grid, this.state);
@@ -156,12 +153,9 @@ class Board {
   // An error stands beside what caused it.
   say(text, tone = "") {
     if (tone === "error") this.asking.failed();
-    const beside = { paste: "#paste-note p", own: "#own-note p" };
-    const [place] = tone === "error" ? document.querySelectorAll(beside[this.from] ?? "none") : [];
+    const place = tone === "error" ? document.querySelector(`#${this.from}-note p`) : null;
     const seen = place?.checkVisibility() ? place : null; // not in a section that is closed
-    for (const node of document.querySelectorAll(Object.values(beside).join())) {
-      Dom.write(node, node === seen ? text : "");
-    }
+    for (const node of document.querySelectorAll(".beside")) Dom.write(node, node === seen ? text : "");
     Dom.write(this.note, seen ? "" : text);
     this.note.className = `note ${tone}`;
     this.note.style.visibility = this.note.textContent ? "" : "hidden";
@@ -208,14 +202,20 @@ class Board {
   // Press one of the page's own buttons, for some of the answers.
   press(button, which = null) {
     if (this.busy) return;
-    const there = document.querySelector(button);
-    if (!there) {
+    this.which = which;
+    document.querySelector(button).click();
+  }
+
+  // Take an added objective away.
+  drop(name) {
+    if (this.busy) return;
+    if (!document.querySelector("#drop")) {
       // A restored run may have an objective that a visitor added before its owner turned that off.
       this.say("Nothing can be added or removed here any more: ask a new question.", "error");
       return;
     }
-    this.which = which;
-    there.click();
+    this.dropped = name;
+    this.press("#drop");
   }
 
   // What the page's buttons send: the visitor's weights, the answers to write, and for a follow-up the answer that
@@ -240,7 +240,7 @@ class Board {
     this.press("#why", [i]);
   }
 
-  // `found`: from `Page.why`; it may be of a run that is no longer shown.
+  // `found`: from `Scoring.why`; it may be of a run that is no longer shown.
   explained(found) {
     this.state.reasons.set(this.explaining, found);
     this.explaining = "";

@@ -113,9 +113,8 @@ class Run(TypedDict, total=False):
     messages: list[dict[str, str]]  # ends with the user turn that is being answered
     objectives: list[str]  # the panel's, then the added ones
     added: list[Added]  # absent where there are none
-    elsewhere: list[
-        str
-    ]  # a shared run's last objectives, if added there: a link holds no sentences
+    # A shared run's last objectives, if added there: a link holds no sentences.
+    elsewhere: list[str]
     about: dict[str, str]  # a plain phrase for each objective, or ""
     floors: list[float]
     accuracy: dict[str, dict[str, Any]]

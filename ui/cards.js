@@ -7,7 +7,7 @@ class Cards {
   static NAMES = { predicted: "PRO’s guess", yours: "yours", uniform: "all equal" };
   static WIDEST = 2; // a bar of full length: two standard deviations from the average
 
-  // `actions`: what the server is asked for: `rewrite(i)`, `goOn(i)` and `explain()`.
+  // `actions`: what the server is asked for: `rewrite(i)` and `goOn(i)`.
   constructor(parent, state, actions) {
     this.state = state;
     this.actions = actions;
@@ -61,7 +61,7 @@ class Cards {
     pin.title = "“Write again” keeps this answer";
     const use = Dom.button("small use", null, () => state.togglePick(i));
     tools.fill([copy, rewrite, pin, use]);
-    const reasons = new Reasons(card, state, i, actions.explain);
+    const reasons = new Reasons(card, state, i);
     const parts = { card, rank, style, total, badges, text, more, cut, cutText, goOn, error };
     const rest = { reasons, thought, reasoning, ...scores, sums, tools, copy, rewrite, pin, use };
     return { ...parts, ...rest, shown: null, open: false };

@@ -9,9 +9,8 @@ const Choices = (() => {
   const LEAST = 0.01;
   const UNIT = Math.sqrt(3) / Math.PI; // a logistic distribution of unit variance has this scale
 
-  const sum = (xs) => xs.reduce((a, b) => a + b, 0);
+  const { sum, indices } = Simplex;
   const dot = (a, b) => a.reduce((total, v, k) => total + v * b[k], 0);
-  const indices = (n) => Array.from({ length: n }, (_, i) => i);
 
   function softmax(logits) {
     const most = Math.max(...logits);
@@ -81,15 +80,13 @@ const Choices = (() => {
     let tilts = [];
     let shares = [];
     for (const power of POWERS) {
-      const [from, scale] = [center, width];
-      tilts = draws.map((point) => point.map((v, k) => from[k] + scale[k] * v));
+      tilts = draws.map((point) => point.map((v, k) => center[k] + width[k] * v));
       const prior = (tilt) => dot(tilt, tilt) / (2 * MODEL.spread ** 2);
       const likelihoods = logLikelihoods(made, tilts);
       shares = softmax(tilts.map((tilt, s) => power * likelihoods[s] - prior(tilt) - density[s]));
       const mean = (value) => sum(tilts.map((tilt, s) => shares[s] * value(tilt)));
-      const middle = center.map((_, k) => mean((tilt) => tilt[k]));
-      center = middle;
-      width = middle.map((c, k) => Math.sqrt(mean((tilt) => (tilt[k] - c) ** 2)));
+      center = center.map((_, k) => mean((tilt) => tilt[k]));
+      width = center.map((c, k) => Math.sqrt(mean((tilt) => (tilt[k] - c) ** 2)));
     }
     return { tilts, shares, tilt: center };
   }

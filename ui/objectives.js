@@ -5,7 +5,7 @@ const Objectives = (() => {
   // Added on the page that shared the run; a link holds their names alone (`elsewhere`).
   const isForeign = (run, name) => Boolean(run.elsewhere?.includes(name));
   const ofPanel = (run) => run.objectives.filter((name) => !named(run, name) && !isForeign(run, name));
-  const sum = (xs) => xs.reduce((a, b) => a + b, 0);
+  const { sum } = Simplex;
 
   // The weights `yours` (K) of one run for another run of the same conversation and panel, after an objective came or
   // went: a new one gets an equal share, those that stay share the rest as before. null for other runs.

@@ -24,7 +24,7 @@ class Preferred {
     this.summary.setAttribute("role", "status");
     this.weights = Dom.el("p", "", this.box);
     this.tools = new Toolbar(Dom.el("div", "ask-row", this.box), "Your choices");
-    this.use = Dom.button("small use-learned", null, () => state.set(this.yours), "Use my learned weights");
+    this.use = Dom.button("small", null, () => state.set(this.yours), "Use my learned weights");
     this.tools.fill([
       this.use,
       Dom.button("small", null, () => this.download(), "Download as pairs"),
@@ -117,7 +117,7 @@ class Preferred {
     const old = this.answered(among);
     this.made = (this.unkept ? null : this.load()) ?? this.made; // another tab may have added some
     this.made = this.made.filter((choice) => Preferred.key(choice) !== Preferred.key(asked));
-    if (!old || old.picked !== picked) this.made.push({ ...asked, picked });
+    if (old?.picked !== picked) this.made.push({ ...asked, picked });
     this.keep();
     this.state.changed();
   }
@@ -152,7 +152,8 @@ class Preferred {
     const { offered } = this;
     if (offered.length < 3 || !this.answered(offered)) return null;
     const pairs = offered.flatMap((i, a) => offered.slice(a + 1).map((j) => [i, j]));
-    const open = pairs.filter((pair) => !this.answered(pair));
+    const told = new Set(this.made.map((choice) => Preferred.key(choice)));
+    const open = pairs.filter((pair) => !told.has(Preferred.key(this.question(pair))));
     const z = this.state.run.candidates.map((candidate) => candidate.z);
     return Choices.nextPair(this.posterior, z, this.state.predicted, open);
   }
@@ -180,7 +181,7 @@ class Preferred {
     const old = among.length ? this.answered(among) : undefined;
     const button = (picked, text, label) => {
       const one = Dom.button("small", null, () => this.choose(among, picked), text);
-      one.setAttribute("aria-pressed", String(old !== undefined && old.picked === picked));
+      one.setAttribute("aria-pressed", String(old?.picked === picked));
       if (label) one.setAttribute("aria-label", label);
       return one;
     };

@@ -5,8 +5,7 @@ class Reasons {
   static LEAST = 0.03; // of a score's standard deviation: less is not worth a tint
   static NAMED = 3; // as many words are left out together, see pro_core/rewards/explanations.py
 
-  // `ask`: called when an answer's words are wanted.
-  constructor(parent, state, i, ask) {
+  constructor(parent, state, i) {
     this.state = state;
     this.i = i;
     this.chosen = null; // the objective that the visitor chose; null: the one that counts most for this answer
@@ -29,8 +28,7 @@ class Reasons {
     this.text.setAttribute("aria-label", `Words of answer ${letter}`);
     this.box.addEventListener("toggle", () => {
       if (this.box.open && this.known?.error) this.state.reasons.delete(this.state.reasonKey(this.i)); // try once more
-      this.draw();
-      if (this.box.open) ask();
+      this.state.changed(); // which asks for the words that are wanted
     });
   }
 
@@ -49,9 +47,9 @@ class Reasons {
     if (this.box.hidden || !this.box.open) return;
     const { known } = this;
     const found = known?.words ? known : null;
-    const counts = z.map((v, k) => Math.abs(v * yours[k]));
     const K = found?.words[0]?.effects.length ?? z.length; // an added objective has no words
-    const most = counts.slice(0, K).indexOf(Math.max(...counts.slice(0, K)));
+    const counts = z.slice(0, K).map((v, k) => Math.abs(v * yours[k]));
+    const most = counts.indexOf(Math.max(...counts));
     const k = this.chosen !== null && this.chosen < K ? this.chosen : most;
     const drawn = JSON.stringify([this.state.reasonKey(this.i), k, known ?? null]);
     if (drawn === this.drawn) return;
@@ -67,12 +65,13 @@ class Reasons {
     this.text.hidden = this.select.hidden = !found;
     this.text.replaceChildren();
     if (found) {
-      const say = (effect) => `${effect > 0 ? "raised" : "lowered"} ${run.objectives[k]} by ${Math.abs(effect).toFixed(2)}`;
-      Words.tint(this.text, text, found.words, k, Reasons.LEAST, say);
+      const strongest = Math.max(...found.words.map(({ effects }) => Math.abs(effects[k])));
+      const how = { name: run.objectives[k], least: Reasons.LEAST, strongest, amount: (size) => size.toFixed(2) };
+      Words.tint(this.text, text, found.words, k, how);
     }
   }
 
-  // "Humor falls by 0.62 without Tell, joke, cat, which raised it most; by 0.08 without three random words."
+  // "Humor falls by 0.62 without “Tell”, “joke”, “cat”; it falls by 0.08 without three random words."
   static sentence(run, i, { words, named, random }, k) {
     const { text, z } = run.candidates[i];
     const name = Dom.title(run.objectives[k]);

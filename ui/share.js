@@ -81,8 +81,11 @@ const Share = (() => {
     const same = known?.objectives.join("\n") === objectives.slice(0, K - added).join("\n");
     const longer = (row) => objectives.map((_, k) => row[k] ?? 0);
     const floors = longer(same ? known.floors : []);
-    const presets = Object.fromEntries(Object.entries(known?.presets ?? {}).map(([name, row]) => [name, longer(row)]));
-    const own = same ? { about: known.about, accuracy: known.accuracy, presets } : {};
+    const own = same ? {
+      about: known.about,
+      accuracy: known.accuracy,
+      presets: Object.fromEntries(Object.entries(known.presets ?? {}).map(([name, row]) => [name, longer(row)])),
+    } : {};
     const run = { id: `shared-${Date.now()}`, phase: "shared", busy: false, tone: "", messages, objectives };
     const note = "Somebody shared these answers and scores: unverified until you score them again here.";
     return { run: { ...run, note, floors, predicted: weights, candidates, model, date, ...elsewhere, ...own }, values };

@@ -137,9 +137,10 @@ const Simplex = (() => {
     if (!scores.some(Boolean)) return [];
     const place = (target) => moveSlider(index, target, values, locked, floors, anchor);
     const [low, high] = [place(0)[index], place(100)[index]];
+    const known = filled(scores);
     const out = [];
     for (let at = low; at <= high; at += 1) {
-      const [winner] = ranking(totals(scores, place(at).map((v) => v / 100)));
+      const [winner] = ranking(totals(known, place(at).map((v) => v / 100)));
       const last = out.at(-1);
       if (last?.winner === winner) last.to = at;
       else out.push({ from: at, to: at, winner });
@@ -152,5 +153,5 @@ const Simplex = (() => {
     points.map((p) => p !== null && !points.some(
       (q) => q !== null && q[0] >= p[0] && q[1] >= p[1] && (q[0] > p[0] || q[1] > p[1])));
 
-  return { floorHundredths, setSliders, moveSlider, applyFloors, filled, totals, deviation, leadSpread, ranking, stretches, nondominated };
+  return { sum, indices, floorHundredths, setSliders, moveSlider, applyFloors, totals, deviation, leadSpread, ranking, stretches, nondominated };
 })();

@@ -148,18 +148,16 @@ class Sliders {
 
   drawTrust({ trust }, k) {
     const { run } = this.state;
-    const added = Objectives.named(run, run.objectives[k]);
-    if (added) {
+    const name = run.objectives[k];
+    const added = Objectives.named(run, name);
+    if (added || Objectives.isForeign(run, name)) {
       Dom.write(trust, "not measured");
-      trust.title = `A chat model judges by: “${added.sentence}” Nobody measured how often it agrees with people.`;
+      trust.title = added
+        ? `A chat model judges by: “${added.sentence}” Nobody measured how often it agrees with people.`
+        : "A sentence that somebody added where this run was shared. The link holds its name alone.";
       return;
     }
-    if (Objectives.isForeign(run, run.objectives[k])) {
-      Dom.write(trust, "not measured");
-      trust.title = "A sentence that somebody added where this run was shared. The link holds its name alone.";
-      return;
-    }
-    const tested = run.accuracy?.[run.objectives[k]];
+    const tested = run.accuracy?.[name];
     if (!tested) {
       Dom.write(trust, "never tested");
       trust.title = "The panel does not say how often this score agrees with people.";

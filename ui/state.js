@@ -17,7 +17,7 @@ class State {
     this.pointed = null; // the objective whose words are shown; null: the largest predicted weight
     this.moving = null; // the slider that is moving
     this.anchor = null; // all values before it moved
-    this.reasons = new Map(); // the words behind an answer's scores, by `reasonKey`; see `Page.why` in page.py
+    this.reasons = new Map(); // the words behind an answer's scores, by `reasonKey`; see `Scoring.why` in scoring.py
     this.shown = ""; // the run and the floors for which the sliders were last set
   }
 
@@ -89,7 +89,6 @@ class State {
     const old = this.run;
     this.run = run;
     const renamed = !old || old.objectives.join("\n") !== run.objectives.join("\n");
-    const sameMessages = JSON.stringify(old?.messages) === JSON.stringify(run.messages);
     const mine = this.touched || this.locked.some(Boolean);
     const carried = renamed && mine ? Objectives.carried(old, run, this.yours) : null;
     if (renamed) {
@@ -105,6 +104,7 @@ class State {
       this.shown = shown;
       this.floors = floors;
       if (old?.id !== run.id) [this.pick, this.pointed] = [null, null];
+      const sameMessages = JSON.stringify(old?.messages) === JSON.stringify(run.messages);
       if (!sameMessages) {
         this.pins = [];
         this.places = [];

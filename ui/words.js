@@ -14,20 +14,20 @@ const Words = (() => {
     return Boolean(run.predicted && run.words?.some(moved));
   }
 
-  // Fill `node` with a text, its words tinted by their effect on objective `k` where that is at least `least`. `say`:
-  // an effect in words. `strongest`: the effect with the full tint. Returns the most effective word, or null.
-  function tint(node, text, words, k, least, say, strongest = 0) {
+  // Fill `node` with a text, its words tinted by their effect on objective `k`, called `name`, where that is at least
+  // `least`. `strongest`: the effect with the full tint. `amount`: an effect's size in words. Returns the most effective
+  // word, or null.
+  function tint(node, text, words, k, { name, least, strongest, amount }) {
     const characters = [...text];
-    const full = strongest || Math.max(...words.map((w) => Math.abs(w.effects[k])));
     let [done, most, strongestWord] = [0, 0, null];
     for (const { start, end, effects } of words) {
       const size = Math.abs(effects[k]);
       if (size < least) continue;
       node.append(cut(characters, done, start));
-      const tone = effects[k] > 0 ? "high" : "low";
+      const [tone, verb] = effects[k] > 0 ? ["high", "raised"] : ["low", "lowered"];
       const word = Dom.el("span", `word ${tone}`, node, cut(characters, start, end));
-      word.style.setProperty("--strength", Math.max(0.1, size / full).toFixed(3));
-      word.title = say(effects[k]);
+      word.style.setProperty("--strength", Math.max(0.1, size / strongest).toFixed(3));
+      word.title = `${verb} ${name} by ${amount(size)}`;
       done = end;
       if (size > most) [most, strongestWord] = [size, word];
     }
@@ -40,11 +40,9 @@ const Words = (() => {
     const all = k < 0 ? [] : run.words;
     const strongest = Math.max(0.05, ...all.map((w) => Math.abs(w.effects[k])));
     const words = all.filter((w) => w.turn === turn);
-    const say = (effect) => {
-      const verb = effect > 0 ? "raised" : "lowered";
-      return `${verb} ${run.objectives[k]} by ${(100 * Math.abs(effect)).toFixed(1)} points`;
-    };
-    return tint(node, run.messages[turn].content, words, k, LEAST, say, strongest);
+    const amount = (size) => `${(100 * size).toFixed(1)} points`;
+    const how = { name: run.objectives[k], least: LEAST, strongest, amount };
+    return tint(node, run.messages[turn].content, words, k, how);
   }
 
   // "Harmless was raised or lowered by: ", and the prompt.
