@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 WIDTH, HEIGHT = 1280, 800
 FRAME = 100  # ms
-SECONDS = 8.0
 COLOURS = 256
 LARGEST = 2 * 2**20  # bytes
 FAR, BEYOND = 25, 8  # hundredths that the slider moves to the change, and past it
@@ -73,7 +72,6 @@ def steps(page: Any) -> Iterator[None]:
             page.mouse.move(*(p + (q - p) * eased for p, q in zip(a, b, strict=True)))
             yield
 
-    frames = round(SECONDS * 1000 / FRAME)
     away = (area["x"] + area["width"] + 260, y)  # over an answer, which takes no notice
     page.mouse.move(*away)
     for _ in range(10):
@@ -85,7 +83,7 @@ def steps(page: Any) -> Iterator[None]:
         yield
     yield from glide(14, (x(goal), y), (x(start), y))
     page.mouse.up()
-    for _ in range(frames - 68):
+    for _ in range(12):  # 80 frames in all
         yield
 
 

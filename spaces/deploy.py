@@ -291,16 +291,12 @@ def check_secrets(
 
 def check_settings(environ: Mapping[str, str]) -> Iterator[str]:
     """Settings that would not work on a Space: local folders, ports that Spaces cannot reach."""
-    for name in ("PRO_POLICY", "PRO_PANEL", "PRO_ADAPTER"):
+    for name in ("PRO_POLICY", "PRO_PANEL", "PRO_ADAPTER", "PRO_JUDGE"):
         if environ.get(name) and Path(environ[name]).exists():
             yield f"{name}={environ[name]} is a folder here; a Space needs a hub id (upload it first)"
     for name in ADDRESSES:
         url = environ.get(name, "")
-        if name == "PRO_JUDGE" and "://" not in url:
-            if url and Path(url).exists():
-                yield f"{name}={url} is a folder here; a Space needs a hub id or an address"
-            continue
-        if not url:
+        if not url or (name == "PRO_JUDGE" and "://" not in url):  # a model in the app's process
             continue
         try:
             parts = urlsplit(url)

@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pro_core.system.storage import replacing
 from pro_core.weights import parse_floors
 from ui.board import Run, presets
 from ui.models import Models
@@ -98,6 +99,7 @@ async def record(models: Models, seed: int = SEED, path: Path = RECORDED) -> Non
 
     Raises:
         SystemExit: a model cannot be used, or an answer could not be written or scored.
+        StorageError: the file cannot be written; it stays as it was.
     """
     models.load_scorers()
     if problem := models.problem or models.warning:
@@ -108,7 +110,8 @@ async def record(models: Models, seed: int = SEED, path: Path = RECORDED) -> Non
         old[prompt] = new
         done = [old[one] for _, one in EXAMPLES if one in old]
         lines = ",\n".join(json.dumps(run, ensure_ascii=False, sort_keys=True) for run in done)
-        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        with replacing(path) as partial:  # a stop while it is written loses no run
+            partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _kept(path: Path) -> dict[str, Run]:

@@ -44,9 +44,7 @@ class Scoring:
             raise ValueError(STALE)  # the owner no longer allows what was added
         return run
 
-    async def _new_run(
-        self, messages: list[Message], candidates: list[Answer], added: Any = ()
-    ) -> Run:
+    async def _new_run(self, messages: list[Message], candidates: list[Answer], added: Any) -> Run:
         panel = await self.models.when_ready()
         predicted = await self.models.predict(messages)
         weights: Run = {"predicted": None, "lower": None, "upper": None, "known": None}

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from math import isfinite, nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class Sentences:
 
     Attributes:
         offered: the sentences that may be added; (): any; None: none, as no judge is set or the owner wants none.
-        host: where the judge is; "" for a model in this process. judge_name: for people, without the owner's folders.
+        host: where the judge is; "" for a model in this process. judge_name: a model's name, or its folder.
 
     Raises:
         ValueError: not an address, or a sentence that is too long.
@@ -100,8 +99,7 @@ class Sentences:
             self.offered = tuple(checked(one) for one in given.split(";") if one.strip())
         self.local = "://" not in self._where
         self.host = "" if self.local else address_of(self._where, "PRO_JUDGE").host
-        name = self._model or ("the judge" if self.host else self._where)
-        self.judge_name = "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+        self.judge_name = self._model or ("the judge" if self.host else self._where)
         self._judge: Judge | None = None
         # A server that hangs while it is asked for its model holds this thread alone.
         self._maker = ThreadPoolExecutor(1, "pro-judge")
@@ -175,31 +173,30 @@ class Sentences:
         """
         raw = np.full((len(texts), len(added)), np.nan, dtype=np.float32)
         z, why = raw.copy(), dict[str, None]()
-        wanted = [(n, a) for a in range(len(added)) for n, one in enumerate(texts) if one.strip()]
+        written = [n for n, one in enumerate(texts) if one.strip()]
         try:
             async with self._session() as ask:
 
                 async def column(a: int) -> None:
                     sentence = added[a]["sentence"]
-                    answers = [(n, texts[n]) for n, other in wanted if other == a]
                     try:
                         mean, deviation = await self._unit(ask, sentence)
                     except GenerationError as error:
                         why[error.message] = None
                         return
 
-                    async def one(n: int, answer: str) -> None:
-                        value, problem = await self._verdict(ask, sentence, messages, answer)
+                    async def one(n: int) -> None:
+                        value, problem = await self._verdict(ask, sentence, messages, texts[n])
                         far = (value - mean) / deviation
                         raw[n, a], z[n, a] = value, np.clip(far, -FARTHEST, FARTHEST)
                         why.update({problem: None} if problem else {})
 
-                    await asyncio.gather(*(one(n, answer) for n, answer in answers))
+                    await asyncio.gather(*(one(n) for n in written))
 
                 await asyncio.gather(*(column(a) for a in range(len(added))))
         except GenerationError as error:
             why[error.message] = None
-        missing = any(np.isnan(raw[n, a]) for n, a in wanted)
+        missing = np.isnan(raw[written]).any()
         return raw, z, next(iter(why), "") if missing else ""
 
     @asynccontextmanager

@@ -17,8 +17,6 @@ import gradio as gr
 
 from ui.board import Run
 
-SCOPE = "inference-api"
-"""What the Space's card asks visitors for, beside their name: to call inference with their account."""
 WANTED = (
     "Sign in with Hugging Face to have answers written: it takes your account's inference quota."
 )

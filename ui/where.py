@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import TypedDict
+from urllib.parse import urlsplit
 
 import gradio as gr
 
 from pro_core.http.addresses import address_of, is_loopback
-from ui.models import Models
+from ui.models import Models, short
 
 HERE = "this app's process"
 READS = {
@@ -43,7 +44,7 @@ def where(models: Models) -> Where:
     """What runs where, as last known."""
     parts = [_answers(models), *_scores(models), *_added(models)]
     hosts = list(dict.fromkeys(part["where"] for part in parts if part["sent"]))
-    away = [host for host in hosts if not is_loopback(_name(host))]
+    away = [host for host in hosts if not is_loopback(urlsplit(f"//{host}").hostname or "")]
     sent = "your text stays on this app's machine"
     if away:
         sent = f"your text is sent to {', '.join(away)}"
@@ -105,20 +106,12 @@ def _added(models: Models) -> list[Part]:
     if sentences.offered is None:
         return []
     texts = "your sentence, the conversation and the answers, once you add an objective"
-    return [
-        _part("Objectives that you add", sentences.judge_name, sentences.host, texts)
-        if sentences.host
-        else _part("Objectives that you add", sentences.judge_name, HERE)
-    ]
+    name, host = short(sentences.judge_name), sentences.host
+    return [_part("Objectives that you add", name, host or HERE, texts if host else "")]
 
 
 def _part(does: str, name: str, where: str, sent: str = "") -> Part:
     return {"does": does, "name": name, "where": where, "sent": sent}
-
-
-def _name(host: str) -> str:
-    """A host without its port."""
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def watcher(models: Models) -> Callable[[], AsyncGenerator[Where, None]]:
