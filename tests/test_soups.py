@@ -13,9 +13,9 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import tiny_llama
+from tiny import lora_policies, tiny_llama
 from transformers import AutoModelForCausalLM
 
 from pro_core.generation import (
@@ -51,17 +51,7 @@ def policies(tmp_path_factory):
         {"r": 3, "lora_alpha": 3, "target_modules": ATTENTION},
         {"r": 4, "lora_alpha": 4, "target_modules": "all-linear", "use_rslora": True},
     )
-    for seed, (name, kind) in enumerate(zip(NAMES, kinds, strict=True)):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **kind))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:  # such as a soup in bf16 can hold exactly
-                    parameter.copy_(parameter.normal_(0, 0.3).bfloat16())
-        model.save_pretrained(folder / name)
-        PolicyConfig(Condition("none", NAMES), base, "panel").save(folder / name)
-    return base, {name: str(folder / name) for name in NAMES}
+    return base, lora_policies(folder, base, NAMES, kinds)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -392,21 +393,28 @@ def peft_adapter(folder: Path, base: str, tokenizer: bool = False) -> str:
     return str(folder)
 
 
-def lora_policies(folder: Path, base: str, names: Sequence[str]) -> dict[str, str]:
+def lora_policies(
+    folder: Path,
+    base: str,
+    names: Sequence[str],
+    kinds: Sequence[dict[str, Any]] | None = None,
+) -> dict[str, str]:
     """A LoRA of the base for each objective, each in a folder of its name; large enough to change most texts.
 
-    Ranks and scales are powers of 2, so that a soup in bf16 holds them exactly.
+    Args:
+        kinds: each one's settings. None: ranks and scales that are powers of 2, which a soup in bf16 holds exactly.
     """
     from peft import LoraConfig, get_peft_model
 
-    for seed, name in enumerate(names):
+    if kinds is None:
+        kinds = [{"r": 2 << i, "target_modules": "all-linear"} for i in range(len(names))]
+    for seed, (name, kind) in enumerate(zip(names, kinds, strict=True)):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        kind = LoraConfig(task_type="CAUSAL_LM", r=2 << seed, target_modules="all-linear")
-        model = get_peft_model(model, kind)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **kind))
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad:  # such as a soup in bf16 can hold exactly
                     parameter.copy_(parameter.normal_(0, 0.3).bfloat16())
         model.save_pretrained(folder / name)
         PolicyConfig(Condition("none", tuple(names)), base, "panel").save(folder / name)
