@@ -123,7 +123,7 @@ def test_each_loss_is_that_of_its_paper(recipe, tmp_path, algorithm):
     data = PairData.load(one)
     scores = PanelScores.load(one, data) if algorithm == "modpo" else None
     run = PreferenceRun(one, 0, data, scores)
-    plan = run.plan(one.trials[0].model_copy(update={"beta": beta}), [])
+    plan = run.plan(one.trials[0].model_copy(update={"beta": beta}))
     order, tokens = plan.order[:4], data.tokens
     reference = np.linspace(-60, -10, 2 * len(tokens)).reshape(-1, 2)
     if algorithm == "kto":
@@ -306,7 +306,7 @@ def test_an_adapter_that_answers_uniform_gives_the_uniform_run(recipe, parts, tm
     data = PairData.load(one)
     scores = PanelScores.load(one, data)
     runs_of = [PreferenceRun(method, 0, data, scores) for method in one.methods().values()]
-    rows = [run._rows(run.plan(one.trials[0], []), run.recipe) for run in runs_of]
+    rows = [run._rows(run.plan(one.trials[0]), run.recipe) for run in runs_of]
     assert rows[0] == rows[1]
 
 
@@ -322,7 +322,7 @@ def test_one_objective_gives_plain_dpo_on_its_labels(recipe, parts, tmp_path):
     for pair, swapped in zip(data.pairs, labels.swapped, strict=True):
         assert swapped == (len(pair.chosen) < len(pair.rejected))
     run = PreferenceRun(weighed, 0, data, PanelScores.load(weighed, data))
-    rows = run._rows(run.plan(weighed.trials[0], []), weighed)
+    rows = run._rows(run.plan(weighed.trials[0]), weighed)
     sorted_pairs = [
         {"prompt": p.prompt, "chosen": max(p.chosen, p.rejected, key=len), "objective": "long"}
         | {"rejected": min(p.chosen, p.rejected, key=len), "split": "train"}
@@ -332,9 +332,7 @@ def test_one_objective_gives_plain_dpo_on_its_labels(recipe, parts, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in sorted_pairs))
     plain = recipe("plain", data=[{"path": str(path)}], start=parts["model"])
     other = PreferenceRun(plain, 0, PairData.load(plain))
-    for row, same_row in zip(
-        rows, other._rows(other.plan(plain.trials[0], []), plain), strict=True
-    ):
+    for row, same_row in zip(rows, other._rows(other.plan(plain.trials[0]), plain), strict=True):
         assert {k: np.asarray(v).tolist() for k, v in row.items()} == same_row
 
 
@@ -363,8 +361,8 @@ def test_the_easiest_half_is_learned_in_order_and_a_lost_run_is_repeated_alone(
 ):
     monkeypatch.setattr(runs, "SPLITS", 1)
     one = recipe("easy", algorithm="selective_dpo", start=parts["model"], steps=1)
-    run, stages = PreferenceRun(one, 0, PairData.load(one)), []
-    easiest = run.easiest(stages)
+    run = PreferenceRun(one, 0, PairData.load(one))
+    easiest, stages = run.easiest
     shuffled = random.Random("0 0").sample(range(8), 8)
     losses = np.full(8, np.nan)
     for stage, held_out in zip(stages, (shuffled[4:], shuffled[:4]), strict=True):
@@ -376,7 +374,7 @@ def test_the_easiest_half_is_learned_in_order_and_a_lost_run_is_repeated_alone(
 
     shutil.rmtree(stages[0].folder)
     capsys.readouterr()
-    plan = run.plan(one.trials[0], [])
+    plan = PreferenceRun(one, 0, run.data).plan(one.trials[0])
     assert plan.order == easiest and plan.record == {"kept": 4}
     assert capsys.readouterr().out.count("step 1/") == 1
 
@@ -384,13 +382,13 @@ def test_the_easiest_half_is_learned_in_order_and_a_lost_run_is_repeated_alone(
 def test_of_more_kept_pairs_than_steps_learn_those_learned_are_easy_and_hard(recipe, parts):
     one = recipe("few", algorithm="selective_dpo", start=parts["model"], steps=5)
     run, kept = PreferenceRun(one, 0, PairData.load(one)), list(range(100, 0, -1))
-    run.easiest = lambda stages: kept
-    plan = run.plan(one.trials[0], [])
+    run.easiest = kept, []
+    plan = run.plan(one.trials[0])
     assert len(set(plan.order)) == 20 and plan.record == {"kept": 100}
     assert plan.order == sorted(plan.order, reverse=True)  # easy to hard
     assert len(set(plan.order) & set(kept[50:])) > 4
     kept[:] = range(7)
-    assert len(run.plan(one.trials[0], []).order) == 4  # whole batches
+    assert len(run.plan(one.trials[0]).order) == 4  # whole batches
 
 
 # ---------------------------------------------------------------- kills

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Self
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.sources import default_data_dir
 from pro_core.data.texts import TextSource
+from pro_core.prompting.policy_config import load_tokenizer
 from pro_core.rewards.panel import RewardPanel
 from pro_core.runs.recipes import ConfigError, RecipeOfArms, folder_name
 from pro_core.system.extras import needs
 from pro_core.system.processes import process_device
 from pro_core.system.settings import Count, Names, Settings
+from pro_core.system.storage import first_line
 
 with needs("train"):
     from pydantic import Field, model_validator
@@ -138,6 +140,25 @@ def load_panel(
         adapter = PreferenceAdapter.from_pretrained(recipe.adapter)
         check_objectives("adapter", recipe.adapter, adapter.objective_names, names)
     return panel, names, adapter
+
+
+def without_statistics(panel: str) -> ConfigError:
+    """The error of a panel whose objectives cannot be summed."""
+    return ConfigError(
+        f"panel {panel}: it has no statistics, without which objectives cannot be summed: run "
+        "train/score_rewards.py with save_panel, and name the panel that it saves",
+        ["panel"],
+    )
+
+
+def tokenizer_of(model: str) -> Any:
+    """The tokenizer of a model, or a ConfigError that says why it cannot be loaded."""
+    try:
+        return load_tokenizer(model)
+    except Exception as error:  # every loader has exceptions of its own
+        raise ConfigError(
+            f"cannot load the model {model!r}: {first_line(error)}", ["model"]
+        ) from error
 
 
 def check_objectives(key: str, source: str, has: Sequence[str], wanted: Sequence[str]) -> None:

@@ -14,11 +14,11 @@ from pro_core.data.objectives import Message
 from pro_core.data.schema import PreferencePair
 from pro_core.data.training_pairs import TrainedOn, load_pairs
 from pro_core.policies.preference.recipe import PreferenceRecipe
+from pro_core.policies.recipe import tokenizer_of
 from pro_core.policies.sft import tokenize_row
-from pro_core.prompting.policy_config import load_tokenizer
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.processes import main_process
-from pro_core.system.storage import content_hash, first_line
+from pro_core.system.storage import content_hash
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,6 @@ class PairData:
 
 def _asked(prompt: Sequence[Message]) -> bool:
     return bool(prompt) and prompt[-1]["role"] == "user"
-
-
-def tokenizer_of(model: str) -> Any:
-    """The tokenizer of a model, or a ConfigError that says why it cannot be loaded."""
-    try:
-        return load_tokenizer(model)
-    except Exception as error:  # every loader has exceptions of its own
-        raise ConfigError(
-            f"cannot load the model {model!r}: {first_line(error)}", ["model"]
-        ) from error
 
 
 def tokenize_pair(

@@ -14,7 +14,7 @@ from pro_core.data.schema import LabelledResponse
 from pro_core.policies.conditional.data import score
 from pro_core.policies.preference.data import PairData
 from pro_core.policies.preference.recipe import PreferenceRecipe
-from pro_core.policies.recipe import load_panel
+from pro_core.policies.recipe import load_panel, without_statistics
 from pro_core.policies.rl.weighted import run_weights
 from pro_core.rewards.calibration import text_lengths
 from pro_core.rewards.formats import scored_text
@@ -81,11 +81,7 @@ def relabel(recipe: PreferenceRecipe, data: PairData, scores: PanelScores, seed:
         ConfigError: a panel without statistics, or weights that make no sense.
     """
     if scores.z_N2K is None:
-        raise ConfigError(
-            f"panel {recipe.panel}: it has no statistics, without which objectives cannot be summed: run "
-            "train/score_rewards.py with save_panel, and name the panel that it saves",
-            ["panel"],
-        )
+        raise without_statistics(recipe.panel)
     keys = [content_hash(pair.prompt) for pair in data.pairs]
     prompts = {key: pair.prompt for key, pair in zip(keys, data.pairs, strict=True)}
     weights = None

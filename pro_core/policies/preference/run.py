@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from pro_core.policies.preference.choice import choose, judged_answers, load_judge
 from pro_core.policies.preference.data import PairData, pair_rows, single_rows
-from pro_core.policies.preference.labels import PanelScores, margins, relabel
+from pro_core.policies.preference.labels import PanelScores, Relabelled, margins, relabel
 from pro_core.policies.preference.log_probs import Tokens, read_log_probs, write_log_probs
 from pro_core.policies.preference.recipe import WEIGHED, PreferenceRecipe, Trial
 from pro_core.policies.preference.start import Start, check_start
-from pro_core.policies.preference.trainers import LOSSES, pairs_at_once, train_pairs
+from pro_core.policies.preference.trainers import loss_of, pairs_at_once, train_pairs
 from pro_core.policies.sft import TRAINING_VERSION as SFT_VERSION
 from pro_core.policies.sft import fine_tune, load_to_train, tuning_settings
 from pro_core.policies.stages import POLICY, check_place, publish, stage
@@ -137,8 +137,10 @@ class PreferenceRun:
         if recipe.algorithm == "sft":
             return self._finish(start.stages, {})
         stages, trained = list(start.stages), []
+        if recipe.algorithm == "selective_dpo":
+            stages += self.easiest[1]
         for number, trial in enumerate(recipe.trials, 1):
-            plan = self.plan(trial, stages)
+            plan = self.plan(trial)
             self._say(
                 f"trial {number} of {len(recipe.trials)}, {len(plan.order)} pairs ({self.data.left_out} do not fit), "
                 f"learning rate {trial.learning_rate:g}, beta {trial.beta:g}"
@@ -227,23 +229,33 @@ class PreferenceRun:
 
     # ------------------------------------------------------------ which pairs, and how
 
-    def plan(self, trial: Trial, stages: list[Artefact]) -> Plan:
-        """What one trial learns. Stages that it takes are added to ``stages``."""
+    @cached_property
+    def labels(self) -> Relabelled:
+        """pro_dpo: the pairs labelled again."""
+        assert self.scores is not None
+        return relabel(self.recipe, self.data, self.scores, self.seed)
+
+    @cached_property
+    def margins(self) -> tuple[list[int], NDArray[np.float64]]:
+        """modpo: the pairs that are learned, and the margin of each under the other objectives."""
+        assert self.scores is not None
+        return margins(self.recipe, self.data, self.scores)
+
+    def plan(self, trial: Trial) -> Plan:
+        """What one trial learns."""
         recipe, data, beta = self.recipe, self.data, trial.beta
         count = recipe.steps * recipe.batch_size
         if recipe.algorithm == "pro_dpo":
-            assert self.scores is not None
-            labels = relabel(recipe, data, self.scores, self.seed)
-            order = data.order(count, self.seed, labels.kept)
-            return Plan(order, beta, labels.swapped, record=labels.record)
+            order = data.order(count, self.seed, self.labels.kept)
+            return Plan(order, beta, self.labels.swapped, record=self.labels.record)
         if recipe.algorithm == "modpo":
-            assert self.scores is not None and isinstance(recipe.weights, dict)
-            kept, margin = margins(recipe, data, self.scores)
+            assert isinstance(recipe.weights, dict)
+            kept, margin = self.margins
             weight = recipe.weights[str(recipe.pairs_of)]
             order = data.order(count, self.seed, kept)
             return Plan(order, beta / weight, shift=margin / beta)
         if recipe.algorithm == "selective_dpo":
-            kept = self.easiest(stages)
+            kept, _ = self.easiest
             learned = min(count, len(kept) // recipe.batch_size * recipe.batch_size)
             if not learned:
                 raise ConfigError(
@@ -260,9 +272,11 @@ class PreferenceRun:
             return Plan(order, beta, shift=np.array(lengths))
         return Plan(order, beta)
 
-    def easiest(self, stages: list[Artefact]) -> list[int]:
+    @cached_property
+    def easiest(self) -> tuple[list[int], list[Artefact]]:
         """The share ``keep`` of the pairs, easy to hard: by their mean DPO loss under policies that learned from the
-        other half of the pairs, in three random cuts. The six runs use the first trial's settings."""
+        other half of the pairs, in three random cuts. And these policies, which use the first trial's settings."""
+        policies: list[Artefact] = []
         recipe, N = self.recipe, len(self.data.pairs)
         if N < 2:
             raise ConfigError("got 1 pair, expected at least 2 to cut in halves", ["data"])
@@ -275,13 +289,13 @@ class PreferenceRun:
                 order = self.data.order(recipe.steps * recipe.batch_size, self.seed, half)
                 self._say(f"cut {cut + 1} of {SPLITS}: learns {len(half)} pairs")
                 policy = self.learn(Plan(order, trial.beta), trial.learning_rate, plain)
-                if policy not in stages:
-                    stages.append(policy)
+                if policy not in policies:  # two cuts of few pairs may be the same
+                    policies.append(policy)
                 found = self.pair_log_probs(policy.key, policy.checkpoint, held_out)
                 ratio = found - self.reference[held_out]
                 losses[cut, held_out] = np.logaddexp(0, -trial.beta * (ratio[:, 0] - ratio[:, 1]))
         order = np.argsort(losses.mean(axis=0), kind="stable").tolist()
-        return order[: max(1, round(N * recipe.keep))]
+        return order[: max(1, round(N * recipe.keep))], policies
 
     def learn(self, plan: Plan, learning_rate: float, recipe: PreferenceRecipe) -> Artefact:
         """The policy of one trial.
@@ -289,7 +303,7 @@ class PreferenceRun:
         Args:
             recipe: this run's, or as one of another algorithm.
         """
-        loss = LOSSES.get(recipe.algorithm, {"loss_type": ["sigmoid"]})
+        loss = loss_of(recipe.algorithm)
         gamma = recipe.gamma if recipe.algorithm == "adpo" else None
         pairs = pairs_at_once(recipe)
         decides = [*self._base(), self.start.key, plan.decides, loss, gamma, learning_rate]

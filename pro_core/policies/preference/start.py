@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pro_core.policies.preference.data import tokenizer_of
 from pro_core.policies.preference.recipe import PreferenceRecipe
+from pro_core.policies.recipe import tokenizer_of
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.runs.recipes import ConfigError
 from pro_core.system.artefacts import Artefact

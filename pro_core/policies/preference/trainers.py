@@ -58,6 +58,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 """TRL's settings of those losses that are not dpo's."""
 
 
+def loss_of(algorithm: str) -> dict[str, Any]:
+    """TRL's settings of an algorithm's loss."""
+    return LOSSES.get(algorithm, {"loss_type": ["sigmoid"]})
+
+
 class ReadyRows:
     """Rows that hold token ids and the reference's log-probabilities already: TRL neither tokenizes nor scores."""
 
@@ -154,7 +159,7 @@ def make_trainer(
         gradient_checkpointing=recipe.gradient_checkpointing,
         logging_steps=1,
         disable_tqdm=not sys.stderr.isatty(),
-        **LOSSES.get(recipe.algorithm, {"loss_type": ["sigmoid"]}),
+        **loss_of(recipe.algorithm),
     )
     model, tokenizer = load_to_train(recipe.model, start, recipe.lora, recipe.max_length)
     fresh = new_lora(recipe.lora) if recipe.lora is not None and start is None else None

@@ -20,11 +20,12 @@ from pro_core.data.sources import examples_of, is_public
 from pro_core.data.texts import TextSource
 from pro_core.generation.chat import PromptTooLong, fit, has_template, readable
 from pro_core.generation.request import checked
+from pro_core.policies.recipe import tokenizer_of
 from pro_core.policies.rl.recipe import LoopRecipe
 from pro_core.policies.rl.reward import WeightedReward
-from pro_core.prompting.policy_config import PolicyConfig, load_tokenizer
+from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.runs.recipes import ConfigError
-from pro_core.system.storage import content_hash, first_line
+from pro_core.system.storage import content_hash
 
 UNSAFE: dict[Any, str] = {0: "safe", 1: "unsafe"}
 
@@ -43,12 +44,7 @@ class PromptReader:
     """
 
     def __init__(self, model: str, max_prompt: int, plain: bool = False):
-        try:
-            self.tokenizer = load_tokenizer(model)
-        except Exception as error:  # every loader has exceptions of its own
-            raise ConfigError(
-                f"cannot load the model {model!r}: {first_line(error)}", ["model"]
-            ) from error
+        self.tokenizer = tokenizer_of(model)
         answers = plain and PolicyConfig.read(model) is not None
         if not has_template(self.tokenizer) and not answers:
             raise ConfigError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pro_core.adapter.model import PreferenceAdapter
 from pro_core.data.objectives import Prompt
 from pro_core.policies.goals import goal_source
-from pro_core.policies.recipe import load_panel
+from pro_core.policies.recipe import load_panel, without_statistics
 from pro_core.policies.rl.recipe import MorlhfRecipe
 from pro_core.policies.rl.reward import Array, CompositeReward
 from pro_core.policies.rl.task import Conversation, PromptReader, Task, draw_rows, load_kinds
@@ -54,11 +54,7 @@ class PanelPrompts:
         """
         panel, names, adapter = load_panel(recipe)
         if panel.stats is None:
-            raise ConfigError(
-                f"panel {recipe.panel}: it has no statistics, without which objectives cannot be summed: run "
-                "train/score_rewards.py with save_panel, and name the panel that it saves",
-                ["panel"],
-            )
+            raise without_statistics(recipe.panel)
         prompts, kinds = load_kinds(recipe.data, recipe.data_folder)
         judge = content_hash([panel.fingerprint(), panel.stats.to_dict(), names])
         return cls(panel, judge, names, adapter, prompts, kinds)
