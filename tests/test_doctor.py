@@ -655,9 +655,10 @@ def test_the_command_ranks_what_to_label_next(tmp_path, panel, monkeypatch):
     rows = [{"prompt": f"What of {i}?", "responses": [f"it is {i}", "no"]} for i in range(3)]
     new = write(tmp_path / "new.jsonl", rows)
     options = command.parse(["--panel", str(panel), "--data", data, "--label-next", new])
-    found = command.scored(options)
+    parts = StoredPanel(options.panel), Cache()
+    found = command.scored(options, *parts)
     names = found["objective_names"]
-    saving, lines = command.label_next(options, found["table"], found["features_ND"], names)
+    saving, lines = command.label_next(options, *parts, found)
     assert {line["prompt"][0]["content"] for line in lines} == {row["prompt"] for row in rows}
     values = [line["disagreement"] for line in lines]
     assert values == sorted(values, reverse=True) and values[0] > 0

@@ -23,9 +23,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pro_core.system.extras import MissingExtra
+
+if TYPE_CHECKING:  # the libraries are loaded once the arguments are right
+    from pro_core.doctor.inputs import StoredPanel
+    from pro_core.system.cache import Cache
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -120,27 +124,23 @@ def _positive(text: str) -> int:
     return number
 
 
-def scored(arguments: argparse.Namespace) -> dict[str, Any]:
+def scored(arguments: argparse.Namespace, panel: StoredPanel, cache: Cache) -> dict[str, Any]:
     """Load, sample and score: the arguments of :func:`pro_core.doctor.verdict.examine`.
 
     Raises:
         DataError, StorageError, ValueError, OSError: input that cannot be used.
     """
     from pro_core.doctor.inputs import (
-        StoredPanel,
         load_pairs,
         prompt_features,
         sample_pairs,
         scored_table,
         seen_in_training,
     )
-    from pro_core.system.cache import Cache
 
-    panel = StoredPanel(arguments.panel)
     loaded = load_pairs(arguments.data, panel.objective_names, arguments.split)
     pairs = sample_pairs(loaded.pairs, arguments.max_pairs, arguments.seed)
     say(f"scoring {len(pairs):,} of {len(loaded.pairs):,} pairs")
-    cache = Cache()
     table = scored_table(panel, pairs, cache, progress("texts scored"))
     notes = [*seen_in_training(panel, pairs), *loaded.notes]
     if len(table) < len(pairs):
@@ -166,24 +166,21 @@ def scored(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def label_next(
-    arguments: argparse.Namespace, table: Any, features_ND: Any, names: Sequence[str]
+    arguments: argparse.Namespace, panel: StoredPanel, cache: Cache, inputs: dict[str, Any]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The saving that labelled pairs let expect, and the pairs of ``--label-next``, the most useful first.
+
+    Args:
+        inputs: of :func:`scored`, by the same panel.
 
     Raises:
         DataError, StorageError, ValueError, OSError: input that cannot be used.
     """
-    from pro_core.doctor.inputs import (
-        StoredPanel,
-        load_unlabelled,
-        prompt_features,
-        scored_table,
-    )
+    from pro_core.doctor.inputs import load_unlabelled, prompt_features, scored_table
     from pro_core.doctor.next_labels import rank_pairs, simulate_saving
     from pro_core.rewards.scores import margins
-    from pro_core.system.cache import Cache
 
-    panel, cache = StoredPanel(arguments.panel), Cache()
+    table, names = inputs["table"], panel.objective_names
     if panel.stats is None:
         raise ValueError(
             f"{arguments.panel}: it has no statistics, without which scores of two files are not comparable: "
@@ -194,7 +191,7 @@ def label_next(
     features = prompt_features(others, arguments.encoder, cache, progress("prompts read"))
     labelled = (
         margins(table, names).astype(float),
-        features_ND.astype(float),
+        inputs["features_ND"].astype(float),
         table["objective"].to_numpy(str),
         table["text"].to_numpy(str),
     )
@@ -269,27 +266,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"doctor: {' '.join(str(error).split())}")
         return
     try:
+        from pro_core.doctor.inputs import StoredPanel
         from pro_core.doctor.page import render_html
         from pro_core.doctor.text import render_text
         from pro_core.doctor.verdict import examine
+        from pro_core.system.cache import Cache
         from pro_core.system.storage import write_jsonl
     except MissingExtra as error:
         sys.exit(f"doctor: {error}")
 
     try:
-        inputs = scored(options)
+        panel, cache = StoredPanel(options.panel), Cache()
+        inputs = scored(options, panel, cache)
+        saving, lines = (
+            label_next(options, panel, cache, inputs) if options.label_next else (None, [])
+        )
     except (ValueError, OSError) as error:  # DataError and StorageError are ValueErrors
         sys.exit(f"doctor: {' '.join(str(error).split())}")
     say("cross-validating an adapter")
-    examination = examine(**inputs)
-    lines: list[dict[str, Any]] = []
-    if options.label_next:
-        parts = (inputs["table"], inputs["features_ND"], inputs["objective_names"])
-        try:
-            saving, lines = label_next(options, *parts)
-        except (ValueError, OSError) as error:
-            sys.exit(f"doctor: {' '.join(str(error).split())}")
-        examination = replace(examination, saving=saving)
+    examination = replace(examine(**inputs), saving=saving)
     say("drawing the report")
     html = render_html(examination)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -106,15 +106,19 @@ def load_pairs(
 def _examples(source: str, objective_names: Sequence[str], notes: list[str]):
     only = objective_names[0] if len(objective_names) == 1 else ""  # for pairs that name none
     public = {name for s in PUBLIC_SETS.values() for name in (s.name, s.path)}
-    for path in (Path(source), default_data_dir() / source):
-        if path.is_file():
-            sentences: list[str] = []
-            examples = load_examples(path, only, tuple(objective_names), sentences)
-            notes += [f"{source}: {sentence}" for sentence in sentences]
-            return examples
+    if path := _file(source):
+        sentences: list[str] = []
+        examples = load_examples(path, only, tuple(objective_names), sentences)
+        notes += [f"{source}: {sentence}" for sentence in sentences]
+        return examples
     if source in public:
         return load_public_examples(source)
     raise DataError(f"{source}: no such file, and not a public set ({', '.join(sorted(public))})")
+
+
+def _file(source: str) -> Path | None:
+    """The file of that name, as it is or in the data folder."""
+    return next((p for p in (Path(source), default_data_dir() / source) if p.is_file()), None)
 
 
 def _labelled_pairs(source, responses: list[LabelledResponse], objective_names, notes: list[str]):
@@ -157,8 +161,7 @@ def load_unlabelled(sources: Sequence[str]) -> list[PreferencePair]:
     """
     by_prompt: dict[str, list[LabelledResponse]] = defaultdict(list)
     for source in sources:
-        paths = (Path(source), default_data_dir() / source)
-        path = next((p for p in paths if p.is_file()), None)
+        path = _file(source)
         if path is None:
             raise DataError(f"{source}: no such file")
         for response in load_responses(path):

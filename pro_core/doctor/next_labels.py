@@ -91,6 +91,35 @@ def rank_pairs(
     return np.argsort(-found, kind="stable"), found
 
 
+def _accuracies(
+    data: tuple[Floats, Floats, NDArray, NDArray],
+    test: NDArray[np.bool_],
+    pool: NDArray[np.int64],
+    sizes: Sequence[int],
+    seed: int | None,
+) -> list[float]:
+    """Points on the test pairs after each number of labels, drawn from the pool in its order (``seed`` None), or each
+    batch by the disagreement of heads fitted to those before."""
+    margin, features, objective, text = data
+    labelled, points = pool[: sizes[0]], []
+    left = pool[sizes[0] :]
+    for size, following in zip(sizes, [*sizes[1:], None], strict=True):
+        x, others = prompt_components(features[labelled], features, text[labelled])
+        parts = margin[labelled], objective[labelled]
+        head = solve_head(x, parts[0], balanced(parts[1]), STRENGTH)
+        mixed = (head_weights(head, others[test]) * margin[test]).sum(axis=1)
+        points.append(float(100 * (correct(mixed) * balanced(objective[test])).mean()))
+        if following is None:
+            break
+        if seed is not None:
+            heads = fit_heads(x, *parts, text[labelled], seed)
+            found = disagreement(heads, others[left], margin[left])
+            left = left[np.argsort(-found, kind="stable")]
+        more = following - size
+        labelled, left = np.concatenate([labelled, left[:more]]), left[more:]
+    return points
+
+
 def simulate_saving(
     margin_NK: Floats,
     features_ND: Floats,
@@ -121,25 +150,9 @@ def simulate_saving(
             pool = rng.permutation(np.flatnonzero(~test))
             sizes = [max(2, round(share * len(pool))) for share in BUDGETS]
             counts[r] = sizes
-            for way in range(2):
-                labelled, left = pool[: sizes[0]], pool[sizes[0] :]
-                for b, size in enumerate(sizes):
-                    x, others = prompt_components(
-                        features_ND[labelled], features_ND, text_N[labelled]
-                    )
-                    parts = margin_NK[labelled], objective_N[labelled]
-                    head = solve_head(x, parts[0], balanced(parts[1]), STRENGTH)
-                    mixed = (head_weights(head, others[test]) * margin_NK[test]).sum(axis=1)
-                    share = correct(mixed) * balanced(objective_N[test])
-                    right[r, way, b] = 100 * share.mean()
-                    if b + 1 == len(sizes):
-                        break
-                    if way == 0:
-                        heads = fit_heads(x, *parts, text_N[labelled], r)
-                        found = disagreement(heads, others[left], margin_NK[left])
-                        left = left[np.argsort(-found, kind="stable")]
-                    more = sizes[b + 1] - size
-                    labelled, left = np.concatenate([labelled, left[:more]]), left[more:]
+            data = margin_NK, features_ND, objective_N, text_N
+            for way, seed_of_heads in enumerate((r, None)):
+                right[r, way] = _accuracies(data, test, pool, sizes, seed_of_heads)
     ranked, random = right.mean(axis=0)
     labels = counts.mean(axis=0).round().astype(int).tolist()
     lead = right[:, 0] - right[:, 1]
