@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pro_core.evaluation.results import Row
+from pro_core.evaluation.results import Row, check_own_results
 from pro_core.evaluation.theorem import KeptRows
 from pro_core.runs.recipes import Recipe
 from pro_core.system.settings import Seeds
@@ -23,13 +23,7 @@ class WithheldRecipe(Recipe):
 
 def withheld_rows(recipe: WithheldRecipe) -> list[Row]:
     """Measure the seeds that are not in the recipe's results file yet, write them there, and return all rows."""
+    check_own_results(recipe)
     kept = KeptRows(recipe.results, recipe.config, WITHHELD_VERSION, recipe.seeds)
-    for seed in recipe.seeds:
-
-        def measure(seeds: list[int]) -> list[dict[str, dict[str, float]]]:
-            return [compare_shares(one) for one in seeds]
-
-        KeptRows(recipe.results, recipe.config, WITHHELD_VERSION, [seed]).record(
-            "withheld", {}, WITHHELD_METHODS, measure
-        )
+    kept.record("withheld", {}, WITHHELD_METHODS, lambda seeds: [compare_shares(s) for s in seeds])
     return kept.rows()

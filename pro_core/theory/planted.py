@@ -234,21 +234,23 @@ def compare_shares(seed: int) -> dict[str, dict[str, float]]:
     prompts = list(planted.test["prompt"].unique())
     K = len(planted.objective_names)
 
-    def fitted(train: pd.DataFrame, chosen: NDArray, rejected: NDArray, target: str, tau: float):
-        rows = np.stack([features[p] for p in train["prompt"]])
-        true = np.zeros_like(chosen)
-        pairs = Examples(rows, chosen, rejected, true)
+    learned, asked = (
+        np.stack([features[p] for p in ps]) for ps in (planted.train["prompt"], prompts)
+    )
+
+    def fitted(chosen: NDArray, rejected: NDArray, target: str, tau: float):
+        pairs = Examples(learned, chosen, rejected, np.zeros_like(chosen))
         predict = fit_adapters(
             [pairs], target, tau, [seed], epochs=EPOCHS, batch_size=256, learning_rate=1e-2
         )
-        return predict(np.stack([features[p] for p in prompts]))[0].astype(np.float64)
+        return predict(asked)[0].astype(np.float64)
 
     z_chosen, z_rejected = (
         planted.train[[f"z_{side}_{name}" for name in planted.objective_names]].to_numpy(float)
         for side in ("chosen", "rejected")
     )
-    whole = fitted(planted.train, z_chosen, z_rejected, "pairwise", planted.temperature)
-    by_eq7 = fitted(planted.train, z_chosen, z_rejected, "paper_z", TARGETS["paper_z"] or 1.0)
+    whole = fitted(z_chosen, z_rejected, "pairwise", planted.temperature)
+    by_eq7 = fitted(z_chosen, z_rejected, "paper_z", TARGETS["paper_z"] or 1.0)
     true_train = np.stack([truth[p] for p in planted.train["prompt"]])
     true_test = np.stack([truth[p] for p in prompts])
     kinds = np.array([features[p][: len(KINDS)].argmax() for p in prompts])
@@ -256,14 +258,10 @@ def compare_shares(seed: int) -> dict[str, dict[str, float]]:
     for k in range(K):
         others = [j for j in range(K) if j != k]
         theirs = true_train[:, others] / true_train[:, others].sum(axis=1, keepdims=True)
-        wins = prefer_first(
-            theirs, z_chosen[:, others], z_rejected[:, others], planted.temperature, rng
-        )[:, None]
         first, second = z_chosen[:, others], z_rejected[:, others]
-        rest = fitted(
-            planted.train, np.where(wins, first, second), np.where(wins, second, first), "pairwise",
-            planted.temperature,
-        )  # fmt: skip
+        wins = prefer_first(theirs, first, second, planted.temperature, rng)[:, None]
+        chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
+        rest = fitted(chosen, rejected, "pairwise", planted.temperature)
         means = np.array([true_test[kinds == kind, k].mean() for kind in range(len(KINDS))])
         most = kinds == means.argmax()
         shares = {
@@ -276,8 +274,8 @@ def compare_shares(seed: int) -> dict[str, dict[str, float]]:
         for name, share in shares.items():
             weights = np.insert(rest * (1 - share)[:, None], k, share, axis=1)
             reports[name].append(recovery(planted, dict(zip(prompts, weights, strict=True))))
-        reports["its pairs"].append(recovery(planted, dict(zip(prompts, whole, strict=True))))
-        reports["oracle"].append(recovery(planted, truth))
+    reports["its pairs"].append(recovery(planted, dict(zip(prompts, whole, strict=True))))
+    reports["oracle"].append(recovery(planted, truth))
     return {
         name: {key: float(np.mean([one[key] for one in all_four])) for key in all_four[0]}
         for name, all_four in reports.items()
