@@ -204,10 +204,9 @@ def ranked(
     totals = zip(weighted_sum(counted_NK, weights), weighted_sum(counted_NK, uniform), strict=True)
     scored: list[Candidate] = []
     for candidate, one, (used, even) in zip(unfailed, scores, totals, strict=True):
-        if not np.isfinite(
-            one[1]
-        ).any():  # the others' means would rank it above answers that were read
-            continue
+        _, z, _, _ = one
+        if not np.isfinite(z).any():
+            continue  # the others' means would rank it above answers that were read
         candidate.raw, candidate.z, candidate.members, candidate.counted = one
         candidate.totals = {"used": float(used), "uniform": float(even)}
         scored.append(candidate)

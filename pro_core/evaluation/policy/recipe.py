@@ -39,7 +39,7 @@ class PolicyEntry(Settings):
     steps: list[Count] = []
     """the training steps whose policies are graded, one curve in a figure: `model`/steps/N, where `keep_every` put
     them; the last one is `model` itself"""
-    _on_curve: tuple[str, int] | None = PrivateAttr(default=None)
+    _setting: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:
@@ -83,14 +83,14 @@ class PolicyEntry(Settings):
                     "steps": [],
                 }
             )
-            one._on_curve = (self.name, step)
+            one._setting = {"curve": self.name, "step": step}
             entries.append(one)
         return entries or [self]
 
     @property
     def setting(self) -> dict[str, Any] | None:
         """``{"curve": name, "step": N}`` for a policy of ``steps``, else None."""
-        return dict(zip(("curve", "step"), self._on_curve, strict=True)) if self._on_curve else None
+        return self._setting
 
 
 class EvaluationRecipe(Recipe):
