@@ -60,7 +60,7 @@ def main() -> None:
     ways = {
         "stock model": (stock, [Request(HI)] * 4),
         "soup, folded": (soup, weighted(EVEN)),
-        "soup, row by row (before)": (soup, [weighted(w)[0] for w in nearly]),
+        "soup, row by row": (soup, [weighted(w)[0] for w in nearly]),
         "soup at strength 0": (soup, weighted(EVEN, Mixing(strength=0.0))),
         "MOD of 1 objective": (soup, weighted([1.0, 0, 0, 0, 0], Mixing("mod"))),
         "MOD of 2 objectives": (soup, weighted(TWO, Mixing("mod"))),

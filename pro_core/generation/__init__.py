@@ -57,37 +57,35 @@ def generator_from_env(environ: Mapping[str, str] = os.environ) -> Generator:
         return environ.get(name, "").strip() or None
 
     mixing = _mixing(value("PRO_DECODING"), value("PRO_STRENGTH"))
-    url = value("PRO_ENDPOINT_URL")
-    folder = value("PRO_LORA_FOLDER")
+    policy, folder = value("PRO_POLICY"), value("PRO_LORA_FOLDER")
+    url, dialect = value("PRO_ENDPOINT_URL"), value("PRO_ENDPOINT_DIALECT") or "openai"
+    model, token = value("PRO_ENDPOINT_MODEL"), value("PRO_ENDPOINT_TOKEN")
     if folder is not None:
-        soup, dialect = value("PRO_POLICY"), value("PRO_ENDPOINT_DIALECT") or "openai"
-        if url is None or soup is None or dialect != "openai":
+        if url is None or policy is None or dialect != "openai":
             raise ValueError(
                 "PRO_LORA_FOLDER is for a soup at a vLLM server: set PRO_ENDPOINT_URL and PRO_POLICY, too, and leave "
                 "PRO_ENDPOINT_DIALECT"
             )
         from pro_core.generation.vllm_lora import SoupEndpoint
 
-        model, token = value("PRO_ENDPOINT_MODEL"), value("PRO_ENDPOINT_TOKEN")
-        return SoupEndpoint(url, soup, folder, mixing=mixing, model=model, token=token)
+        return SoupEndpoint(url, policy, folder, mixing=mixing, model=model, token=token)
     if url is not None and mixing:
         raise ValueError(
             "got PRO_DECODING or PRO_STRENGTH beside PRO_ENDPOINT_URL, but a server does not mix as it writes: set "
             "either the one or the other"
         )
     if url is not None:
-        policy, dialect = value("PRO_POLICY"), value("PRO_ENDPOINT_DIALECT") or "openai"
         return EndpointGenerator(
             url,
-            model=value("PRO_ENDPOINT_MODEL") or (policy if dialect == "tgi" else None),
-            token=value("PRO_ENDPOINT_TOKEN"),
+            model=model or (policy if dialect == "tgi" else None),
+            token=token,
             dialect=dialect,
             policy=PolicyConfig.read(policy) if policy else None,
         )
     for name in ("PRO_ENDPOINT_MODEL", "PRO_ENDPOINT_TOKEN", "PRO_ENDPOINT_DIALECT"):
         if value(name):
             raise ValueError(f"{name} is set but PRO_ENDPOINT_URL is not: set both or neither")
-    return LocalGenerator(value("PRO_POLICY") or SMOLLM2, mixing=mixing)
+    return LocalGenerator(policy or SMOLLM2, mixing=mixing)
 
 
 def _mixing(method: str | None, strength: str | None) -> Mixing | None:

@@ -114,6 +114,27 @@ def without_marks(tokenizer: Any, text: str) -> str:
     return text
 
 
+def beginning(tokenizer: Any, begun: str, writer: str = "The model's chat template") -> str:
+    """What follows a rendered prompt if the answer has begun.
+
+    Args:
+        tokenizer: None if it is not known: there are no marks to break, and the prompt is plain text.
+        writer: who would open the answer with a thought, for the message.
+
+    Raises:
+        GenerationError: a thought would have to come before it.
+    """
+    if not begun:
+        return ""
+    if opened_thought(tokenizer):
+        raise GenerationError(
+            f"{writer} opens each answer with a thought, so an answer cannot be begun for it."
+        )
+    if not has_template(tokenizer):
+        begun = f" {begun}"  # after "Assistant:"
+    return begun if tokenizer is None else without_marks(tokenizer, begun)
+
+
 def fit(
     tokenizer: Any, messages: Sequence[Message], limit: int, **template: Any
 ) -> tuple[list[int], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -27,42 +27,53 @@ from pro_core.generation.soup import Mixer
 Emit = Callable[[Sequence[Piece]], None]
 
 
+class Prompt(NamedTuple):
+    """What one candidate is written from.
+
+    Attributes:
+        ids: its prompt's token ids, its answer's beginning included.
+        begun: how many of the last of them are that beginning.
+        number: whose random numbers it draws.
+        parts: how a policy that is mixed as it writes is mixed for it.
+    """
+
+    ids: list[int]
+    begun: int
+    number: int
+    parts: Sequence[Part]
+
+
 def decode(
     model: Any,
     tokenizer: Any,
-    prompts: Mapping[int, list[int]],
+    prompts: Mapping[int, Prompt],
     settings: GenerationSettings,
     emit: Emit,
     stop: threading.Event,
-    mixer: Mixer | None = None,
-    parts: Sequence[Sequence[Part]] = (),
-    begun: Mapping[int, int] | None = None,
-    numbers: Mapping[int, int] | None = None,
+    mixer: Mixer | None,
 ) -> None:
     """Write one answer to each prompt, in one batch, until all have ended or ``stop`` is set.
 
     Args:
-        prompts: {candidate: its prompt's token ids}; the candidate's number indexes its pieces.
+        prompts: {candidate: its prompt}; the candidate indexes its pieces.
         emit: gets the pieces of each step.
-        mixer: for a policy that is mixed as it writes, with each candidate's ``parts``.
-        begun: {candidate: how many of its prompt's last tokens its answer begins with}; left out: none.
-        numbers: {candidate: the number that its random numbers belong to}; left out: its own.
+        mixer: for a policy that is mixed as it writes.
     """
     device = str(model.device)
-    candidates, ids = list(prompts), list(prompts.values())
-    rows = in_rows(parts if mixer else [[Part()] for _ in candidates])
-    read = {"input_ids": [ids[row.owner] for row in rows]}
+    batch = list(prompts.values())
+    rows = in_rows([prompt.parts if mixer else [Part()] for prompt in batch])
+    read = {"input_ids": [batch[row.owner].ids for row in rows]}
     padded = tokenizer.pad(read, return_tensors="pt").to(device)
     ends = end_tokens(model, tokenizer)
-    streamer = _BatchStreamer(candidates, tokenizer, ends, settings.max_new_tokens, emit)
-    for n, (candidate, prompt) in enumerate(prompts.items()):
-        if begun and begun.get(candidate):
-            streamer.go_on(n, prompt[-begun[candidate] :])
-    processors = sampler(settings, [(numbers or {}).get(c, c) for c in candidates], device)
-    if len(rows) > len(candidates):
+    streamer = _BatchStreamer(list(prompts), tokenizer, ends, settings.max_new_tokens, emit)
+    for n, prompt in enumerate(batch):
+        if prompt.begun:
+            streamer.go_on(n, prompt.ids[-prompt.begun :])
+    processors = sampler(settings, [prompt.number for prompt in batch], device)
+    if len(rows) > len(batch):
         processors = LogitsProcessorList([MixedLogits(rows, processors, device)])
     scales = [row.scales for row in rows]
-    G = _repeats([(ids[row.owner], row.scales) for row in rows])
+    G = _repeats([(batch[row.owner].ids, row.scales) for row in rows])
     mixed = mixer.mixed if mixer else contextlib.nullcontext
     with torch.inference_mode():
         with mixed(scales[::G]):

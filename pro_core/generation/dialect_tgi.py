@@ -18,14 +18,13 @@ from pro_core.generation.base import GenerationSettings, Piece
 from pro_core.generation.chat import (
     PLAIN_STOP,
     StopText,
+    beginning,
     chat_prompt,
     has_template,
     plain_prompt,
-    without_marks,
 )
 from pro_core.generation.dialects import Reader, Tell, top_p, written
 from pro_core.generation.lattice import Checks, Served
-from pro_core.generation.request import GenerationError
 from pro_core.http import Answer, Client, Session
 from pro_core.http.failures import Explainer
 from pro_core.prompting.policy_config import load_tokenizer
@@ -86,14 +85,10 @@ class TGI:
         prompt, stop, opened = rendered(tokenizer, messages)
         pieces = AnswerPieces(index, settings.max_new_tokens)
         pieces.open(opened)
-        if begun and opened:
-            raise GenerationError(
-                "The model's chat template opens each answer with a thought, so an answer cannot be begun for it."
-            )
         if begun:
+            # Without a template the server is sent plain text, whose marks are left as they are.
+            prompt += beginning(tokenizer if has_template(tokenizer) else None, begun)
             pieces.go_on()
-            plain = tokenizer is None or not has_template(tokenizer)
-            prompt += f" {begun}" if plain else without_marks(tokenizer, begun)
         body = request(prompt, stop, settings, mixture)
         reader = Tokens(pieces, self._explain, stop, begun)
         return await written(session, f"{self._root}/generate_stream", body, reader, tell)

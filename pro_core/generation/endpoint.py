@@ -10,12 +10,12 @@ N candidates are N requests at once, each with its own outcome. What both need o
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
@@ -84,6 +84,7 @@ class EndpointGenerator(StreamingGenerator):
                 "PRO_ENDPOINT_URL)"
             )
         self.dialect = dialect
+        self._url = url
         self.client = Client(url, token, timeout, settings)
         served = Served(policy, self.client.host) if policy and policy.mixtures else None
         self._served = served
@@ -91,10 +92,6 @@ class EndpointGenerator(StreamingGenerator):
         self._patience = Patience(retries, max_wait, patience)
         self._policy = policy
         self._sleep = sleep
-        self._again = partial(
-            EndpointGenerator, url, model, dialect=dialect, timeout=timeout, retries=retries,
-            max_wait=max_wait, patience=patience, policy=policy, sleep=sleep,
-        )  # fmt: skip
 
     def with_token(self, token: str, settings: Settings | None = None) -> EndpointGenerator:
         """The same model asked with another token, such as a visitor's own.
@@ -105,7 +102,10 @@ class EndpointGenerator(StreamingGenerator):
         Raises:
             ValueError: a token that no header can hold.
         """
-        return self._again(token=token, settings=settings)
+        other = copy.copy(self)
+        other.client = Client(self._url, token, self.client.timeout, settings)
+        other._dialect = DIALECTS[self.dialect](other.client, self.model, self._served)
+        return other
 
     def __repr__(self) -> str:
         return f"EndpointGenerator({self.host!r}, model={self.model!r}, dialect={self.dialect!r})"

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-from pro_core.data.turns import opened_thought
 from pro_core.generation.base import GenerationSettings, Piece, StreamingGenerator
-from pro_core.generation.chat import fit, has_template, without_marks
-from pro_core.generation.decoding import Emit, decode
-from pro_core.generation.mixing import Mixing, Part
+from pro_core.generation.chat import beginning, fit
+from pro_core.generation.decoding import Emit, Prompt, decode
+from pro_core.generation.mixing import Mixing
 from pro_core.generation.request import GenerationError, Request, checked
 from pro_core.generation.soup import Mixer
 from pro_core.prompting.policy_config import PolicyConfig, load_language_model
@@ -214,17 +213,15 @@ class LocalGenerator(StreamingGenerator):
     ) -> None:
         assert self._loaded is not None
         model, tokenizer = self._loaded
-        prompts: dict[int, list[int]] = {}
-        begun: dict[int, int] = {}
-        parts: list[list[Part]] = []
-        numbers: dict[int, int] = {}
+        prompts: dict[int, Prompt] = {}
         context = self._context()
         for index, request in enumerate(batch):
             try:
                 if request.mixing is None and self.mixing:
                     request = replace(request, mixing=self.mixing)
                 read = request.read_by(self._policy)
-                start = self._begun(read.begun)
+                begun = beginning(tokenizer, read.begun, self.short_name)
+                start = tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
                 tokens = max(request.answer_tokens, len(start) + settings.max_new_tokens)
                 if tokens >= context:
                     raise GenerationError(
@@ -235,33 +232,15 @@ class LocalGenerator(StreamingGenerator):
             except GenerationError as error:
                 emit([Piece(index, error=error.message, done=True)])
                 continue
-            prompts[index], begun[index] = ids + start, len(start)
-            numbers[index] = index if request.candidate is None else request.candidate
-            mixing = read.mixing or Mixing()
-            parts.append(mixing.parts(list((read.weights or {}).values())))
+            number = index if request.candidate is None else request.candidate
+            parts = (read.mixing or Mixing()).parts(list((read.weights or {}).values()))
+            prompts[index] = Prompt(ids + start, len(start), number, parts)
             if dropped:
                 turns = "turn was" if dropped == 1 else f"{dropped} turns were"
                 emit([Piece(index, note=f"The oldest {turns} left out: the chat is too long.")])
         if not prompts:
             return
-        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer, parts, begun, numbers)
-
-    def _begun(self, text: str) -> list[int]:
-        """The tokens of an answer's beginning. Raises GenerationError where a thought would have to come before it."""
-        assert self._loaded is not None
-        tokenizer = self._loaded[1]
-        if not text:
-            return []
-        if opened_thought(tokenizer):
-            raise GenerationError(
-                f"{self.short_name} opens each answer with a thought, so an answer cannot be begun for it."
-            )
-        if not has_template(tokenizer):
-            text = f" {text}"  # after "Assistant:"
-        ids: list[int] = tokenizer(without_marks(tokenizer, text), add_special_tokens=False)[
-            "input_ids"
-        ]
-        return ids
+        decode(model, tokenizer, prompts, settings, emit, stop, self._mixer)
 
     def _context(self) -> int:
         assert self._loaded is not None

@@ -10,8 +10,8 @@ the other and R the sum of their ranks. Scaling each policy's part of B's column
   they have not fitted into a GPU's memory, such rows are scaled row by row, too.
 
 A LoRA's step is often smaller than half a unit in a bf16 parameter's last place. Rounding to the nearest would lose all
-of it: of SmolLM2's demo policy under even weights, 14% of the change of the logits. So bf16 copies are rounded up or
-down at random with the probabilities that keep the mean, by the same random numbers each time.
+of it, which shrinks the change of the logits. So bf16 copies are rounded up or down at random with the probabilities
+that keep the mean, by the same random numbers each time.
 """
 
 from __future__ import annotations
@@ -145,9 +145,8 @@ class Mixer:
         if not self._copies:
             self._copies = [_with_own_weight(place.base) for place in self._layers]
         if scales != self._held:
-            self._held = (
-                None  # whatever happens on the way, half of the copies are not taken for all
-            )
+            # Whatever happens on the way, half of the copies are not taken for all.
+            self._held = None
             for place, layer in zip(self._layers, self._copies, strict=True):
                 A, B = (side["default"].weight for side in (place.lora.lora_A, place.lora.lora_B))
                 c = torch.tensor(scales).repeat_interleave(self._repeats).to(B.device)

@@ -7,10 +7,8 @@ written here. Whoever reaches such a server can have it load any folder, so it m
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
@@ -21,18 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from pro_core.generation.endpoint import EndpointGenerator
 from pro_core.generation.lattice import Mixture
 from pro_core.generation.mixing import Mixing
 from pro_core.generation.request import GenerationError, Request
+from pro_core.generation.soup_files import TENSORS, mixture_name, replaced, save, split
 from pro_core.http import Answer, Settings
 from pro_core.http.failures import Failure
 from pro_core.prompting.policy_config import PolicyConfig
 from pro_core.system.storage import file_hash
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class LoraEndpoint(EndpointGenerator):
@@ -144,9 +140,8 @@ class SoupEndpoint(LoraEndpoint):
         self._made_of = file_hash(self._soup / TENSORS)[:8]
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._adopted = False
-        self._lock = (
-            threading.Lock()
-        )  # of what is held and who writes; never kept while the server is asked
+        # Of what is held and who writes; never kept while the server is asked.
+        self._lock = threading.Lock()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pro-load-lora")
 
     def with_token(self, token: str, settings: Settings | None = None) -> EndpointGenerator:
@@ -159,14 +154,14 @@ class SoupEndpoint(LoraEndpoint):
         if mixing.method != "soup":
             raise GenerationError("A server mixes only soups: its logits are out of reach.")
         given = read.weights or {}
-        weights = dict(zip(given, hundredths(list(given.values())), strict=True))
+        weights = hundredths(list(given.values()))
         strength = round(100 * mixing.strength)
         if not strength:
             yield None  # the base model
             return
-        parts = [f"{name}-{weight:03d}" for name, weight in weights.items() if weight]
-        name = "_".join([*parts, f"strength-{strength:03d}", self._made_of])
-        scales = [weight * strength / 10_000 for weight in weights.values()]
+        mixture = mixture_name(list(given), weights)
+        name = f"{mixture}_strength-{strength:03d}_{self._made_of}"
+        scales = [weight * strength / 10_000 for weight in weights]
         holding = self._loader.submit(self._hold, name, scales)
         try:
             held = await asyncio.wrap_future(holding)
@@ -256,22 +251,8 @@ def write_soup(soup: Path, scales: Sequence[float], folder: Path) -> None:
     Args:
         soup: the folder of a soup that is mixed as it writes. folder: takes its place when it is whole.
     """
-    policy = PolicyConfig.read(soup)
-    assert policy is not None
-    ranks = torch.tensor(list(policy.ranks.values()))
-    scale = torch.tensor(scales).repeat_interleave(ranks)
-    used = scale != 0
-    tensors = {
-        name: (t[used] if ".lora_A." in name else (t.float() * scale)[:, used])
-        .bfloat16()
-        .contiguous()
-        for name, t in load_file(soup / TENSORS).items()
-    }
-    r = int(used.sum())
-    config = json.loads((soup / CONFIG).read_text()) | {"r": r, "lora_alpha": r}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-    (partial / CONFIG).write_text(json.dumps(config) + "\n")
-    partial.chmod(0o755)  # the server may be another user's
-    partial.rename(folder)
+    _, loras = split(soup)
+    used = [lora for lora, scale in zip(loras, scales, strict=True) if scale]
+    with replaced(folder) as partial:
+        save(used, [scale for scale in scales if scale], partial, torch.bfloat16, indent=None)
+        partial.chmod(0o755)  # the server may be another user's

@@ -14,22 +14,27 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from pro_core.generation.soup_files import (
+    CONFIG,
+    TENSORS,
+    Lora,
+    mixture_name,
+    replaced,
+    save,
+    split,
+)
 from pro_core.prompting.policy_config import PolicyConfig, check_replaceable
 from pro_core.prompting.templates import Condition
-from pro_core.system.storage import StorageError, explained_disk
+from pro_core.system.storage import StorageError
 from pro_core.weights import as_weights
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 SPECIAL = (
     *("bias", "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "target_parameters"),
     *("alora_invocation_tokens", "rank_pattern", "alpha_pattern"),
@@ -39,16 +44,6 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The greatest ranks that vLLM can be set to."""
 MOST_MIXTURES = 200
 """A server holds them all in its memory; five objectives in steps of 1/4 are 70, in steps of 1/6 are 210."""
-
-
-@dataclass
-class _Lora:
-    """One policy's LoRA: module -> (A (r, d_in), s B (d_out, r)), fp32."""
-
-    config: dict[str, Any]
-    policy: PolicyConfig
-    parts: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    rank: int
 
 
 def interpolate_policies(
@@ -83,8 +78,8 @@ def interpolate_policies(
         {"soup": _made(names, loras), "weights": None if weights is None else mixed},
         {} if weights is not None else {n: lora.rank for n, lora in zip(names, loras, strict=True)},
     )
-    with _replaced(folder) as partial:
-        _save(loras, mixed, partial, torch.bfloat16 if weights is None else torch.float32)
+    with replaced(folder) as partial:
+        save(loras, mixed, partial, torch.bfloat16 if weights is None else torch.float32)
         config.save(partial)
     return config
 
@@ -111,18 +106,18 @@ def interpolate_lattice(
     if isinstance(policies, Mapping):
         names, loras, sources = tuple(policies), _loras(policies), list(policies.values())
     else:
-        names, loras, sources = *_split(Path(policies)), [policies]
+        names, loras, sources = *split(Path(policies)), [policies]
     if folder.resolve() in [Path(source).resolve() for source in sources]:
         raise StorageError(f"{folder}: the lattice would take the place of what it is made of")
     mixtures = lattice(names, steps)
     base, panel, made = loras[0].policy.base, loras[0].policy.panel, _made(names, loras)
     condition = Condition("none", names)
     config = PolicyConfig(condition, base, panel, {"soup": made, "lattice": steps}, {}, mixtures)
-    with _replaced(folder) as partial:
+    with replaced(folder) as partial:
         for name, weights in mixtures.items():
             used = [(lora, w) for lora, w in zip(loras, weights, strict=True) if w > 0]
             (partial / name).mkdir()
-            _save([lora for lora, _ in used], [w for _, w in used], partial / name, torch.bfloat16)
+            save([lora for lora, _ in used], [w for _, w in used], partial / name, torch.bfloat16)
             own = {"soup": made, "weights": weights}
             PolicyConfig(condition, base, panel, own).save(partial / name)
         config.save(partial)
@@ -149,9 +144,7 @@ def lattice(names: Sequence[str], steps: int) -> dict[str, list[float]]:
             "than a server should hold: take fewer steps"
         )
     return {
-        "_".join(
-            f"{n}-{round(100 * i / steps):03d}" for n, i in zip(names, point, strict=True) if i
-        ): [i / steps for i in point]
+        mixture_name(names, [round(100 * i / steps) for i in point]): [i / steps for i in point]
         for point in points
     }
 
@@ -179,7 +172,7 @@ def _points(K: int, total: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _loras(policies: Mapping[str, str | Path]) -> list[_Lora]:
+def _loras(policies: Mapping[str, str | Path]) -> list[Lora]:
     loras = [_read(Path(source)) for source in policies.values()]
     base = loras[0].policy.base
     for source, lora in zip(policies.values(), loras, strict=True):
@@ -190,65 +183,11 @@ def _loras(policies: Mapping[str, str | Path]) -> list[_Lora]:
     return loras
 
 
-def _made(names: Sequence[str], loras: Sequence[_Lora]) -> dict[str, Any]:
+def _made(names: Sequence[str], loras: Sequence[Lora]) -> dict[str, Any]:
     return {name: lora.policy.training for name, lora in zip(names, loras, strict=True)}
 
 
-def _save(loras: Sequence[_Lora], mixed: Sequence[float], folder: Path, kept: torch.dtype) -> None:
-    """Save the average of LoRAs in these proportions, as PEFT's files in ``folder``."""
-    modules = sorted({module for lora in loras for module in lora.parts})
-    tensors: dict[str, torch.Tensor] = {}
-    for module in modules:
-        shapes = next(lora.parts[module] for lora in loras if module in lora.parts)
-        # A policy that leaves a module unchanged has zeros there, so that every module has the same rank.
-        parts = [lora.parts.get(module) or _zeros(lora.rank, *shapes) for lora in loras]
-        A = torch.cat([A for A, _ in parts])
-        B = torch.cat([w * B for w, (_, B) in zip(mixed, parts, strict=True)], dim=1)
-        tensors[f"{module}.lora_A.weight"] = A.to(kept)
-        tensors[f"{module}.lora_B.weight"] = B.to(kept).contiguous()
-    rank = sum(lora.rank for lora in loras)
-    targets = sorted({module.removeprefix("base_model.model.") for module in modules})
-    settings = {"r": rank, "lora_alpha": rank, "target_modules": targets, "use_rslora": False}
-    settings |= {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0}
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(loras[0].config | settings, indent=2) + "\n")
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes ``folder``'s place when the block ends."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with explained_disk(folder.parent, folder, lambda: shutil.rmtree(partial, ignore_errors=True)):
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-
-
-def _split(folder: Path) -> tuple[tuple[str, ...], list[_Lora]]:
-    """The objectives and LoRAs of a soup that is mixed as it writes."""
-    policy = PolicyConfig.read(folder) if folder.is_dir() else None
-    if policy is None or not policy.ranks or not (folder / TENSORS).is_file():
-        raise StorageError(
-            f"{folder}: no soup that is mixed as it writes: name one, or {{objective: folder}} of its policies"
-        )
-    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / TENSORS)
-    made = policy.training.get("soup", {})
-    loras, start = [], 0
-    for name, rank in policy.ranks.items():
-        rows = slice(start, start := start + rank)
-        parts = {
-            module: (A[rows].float(), tensors[f"{module}.lora_B.weight"][:, rows].float())
-            for key, A in tensors.items()
-            if (module := key.removesuffix(".lora_A.weight")) != key
-        }
-        single = PolicyConfig(policy.condition, policy.base, policy.panel, made.get(name, {}))
-        loras.append(_Lora(config, single, parts, rank))
-    return tuple(policy.ranks), loras
-
-
-def _read(folder: Path) -> _Lora:
+def _read(folder: Path) -> Lora:
     policy = PolicyConfig.read(folder) if folder.is_dir() else None
     if policy is None or not (folder / CONFIG).is_file() or not (folder / TENSORS).is_file():
         raise StorageError(f"{folder}: no LoRA policy there: train one with train/morlhf.py")
@@ -274,8 +213,4 @@ def _read(folder: Path) -> _Lora:
         raise StorageError(
             f"{folder}: got {others[:3]} beside LoRA's A and B, expected nothing else"
         )
-    return _Lora(config, policy, parts, r)
-
-
-def _zeros(rank: int, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(rank, A.shape[1]), torch.zeros(B.shape[0], rank)
+    return Lora(config, policy, parts, r)
